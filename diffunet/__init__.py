@@ -1,0 +1,53 @@
+"""diffunet: train a diffusion model on a folder of images, sample from it, fill in masked images.
+
+    import diffunet
+
+    pipe = diffunet.load("runs/cats")
+    pipe.sample(num=4)[0].save("cat.png")
+
+Public names are resolved when they are first used, so that `import diffunet` stays fast and imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Cancelled": "errors",
+    "CheckpointError": "errors",
+    "DataError": "errors",
+    "DivergedError": "errors",
+    "Error": "errors",
+    "ResourceError": "errors",
+    "Stopped": "errors",
+    "UNet": "nn.unet",
+    "UsageError": "errors",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+if TYPE_CHECKING:
+    from diffunet.errors import Cancelled as Cancelled
+    from diffunet.errors import CheckpointError as CheckpointError
+    from diffunet.errors import DataError as DataError
+    from diffunet.errors import DivergedError as DivergedError
+    from diffunet.errors import Error as Error
+    from diffunet.errors import ResourceError as ResourceError
+    from diffunet.errors import Stopped as Stopped
+    from diffunet.errors import UsageError as UsageError
+    from diffunet.nn.unet import UNet as UNet
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'diffunet' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"diffunet.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

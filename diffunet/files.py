@@ -1,0 +1,110 @@
+"""Writing files so that nobody ever reads half of one: atomic replace, fsync, hash, lock."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from diffunet.errors import CheckpointError
+
+WINDOWS = os.name == "nt"
+
+
+def fsync(path: Path) -> None:
+    """Force a file or folder to the disk. Windows cannot open a folder for this, and does not need it."""
+    if WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace(source: Path, target: Path) -> None:
+    """`os.replace`, durable, and patient with a virus scanner or viewer that holds `target` open on Windows."""
+    for attempt in range(10):
+        try:
+            os.replace(source, target)
+            break
+        except PermissionError:
+            if not WINDOWS or attempt == 9:
+                raise
+            time.sleep(0.1 * (attempt + 1))
+    fsync(target.parent)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is fsynced and takes its place, on failure it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        fsync(temporary)
+        replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write `content` (text as UTF-8, line ends kept) so that `path` holds all of it or what it held before."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, wait: bool, message: str = "") -> Iterator[None]:
+    """Hold an exclusive lock on `path` that the operating system drops when this process dies.
+
+    Raises:
+        CheckpointError: with `message`, where another process holds it and `wait` is False.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        while not _try_lock(file.fileno()):
+            if not wait:
+                raise CheckpointError(message)
+            time.sleep(0.2)
+        try:
+            yield
+        finally:
+            _unlock(file.fileno())
+
+
+if WINDOWS:  # pragma: no cover
+    import msvcrt
+
+    def _try_lock(descriptor: int) -> bool:
+        try:
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        except OSError:
+            return False
+        return True
+
+    def _unlock(descriptor: int) -> None:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+else:
+    import fcntl
+
+    def _try_lock(descriptor: int) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _unlock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)

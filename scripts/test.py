@@ -1,0 +1,42 @@
+"""Set up and run every check: ruff, mypy, the import contract, pytest.
+
+    python3 scripts/test.py          the quick suite, minutes on two cores
+    python3 scripts/test.py --all    also the slow tests
+
+Further arguments go to pytest: `python3 scripts/test.py tests/nn -k odd`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import environment
+
+
+def main(arguments: list[str]) -> int:
+    python = str(environment.python("test"))
+    everything = "--all" in arguments
+    rest = [argument for argument in arguments if argument != "--all"]
+    checks = {
+        "ruff check": [python, "-m", "ruff", "check", "."],
+        "ruff format": [python, "-m", "ruff", "format", "--check", "."],
+        "mypy": [python, "-m", "mypy"],
+        "import contract": [python, "-c", "from importlinter.cli import lint_imports_command as c; c()", "--no-cache"],
+        "pytest": [python, "-m", "pytest", *([] if everything else ["-m", "not slow"]), *rest],
+    }
+    failed = []
+    for name, command in checks.items():
+        print(f"== {name}", flush=True)
+        start = time.monotonic()
+        code = subprocess.call(command, cwd=environment.ROOT)
+        print(f"== {name}: {'ok' if code == 0 else 'FAILED'} in {time.monotonic() - start:.0f} s\n", flush=True)
+        if code != 0:
+            failed.append(name)
+    print(f"failed: {', '.join(failed)}" if failed else "all checks passed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,63 @@
+"""Draws: pure functions of their keys, whatever divides the batch."""
+
+import numpy as np
+import torch
+
+from diffunet import draws
+
+CPU = torch.device("cpu")
+
+
+def test_noise_does_not_depend_on_how_the_batch_is_divided():
+    whole = draws.gaussian(3, 7, 0, 50, (2, 4), CPU)
+    for size in (1, 5, 16, 17, 25):
+        parts = [draws.gaussian(3, 7, start, min(size, 50 - start), (2, 4), CPU) for start in range(0, 50, size)]
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_noise_differs_by_seed_step_and_slot_and_is_normal():
+    a = draws.gaussian(0, 0, 0, 64, (1000,), CPU)
+    assert not torch.equal(a, draws.gaussian(0, 1, 0, 64, (1000,), CPU))
+    assert not torch.equal(a, draws.gaussian(1, 0, 0, 64, (1000,), CPU))
+    assert not torch.equal(a[:16], a[16:32])
+    assert abs(a.mean()) < 0.02
+    assert abs(a.std() - 1) < 0.02
+    assert np.abs(np.corrcoef(a.numpy()) - np.eye(64)).max() < 0.2  # samples are independent of each other
+
+
+def test_order_visits_every_image_once_an_epoch():
+    seen = draws.order(5, range(21), 7).reshape(3, 7)
+    assert all(sorted(epoch) == list(range(7)) for epoch in seen.tolist())
+    assert len({tuple(epoch) for epoch in seen.tolist()}) == 3
+    assert draws.order(5, [13], 7)[0] == seen.flatten()[13]
+
+
+def test_levels_are_stratified_and_uniform():
+    u = np.sort(draws.levels(0, 3, 8))
+    assert np.allclose(np.diff(u), 1 / 8)
+    pooled = np.concatenate([draws.levels(0, step, 4) for step in range(2000)])
+    histogram, _ = np.histogram(pooled, bins=10, range=(0, 1))
+    assert np.abs(histogram / 800 - 1).max() < 0.15
+    assert pooled.min() > 0
+    assert pooled.max() < 1
+
+
+def test_streams_are_each_images_own():
+    both = draws.streams(9, [4, 5], (3, 2))
+    first, second = both(), both()
+    alone = draws.streams(9, [5], (3, 2))
+    assert torch.equal(alone(), first[1:])
+    assert torch.equal(alone(), second[1:])
+    assert not torch.equal(first, second)
+    neighbour = draws.streams(10, range(4), (3, 2))()
+    assert not any(torch.equal(first[0], other) for other in neighbour)  # seed 10 shares nothing with seed 9
+
+
+def test_global_random_state_is_untouched():
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    draws.gaussian(0, 0, 0, 3, (2,), CPU)
+    draws.streams(0, [0], (2,))()
+    draws.generator(0, 0, 0).random()
+    draws.levels(0, 0, 2)
+    assert torch.equal(before, torch.get_rng_state())
+    assert np.array_equal(numpy_before, np.random.get_state()[1])
