@@ -1,0 +1,100 @@
+"""What a net costs: shapes as a tensor flows through it, parameters, MACs, memory; nothing is computed for it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Row:
+    """One part of a net: its `name`, its output's `shape` [C H W] or [E], `parameters`, and `macs` for one image."""
+
+    name: str
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`parameters` and `macs` (multiply-accumulates of one image) of a net, and bytes that training keeps.
+
+    `activation_bytes` is what one float32 image holds for the backward pass (half of it, about, under bf16).
+    """
+
+    rows: tuple[Row, ...]
+    parameters: int
+    macs: int
+    activation_bytes: int
+
+    def training_bytes(self, batch: int, bf16: bool = False) -> int:
+        """Memory of one training step: weights, gradients, two Adam moments and EMA in float32, and activations."""
+        return 5 * 4 * self.parameters + int(batch * self.activation_bytes * (0.6 if bf16 else 1.0))
+
+
+def cost(net: nn.Module, height: int, width: int) -> Cost:
+    """Run `net(x, c_noise)` for one image of `height` x `width` on torch's meta device and count.
+
+    `net` has `in_channels`; it is copied, not changed.
+    """
+    net = copy.deepcopy(net).to("meta").train()
+    rows: list[Row] = []
+    handles = []
+    parts = [(name, part) for name, part in _parts(net)]
+    counter = FlopCounterMode(display=False)
+    started: dict[str, int] = {}
+
+    def before(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            started[name] = counter.get_total_flops()
+
+        return hook
+
+    def after(name: str) -> Any:
+        def hook(part: nn.Module, _: Any, output: Any) -> None:
+            last = output[-1] if isinstance(output, list) else output
+            macs = (counter.get_total_flops() - started[name]) // 2
+            rows.append(Row(name, tuple(last.shape[1:]), _count(part), macs))
+
+        return hook
+
+    for name, part in parts:
+        handles += [part.register_forward_pre_hook(before(name)), part.register_forward_hook(after(name))]
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage.nbytes()
+            alive.append(tensor)  # a freed storage's address may be used again, and would then be missed
+        return tensor
+
+    alive: list[Tensor] = []
+    x = torch.empty(1, int(net.in_channels), height, width, device="meta")  # type: ignore[arg-type]
+    c_noise = torch.empty(1, device="meta")
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        net(x, c_noise)
+    for handle in handles:
+        handle.remove()
+    return Cost(tuple(rows), _count(net), counter.get_total_flops() // 2, sum(kept.values()))
+
+
+def _parts(net: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The children of a net, lists of them opened."""
+    parts: list[tuple[str, nn.Module]] = []
+    for name, child in net.named_children():
+        if isinstance(child, nn.ModuleList):
+            parts += [(f"{name}.{i}", part) for i, part in enumerate(child)]
+        else:
+            parts.append((name, child))
+    return parts
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

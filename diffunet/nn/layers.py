@@ -1,0 +1,151 @@
+"""The parts that the UNet is made of.
+
+Legend: B batch, C channels, H W height and width, E width of the embedding, N = H * W positions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def zero(module: nn.Module) -> nn.Module:
+    """Set a module's parameters to zero, so that the branch that it ends starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm of 32 groups (Wu & He 2018), or as many of them as divide `channels`."""
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+def sinusoids(c_noise: Tensor, width: int) -> Tensor:
+    """Sines and cosines of `c_noise` [B] at frequencies from 1 to 1/10000, float32 [B width].
+
+    Vaswani et al. 2017, section 3.5; Ho et al. 2020 use it for the timestep. In float32 always: bfloat16 cannot tell
+    timestep 999 from 1000.
+    """
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, device=c_noise.device) * (-math.log(10_000) / half))  # [half]
+    angles = c_noise.float()[:, None] * frequencies  # [B half]
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
+
+
+class Embedding(nn.Module):
+    """What the net is told beside the image: noise level, and where the net has them, label and augmentation.
+
+    Args:
+        width: number of sinusoids.
+        out_width: E.
+        num_classes: 0 for a net without labels. Label `num_classes` is the null label: "no class said".
+        augment_channels: size of the augmentation vector, 0 for none.
+    """
+
+    def __init__(self, width: int, out_width: int, num_classes: int = 0, augment_channels: int = 0) -> None:
+        super().__init__()
+        self.width = width
+        self.mlp = nn.Sequential(nn.Linear(width, out_width), nn.SiLU(), nn.Linear(out_width, out_width))
+        self.label = nn.Embedding(num_classes + 1, out_width) if num_classes else None
+        self.augment = nn.Linear(augment_channels, out_width, bias=False) if augment_channels else None
+
+    def forward(self, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
+        """`c_noise` [B], `label` int64 [B], `augment` [B A] -> [B E]."""
+        e = self.mlp(sinusoids(c_noise, self.width))
+        if self.label is not None:
+            if label is None:
+                label = torch.full(c_noise.shape, self.label.num_embeddings - 1, device=c_noise.device)
+            e = e + self.label(label)
+        if self.augment is not None and augment is not None:
+            e = e + self.augment(augment)
+        return F.silu(e)
+
+
+class ResBlock(nn.Module):
+    """Residual block: norm, SiLU, 3x3 convolution, twice; the embedding enters between the two.
+
+    Ho et al. 2020 add the embedding; with `scale_shift` it scales and shifts the second norm (Dhariwal & Nichol 2021,
+    "AdaGN"). The last convolution starts at zero, so the block starts as its shortcut.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, embedding: int, dropout: float = 0.0, scale_shift: bool = True
+    ) -> None:
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.embedding = nn.Linear(embedding, 2 * out_channels if scale_shift else out_channels)
+        self.norm2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        """`x` [B C H W], `e` [B E] -> [B C' H W]."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        told = rearrange(self.embedding(e), "b c -> b c 1 1")
+        if self.scale_shift:
+            scale, shift = told.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + told)
+        return self.shortcut(x) + self.conv2(self.dropout(F.silu(h)))
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions (Vaswani et al. 2017), as a residual that starts at zero.
+
+    Args:
+        channels: C.
+        head_channels: channels of a head; C must be a multiple of it.
+        qk_norm: RMS-normalise queries and keys (Henry et al. 2020), which keeps long bf16 runs from blowing up.
+    """
+
+    def __init__(self, channels: int, head_channels: int = 64, qk_norm: bool = False) -> None:
+        super().__init__()
+        self.heads = max(1, channels // head_channels)
+        if channels % self.heads:
+            raise ValueError(f"attention on {channels} channels cannot be divided into heads of {head_channels}")
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.q_norm = nn.RMSNorm(channels // self.heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(channels // self.heads) if qk_norm else nn.Identity()
+        self.out = zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B C H W] -> [B C H W]."""
+        height = x.shape[2]
+        qkv = self.qkv(self.norm(x))
+        q, k, v = rearrange(qkv, "b (three heads c) h w -> three b heads (h w) c", three=3, heads=self.heads)
+        h = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)  # [B heads N c]
+        return x + self.out(rearrange(h, "b heads (h w) c -> b (heads c) h w", h=height))
+
+
+class Downsample(nn.Module):
+    """Half the size, rounded up: a 3x3 convolution of stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B C H W] -> [B C ceil(H/2) ceil(W/2)]."""
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbours to a wanted size, then a 3x3 convolution; no checkerboard (Odena et al. 2016)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """[B C H W] -> [B C *size]."""
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))

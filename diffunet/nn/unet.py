@@ -1,0 +1,165 @@
+"""The time-conditioned UNet: the backbone of DDPM (Ho et al. 2020), bettered as in ADM (Dhariwal & Nichol 2021).
+
+An encoder halves the size level by level and keeps every feature map on the way; a decoder doubles it again and, at
+each block, concatenates the encoder's map of the same size (the "copy" of U-Net, Ronneberger et al. 2015).
+
+Legend: B batch, C channels, H W height and width, E width of the embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diffunet.nn.layers import Attention, Downsample, Embedding, ResBlock, Upsample, group_norm, zero
+
+
+class Block(nn.Module):
+    """A residual block, and self-attention after it where asked for."""
+
+    def __init__(self, res: ResBlock, attention: Attention | None, checkpointing: bool) -> None:
+        super().__init__()
+        self.res = res
+        self.attention = attention if attention is not None else nn.Identity()
+        self.checkpointing = checkpointing
+
+    def _run(self, x: Tensor, e: Tensor) -> Tensor:
+        return self.attention(self.res(x, e))
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        """`x` [B C H W], `e` [B E] -> [B C' H W]."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._run, x, e, use_reentrant=False)
+        return self._run(x, e)
+
+
+class DownBlock(nn.Module):
+    """One level of the encoder: halve the size (but for the first level), then blocks; every result is a skip."""
+
+    def __init__(self, down: Downsample | None, blocks: Sequence[Block]) -> None:
+        super().__init__()
+        self.down = down if down is not None else nn.Identity()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, e: Tensor) -> list[Tensor]:
+        """`x` [B C 2H 2W] (first level: [B C H W]) -> the skips [B C' H W], the last of which is the output."""
+        skips = [self.down(x)]
+        for block in self.blocks:
+            skips.append(block(skips[-1], e))
+        return skips
+
+
+class UpBlock(nn.Module):
+    """One level of the decoder: resample to the size of its skips, then a block for each skip, last skip first."""
+
+    def __init__(self, up: Upsample | None, blocks: Sequence[Block]) -> None:
+        super().__init__()
+        self.up = up
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, skips: Sequence[Tensor], e: Tensor) -> Tensor:
+        """`x` [B C H/2 W/2] (deepest level: [B C H W]), skips [B C' H W] -> [B C'' H W]."""
+        if self.up is not None:
+            height, width = skips[-1].shape[-2:]
+            x = self.up(x, (height, width))
+        for block, skip in zip(self.blocks, reversed(skips), strict=True):
+            x = block(torch.cat([x, skip], dim=1), e)
+        return x
+
+
+class UNet(nn.Module):
+    """`net(x, c_noise, label=None, augment=None)`: a time-conditioned UNet for images of any height and width.
+
+    Args:
+        in_channels: channels of the input, conditions concatenated to the image included.
+        out_channels: channels of the output; `in_channels` by default.
+        channels: feature channels of the first level.
+        multipliers: one for each level, times `channels`. Each level but the first halves the size.
+        num_blocks: residual blocks of a level of the encoder; the decoder has one more.
+        attention_levels: levels (0 is full size) whose blocks are followed by self-attention. The middle always has it.
+        head_channels: channels of an attention head.
+        qk_norm: RMS-normalise queries and keys.
+        scale_shift: the embedding scales and shifts (True, ADM) or is added (False, DDPM).
+        dropout: in every residual block, 0 to 1.
+        num_classes: 0 for a net without labels; else labels are 0 ... num_classes - 1, and `null_label` = num_classes.
+        augment_channels: size of the augmentation vector, 0 for none.
+        checkpointing: keep only block inputs for the backward pass: less memory, about a third more time.
+
+    Raises:
+        ValueError: for channels that cannot be divided into heads.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int | None = None,
+        channels: int = 64,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        num_blocks: int = 2,
+        attention_levels: Sequence[int] = (2, 3),
+        head_channels: int = 64,
+        qk_norm: bool = False,
+        scale_shift: bool = True,
+        dropout: float = 0.0,
+        num_classes: int = 0,
+        augment_channels: int = 0,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = in_channels if out_channels is None else out_channels
+        self.num_classes = num_classes
+        e = 4 * channels
+        widths = [channels * multiplier for multiplier in multipliers]
+
+        def block(c_in: int, c_out: int, attention: bool) -> Block:
+            return Block(
+                ResBlock(c_in, c_out, e, dropout, scale_shift),
+                Attention(c_out, head_channels, qk_norm) if attention else None,
+                checkpointing,
+            )
+
+        self.embedding = Embedding(channels, e, num_classes, augment_channels)
+        self.stem = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        skips: list[list[int]] = []  # channels of each level's skips
+        c = channels
+        for level, width in enumerate(widths):
+            levels_skips = [c] + [width] * num_blocks
+            blocks = [block(a, width, level in attention_levels) for a in levels_skips[:-1]]
+            self.down.append(DownBlock(Downsample(c) if level else None, blocks))
+            skips.append(levels_skips)
+            c = width
+        self.middle = nn.ModuleList([block(c, c, attention=True), block(c, c, attention=False)])
+        self.up = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            up = Upsample(c) if level < len(widths) - 1 else None
+            blocks = []
+            for skip in reversed(skips[level]):
+                blocks.append(block(c + skip, width, level in attention_levels))
+                c = width
+            self.up.append(UpBlock(up, blocks))
+        # Zero at the start: the first prediction is the best one that knows nothing, and early gradients are calm.
+        self.out = nn.Sequential(group_norm(c), nn.SiLU(), zero(nn.Conv2d(c, self.out_channels, 3, padding=1)))
+
+    @property
+    def null_label(self) -> int:
+        """The label that says "no class"."""
+        return self.num_classes
+
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
+        """`x` [B C H W], `c_noise` [B] float32, `label` int64 [B] (None: null), `augment` [B A] -> [B C' H W]."""
+        e = self.embedding(c_noise, label, augment)
+        h = self.stem(x)
+        skips: list[list[Tensor]] = []
+        for down in self.down:
+            skips.append(down(h, e))
+            h = skips[-1][-1]
+        for block in self.middle:
+            h = block(h, e)
+        for up in self.up:
+            h = up(h, skips.pop(), e)
+        return self.out(h)

@@ -1,0 +1,138 @@
+"""The UNet: shapes, sizes, and its parts against other ways to compute the same."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffunet.nn.cost import cost
+from diffunet.nn.layers import Attention, sinusoids
+from diffunet.nn.unet import UNet
+
+
+def tiny(**options):
+    return UNet(
+        **{"in_channels": 3, "channels": 8, "multipliers": (1, 2, 2), "num_blocks": 1, "head_channels": 4} | options
+    )
+
+
+def awake(net):
+    """Zero-initialised layers hide mistakes: give every parameter a value."""
+    torch.manual_seed(0)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return net.eval()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 23), (1, 1), (5, 64), (3, 2)])
+def test_any_height_and_width(size):
+    net = awake(tiny())
+    assert net(torch.randn(2, 3, *size), torch.tensor([0.0, 999.0])).shape == (2, 3, *size)
+
+
+def test_starts_as_zero_and_uses_every_parameter():
+    net = tiny(num_classes=4)
+    x, t, label = torch.randn(2, 3, 9, 9), torch.tensor([1.0, 500.0]), torch.tensor([0, 4])
+    assert net(x, t, label).abs().max() == 0
+    awake(net)(x, t, label).square().sum().backward()
+    unused = [name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert unused == []
+
+
+def test_images_of_a_batch_do_not_see_each_other():
+    net = awake(tiny(num_classes=3))
+    x, t, label = torch.randn(3, 3, 11, 7), torch.tensor([0.0, 10.0, 999.0]), torch.tensor([0, 1, 3])
+    together = net(x, t, label)
+    for i in range(3):
+        assert torch.allclose(net(x[i : i + 1], t[i : i + 1], label[i : i + 1]), together[i : i + 1], atol=1e-5)
+
+
+def test_noise_level_and_label_matter_and_no_label_is_the_null_label():
+    net = awake(tiny(num_classes=3))
+    x = torch.randn(1, 3, 8, 8)
+
+    def at(t, label):
+        return net(x, torch.tensor([t]), label)
+
+    assert not torch.allclose(at(998.0, None), at(999.0, None))
+    assert not torch.allclose(at(5.0, torch.tensor([0])), at(5.0, torch.tensor([1])))
+    assert torch.equal(at(5.0, None), at(5.0, torch.tensor([net.null_label])))
+
+
+def test_checkpointing_changes_memory_and_nothing_else():
+    plain, thrifty = awake(tiny()), tiny(checkpointing=True)
+    thrifty.load_state_dict(plain.state_dict())
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([1.0, 2.0])
+    for net in (plain, thrifty):
+        net.train()(x, t).square().mean().backward()
+    for a, b in zip(plain.parameters(), thrifty.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, atol=1e-6)
+    assert cost(tiny(checkpointing=True), 32, 32).activation_bytes < cost(tiny(), 32, 32).activation_bytes / 2
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_attention_is_softmax_of_products(qk_norm):
+    layer = awake(Attention(8, head_channels=4, qk_norm=qk_norm))
+    x = torch.randn(2, 8, 3, 5)
+    q, k, v = layer.qkv(layer.norm(x)).flatten(2).chunk(3, dim=1)  # each [B 8 N]
+    heads = []
+    for head in range(2):
+        part = slice(4 * head, 4 * head + 4)
+        a, b = q[:, part].transpose(1, 2), k[:, part].transpose(1, 2)  # [B N 4]
+        if qk_norm:
+            eps = torch.finfo(torch.float32).eps
+            a = a / (a.square().mean(-1, keepdim=True) + eps).sqrt() * layer.q_norm.weight
+            b = b / (b.square().mean(-1, keepdim=True) + eps).sqrt() * layer.k_norm.weight
+        weights = (a @ b.transpose(1, 2) / math.sqrt(4)).softmax(-1)  # [B N N]
+        heads.append((weights @ v[:, part].transpose(1, 2)).transpose(1, 2))
+    expected = x + layer.out(torch.cat(heads, dim=1).view_as(x))
+    assert torch.allclose(layer(x), expected, atol=1e-5)
+
+
+def test_heads_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="heads"):
+        Attention(10, head_channels=3)
+
+
+def test_sinusoids_tell_neighbouring_timesteps_apart_and_are_the_papers():
+    e = sinusoids(torch.tensor([0.0, 998.0, 999.0]), 8)
+    assert e.dtype == torch.float32
+    assert torch.equal(e[0], torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0]))
+    assert (e[1] - e[2]).abs().max() > 0.5
+    assert e[2, 1].item() == pytest.approx(math.cos(999 / 10), abs=1e-4)  # frequencies 1, 1/10, 1/100, 1/1000
+
+
+def test_embedding_keeps_timesteps_apart_under_autocast():
+    net = awake(tiny())
+    x = torch.randn(1, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        a, b = (net.embedding(torch.tensor([t])) for t in (999.0, 1000.0))
+        assert not torch.equal(a, b)
+        assert net(x, torch.tensor([5.0])).isfinite().all()
+
+
+def test_cost_counts_what_the_formulas_say():
+    net = tiny()
+    counted = cost(net, 16, 16)
+    assert counted.parameters == sum(p.numel() for p in net.parameters())
+    stem = next(row for row in counted.rows if row.name == "stem")
+    assert stem.shape == (8, 16, 16)
+    assert stem.macs == 16 * 16 * 3 * 8 * 9
+    assert sum(row.macs for row in counted.rows) == counted.macs
+    assert all(p.device.type == "cpu" for p in net.parameters())
+
+
+def test_activation_bytes_of_a_layer_known_by_hand():
+    class Two(torch.nn.Module):
+        in_channels = 3
+
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 1)
+
+        def forward(self, x, c_noise):
+            return F.silu(self.conv(x))
+
+    # kept for the backward pass: the input (3 channels) of the convolution, and its output (4) for SiLU
+    assert cost(Two(), 10, 10).activation_bytes == (3 + 4) * 100 * 4
