@@ -1,0 +1,260 @@
+"""Noise schedules, all in one coordinate: `x = x0 + sigma * noise`, sigma being noise over signal.
+
+A schedule maps u in (0, 1) to sigma, increasing; training draws u, ladders walk down it. What each paper calls time
+(timestep, log sigma, t) lives in here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+FLOW_SIGMA_MAX = 1e9
+"""Where flow starts: sigma = t / (1 - t) is infinite at t = 1; at 1e9 the signal is below float32's last bit."""
+
+
+class Schedule(Protocol):
+    """What training and ladders need to know of a schedule."""
+
+    sigma_min: float
+    """The least noise that a sampler visits before 0."""
+    sigma_max: float
+    """The noise that sampling starts from."""
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """Sigma at `u` in (0, 1), increasing; float64 of u's shape."""
+
+    def u(self, sigma: Tensor) -> Tensor:
+        """The inverse of `sigma`; float64 of sigma's shape."""
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """What the net is told of sigma, clamped to the trained range; float64 of sigma's shape."""
+
+
+def betas(kind: str, num_steps: int) -> Tensor:
+    """beta_t, float64 [num_steps], of a DDPM schedule.
+
+    linear: Ho et al. 2020, 1e-4 to 0.02 over 1,000 steps; scaled by 1000 / num_steps, so that its end stays.
+    cosine: Nichol & Dhariwal 2021, eq. 17, with s = 0.008 and beta <= 0.999.
+    sigmoid: Jabri et al. 2022, algorithm 1 (start -3, end 3, tau 1), of alpha_bar, with beta <= 0.999.
+
+    Raises:
+        ValueError: for an unknown `kind`.
+    """
+    if kind == "linear":
+        scale = 1000 / num_steps
+        return torch.linspace(scale * 1e-4, scale * 0.02, num_steps, dtype=torch.float64).clamp(max=0.999)
+    t = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+    if kind == "cosine":
+        alpha_bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+    elif kind == "sigmoid":
+        curve = torch.sigmoid(6 * t - 3)
+        alpha_bar = (curve[-1] - curve) / (curve[-1] - curve[0])
+    else:
+        raise ValueError(f"unknown DDPM schedule {kind!r}; there are linear, cosine and sigmoid")
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+
+
+class DDPMSchedule:
+    r"""The discrete process of DDPM (Ho et al. 2020), and the one place that speaks its notation.
+
+    With beta_t given for t = 0 ... T-1 (the paper counts from 1), alpha_bar_t the product of (1 - beta_s), s <= t,
+
+        q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I)                                     (paper: eq. 4)
+
+    Divide the noisy image by sqrt(alpha_bar_t) and it reads
+
+        x_t / sqrt(alpha_bar_t) = x_0 + sigma_t * noise,    sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)
+
+    which is the coordinate of all other code. `posterior` gives the paper's eq. 6 and 7; the sampler `euler(eta=1)` is
+    that step in the coordinate above (a test shows it).
+
+    Between its steps the schedule goes on continuously (log sigma is linear between neighbours): u = (t + 1) / T, so
+    that u in (0, 1] covers the T steps. At and between the steps the net is told t, exact integers on the grid.
+
+    Args:
+        num_steps: T.
+        kind: "linear", "cosine" or "sigmoid" (see `betas`).
+    """
+
+    def __init__(self, num_steps: int = 1000, kind: str = "linear") -> None:
+        if num_steps < 2:
+            raise ValueError(f"a DDPM schedule needs at least 2 steps, not {num_steps}")
+        self.num_steps = num_steps
+        self.beta = betas(kind, num_steps)  # [T]
+        self.alpha_bar = torch.cumprod(1 - self.beta, 0)  # [T]
+        self.sigmas = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()  # [T]
+        self.sigma_min, self.sigma_max = self.sigmas[0].item(), self.sigmas[-1].item()
+        self._tables = {torch.device("cpu"): self.sigmas.log()}
+
+    def _log_sigmas(self, device: torch.device) -> Tensor:
+        if device not in self._tables:  # kept, so that a training step on a GPU copies nothing
+            self._tables[device] = self._tables[torch.device("cpu")].to(device)
+        return self._tables[device]
+
+    def _t(self, sigma: Tensor) -> Tensor:
+        """Continuous t of sigma: exact integers on the grid, extrapolated beyond it; float64."""
+        table = self._log_sigmas(sigma.device)
+        value = sigma.double().log()
+        low = (torch.searchsorted(table, value.contiguous(), right=True) - 1).clamp(0, self.num_steps - 2)
+        return low + (value - table[low]) / (table[low + 1] - table[low])
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """See `Schedule`."""
+        t = u.double() * self.num_steps - 1
+        table = self._log_sigmas(u.device)
+        low = t.floor().long().clamp(0, self.num_steps - 2)
+        return torch.lerp(table[low], table[low + 1], t - low).exp()
+
+    def u(self, sigma: Tensor) -> Tensor:
+        """See `Schedule`."""
+        return (self._t(sigma) + 1) / self.num_steps
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """The timestep, 0 to T-1. A sigma of float32 still gives the integer that it stands for."""
+        t = self._t(sigma)
+        t = torch.where((t - t.round()).abs() < 1e-3, t.round(), t)
+        return t.clamp(0, self.num_steps - 1)
+
+    def posterior(self, x0: Tensor, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance of q(x_{t-1} | x_t, x_0), eq. 6 and 7, in the paper's own coordinates; t = 0 ... T-1."""
+        alpha_bar = self.alpha_bar[t]
+        previous = self.alpha_bar[t - 1] if t else torch.ones((), dtype=torch.float64)
+        beta, alpha = self.beta[t], 1 - self.beta[t]
+        mean = previous.sqrt() * beta / (1 - alpha_bar) * x0 + alpha.sqrt() * (1 - previous) / (1 - alpha_bar) * x_t
+        return mean, (1 - previous) / (1 - alpha_bar) * beta
+
+    def previous(self, sigma: Tensor) -> Tensor:
+        """Sigma one step of the grid below `sigma`, 0 below the first; for the posterior and the VLB."""
+        t = self._t(sigma).round().long()
+        return torch.where(t > 0, self._log_sigmas(sigma.device)[(t - 1).clamp(min=0)].exp(), 0.0)
+
+
+class EDMSchedule:
+    """EDM (Karras et al. 2022): training draws log sigma from a normal; the net is told log(sigma) / 4 (table 1).
+
+    Args:
+        sigma_min, sigma_max: the range that samplers walk.
+        log_mean, log_std: P_mean and P_std of the training distribution.
+    """
+
+    def __init__(
+        self, sigma_min: float = 0.002, sigma_max: float = 80.0, log_mean: float = -1.2, log_std: float = 1.2
+    ) -> None:
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.log_mean, self.log_std = log_mean, log_std
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """See `Schedule`."""
+        inside = u.double().clamp(1e-12, 1 - 1e-12)
+        return (self.log_mean + self.log_std * torch.special.ndtri(inside)).exp()
+
+    def u(self, sigma: Tensor) -> Tensor:
+        """See `Schedule`."""
+        return torch.special.ndtr((sigma.double().log() - self.log_mean) / self.log_std)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """log(sigma) / 4."""
+        return sigma.double().clamp(self.sigma_min, self.sigma_max).log() / 4
+
+
+class FlowSchedule:
+    """Rectified flow (Liu et al. 2022): (1 - t) x0 + t noise, so sigma = t / (1 - t); the net is told 1000 t.
+
+    Args:
+        logit_normal: draw t from a logit-normal (Esser et al. 2024, section 3.1: mean 0, deviation 1), else uniformly.
+    """
+
+    def __init__(self, logit_normal: bool = False) -> None:
+        self.logit_normal = logit_normal
+        self.sigma_min, self.sigma_max = 1e-3, FLOW_SIGMA_MAX
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """See `Schedule`."""
+        u = u.double()
+        if self.logit_normal:  # logit(t) = log sigma is a standard normal
+            return torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12)).exp()
+        return (u / (1 - u)).clamp(max=FLOW_SIGMA_MAX)
+
+    def u(self, sigma: Tensor) -> Tensor:
+        """See `Schedule`."""
+        sigma = sigma.double()
+        return torch.special.ndtr(sigma.log()) if self.logit_normal else sigma / (1 + sigma)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """1000 t, 0 to 1000."""
+        sigma = sigma.double()
+        return 1000 * sigma / (1 + sigma)
+
+
+class ShiftedSchedule:
+    """A schedule with every sigma multiplied by `factor`: larger images need more noise to hide as much.
+
+    Hoogeboom et al. 2023 (simple diffusion), section 3.1: factor = size / 64.
+    """
+
+    def __init__(self, base: Schedule, factor: float) -> None:
+        self.base, self.factor = base, factor
+        self.sigma_min, self.sigma_max = base.sigma_min * factor, min(base.sigma_max * factor, FLOW_SIGMA_MAX)
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """See `Schedule`."""
+        return self.factor * self.base.sigma(u)
+
+    def u(self, sigma: Tensor) -> Tensor:
+        """See `Schedule`."""
+        return self.base.u(sigma / self.factor)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """What the base says of sigma / factor."""
+        return self.base.c_noise(sigma / self.factor)
+
+
+def shifted(schedule: Schedule, factor: float) -> Schedule:
+    """`schedule` with sigma multiplied by `factor`; itself where factor is 1."""
+    return schedule if factor == 1 else ShiftedSchedule(schedule, factor)
+
+
+# Ladders: n + 1 descending sigmas, float64, the last is 0.
+
+
+def _end(sigmas: Tensor) -> Tensor:
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def karras(sigma_min: float, sigma_max: float, n: int, rho: float = 7.0) -> Tensor:
+    """Karras et al. 2022, eq. 5: uniform in sigma^(1/rho) from `sigma_max` to `sigma_min`, then 0."""
+    steps = torch.linspace(0, 1, n, dtype=torch.float64)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return _end((high + steps * (low - high)) ** rho)
+
+
+def uniform_log_snr(sigma_min: float, sigma_max: float, n: int) -> Tensor:
+    """Uniform in log sigma (so in log-SNR = -2 log sigma) from `sigma_max` to `sigma_min`, then 0."""
+    return _end(torch.linspace(math.log(sigma_max), math.log(sigma_min), n, dtype=torch.float64).exp())
+
+
+def uniform_t(schedule: Schedule, n: int, spacing: Literal["trailing", "leading", "linspace"] = "trailing") -> Tensor:
+    """Uniform in the schedule's own time, then 0.
+
+    trailing: u = 1, 1 - 1/n ... 1/n: starts at pure noise (Lin et al. 2023, section 3.3).
+    linspace: both ends, u = 1 ... u(sigma_min).  leading: u(sigma_min) + k/n: never visits u = 1 (DDIM's own).
+    With n = T all three are the grid of a DDPM schedule.
+
+    Raises:
+        ValueError: for an unknown `spacing`.
+    """
+    first = schedule.u(torch.tensor(schedule.sigma_min, dtype=torch.float64)).item()
+    k = torch.arange(n, dtype=torch.float64)
+    if spacing == "trailing":
+        u = 1 - k / n
+    elif spacing == "linspace":
+        u = torch.linspace(1, first, n, dtype=torch.float64)
+    elif spacing == "leading":
+        u = first + (n - 1 - k) * min(1 / n, (1 - first) / max(1, n - 1))
+    else:
+        raise ValueError(f"unknown spacing {spacing!r}; there are trailing, leading and linspace")
+    return _end(schedule.sigma(u).clamp(max=schedule.sigma_max))
