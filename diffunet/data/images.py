@@ -1,0 +1,343 @@
+"""Opening, converting, resizing and saving pictures: the one place that knows Pillow and the range [-1, 1].
+
+Shapes: B images, C channels (1 grey, 3 RGB, 4 RGBA), H rows, W columns. Arrays are uint8 [H W C] or [B H W C] in
+0..255, tensors float32 [B C H W] in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, UnidentifiedImageError
+from torch import Tensor
+
+from diffunet import files
+from diffunet.errors import DataError, ResourceError, UsageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+MAX_PIXELS = 200_000_000
+MAX_BYTES = 2**30
+WHITE = (255, 255, 255)
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for each number of channels
+
+Pixels = NDArray[np.uint8]
+
+_SAVED_AS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", {"lossless": True, "exact": True}),  # exact: colours under alpha 0 are kept too
+    ".bmp": ("BMP", {}),
+    ".tif": ("TIFF", {"compression": "tiff_lzw"}),
+    ".tiff": ("TIFF", {"compression": "tiff_lzw"}),
+    ".gif": ("GIF", {}),
+}
+_LOSSY = (".jpg", ".jpeg", ".gif")  # a GIF holds 256 colours
+_OPAQUE = ("JPEG", "BMP")  # Pillow writes alpha into a BMP, but no reader looks for it there
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_LARGE = 2**25  # pixels; larger ones are decoded one at a time, which also bounds the memory of many threads
+_pillow_cap = threading.Lock()
+
+
+class Decoded(NamedTuple):
+    """A decoded image, and what its file said: `width` and `height` as it is looked at, before any `draft`."""
+
+    image: Image.Image
+    width: int
+    height: int
+    mode: str
+    format: str
+
+
+def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = None) -> Image.Image:
+    """The first frame of a file (or of its bytes), decoded, turned as EXIF says, in the mode that the file has.
+
+    `draft` is the short side in pixels that is wanted: a JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where
+    neither side falls below that, which is much faster.
+
+    Raises:
+        DataError: whatever is wrong with the file; the message is a short reason on one line, without the file's name.
+    """
+    return decode(source, max_pixels=max_pixels, draft=draft).image
+
+
+def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = None) -> Decoded:
+    """As `open_image`, together with the size, mode and format of the file."""
+    content = source if isinstance(source, bytes) else read_bytes(Path(source))
+    if not content:
+        raise DataError("empty file")
+    try:
+        return _decode(content, max_pixels, draft)
+    except DataError:
+        raise
+    except UnidentifiedImageError:
+        raise DataError("not an image, or one of an unknown format") from None
+    except MemoryError:
+        raise DataError("too little memory to decode it") from None
+    except Exception as error:  # Pillow's decoders raise anything from struct.error to RecursionError on a bad file
+        raise DataError(f"damaged: {_one_line(error)}") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of an ordinary file of at most 1 GiB. DataError, a reason on one line, where it cannot be read."""
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise DataError("is a folder")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise DataError("not an ordinary file")
+        if status.st_size > MAX_BYTES:
+            raise DataError("larger than 1 GiB")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError("no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise DataError(f"cannot be read: {_one_line(error)}") from None
+
+
+def _decode(content: bytes, max_pixels: int, draft: int | None) -> Decoded:
+    with _own_pixel_cap():
+        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+    (width, height), mode = image.size, image.mode
+    if width * height > max_pixels:
+        raise DataError(f"too large: {width} x {height} pixels, at most {max_pixels:,} are read")
+    if draft is not None:
+        image.draft(None, (draft, draft))  # type: ignore[arg-type,unused-ignore]
+    drafted = image.size
+    with _own_pixel_cap() if width * height > _LARGE else contextlib.nullcontext():
+        image.load()
+    kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: several JPEGs in one, as phones write
+    loaded_turned = image.size != drafted  # TIFF is turned by Pillow while it loads
+    turn = _TURNS.get(_orientation(image))
+    turned = image if turn is None else image.transpose(turn)
+    sideways = loaded_turned or turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
+    if sideways:
+        width, height = height, width
+    return Decoded(turned, width, height, mode, kind)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # the picture is sound, only its notes are not
+        return 1
+
+
+@contextlib.contextmanager
+def _own_pixel_cap() -> Iterator[None]:
+    """Pillow's global cap is lifted for a moment, since `max_pixels` is checked instead, and then put back."""
+    with _pillow_cap:
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _one_line(error: Exception) -> str:
+    text = (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
+    return " ".join(text.split())[:160]
+
+
+def to_array(image: Image.Image, channels: int, background: tuple[int, int, int] = WHITE) -> Pixels:
+    """Any Pillow image as uint8 [H W C] with C = `channels`, 1 (grey), 3 (RGB) or 4 (RGBA).
+
+    With 1 or 3 channels a transparent image is laid over `background` (RGB, 0..255), and grey is taken after that;
+    with 4 channels alpha is kept, 255 where there is none. 16-bit values are divided by 257 and rounded.
+    32-bit integers are taken as 8 bits where none is above 255, as 16 bits where none is above 65,535, else their
+    maximum is white; floats likewise, and as 0..1 where none is above 1.
+
+    Raises:
+        DataError: Pillow knows no way from the image's mode to RGB.
+    """
+    assert channels in MODES, channels
+    try:
+        return _to_array(image, channels, background)
+    except (ValueError, OSError, KeyError, ImageCms.PyCMSError) as error:
+        raise DataError(f"cannot be converted from mode {image.mode}: {_one_line(error)}") from None
+
+
+def _to_array(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Pixels:
+    alpha = _alpha(image)
+    image = _eight_bits(image)
+    if channels == 4:
+        colours = np.asarray(_rgb(image))
+        return np.dstack([colours, np.full(colours.shape[:2], 255, np.uint8) if alpha is None else np.asarray(alpha)])
+    if alpha is not None:
+        flat = Image.new("RGB", image.size, background)
+        flat.paste(_rgb(image), mask=alpha)
+        image = flat
+    if channels == 1:
+        grey = image if image.mode in ("1", "L") else _rgb(image)
+        return np.array(grey.convert("L"))[..., None]
+    return np.array(_rgb(image))
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Whether any pixel of the image is less than opaque. DataError where its transparency cannot be understood."""
+    alpha = _alpha(image)
+    return alpha is not None and alpha.getextrema()[0] != 255
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    """Mode L, or None where the mode has no transparency and no colour is declared transparent."""
+    if not image.has_transparency_data:
+        return None
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        return image.getchannel(len(image.getbands()) - 1)
+    if image.mode == "P":
+        return image.convert("RGBA").getchannel("A")
+    key = np.atleast_1d(np.asarray(image.info["transparency"]))
+    values = np.asarray(image)
+    if image.mode == "1":
+        key = key > 0
+    elif not image.mode.startswith("I") and key.max() > 255:  # of a 16-bit file, whose high bytes Pillow kept
+        key = key >> 8
+    values = values.reshape(*values.shape[:2], -1)
+    if key.size != values.shape[2]:
+        raise DataError("damaged: its transparent colour does not fit its mode")
+    transparent = (values == key).all(axis=2)
+    return Image.fromarray(np.where(transparent, 0, 255).astype(np.uint8))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits becomes mode L; Pillow's own conversion would clip it at 255."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode not in ("I", "F"):
+        return image
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
+    top = float(values.max())
+    white = 1.0 if image.mode == "F" and top <= 1 else next((full for full in (255.0, 65535.0) if top <= full), top)
+    return Image.fromarray(np.rint(values * (255.0 / white)).clip(0, 255).astype(np.uint8))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Mode RGB; alpha, if any, is dropped and colours that were multiplied by it are divided."""
+    match image.mode:
+        case "RGB":
+            return image
+        case "LAB":
+            lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+            turned = ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB"))
+            assert turned is not None
+            return turned
+        case "La":
+            return image.convert("LA").convert("RGB")
+        case (
+            "RGBa" | "P"
+        ):  # P by way of RGBA: straight to RGB, Pillow warns about transparency, which is dealt with here
+            return image.convert("RGBA").convert("RGB")
+        case _:
+            return image.convert("RGB")
+
+
+def from_array(array: Pixels) -> Image.Image:
+    """uint8 [H W C] with C 1, 3 or 4 as a Pillow image of mode L, RGB or RGBA."""
+    assert array.dtype == np.uint8, array.dtype
+    assert array.shape[2:] in {(c,) for c in MODES}, array.shape
+    return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2] == 1 else array))
+
+
+def to_float(array: Pixels | Tensor) -> Tensor:
+    """uint8 [B H W C], an array or a tensor on any device, to float32 [B C H W] in [-1, 1], on the same device."""
+    if isinstance(array, np.ndarray):
+        array = torch.from_numpy(array if array.flags.writeable else array.copy())
+    return array.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Pixels:
+    """[B C H W] in [-1, 1] to uint8 [B H W C], rounded, and clamped where it is outside."""
+    scaled = ((x.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def background_of(background: tuple[int, int, int], channels: int) -> tuple[int, ...]:
+    """The colour around an image of `channels` channels: its grey, itself, or itself with alpha 0."""
+    if channels == 1:
+        return (int(to_array(Image.new("RGB", (1, 1), background), 1)[0, 0, 0]),)
+    return background if channels == 3 else (*background, 0)
+
+
+def resize(array: Pixels, height: int, width: int) -> Pixels:
+    """uint8 [H W C] to [height width C] by an antialiased bicubic filter; untouched where the size is right already.
+
+    Colours of RGBA are weighted by alpha, so that those of transparent pixels do not bleed in.
+    """
+    if array.shape[:2] == (height, width):
+        return array
+    resized = from_array(array).resize((width, height), Image.Resampling.BICUBIC)  # Pillow multiplies by alpha itself
+    return to_array(resized, array.shape[2])
+
+
+def grid(images: Sequence[Pixels], columns: int | None = None, pad: int = 2) -> Image.Image:
+    """Equally large images, uint8 [H W C], row by row in one picture, `pad` white pixels around and between them.
+
+    Without `columns` it is about square. Raises UsageError where there are no images.
+    """
+    if not len(images):
+        raise UsageError("there are no images to lay out in a grid")
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    rows = math.ceil(len(images) / columns)
+    height, width, channels = images[0].shape
+    canvas = np.full((rows * (height + pad) + pad, columns * (width + pad) + pad, channels), 255, np.uint8)
+    for n, image in enumerate(images):
+        top, left = pad + n // columns * (height + pad), pad + n % columns * (width + pad)
+        canvas[top : top + height, left : left + width] = image
+    return from_array(canvas)
+
+
+def is_lossless(path: Path) -> bool:
+    """Whether `save` under this name keeps every pixel as it is. Raises UsageError where the extension is unknown."""
+    _format_of(path)
+    return path.suffix.lower() not in _LOSSY
+
+
+def save(image: Image.Image, path: Path) -> None:
+    """Write `image` in the format that the extension names; `path` holds the whole picture or what it held before.
+
+    Raises:
+        UsageError: an unknown extension, or a format that cannot hold this image (transparency in a JPEG or BMP).
+        ResourceError: a disk that is full or a folder that cannot be written.
+    """
+    kind, options = _format_of(path)
+    if kind in _OPAQUE and image.has_transparency_data:
+        raise UsageError(f"{path}: a {kind} file holds no transparency; use .png, .webp or .tif")
+    encoded = io.BytesIO()
+    try:
+        image.save(encoded, kind, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{path}: cannot be written as {kind}, use .png: {_one_line(error)}") from None
+    try:
+        files.write_atomic(path, encoded.getvalue())
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written: {_one_line(error)}") from None
+
+
+def _format_of(path: Path) -> tuple[str, dict[str, Any]]:
+    try:
+        return _SAVED_AS[path.suffix.lower()]
+    except KeyError:
+        raise UsageError(f"{path}: the name must end in one of {' '.join(_SAVED_AS)}") from None

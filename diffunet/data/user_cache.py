@@ -1,0 +1,47 @@
+"""Where decoded images are kept: a folder that can be written, outside the data."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from diffunet.errors import UsageError
+
+
+def cache_root(chosen: Path | None) -> Path:
+    """A folder that can be written: the chosen one, else the user's, else one among temporary files."""
+    if chosen is not None:
+        if not _writable(chosen):
+            raise UsageError(f"--data.cache {chosen}: cannot be written; choose another folder, or off")
+        return chosen
+    home = _user_cache()
+    if home is not None and _writable(home):
+        return home
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir()) / f"diffunet-cache-{user}"
+
+
+def _user_cache() -> Path | None:
+    """Where this system keeps caches; the environment variable DIFFUNET_CACHE overrides it."""
+    if chosen := os.environ.get("DIFFUNET_CACHE"):
+        return Path(chosen)
+    try:
+        if sys.platform == "win32":
+            local = os.environ.get("LOCALAPPDATA")
+            return (Path(local) if local else Path.home() / "AppData" / "Local") / "diffunet" / "cache"
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "diffunet"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffunet"
+    except RuntimeError:  # no home at all, as in some containers
+        return None
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
