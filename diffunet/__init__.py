@@ -18,18 +18,24 @@ __version__ = "0.1.0"
 _HOME = {
     "Cancelled": "errors",
     "CheckpointError": "errors",
+    "Config": "config",
     "DataError": "errors",
     "DivergedError": "errors",
     "Error": "errors",
+    "Pipeline": "pipeline",
+    "Progress": "pipeline",
     "ResourceError": "errors",
     "Stopped": "errors",
     "UNet": "nn.unet",
     "UsageError": "errors",
+    "load": "pipeline",
+    "train": "training.loop",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
+    from diffunet.config import Config as Config
     from diffunet.errors import Cancelled as Cancelled
     from diffunet.errors import CheckpointError as CheckpointError
     from diffunet.errors import DataError as DataError
@@ -39,6 +45,10 @@ if TYPE_CHECKING:
     from diffunet.errors import Stopped as Stopped
     from diffunet.errors import UsageError as UsageError
     from diffunet.nn.unet import UNet as UNet
+    from diffunet.pipeline import Pipeline as Pipeline
+    from diffunet.pipeline import Progress as Progress
+    from diffunet.pipeline import load as load
+    from diffunet.training.loop import train as train
 
 
 def __getattr__(name: str) -> Any:

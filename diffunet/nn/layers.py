@@ -21,8 +21,15 @@ def zero(module: nn.Module) -> nn.Module:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of 32 groups (Wu & He 2018), or as many of them as divide `channels`."""
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+    """GroupNorm (Wu & He 2018) with groups of 16 channels, or a little more where `channels` does not divide by 16.
+
+    Measured: on a CPU in bfloat16 and channels_last, the 32 groups of DDPM (2 to 4 channels each) make a whole training
+    step take 1.6 to 1.9 times as long; Wu & He (table 3) find 16 channels a group as good.
+    """
+    groups = max(1, channels // 16)
+    while channels % groups:
+        groups -= 1
+    return nn.GroupNorm(groups, channels)
 
 
 def sinusoids(c_noise: Tensor, width: int) -> Tensor:

@@ -1,0 +1,142 @@
+"""The one place that turns names in a config into objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffunet.config import Config
+from diffunet.data.cache import Dataset, open_dataset
+from diffunet.diffusion import losses, samplers, schedules
+from diffunet.diffusion.denoiser import EDM, X0, Denoiser, Epsilon, Flow, Target, V
+from diffunet.errors import UsageError
+from diffunet.nn.unet import UNet
+
+STEPS = {
+    "ddpm": lambda: samplers.ddpm("small"),
+    "ddpm-large": lambda: samplers.ddpm("large"),
+    "ddim": samplers.ddim,
+    "euler": samplers.euler,
+    "heun": samplers.heun,
+    "dpm++2m": samplers.dpmpp_2m,
+}
+CALLS = {"heun": 2}
+"""Net calls of a step, where it is not 1."""
+
+
+def net(config: Config) -> UNet:
+    """The UNet of a resolved config, freshly initialised from torch's global generator.
+
+    Raises:
+        UsageError: for channels that cannot be divided as asked.
+    """
+    model, data = config.model, config.data
+    assert model.channels is not None, "the config is resolved"
+    assert model.multipliers is not None, "the config is resolved"
+    sizes = [-(-data.image_size // 2**level) for level in range(len(model.multipliers))]
+    try:
+        return UNet(
+            in_channels=data.channels,
+            channels=model.channels,
+            multipliers=model.multipliers,
+            num_blocks=model.num_blocks,
+            attention_levels=[level for level, size in enumerate(sizes) if size in model.attention_resolutions],
+            head_channels=model.head_channels,
+            qk_norm=model.qk_norm,
+            scale_shift=model.scale_shift,
+            dropout=model.dropout or 0.0,
+            num_classes=len(data.class_names),
+            checkpointing=model.checkpointing,
+        )
+    except ValueError as error:
+        raise UsageError(f"model: {error}") from None
+
+
+def schedule(config: Config) -> schedules.Schedule:
+    """The noise schedule, shifted for large images."""
+    d = config.diffusion
+    base: schedules.Schedule
+    if d.schedule == "edm":
+        base = schedules.EDMSchedule(log_mean=d.edm_log_mean, log_std=d.edm_log_std)
+    elif d.schedule.startswith("flow"):
+        base = schedules.FlowSchedule(logit_normal=d.schedule == "flow-logit-normal")
+    else:
+        base = schedules.DDPMSchedule(d.num_steps, d.schedule)
+    shift = d.sigma_shift if d.sigma_shift is not None else max(1.0, config.data.image_size / 64)
+    return schedules.shifted(base, shift)
+
+
+def target(config: Config) -> Target:
+    """What the net predicts."""
+    targets: dict[str, Target] = {
+        "epsilon": Epsilon(),
+        "x0": X0(),
+        "v": V(),
+        "flow": Flow(),
+        "edm": EDM(config.diffusion.sigma_data or 0.5),
+    }
+    return targets[config.diffusion.target]
+
+
+def weighting(config: Config) -> losses.Weighting:
+    """How noise levels count in the loss."""
+    d = config.diffusion
+    return {
+        "simple": losses.simple(),
+        "min-snr": losses.min_snr(d.min_snr_gamma),
+        "edm": losses.edm(d.sigma_data or 0.5),
+    }[d.weighting]
+
+
+def denoiser(config: Config) -> Denoiser:
+    """Net, target and schedule in one."""
+    return Denoiser(net(config), target(config), schedule(config))
+
+
+def step(name: str) -> samplers.Step:
+    """A sampler by name.
+
+    Raises:
+        UsageError: for an unknown name.
+    """
+    if name not in STEPS:
+        raise UsageError(f"unknown sampler {name!r}; there are {', '.join(STEPS)}")
+    return STEPS[name]()
+
+
+def ladder(config: Config, noise: schedules.Schedule, n: int) -> Tensor:
+    """The sigmas that `n` sampling steps visit, float64 [n + 1]."""
+    name = config.diffusion.ladder
+    low, high = noise.sigma_min, min(noise.sigma_max, 500.0)
+    if name == "karras":
+        return schedules.karras(low, high, n)
+    if name == "log-snr":
+        return schedules.uniform_log_snr(low, high, n)
+    return schedules.uniform_t(noise, n, name)
+
+
+def prior_mean(config: Config) -> Tensor:
+    """Where sampling starts, before the noise: the mean of the images, [C 1 1]."""
+    mean = config.diffusion.mean or (0.0,) * config.data.channels
+    return torch.tensor(mean)[:, None, None]
+
+
+def dataset(config: Config, root: Path, progress: Callable[[int, int], None] | None = None) -> Dataset:
+    """The images of a folder, decoded and cached as the config says."""
+    data = config.data
+    cache: Path | Literal["off"] | None = None
+    if data.cache is not None:
+        cache = "off" if data.cache == "off" else Path(data.cache)
+    return open_dataset(
+        root,
+        image_size=data.image_size,
+        channels=data.channels,
+        fit=data.fit,
+        background=data.background,
+        cache=cache,
+        progress=progress,
+    )

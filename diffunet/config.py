@@ -1,0 +1,259 @@
+"""The typed config: what a run is, validated before anything is done.
+
+A value of None means "chosen for you": by the size of the images, their number, and the device. `RUN/config.toml` has
+what was chosen.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from diffunet.errors import UsageError
+
+Positive = Annotated[int, Field(ge=1, le=10**12)]
+Count = Annotated[int, Field(ge=0, le=10**12)]
+Rate = Annotated[float, Field(gt=0, le=1e6)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+SamplerName = Literal["ddpm", "ddpm-large", "ddim", "euler", "heun", "dpm++2m"]
+LadderName = Literal["trailing", "leading", "linspace", "karras", "log-snr"]
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class Section(BaseModel):
+    """Frozen; no unknown names; no infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """The net."""
+
+    channels: Annotated[int, Field(ge=4, le=2048)] | None = None
+    """Feature channels at full size; chosen by image size and device."""
+    multipliers: (
+        Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=10)] | None
+    ) = None
+    """Times `channels`, one for each level; chosen by image size."""
+    num_blocks: Annotated[int, Field(ge=1, le=16)] = 2
+    """Residual blocks of a level."""
+    attention_resolutions: tuple[Positive, ...] = (16, 8)
+    """Sizes of feature maps that get self-attention."""
+    head_channels: Annotated[int, Field(ge=1, le=1024)] = 64
+    """Channels of an attention head."""
+    qk_norm: bool = False
+    """Normalise queries and keys."""
+    scale_shift: bool = True
+    """The noise level scales and shifts features (True) or is added (False)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """In residual blocks; 0.1 below 5,000 images, else 0."""
+    checkpointing: bool = False
+    """Less memory, about a third more time."""
+
+
+class DiffusionConfig(Section):
+    """The process: noise, target, and how to sample by default."""
+
+    schedule: Literal["linear", "cosine", "sigmoid", "edm", "flow", "flow-logit-normal"] = "flow-logit-normal"
+    """Which noise levels there are, and how often training meets each."""
+    num_steps: Annotated[int, Field(ge=2, le=100_000)] = 1000
+    """Steps of a DDPM schedule (linear, cosine, sigmoid)."""
+    target: Literal["epsilon", "x0", "v", "flow", "edm"] = "flow"
+    """What the net predicts."""
+    weighting: Literal["simple", "min-snr", "edm"] = "simple"
+    """How noise levels count in the loss."""
+    min_snr_gamma: Rate = 5.0
+    """Where min-snr caps the signal-to-noise ratio."""
+    edm_log_mean: Annotated[float, Field(ge=-20, le=20)] = -1.2
+    """Mean of log sigma in training (EDM's P_mean)."""
+    edm_log_std: Annotated[float, Field(gt=0, le=20)] = 1.2
+    """Deviation of log sigma in training (EDM's P_std)."""
+    sigma_shift: Rate | None = None
+    """Multiplies every sigma; image size / 64 above 64 pixels, else 1."""
+    label_dropout: Share = 0.1
+    """Share of images trained without their label; guidance needs some."""
+    sampler: SamplerName = "dpm++2m"
+    """Default sampler."""
+    sample_steps: Positive = 25
+    """Default number of sampling steps."""
+    ladder: LadderName = "trailing"
+    """How those steps are spaced."""
+    sigma_data: Rate | None = None
+    """Standard deviation of the images in [-1, 1]; measured."""
+    mean: tuple[Annotated[float, Field(ge=-1, le=1)], ...] | None = None
+    """Mean of each channel in [-1, 1]; measured. Sampling starts round it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DiffusionConfig:
+        if self.schedule.startswith("flow") and self.target == "epsilon":
+            raise ValueError(
+                "target epsilon cannot be learned on a flow schedule, which starts from pure noise; take flow, v or x0"
+            )
+        return self
+
+
+class DataConfig(Section):
+    """The images."""
+
+    image_size: Annotated[int, Field(ge=4, le=4096)] = 64
+    """Height and width that the model trains at."""
+    channels: Literal[1, 3, 4] = 3
+    """1 grey, 3 RGB, 4 RGB with transparency."""
+    fit: Literal["crop", "random", "pad"] = "crop"
+    """Images that are not square: centre crop, random crop, or pad with the background. Never stretched."""
+    background: tuple[Byte, Byte, Byte] = (255, 255, 255)
+    """What shows through transparent pixels, and the padding: R G B."""
+    flip: bool | None = None
+    """Mirror images at random; on below 5,000 images."""
+    classes: bool = False
+    """Subfolders are classes."""
+    class_names: tuple[str, ...] = ()
+    """The classes; found."""
+    held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """Share of the images kept for validation, at most 1,000; none below 20 images."""
+    cache: str | None = None
+    """Folder for decoded images ("off": decode every time); the user's cache folder."""
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    steps: Positive | None = None
+    """Optimizer steps in all; 100,000 on a GPU, 10,000 on a CPU."""
+    batch_size: Positive | None = None
+    """Images of one optimizer step, over all processes; chosen to fit a card of 8 GB."""
+    grad_accumulation: Positive = 1
+    """Divide a step into this many passes, for less memory."""
+    learning_rate: Rate = 3e-4
+    """After the warm-up."""
+    warmup: Count = 500
+    """Steps over which the rate rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """AdamW's."""
+    betas: tuple[Share, Share] = (0.9, 0.99)
+    """AdamW's."""
+    clip: Rate = 1.0
+    """Largest norm of a gradient."""
+    ema_halflife: Rate = 500_000
+    """Of the averaged weights, in images."""
+    ema_ramp: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Half-life at most this share of the images seen so far."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 only where it is native."""
+    deterministic: bool = False
+    """Bit-equal runs on CUDA too (slower)."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of every draw."""
+    log_every: Positive = 50
+    """Steps between lines of metrics.jsonl."""
+    validate_every: Positive = 1000
+    """Steps between held-out losses."""
+    sample_every: Positive = 1000
+    """Steps between previews."""
+    previews: Annotated[int, Field(ge=0, le=1024)] = 36
+    """Images of a preview."""
+    checkpoint_every: Positive = 1000
+    """Steps between checkpoints."""
+    keep_every: Positive | None = None
+    """Checkpoints at multiples of this stay for ever; of the others the newest 2."""
+    max_skipped: Positive = 50
+    """Steps in a row with a non-finite gradient before the run ends as diverged."""
+    tensorboard: bool = True
+    """Write curves for tensorboard where it is installed."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    model: ModelConfig = ModelConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+    def changed(self, section: str, **values: Any) -> Config:
+        """A copy with values of one section set, validated."""
+        content = self.model_dump()
+        content[section] |= values
+        return validated(content, "the command line")
+
+    def hash(self) -> str:
+        """sha256 of everything that the weights depend on by shape or meaning: model, diffusion, data but the cache."""
+        content = self.model_dump(mode="json", include={"model", "diffusion", "data"})
+        content["data"].pop("cache")
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def to_toml(self) -> str:
+        """The config as TOML; None, which TOML cannot say, is left out."""
+        import tomli_w
+
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def validated(content: Any, where: str) -> Config:
+    """A Config from plain values.
+
+    Raises:
+        UsageError: naming each option that cannot be, its value, what is allowed, and the closest name.
+    """
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise UsageError("; ".join(_problem(item) for item in error.errors()) + f" (in {where})") from None
+
+
+def _problem(item: Any) -> str:
+    names = [str(part) for part in item["loc"] if isinstance(part, str) and "[" not in part]
+    name = ".".join(names) or "config"
+    if item["type"] == "extra_forbidden":
+        section: Any = Config
+        for part in names[:-1]:
+            section = section.model_fields[part].annotation
+        close = difflib.get_close_matches(names[-1], section.model_fields, n=1)
+        return f"there is no option {name}" + (f"; did you mean {'.'.join([*names[:-1], close[0]])}?" if close else "")
+    message = item["msg"].removeprefix("Value error, ")
+    return (
+        f"{name}: {message}, not {item['input']!r}"
+        if isinstance(item["input"], str | int | float)
+        else f"{name}: {message}"
+    )
+
+
+def read_toml(path: Path) -> Config:
+    """A config file; what it does not say has its default.
+
+    Raises:
+        UsageError: for a file that cannot be read or says what cannot be.
+    """
+    try:
+        return validated(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"config {path} cannot be read: {error}") from None
+
+
+def preset_names() -> list[str]:
+    """Names for `--preset`."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def preset(name: str) -> Config:
+    """A config that comes with diffunet.
+
+    Raises:
+        UsageError: for an unknown name.
+    """
+    if name not in preset_names():
+        close = difflib.get_close_matches(name, preset_names(), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UsageError(
+            f"there is no preset {name!r}{hint} There are {', '.join(preset_names())}".replace("? There", "? There")
+        )
+    return read_toml(PRESETS / f"{name}.toml")

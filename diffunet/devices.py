@@ -1,0 +1,76 @@
+"""Which device and precision to work with, and why, in words for the person who waits for it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+from diffunet.errors import UsageError
+
+CPU_ONLY = (
+    "warning: this machine has an NVIDIA driver, but this torch cannot use it ({version}). Install the CUDA build: "
+    "pip install --upgrade --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cu128"
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and `why` in a few words."""
+
+    value: str
+    why: str
+
+
+def warning() -> str | None:
+    """One loud line where a GPU is there but torch was built without it (what a plain pip gives on Windows)."""
+    if torch.version.cuda is None and torch.version.hip is None and shutil.which("nvidia-smi"):
+        return CPU_ONLY.format(version=torch.__version__)
+    return None
+
+
+def device(name: str | None = None) -> torch.device:
+    """`name`, or the best there is: CUDA, Apple's MPS, CPU.
+
+    Raises:
+        UsageError: for a device that is not there.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        found = torch.device(name)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return found
+
+
+def precision(found: torch.device, wanted: str = "auto") -> Choice:
+    """ "bf16" where the hardware has it natively, else "fp32"; `wanted` other than "auto" is taken as it is.
+
+    Emulated bfloat16 is slower than float32, and float16 loses small gradients.
+    """
+    if wanted != "auto":
+        return Choice(wanted, "as asked")
+    if found.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Choice("bf16", "native on this GPU")
+        return Choice("fp32", "this GPU has no native bfloat16")
+    if found.type == "cpu":
+        if torch.cpu._is_amx_tile_supported():
+            return Choice("bf16", "this CPU has AMX")
+        if torch.cpu._is_avx512_bf16_supported():
+            return Choice("bf16", "this CPU has AVX-512 bf16")
+        return Choice("fp32", "this CPU has no native bfloat16")
+    return Choice("fp32", f"the safe choice on {found.type}")
+
+
+def describe(found: torch.device) -> str:
+    """The device in words: name and memory, or thread count."""
+    if found.type == "cuda":
+        properties = torch.cuda.get_device_properties(found)
+        return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)"
+    if found.type == "cpu":
+        return f"CPU ({torch.get_num_threads()} threads)"
+    return found.type

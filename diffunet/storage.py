@@ -1,0 +1,148 @@
+"""Weights on disk: model folders, and the files that checkpoints are made of. Nothing here unpickles.
+
+A model folder is `config.json` and `model.safetensors`, and is all that sampling needs; the weights in it are the EMA.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from diffunet import build, files
+from diffunet.config import Config, validated
+from diffunet.diffusion.denoiser import Denoiser
+from diffunet.errors import CheckpointError, Error
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+FORMAT, VERSION = "diffunet", 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as loaded: its config, the denoiser with its weights, and the step that they are from."""
+
+    config: Config
+    denoiser: Denoiser
+    step: int
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file, written whole or not at all."""
+    content = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    with files.replacing(path) as temporary:
+        save_file(content, temporary, dict(metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, on the CPU, and its metadata.
+
+    Raises:
+        CheckpointError: for a file that is missing or is not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Give `module` exactly these weights; what is on torch's meta device becomes real.
+
+    Raises:
+        CheckpointError: listing what is missing, extra, or of another shape.
+    """
+    wanted = module.state_dict()
+    problems = [f"{name} is missing" for name in wanted if name not in tensors]
+    problems += [f"{name} is not of this model" for name in tensors if name not in wanted]
+    for name in wanted.keys() & tensors.keys():
+        if wanted[name].shape != tensors[name].shape:
+            problems.append(f"{name} is {list(tensors[name].shape)}, not {list(wanted[name].shape)}")
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(f"the weights in {where} do not fit: {'; '.join(sorted(problems)[:5])}{more}")
+    with torch.no_grad():
+        for name, value in wanted.items():
+            if not value.is_meta:
+                value.copy_(tensors[name])
+    if any(value.is_meta for value in wanted.values()):
+        module.load_state_dict(dict(tensors), assign=True)
+
+
+def write_model(folder: Path, config: Config, weights: Mapping[str, Tensor], step: int) -> None:
+    """A model folder. Where it exists, only the weights are replaced (the config of a run does not change)."""
+    text = json.dumps({"format": FORMAT, "version": VERSION, "config": config.model_dump(mode="json")}, indent=1)
+    path = folder / CONFIG
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        files.write_atomic(path, text)
+    write_tensors(folder / WEIGHTS, weights, {"step": str(step), "config": config.hash()})
+
+
+def find_model(model: str | Path) -> Path:
+    """The model folder that MODEL means: itself, or the one in a run folder.
+
+    Raises:
+        CheckpointError: where there is none, saying what is there instead.
+    """
+    path = Path(model)
+    for folder in (path, path / "model"):
+        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+            return folder
+    if (path / "config.toml").is_file():
+        raise CheckpointError(f"the run {path} has no model yet: it has not reached its first checkpoint")
+    if not path.exists():
+        raise CheckpointError(
+            f"there is no model {path}: give a run folder (diffunet train ... --out {path}) or a model folder"
+        )
+    raise CheckpointError(f"{path} is not a model: it has no {CONFIG} and {WEIGHTS}, nor a folder 'model' with them")
+
+
+def read_config(folder: Path) -> Config:
+    """The config of a model folder.
+
+    Raises:
+        CheckpointError: for one that is damaged, or that a newer diffunet wrote.
+    """
+    path = folder / CONFIG
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise CheckpointError(f"{path} is not a diffunet config")
+        if content.get("version") != VERSION:
+            raise CheckpointError(
+                f"{path} is of version {content.get('version')}; this diffunet reads {VERSION}: update it"
+            )
+        return validated(content.get("config"), str(path))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    except CheckpointError:
+        raise
+    except Error as error:
+        raise CheckpointError(str(error)) from None
+
+
+def read_model(model: str | Path) -> Model:
+    """Load MODEL, on the CPU, for use and not for training.
+
+    Raises:
+        CheckpointError: for a model that is missing, damaged, or whose weights are of other shapes.
+    """
+    folder = find_model(model)
+    config = read_config(folder)
+    if config.model.channels is None or config.model.multipliers is None:
+        raise CheckpointError(f"{folder / CONFIG} does not say the model's channels and multipliers")
+    with torch.device("meta"):
+        denoiser = build.denoiser(config)
+    tensors, metadata = read_tensors(folder / WEIGHTS)
+    load_weights(denoiser.net, tensors, folder / WEIGHTS)
+    denoiser.eval().requires_grad_(False)
+    return Model(config, denoiser, int(metadata.get("step", 0)))

@@ -1,0 +1,128 @@
+"""What each process reads at each step, a pure function of (seed, step), and a thread that reads it ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffunet import draws
+from diffunet.data import augment
+from diffunet.data.cache import Dataset
+from diffunet.diffusion.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one pass through the net learns from; `start` is its first sample's place in the global batch of the step.
+
+    `images` uint8 [b H W C], `label` int64 [b] (None for a net without labels), `sigma` float32 [b].
+    """
+
+    start: int
+    images: Tensor
+    label: Tensor | None
+    sigma: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """On `device`, without waiting for it."""
+        label = None if self.label is None else self.label.to(device, non_blocking=True)
+        images, sigma = (part.to(device, non_blocking=True) for part in (self.images, self.sigma))
+        return Batch(self.start, images, label, sigma)
+
+    def pinned(self) -> Batch:
+        """In memory that a GPU reads from while the CPU goes on."""
+        label = None if self.label is None else self.label.pin_memory()
+        return Batch(self.start, self.images.pin_memory(), label, self.sigma.pin_memory())
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of one process of a run.
+
+    Args:
+        dataset: the images.
+        chosen: indices of those to train on, int64 [N].
+        labels: of all images of `dataset`, int64, or None.
+        null_label: what a dropped label becomes.
+        label_dropout: share of the labels dropped.
+        schedule: from u to sigma.
+        seed: of the run.
+        batch_size: of one optimizer step, over all processes and passes.
+        passes: of one process in one step.
+        rank, processes: which process this is, of how many.
+        image_size, fit, flip, background: see `augment.gather`.
+    """
+
+    dataset: Dataset
+    chosen: NDArray[np.int64]
+    labels: NDArray[np.int64] | None
+    null_label: int
+    label_dropout: float
+    schedule: Schedule
+    seed: int
+    batch_size: int
+    passes: int
+    rank: int
+    processes: int
+    image_size: int
+    fit: str
+    flip: bool
+    background: tuple[int, int, int]
+    pin: bool
+
+    def step(self, step: int) -> list[Batch]:
+        """The passes of this process in one step."""
+        u = draws.levels(self.seed, step, self.batch_size)
+        size = self.batch_size // self.processes // self.passes
+        first = self.rank * size * self.passes
+        return [self._batch(step, first + n * size, size, u) for n in range(self.passes)]
+
+    def _batch(self, step: int, start: int, size: int, u: NDArray[np.float64]) -> Batch:
+        places = range(start, start + size)
+        generators = [draws.generator(self.seed, step, place) for place in places]
+        dropped = [generator.random() < self.label_dropout for generator in generators]
+        samples = np.arange(start, start + size) + step * self.batch_size
+        indices = self.chosen[draws.order(self.seed, samples, len(self.chosen))]
+        label = None
+        if self.labels is not None:
+            label = torch.from_numpy(np.where(dropped, self.null_label, self.labels[indices]))
+        sigma = self.schedule.sigma(torch.from_numpy(u[start : start + size])).float()
+        batch = Batch(start, torch.from_numpy(self.gather(indices, generators)), label, sigma)
+        return batch.pinned() if self.pin else batch
+
+    def gather(
+        self, indices: NDArray[np.int64], generators: list[np.random.Generator] | list[None]
+    ) -> NDArray[np.uint8]:
+        """uint8 [b H W C]; a generator of None is the plain centre crop."""
+        return augment.gather(
+            self.dataset.images,
+            indices,
+            generators,
+            image_size=self.image_size,
+            fit=self.fit,
+            flip=self.flip,
+            background=self.background,
+        )
+
+    def held_out(self, indices: NDArray[np.int64]) -> Batch:
+        """A fixed batch for validation: centre crops, their own labels, the same sigmas every time."""
+        pictures = torch.from_numpy(self.gather(indices, [None] * len(indices)))
+        label = None if self.labels is None else torch.from_numpy(self.labels[indices])
+        u = (np.arange(len(indices)) * 0.6180339887498949 + 0.5 / len(indices)) % 1.0  # spread evenly, in no order
+        return Batch(0, pictures, label, self.schedule.sigma(torch.from_numpy(u)).float())
+
+    def walk(self, first: int, end: int) -> Iterator[tuple[int, list[Batch]]]:
+        """(step, its passes) for first ... end - 1, each read by a thread while the one before is in use."""
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
+            ahead = reader.submit(self.step, first)
+            for step in range(first, end):
+                ready = ahead.result()
+                if step + 1 < end:
+                    ahead = reader.submit(self.step, step + 1)
+                yield step, ready

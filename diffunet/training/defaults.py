@@ -1,0 +1,88 @@
+"""What a config leaves open, decided from the images and the device, and written resolved into RUN/config.toml."""
+
+from __future__ import annotations
+
+import torch
+
+from diffunet import build
+from diffunet.config import Config
+from diffunet.errors import UsageError
+from diffunet.nn.cost import cost
+
+SMALL = 5000
+"""Images below which a model learns them by heart: flips and dropout are on."""
+
+MEMORY = 6 * 2**30
+"""Bytes that training aims at: a card of 8 GB, of which a desktop and the allocator take their part."""
+
+MULTIPLIERS = {16: (1, 2, 2), 32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
+"""By the image size up to which they are meant; the deepest maps are 4 to 8 pixels wide (ADM, table 3)."""
+
+
+def architecture(config: Config, device: torch.device) -> Config:
+    """`config` with channels and multipliers filled in."""
+    size = config.data.image_size
+    multipliers = config.model.multipliers
+    if multipliers is None:
+        multipliers = next((value for limit, value in MULTIPLIERS.items() if size <= limit), MULTIPLIERS[256])
+    channels = config.model.channels
+    if channels is None:
+        channels = (128 if size <= 64 else 96) if device.type == "cuda" else (64 if size <= 32 else 32)
+    return config.changed("model", channels=channels, multipliers=multipliers)
+
+
+def resolve(
+    config: Config,
+    *,
+    images: int,
+    class_names: tuple[str, ...],
+    mean: tuple[float, ...],
+    sigma_data: float,
+    device: torch.device,
+    bf16: bool,
+    processes: int = 1,
+) -> Config:
+    """`config` with nothing left open.
+
+    Raises:
+        UsageError: for a batch that processes and accumulation do not divide.
+    """
+    config = architecture(config, device)
+    small = images < SMALL
+    if config.model.dropout is None:
+        config = config.changed("model", dropout=0.1 if small else 0.0)
+    if config.data.flip is None:
+        config = config.changed("data", flip=small)
+    config = config.changed("data", class_names=class_names)
+    d = config.diffusion
+    config = config.changed(
+        "diffusion",
+        mean=mean if d.mean is None else d.mean,
+        sigma_data=sigma_data if d.sigma_data is None else d.sigma_data,
+    )
+    if config.train.steps is None:
+        config = config.changed("train", steps=100_000 if device.type == "cuda" else 10_000)
+    share = processes * config.train.grad_accumulation
+    if config.train.batch_size is None:
+        config = config.changed("train", batch_size=_batch(config, device, bf16, share))
+    batch = config.train.batch_size
+    assert batch is not None
+    if batch % share:
+        near = max(share, batch // share * share)
+        raise UsageError(
+            f"--batch-size {batch} is the batch of one step and must divide by {processes} processes x "
+            f"{config.train.grad_accumulation} passes; try {near} or {near + share}"
+        )
+    return config
+
+
+def _batch(config: Config, device: torch.device, bf16: bool, share: int) -> int:
+    """The largest power of two, times `share`, that fits `MEMORY` in one pass, up to what is worth it on the device."""
+    with torch.device("meta"):
+        net = build.net(config)
+    price = cost(net, config.data.image_size, config.data.image_size)
+    worth = 256 if device.type == "cuda" else 64
+    part = 1
+    while part * 2 * share <= worth and price.training_bytes(part * 2, bf16) <= MEMORY:
+        part *= 2
+    return part * share

@@ -1,0 +1,69 @@
+"""What a run says of itself: metrics.jsonl, tensorboard, status.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from diffunet import files
+
+
+class Record:
+    """Writes RUN/metrics.jsonl (one JSON object a line), RUN/tensorboard, RUN/status.json; for the main process.
+
+    Args:
+        run: the run folder.
+        step: where the run goes on from; lines of metrics.jsonl after it are of steps that are done again, and go.
+        tensorboard: also write curves for it, where it is installed.
+    """
+
+    def __init__(self, run: Path, step: int, tensorboard: bool) -> None:
+        self.run = run
+        self._truncate(step)
+        self._metrics = (run / "metrics.jsonl").open("a", encoding="utf-8", newline="\n")
+        self._curves: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                return
+            self._curves = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def _truncate(self, step: int) -> None:
+        path = self.run / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # the half line of a crash
+            if entry.get("step", 0) <= step:
+                kept.append(line + "\n")
+        files.write_atomic(path, "".join(kept))
+
+    def metrics(self, step: int, **values: float) -> None:
+        """A line of numbers; what is not finite is written as null."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
+        self._metrics.flush()
+        if self._curves is not None:
+            for name, value in values.items():
+                self._curves.add_scalar(name, value, step)
+
+    def status(self, state: str, step: int, **values: Any) -> None:
+        """RUN/status.json: `state` is running, done, stopped, diverged or failed."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        content = {"state": state, "step": step, **values, "pid": os.getpid(), "time": now}
+        files.write_atomic(self.run / "status.json", json.dumps(content, indent=1))
+
+    def close(self) -> None:
+        """Finish the files."""
+        self._metrics.close()
+        if self._curves is not None:
+            self._curves.close()
