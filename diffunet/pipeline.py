@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -10,16 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
 from diffunet import build, devices, draws, storage
 from diffunet.config import Config
-from diffunet.data import images
+from diffunet.data import composite, images, masks, regions
 from diffunet.diffusion import samplers
 from diffunet.diffusion.denoiser import Denoise, Denoised, Denoiser, bind
 from diffunet.diffusion.guidance import WithAndWithoutLabel, guided
-from diffunet.errors import Cancelled, UsageError
+from diffunet.diffusion.inpainting import keep_known, resample_ladder
+from diffunet.errors import Cancelled, DataError, UsageError
+
+log = logging.getLogger(__name__)
+
+REPAINT_STEPS, REPAINT_VISITS = 40, 5
+"""Steps of the default ladder, and how often each stretch of a fifth of it is walked: 168 calls of the net."""
 
 Label = int | str | None
 
@@ -140,6 +148,98 @@ class Pipeline:
                 done += [images.from_array(array) for array in images.to_uint8(x)]
         return done
 
+    def inpaint(
+        self,
+        image: Image | str | Path,
+        mask: Image | NDArray[Any] | str | Path | None = None,
+        *,
+        num: int = 1,
+        seed: int = 0,
+        method: str = "auto",
+        fit: str = "auto",
+        steps: int | None = None,
+        label: Label = None,
+        guidance: float = 1.0,
+        invert_mask: bool = False,
+        soft_mask: bool = False,
+        max_pixels: int = images.MAX_PIXELS,
+        on_step: OnStep | None = None,
+    ) -> list[Image]:
+        """Fill in the masked part of an image; every pixel outside it comes back as it was.
+
+        Args:
+            image: of any mode and size; a path is opened, and turned as its EXIF says.
+            mask: white (at least half) = fill, of the image's size; by default what is not opaque is filled.
+            num: different fillings.
+            seed: filling i of a seed starts from the same noise at any `num`.
+            method: repaint (resampling, Lugmayr et al. 2022), replace (one walk, known pixels pasted into every
+                denoised image), or auto (repaint).
+            fit: crop (a region round the hole, at the model's size), native (the whole image), or auto.
+            steps: of the ladder; repaint walks most of them five times. The default is 168 calls of the net.
+            label, guidance: as for `sample`; without a label, none is told.
+            invert_mask: black = fill.
+            soft_mask: blend by the mask's grey; exact where it is 0.
+            max_pixels: larger images are refused.
+            on_step: called after every step; returning False cancels.
+
+        Returns:
+            `num` images of the input's size, and of its mode where pixels of that mode can be set one by one.
+
+        Raises:
+            UsageError: arguments that cannot be; no mask; a mask of another size.
+            DataError: an image or mask that cannot be read.
+            Cancelled: when `on_step` said so.
+        """
+        if num < 1:
+            raise UsageError(f"num is at least 1, not {num}")
+        picture, weight, transparent = _read(image, mask, invert_mask, max_pixels)
+        hole = weight > 0 if soft_mask else masks.hole_of(weight)
+        if not hole.any():
+            return [picture.copy() for _ in range(num)]
+        if hole.mean() > 0.9:
+            log.warning(
+                "the mask fills %.0f%% of the image; for masks with black = fill: --invert-mask", 100 * hole.mean()
+            )
+        region = regions.choose(hole, self.image_size, fit)
+        log.info("%s", region)
+        pixels, gap = regions.cut(images.to_array(picture, self.channels), hole, region)
+        walk_of, ladder = self._method(method, steps)
+        denoise_for = self._guidance(guidance)
+        names = self.class_names
+        if label is not None and not names:
+            raise UsageError("this model has no classes; train with --classes to have labels")
+        numbers = torch.tensor([self._number(label)] * num, device=self.device) if names else None
+        with self._working():
+            known = images.to_float(torch.from_numpy(pixels[None]).to(self.device))
+            keep = torch.from_numpy(~gap).to(self.device)
+            noise = draws.streams(seed, range(num), known.shape[1:], self.device)
+            walk = walk_of(denoise_for(numbers), known, keep, self._start(noise(), ladder), noise)
+            x = self._watch(walk, on_step, 0, len(ladder) - 1)
+        blend = weight if soft_mask else None
+        height, width = hole.shape
+        return [
+            composite.composite(picture, regions.paste(filled, region, height, width), hole, blend, transparent)
+            for filled in images.to_uint8(x)
+        ]
+
+    def _method(
+        self, method: str, steps: int | None
+    ) -> tuple[Callable[..., Iterator[tuple[int, Tensor, Denoised]]], Tensor]:
+        """A way to fill in, as a function that begins the walk, and the ladder that it walks."""
+        if method in ("auto", "repaint"):
+            plain = self._ladder(REPAINT_STEPS if steps is None else steps)
+            ladder = resample_ladder(plain, max(1, (len(plain) - 1) // 5), REPAINT_VISITS)
+            return lambda denoise, known, keep, x, noise: samplers.sample(
+                keep_known(denoise, known, keep, noise), x, ladder, samplers.euler(eta=1.0), noise
+            ), ladder
+        if method == "replace":
+            ladder = self._ladder(steps)
+            step = build.step(self.config.diffusion.sampler)
+            return lambda denoise, known, keep, x, noise: samplers.sample(
+                keep_known(denoise, known, keep), x, ladder, step, noise
+            ), ladder
+        raise UsageError(f"unknown method {method!r}; there are auto, repaint and replace")
+
     # What sampling and inpainting share.
 
     @contextmanager
@@ -211,3 +311,31 @@ class Pipeline:
                 raise Cancelled(f"cancelled after step {before + i + 1} of {total}")
         assert x is not None, "a ladder has at least two sigmas"
         return x.float()
+
+
+def _read(
+    image: Image | str | Path, mask: Image | NDArray[Any] | str | Path | None, invert: bool, max_pixels: int
+) -> tuple[Image, masks.Mask, bool]:
+    """The image in an editable mode, the mask [H W], and whether the mask is the image's own transparency."""
+    name = "the image"
+    if isinstance(image, str | Path):
+        name = str(image)
+        try:
+            image = images.open_image(image, max_pixels=max_pixels)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
+    width, height = image.size
+    if width * height > max_pixels:
+        raise UsageError(f"{name} has {width}x{height} pixels, more than max_pixels = {max_pixels}")
+    picture = composite.editable(image)
+    if mask is None:
+        hole = masks.alpha_hole(picture)
+        if hole is None:
+            raise UsageError(f"{name} has no transparent part to fill in: give a mask (white = fill)")
+        return picture, hole.astype("float32"), True
+    weight = masks.read_mask(mask, invert=invert)
+    if weight.shape != (height, width):
+        raise UsageError(
+            f"the mask is {weight.shape[1]}x{weight.shape[0]}, and {name} {width}x{height}: make them one size"
+        )
+    return picture, weight, False

@@ -235,7 +235,7 @@ def train(
                         if record is not None:
                             record.status("diverged", done, exit_code=DivergedError.exit_code)
                         raise DivergedError(
-                            f"no finite gradient in {counters['streak']} steps up to step {done}; the last good state is in "
+                            f"no finite gradient in {counters['streak']} steps up to {done}; the last good state is in "
                             f"{run / 'checkpoints'}: --resume with --train.learning-rate below {t.learning_rate:g}"
                         )
                     window.zero_()

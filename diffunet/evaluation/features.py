@@ -1,0 +1,139 @@
+"""Features to compare images by: those of a small classifier, trained on the spot on real images.
+
+It needs no weights from elsewhere. Where a folder has classes it learns these; where not, which way an image is turned
+(Gidaris et al. 2018), which makes it look at the same things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from diffunet import draws
+from diffunet.data import images
+from diffunet.nn.layers import group_norm
+
+WIDTH = 64
+"""Numbers that describe an image: few, so that a covariance is known well from a thousand images."""
+
+
+class Classifier(nn.Module):
+    """A few convolutions, each halving the size down to 4 or less, a mean over positions, and a linear layer.
+
+    Args:
+        channels: of the images.
+        image_size: height and width that it is made for.
+        num_classes: outputs.
+    """
+
+    def __init__(self, channels: int, image_size: int, num_classes: int) -> None:
+        super().__init__()
+        parts: list[nn.Module] = [nn.Conv2d(channels, 32, 3, padding=1)]
+        width = 32
+        while image_size > 4:
+            following = min(128, width * 2)
+            parts += [group_norm(width), nn.SiLU(), nn.Conv2d(width, following, 3, stride=2, padding=1)]
+            width, image_size = following, (image_size + 1) // 2
+        parts += [group_norm(width), nn.SiLU(), nn.Conv2d(width, WIDTH, 3, padding=1)]
+        self.body = nn.Sequential(*parts)
+        self.head = nn.Linear(WIDTH, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """[B C H W] in [-1, 1] -> [B WIDTH]."""
+        return F.silu(self.body(x)).mean(dim=(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B C H W] -> [B classes]."""
+        return self.head(self.features(x))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained classifier, what it learned ("classes" or "turns"), and its `accuracy` on images it did not see."""
+
+    classifier: Classifier
+    learned: str
+    accuracy: float
+    device: torch.device
+
+    @torch.no_grad()
+    def features(self, pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """uint8 [N H W C] -> float64 [N WIDTH]."""
+        parts = [
+            self.classifier.features(images.to_float(torch.from_numpy(part)).to(self.device)).double().cpu().numpy()
+            for part in np.array_split(pictures, max(1, len(pictures) // 256))
+        ]
+        return np.concatenate(parts)
+
+    @torch.no_grad()
+    def predict(self, pictures: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """uint8 [N H W C] -> the classes that it takes them for, int64 [N]."""
+        parts = [
+            self.classifier(images.to_float(torch.from_numpy(part)).to(self.device)).argmax(1).cpu().numpy()
+            for part in np.array_split(pictures, max(1, len(pictures) // 256))
+        ]
+        return np.concatenate(parts)
+
+
+def train_classifier(
+    pictures: NDArray[np.uint8],
+    labels: NDArray[np.int64] | None,
+    *,
+    seed: int = 0,
+    steps: int = 600,
+    batch: int = 64,
+    device: torch.device | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Trained:
+    """Train a classifier on real images.
+
+    Args:
+        pictures: uint8 [N H W C], square.
+        labels: int64 [N], or None: it then learns to tell the four turns of an image.
+        seed: of its start and its batches; the same seed gives the same features.
+        steps, batch: how long.
+        device: the CPU by default.
+        on_step: told (step, steps).
+    """
+    device = device or torch.device("cpu")
+    num_classes = 4 if labels is None else int(labels.max()) + 1
+    with torch.random.fork_rng():
+        torch.manual_seed(draws.seed_of("classifier", seed))
+        net = Classifier(pictures.shape[-1], pictures.shape[1], num_classes).to(device)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.02)
+    fit = np.arange(len(pictures)) % 10 != 0  # a tenth is kept to say how good it is
+    train, test = np.flatnonzero(fit), np.flatnonzero(~fit)
+
+    def batch_of(chosen: NDArray[np.int64], generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        x = pictures[chosen]
+        if labels is None:
+            y = generator.integers(4, size=len(chosen))
+            x = np.stack([np.rot90(image, turns) for image, turns in zip(x, y, strict=True)])
+        else:
+            y = labels[chosen]
+        return images.to_float(torch.from_numpy(np.ascontiguousarray(x))).to(device), torch.from_numpy(y).to(device)
+
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * (1 - step / steps)
+        generator = draws.generator(seed, step, 0)
+        x, y = batch_of(train[generator.integers(len(train), size=batch)], generator)
+        loss = F.cross_entropy(net(x), y, label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if on_step is not None:
+            on_step(step + 1, steps)
+    net.eval().requires_grad_(False)
+    right = total = 0
+    for part in np.array_split(test, max(1, len(test) // 256)):
+        x, y = batch_of(part, draws.generator(seed, steps, 0))
+        right += int((net(x).argmax(1) == y).sum())
+        total += len(part)
+    return Trained(net, "turns" if labels is None else "classes", right / max(1, total), device)

@@ -1,0 +1,104 @@
+"""What a model costs, in words: for `diffunet info`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from diffunet import build, devices, storage
+from diffunet.config import Config, preset, preset_names
+from diffunet.errors import UsageError
+from diffunet.nn.cost import cost
+from diffunet.progress import duration
+from diffunet.training import defaults
+
+
+def describe(model: str, image_size: int | None = None, device_name: str | None = None) -> Iterator[str]:
+    """Lines about a model or preset: shapes, parameters, MACs, memory, and a short measurement of time.
+
+    Raises:
+        UsageError: neither a model nor a preset.
+        CheckpointError: a model that cannot be read.
+    """
+    device = devices.device(device_name)
+    if model in preset_names():
+        config = preset(model)
+        if image_size is not None:
+            config = config.changed("data", image_size=image_size)
+        config = defaults.architecture(config, device)
+    else:
+        if not Path(model).exists():
+            raise UsageError(f"{model} is neither a model nor a preset; presets: {', '.join(preset_names())}")
+        config = storage.read_config(storage.find_model(model))
+    size = image_size or config.data.image_size
+    yield f"{model}: {size}x{size}, {config.data.channels} channels" + (
+        f", {len(config.data.class_names)} classes" if config.data.class_names else ""
+    )
+    d = config.diffusion
+    yield f"predicts {d.target} on the {d.schedule} schedule; samples by {d.sample_steps} steps of {d.sampler}"
+    yield ""
+    yield from _table(config, size)
+    yield ""
+    yield from _time(config, size, device)
+
+
+def _table(config: Config, size: int) -> Iterator[str]:
+    with torch.device("meta"):
+        net = build.net(config)
+    price = cost(net, size, size)
+    yield f"{'part':<12}{'output':>18}{'parameters':>14}{'MACs':>10}"
+    yield f"{'image':<12}{_shape((net.in_channels, size, size)):>18}"
+    for row in price.rows:
+        yield f"{row.name:<12}{_shape(row.shape):>18}{row.parameters:>14,}{row.macs / 1e6:>9,.1f}M"
+    yield f"{'all':<12}{'':>18}{price.parameters:>14,}{price.macs / 1e6:>9,.1f}M"
+    yield ""
+    yield f"memory to train, float32: {_gib(price.training_bytes(1))} at 1 image a pass, " + ", ".join(
+        f"{_gib(price.training_bytes(batch))} at {batch}" for batch in (16, 64)
+    )
+    yield f"weights on disk: {price.parameters * 4 / 2**20:.0f} MiB"
+
+
+def _time(config: Config, size: int, device: torch.device) -> Iterator[str]:
+    """A few passes through a net with random weights."""
+    precision = devices.precision(device, config.train.precision)
+    denoiser = build.denoiser(config).to(device)
+    if device.type == "cpu":
+        denoiser.to(memory_format=torch.channels_last)
+    batch = 8
+    x = torch.zeros(batch, config.data.channels, size, size, device=device)
+    c_noise = torch.zeros(batch, device=device)
+
+    def passes(learn: bool) -> float:
+        seconds = []
+        for _ in range(4):
+            began = time.perf_counter()
+            with (
+                torch.set_grad_enabled(learn),
+                torch.autocast(device.type, torch.bfloat16, enabled=precision.value == "bf16"),
+            ):
+                out = denoiser.net(x, c_noise)
+            if learn:
+                out.float().square().mean().backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - began)
+        return median(seconds[1:])  # the first pass prepares things
+
+    learn, use = passes(True), passes(False)
+    d = config.diffusion
+    calls = d.sample_steps * build.CALLS.get(d.sampler, 1)
+    yield f"measured on {devices.describe(device)} in {precision.value} ({precision.why}), {batch} images a pass:"
+    yield f"  training: {batch / learn:.1f} images a second; 1,000 steps of 64: {duration(64_000 * learn / batch)}"
+    yield f"  sampling: 16 images by {calls} calls of the net take {duration(16 * calls * use / batch)}"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
