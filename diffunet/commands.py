@@ -323,7 +323,7 @@ def info(
         image_size: The model's own if not given.
         device: cuda, cuda:1, mps, cpu; the best there is if not given.
     """
-    from diffunet.evaluation.price import describe
+    from diffunet.info import describe
 
     for line in describe(model, image_size, device):
         print(line, flush=True)

@@ -1,0 +1,55 @@
+"""Small folders of images and small configs, for tests that train for real."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffunet.config import Config
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's cache of decoded images."""
+    monkeypatch.setenv("DIFFUNET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """40 pictures of 8x8 in two classes: bright discs on dark, dark squares on bright."""
+    root = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for name, dark, bright in (("disc", 20, 230), ("square", 230, 20)):
+        (root / name).mkdir()
+        for i in range(20):
+            y, x = np.mgrid[:8, :8]
+            cy, cx = generator.uniform(2, 5, 2)
+            inside = (y - cy) ** 2 + (x - cx) ** 2 < 5 if name == "disc" else (abs(y - cy) < 2) & (abs(x - cx) < 2)
+            pixels = np.where(inside, bright, dark) + generator.integers(-10, 10, (8, 8))
+            Image.fromarray(pixels.astype(np.uint8)).convert("RGB").save(root / name / f"{i}.png")
+    return root
+
+
+def tiny(**sections):
+    """A config that trains in seconds; `tiny(train={"steps": 3})` changes it."""
+    content = {
+        "model": {"channels": 8, "multipliers": (1, 2), "num_blocks": 1, "attention_resolutions": (4,), "dropout": 0.1},
+        "data": {"image_size": 8, "classes": True},
+        "diffusion": {"sample_steps": 4},
+        "train": {
+            "steps": 8, "batch_size": 6, "warmup": 3, "log_every": 2, "validate_every": 4, "sample_every": 8,
+            "checkpoint_every": 3, "previews": 4, "tensorboard": False,
+        },
+    }  # fmt: skip
+    for section, values in sections.items():
+        content[section] |= values
+    return Config.model_validate(content)
+
+
+@pytest.fixture(scope="session")
+def run(folder, tmp_path_factory):
+    """A finished run on `folder`."""
+    from diffunet.training.loop import train
+
+    out = tmp_path_factory.mktemp("runs") / "run"
+    train(tiny(), folder, out)
+    return out

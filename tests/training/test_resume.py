@@ -1,0 +1,212 @@
+"""A run that is stopped and resumed against one that is not: equal, bit for bit."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+
+import diffunet
+from diffunet import storage
+from diffunet.errors import CheckpointError, Stopped, UsageError
+from diffunet.training import checkpoint
+from diffunet.training.loop import train
+
+
+def tensors(run, step):
+    folder = checkpoint.folder_of(run, step)
+    assert checkpoint.problem(folder) is None
+    return {name: storage.read_tensors(folder / f"{name}.safetensors")[0] for name in ("model", "ema", "optimizer")}
+
+
+def assert_same_run(a, b, step):
+    for name, left in tensors(a, step).items():
+        right = tensors(b, step)[name]
+        assert left.keys() == right.keys()
+        different = [key for key in left if not torch.equal(left[key], right[key])]
+        assert different == [], f"{name}: {different}"
+    pictures = [np.asarray(diffunet.load(run).sample(1, seed=3)[0]) for run in (a, b)]
+    assert np.array_equal(*pictures)
+
+
+def stop_at(step):
+    return lambda progress: progress.step < step
+
+
+# The stop asked for after step n takes effect at the end of step n + 1. About 38 images are trained on, 6 a step: an
+# epoch ends within step 7; with accumulation a step has two passes.
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("stop", [1, 4, 6])
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_stopped_and_resumed_equals_not_stopped(folder, tmp_path, accumulation, stop, cache):
+    config = tiny(train={"grad_accumulation": accumulation}, data={} if cache == "on" else {"cache": "off"})
+    train(config, folder, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(config, folder, tmp_path / "parts", on_step=stop_at(stop))
+    assert json.loads((tmp_path / "parts/status.json").read_text())["state"] == "stopped"
+    train(config, folder, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", 8)
+    lines = [[json.loads(line) for line in (tmp_path / run / "metrics.jsonl").open()] for run in ("whole", "parts")]
+    losses = [{line["step"]: line["loss"] for line in some if "loss" in line} for some in lines]
+    assert losses[0][8] == losses[1][8]
+    held_out = [
+        [line["validation_loss"] for line in some if line["step"] == 8 and "validation_loss" in line] for some in lines
+    ]
+    assert held_out[0] == held_out[1]
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_not_stopped(folder, tmp_path):
+    """SIGKILL at some instant of a real process, several times over."""
+    config = tiny(train={"steps": 60, "checkpoint_every": 5})
+    train(config, folder, tmp_path / "whole")
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    command = [sys.executable, "-m", "diffunet", "train", str(folder), "--out", str(tmp_path / "parts")]
+    command += ["--config", str(tmp_path / "config.toml")]
+    kills = 0
+    for attempt in range(30):
+        process = subprocess.Popen([*command, *(["--resume"] if attempt else [])], stderr=subprocess.DEVNULL)
+        have = len(checkpoint.steps(tmp_path / "parts")), max(checkpoint.steps(tmp_path / "parts"), default=0)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            now = len(checkpoint.steps(tmp_path / "parts")), max(checkpoint.steps(tmp_path / "parts"), default=0)
+            if now != have and now[1] > have[1]:
+                time.sleep(0.01 * (attempt % 4))
+                process.kill()
+            time.sleep(0.002)
+        if process.wait() == 0:
+            break
+        kills += 1
+    assert kills >= 2
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", 60)
+
+
+def launch(processes, arguments, **options):
+    """`diffunet train` in several processes, as torchrun and accelerate launch start them: by environment variables."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(processes),
+        "ACCELERATE_USE_CPU": "1",
+    }
+    workers = []
+    for rank in range(processes):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "diffunet", "train", *arguments]
+        workers.append(
+            subprocess.Popen(command, env=os.environ | shared | own, stderr=subprocess.PIPE, text=True, **options)
+        )
+    return workers
+
+
+def finish(workers):
+    said = [worker.communicate(timeout=300)[1] for worker in workers]
+    return [worker.returncode for worker in workers], "\n".join(said)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_resume_exactly_and_see_what_one_sees(folder, tmp_path):
+    # No dropout: its masks are each process's own, and one process is to be compared with two.
+    config = tiny(train={"steps": 12, "grad_accumulation": 1, "precision": "fp32"}, model={"dropout": 0.0})
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    arguments = [str(folder), "--config", str(tmp_path / "config.toml"), "--out"]
+    codes, said = finish(launch(2, [*arguments, str(tmp_path / "whole")]))
+    assert codes == [0, 0], said
+
+    # Long enough to be stopped in the middle; only one process gets the signal.
+    workers = launch(
+        2, [*arguments, str(tmp_path / "parts"), "--steps", "100000", "--train.checkpoint-every", "100000"]
+    )
+    metrics = tmp_path / "parts/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    workers[1].send_signal(signal.SIGTERM)
+    codes, said = finish(workers)
+    assert codes == [75, 75], said
+    stopped = max(checkpoint.steps(tmp_path / "parts"))
+    codes, said = finish(launch(2, [*arguments, str(tmp_path / "parts"), "--resume", "--steps", str(stopped + 5)]))
+    assert codes == [0, 0], said
+    codes, said = finish(launch(2, [*arguments, str(tmp_path / "long"), "--steps", str(stopped + 5)]))
+    assert codes == [0, 0], said
+    assert_same_run(tmp_path / "long", tmp_path / "parts", stopped + 5)
+
+    # One process computes the same sums in another order.
+    train(config, folder, tmp_path / "one")
+    one, two = tensors(tmp_path / "one", 12)["model"], tensors(tmp_path / "whole", 12)["model"]
+    for name in one:
+        assert torch.allclose(one[name], two[name], atol=2e-4), name
+
+
+def test_more_steps_extend_a_run(folder, tmp_path):
+    train(tiny(train={"steps": 10}), folder, tmp_path / "whole")
+    train(tiny(train={"steps": 4}), folder, tmp_path / "parts")
+    train(tiny(train={"steps": 10}), folder, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", 10)
+
+
+def test_what_decides_the_weights_cannot_change_on_resume(folder, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    with pytest.raises(UsageError, match=r"model\.channels = 8"):
+        train(tiny(model={"channels": 16}), folder, tmp_path / "run", resume=True)
+    with pytest.raises(UsageError, match="exists"):
+        train(tiny(), folder, tmp_path / "run")
+
+
+def test_other_images_are_refused(folder, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(folder, tmp_path / "pictures")
+    (tmp_path / "pictures/disc/0.png").unlink()
+    with pytest.raises(CheckpointError, match="not those that this run began with"):
+        train(tiny(train={"steps": 20}), tmp_path / "pictures", tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+)
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "delete"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run, tmp_path, caplog, name, damage):
+    shutil.copytree(run, tmp_path / "run")
+    before, newest = checkpoint.steps(tmp_path / "run")[-2:]
+    path = checkpoint.folder_of(tmp_path / "run", newest) / name
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+    elif damage == "truncate":
+        content = content[: len(content) // 2]
+    elif damage == "empty":
+        content = bytearray()
+    path.write_bytes(content)
+    if damage == "delete":
+        path.unlink()
+    if name == "manifest.json" and damage == "flip":
+        assert checkpoint.newest(tmp_path / "run").name[5:] in (f"{before:08d}", f"{newest:08d}")
+        return  # a flipped bit in its white space changes nothing that it says
+    assert checkpoint.newest(tmp_path / "run") == checkpoint.folder_of(tmp_path / "run", before)
+    assert path.parent.name in caplog.text
+
+
+def test_only_damaged_checkpoints_are_an_error_and_none_at_all_is_a_start(folder, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    for step in checkpoint.steps(tmp_path / "run"):
+        (checkpoint.folder_of(tmp_path / "run", step) / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        train(tiny(train={"steps": 20}), folder, tmp_path / "run", resume=True)
+    train(tiny(train={"steps": 2}), folder, tmp_path / "new", resume=True)
+    assert checkpoint.steps(tmp_path / "new") == [2]
+
+
+def test_pruning_keeps_two_and_the_milestones(folder, tmp_path):
+    train(tiny(train={"steps": 12, "checkpoint_every": 2, "keep_every": 6}), folder, tmp_path / "run")
+    assert checkpoint.steps(tmp_path / "run") == [6, 10, 12]
