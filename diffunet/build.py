@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffunet.config import Config
 from diffunet.data.cache import Dataset, open_dataset
@@ -92,9 +92,9 @@ def weighting(config: Config) -> losses.Weighting:
     }[d.weighting]
 
 
-def denoiser(config: Config) -> Denoiser:
-    """Net, target and schedule in one."""
-    return Denoiser(net(config), target(config), schedule(config))
+def denoiser(config: Config, backbone: nn.Module | None = None) -> Denoiser:
+    """Net (or `backbone` in its place), target and schedule in one."""
+    return Denoiser(backbone or net(config), target(config), schedule(config))
 
 
 def step(name: str) -> samplers.Step:

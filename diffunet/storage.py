@@ -140,9 +140,10 @@ def read_model(model: str | Path) -> Model:
     config = read_config(folder)
     if config.model.channels is None or config.model.multipliers is None:
         raise CheckpointError(f"{folder / CONFIG} does not say the model's channels and multipliers")
-    with torch.device("meta"):
-        denoiser = build.denoiser(config)
+    with torch.device("meta"):  # nothing is allocated before the file has shown that it fits
+        net = build.net(config)
     tensors, metadata = read_tensors(folder / WEIGHTS)
-    load_weights(denoiser.net, tensors, folder / WEIGHTS)
+    load_weights(net, tensors, folder / WEIGHTS)
+    denoiser = build.denoiser(config, net)
     denoiser.eval().requires_grad_(False)
     return Model(config, denoiser, int(metadata.get("step", 0)))

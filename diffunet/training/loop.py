@@ -26,7 +26,6 @@ from diffunet.config import Config
 from diffunet.data import images
 from diffunet.data.cache import split
 from diffunet.data.folder import class_names
-from diffunet.diffusion.denoiser import Denoiser
 from diffunet.diffusion.losses import DenoisingLoss, Loss
 from diffunet.errors import DivergedError, ResourceError, Stopped
 from diffunet.pipeline import Pipeline
@@ -166,7 +165,7 @@ def train(
         )  # fmt: skip
         validation = batches.held_out(held[:256]).to(device) if len(held) and main else None
         model = accelerator.prepare(DenoisingLoss(denoiser, build.weighting(config), loss)).train()
-        judge = DenoisingLoss(Denoiser(ema.net, denoiser.target, denoiser.schedule), build.weighting(config), loss)
+        judge = DenoisingLoss(build.denoiser(config, ema.net), build.weighting(config), loss)
         pipeline = Pipeline(config, judge.denoiser, dtype=torch.bfloat16 if precision.value == "bf16" else None)
         record = None
         if main:
