@@ -54,9 +54,9 @@ def _tyro(what: Any, args: Sequence[str], command: str, **options: Any) -> Any:
 
 def one_line(box: str) -> str:
     """What a box of tyro's says: its first part, and its suggestion."""
-    text = re.sub(r"[╭╮╰╯─│]+", "\n", box)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    title, lines = (lines[0], lines[1:]) if len(lines) > 1 else ("", lines)
+    bare = [line.strip("╭╮╰╯─│|+ ") for line in box.splitlines()]
+    lines = [line for line in bare if line.strip("-")]
+    title, lines = (lines[0].strip("- "), lines[1:]) if len(lines) > 1 else ("", lines)
     said: list[str] = []
     for line in lines:
         if line.startswith(("For full helptext", "Argument helptext", "For further information")):

@@ -23,6 +23,13 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
 }
 
 
+class _ToStandardError(logging.Handler):
+    """Looks up sys.stderr for each line: a progress bar puts its own there, to print above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr, flush=True)
+
+
 def _usage() -> str:
     rows = "\n".join(f"  {name:<9} {words}" for name, (_, words) in COMMANDS.items())
     return (
@@ -64,10 +71,7 @@ def _run(args: list[str]) -> None:
         hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(COMMANDS)}"
         raise UsageError(f"there is no command {name!r}{hint}")
     logger = logging.getLogger("diffunet")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
+    logger.handlers = [_ToStandardError()]
     logger.setLevel(logging.INFO if commands.main_process() else logging.ERROR)
     function = COMMANDS[name][0]
     if function is commands.train:

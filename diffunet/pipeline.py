@@ -201,7 +201,8 @@ class Pipeline:
                 "the mask fills %.0f%% of the image; for masks with black = fill: --invert-mask", 100 * hole.mean()
             )
         region = regions.choose(hole, self.image_size, fit)
-        log.info("%s", region)
+        if fit == "auto" and (region.fit != "native" or hole.shape != (self.image_size, self.image_size)):
+            log.info("%s", region)
         pixels, gap = regions.cut(images.to_array(picture, self.channels), hole, region)
         walk_of, ladder = self._method(method, steps)
         denoise_for = self._guidance(guidance)

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-
-from diffunet.config import Config
+from small import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -27,22 +26,6 @@ def folder(tmp_path_factory):
             pixels = np.where(inside, bright, dark) + generator.integers(-10, 10, (8, 8))
             Image.fromarray(pixels.astype(np.uint8)).convert("RGB").save(root / name / f"{i}.png")
     return root
-
-
-def tiny(**sections):
-    """A config that trains in seconds; `tiny(train={"steps": 3})` changes it."""
-    content = {
-        "model": {"channels": 8, "multipliers": (1, 2), "num_blocks": 1, "attention_resolutions": (4,), "dropout": 0.1},
-        "data": {"image_size": 8, "classes": True},
-        "diffusion": {"sample_steps": 4},
-        "train": {
-            "steps": 8, "batch_size": 6, "warmup": 3, "log_every": 2, "validate_every": 4, "sample_every": 8,
-            "checkpoint_every": 3, "previews": 4, "tensorboard": False,
-        },
-    }  # fmt: skip
-    for section, values in sections.items():
-        content[section] |= values
-    return Config.model_validate(content)
 
 
 @pytest.fixture(scope="session")

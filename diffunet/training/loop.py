@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,8 @@ def train(
     precision = devices.precision(device, config.train.precision)
     # DDP's default re-sorts its buckets after the first step: sums of three or more processes would differ on resume.
     exact = DistributedDataParallelKwargs(find_unused_parameters=device.type == "cpu" or config.train.deterministic)
-    accelerator = Accelerator(
-        mixed_precision="bf16" if precision.value == "bf16" else "no", cpu=device.type == "cpu", kwargs_handlers=[exact]
-    )
+    # Autocast is ours, round the net alone: accelerate's is fixed for the life of a process.
+    accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu", kwargs_handlers=[exact])
     device, processes = accelerator.device, accelerator.num_processes
     config = defaults.resolve(
         config,
@@ -110,7 +110,7 @@ def train(
         bf16=precision.value == "bf16",
         processes=processes,
     )
-    t, d = config.train, config.data
+    t, d, bf16 = config.train, config.data, precision.value == "bf16"
     assert t.steps is not None, "the config is resolved"
     assert t.batch_size is not None, "the config is resolved"
 
@@ -156,6 +156,7 @@ def train(
             log.info("%s has reached step %d already; raise --steps to go on", run, first_step)
             return run / "model"
 
+        autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
         schedule = denoiser.schedule
         labels = dataset.labels(names) if names else None
         batches = Batches(
@@ -166,7 +167,7 @@ def train(
         validation = batches.held_out(held[:256]).to(device) if len(held) and main else None
         model = accelerator.prepare(DenoisingLoss(denoiser, build.weighting(config), loss)).train()
         judge = DenoisingLoss(build.denoiser(config, ema.net), build.weighting(config), loss)
-        pipeline = Pipeline(config, judge.denoiser, dtype=torch.bfloat16 if precision.value == "bf16" else None)
+        pipeline = Pipeline(config, judge.denoiser, dtype=torch.bfloat16 if bf16 else None)
         record = None
         if main:
             record = Record(run, first_step, t.tensorboard)
@@ -196,7 +197,8 @@ def train(
                         torch.manual_seed(draws.seed_of("dropout", t.seed, step, number, accelerator.process_index))
                     final = number == len(passes) - 1
                     with contextlib.nullcontext() if final else accelerator.no_sync(model):
-                        each = model(images.to_float(batch.images), noise, batch.sigma, batch.label)  # [b]
+                        with autocast():
+                            each = model(images.to_float(batch.images), noise, batch.sigma, batch.label)  # [b]
                         # DDP averages over processes; what is wanted is the mean over the global batch.
                         accelerator.backward(each.sum() * (processes / t.batch_size))
                     window[0] += each.detach().sum() / t.batch_size
@@ -241,7 +243,8 @@ def train(
                     window_began, window_steps = time.monotonic(), 0
                 if record is not None:
                     if validation is not None and (ending or done % t.validate_every == 0):
-                        value = validate(judge, validation, accelerator, t.seed, shape)
+                        with autocast():
+                            value = validate(judge, validation, t.seed, shape)
                         record.metrics(done, validation_loss=value)
                     if t.previews and (ending or done % t.sample_every == 0):
                         preview(pipeline, t.previews, run / "samples" / f"step-{done:08d}.png")
@@ -274,9 +277,7 @@ def train(
 
 
 @torch.no_grad()
-def validate(
-    judge: DenoisingLoss, batch: Batch, accelerator: Accelerator, seed: int, shape: tuple[int, int, int]
-) -> float:
+def validate(judge: DenoisingLoss, batch: Batch, seed: int, shape: tuple[int, int, int]) -> float:
     """The mean loss of the averaged weights on the held-out `batch`, with the same noise every time."""
     total = torch.zeros((), device=batch.sigma.device)
     for first in range(0, len(batch.sigma), 32):
@@ -284,8 +285,7 @@ def validate(
         sigma = batch.sigma[part]
         noise = draws.gaussian(draws.seed_of("validation", seed), 0, first, len(sigma), shape, sigma.device)
         label = None if batch.label is None else batch.label[part]
-        with accelerator.autocast():
-            total += judge(images.to_float(batch.images[part]), noise, sigma, label).sum()
+        total += judge(images.to_float(batch.images[part]), noise, sigma, label).sum()
     return total.item() / len(batch.sigma)
 
 

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import tiny
+from small import tiny
 
 import diffunet
 from diffunet import storage
@@ -55,8 +55,6 @@ def test_stopped_and_resumed_equals_not_stopped(folder, tmp_path, accumulation, 
     train(config, folder, tmp_path / "parts", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts", 8)
     lines = [[json.loads(line) for line in (tmp_path / run / "metrics.jsonl").open()] for run in ("whole", "parts")]
-    losses = [{line["step"]: line["loss"] for line in some if "loss" in line} for some in lines]
-    assert losses[0][8] == losses[1][8]
     held_out = [
         [line["validation_loss"] for line in some if line["step"] == 8 and "validation_loss" in line] for some in lines
     ]
