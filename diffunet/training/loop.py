@@ -118,8 +118,7 @@ def train(
         if main:
             busy = f"another process is writing to {run}; wait for it, or choose another --out"
             stack.enter_context(files.lock(run / ".lock", wait=False, message=busy))
-            if not resume:
-                files.write_atomic(run / "config.toml", config.to_toml())
+            files.write_atomic(run / "config.toml", config.to_toml())
         if t.deterministic:
             stack.enter_context(start.deterministic())
 
