@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from diffunet.config import Config, preset, read_toml
+from diffunet.config import Config, preset, read_toml, validated
 from diffunet.errors import UsageError
 
 T = TypeVar("T")
@@ -83,9 +83,18 @@ def base_config(args: Sequence[str]) -> Config:
     out, config = value_of(args, "--out"), value_of(args, "--config")
     if config is not None and value_of(args, "--preset") is not None:
         raise UsageError("--config and --preset are both a place to start from; take one")
+    name = value_of(args, "--preset")
+    base = read_toml(Path(config)) if config is not None else preset(name or "default")
     if "--resume" in args and out is not None and (Path(out) / "config.toml").is_file():
-        return read_toml(Path(out) / "config.toml")
-    return read_toml(Path(config)) if config is not None else preset(value_of(args, "--preset") or "default")
+        stored = read_toml(Path(out) / "config.toml")
+        if config is None and name is None:
+            return stored
+        # The same command again, as a scheduler gives it: what the file says stands, and is checked against the run.
+        content = stored.model_dump()
+        for section, values in base.model_dump(exclude_unset=True).items():
+            content[section] |= {key: value for key, value in values.items() if value is not None}
+        return validated(content, "the command line")
+    return base
 
 
 def value_of(args: Sequence[str], name: str) -> str | None:

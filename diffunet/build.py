@@ -37,14 +37,14 @@ def net(config: Config) -> UNet:
     model, data = config.model, config.data
     assert model.channels is not None, "the config is resolved"
     assert model.multipliers is not None, "the config is resolved"
-    sizes = [-(-data.image_size // 2**level) for level in range(len(model.multipliers))]
+    assert model.attention_levels is not None, "the config is resolved"
     try:
         return UNet(
             in_channels=data.channels,
             channels=model.channels,
             multipliers=model.multipliers,
             num_blocks=model.num_blocks,
-            attention_levels=[level for level, size in enumerate(sizes) if size in model.attention_resolutions],
+            attention_levels=model.attention_levels,
             head_channels=model.head_channels,
             qk_norm=model.qk_norm,
             scale_shift=model.scale_shift,

@@ -131,11 +131,15 @@ def sample(
         precision: bf16 is faster where it is native.
         overwrite: Replace what exists.
     """
+    from diffunet.data.images import is_lossless
+
     is_file = bool(out.suffix)
     if grid and not is_file:
         raise UsageError(f"--out {out} is a folder; a grid is one picture: --out {out}.png")
     if is_file and num > 1 and not grid:
         raise UsageError(f"--out {out} is one file for {num} images: add --grid or --num 1, or give a folder")
+    if is_file:
+        is_lossless(out)  # refuses what is no picture's name
     _free(out, overwrite)
     pipe = _load(model, device, precision)
     names = pipe.class_names
@@ -212,7 +216,10 @@ def inpaint(
         [out if is_file else out / (f"{path.stem}.png" if num == 1 else f"{path.stem}-{i}.png") for i in range(num)]
         for path in images
     ]
-    for target in (path for some in targets for path in some):
+    every = [path for some in targets for path in some]
+    if len(set(every)) < len(every):
+        raise UsageError(f"several images would be written to {max(every, key=every.count)}: rename one")
+    for target in every:
         _free(target, overwrite)
     pipe = _load(model, device, precision)
     for path, some in zip(images, targets, strict=True):
@@ -390,7 +397,7 @@ def _free(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite and (path.is_file() or any(path.iterdir())):
         raise UsageError(f"{path} exists; choose another --out, or say --overwrite")
     above = path.parent if path.suffix else path
-    while not above.exists():
+    while not above.exists() and above != above.parent:
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UsageError(f"--out {path} cannot be written: {above} is not a writable folder")

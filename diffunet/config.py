@@ -21,6 +21,7 @@ Positive = Annotated[int, Field(ge=1, le=10**12)]
 Count = Annotated[int, Field(ge=0, le=10**12)]
 Rate = Annotated[float, Field(gt=0, le=1e6)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 SamplerName = Literal["ddpm", "ddpm-large", "ddim", "euler", "heun", "dpm++2m"]
@@ -47,7 +48,9 @@ class ModelConfig(Section):
     num_blocks: Annotated[int, Field(ge=1, le=16)] = 2
     """Residual blocks of a level."""
     attention_resolutions: tuple[Positive, ...] = (16, 8)
-    """Sizes of feature maps that get self-attention."""
+    """Sizes of feature maps that get self-attention, or the nearest there are."""
+    attention_levels: tuple[Annotated[int, Field(ge=0, le=9)], ...] | None = None
+    """The same by level, 0 is full size; from the resolutions and the image size."""
     head_channels: Annotated[int, Field(ge=1, le=1024)] = 64
     """Channels of an attention head."""
     qk_norm: bool = False
@@ -139,7 +142,7 @@ class TrainConfig(Section):
     """Steps over which the rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     """AdamW's."""
-    betas: tuple[Share, Share] = (0.9, 0.99)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.99)
     """AdamW's."""
     clip: Rate = 1.0
     """Largest norm of a gradient."""
@@ -179,10 +182,16 @@ class Config(Section):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
 
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.diffusion.mean is not None and len(self.diffusion.mean) != self.data.channels:
+            raise ValueError(f"diffusion.mean has {len(self.diffusion.mean)} values for {self.data.channels} channels")
+        return self
+
     def changed(self, section: str, **values: Any) -> Config:
         """A copy with values of one section set, validated."""
-        content = self.model_dump()
-        content[section] |= values
+        content = self.model_dump(exclude_unset=True)
+        content.setdefault(section, {}).update(values)
         return validated(content, "the command line")
 
     def hash(self) -> str:

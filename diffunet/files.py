@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from diffunet.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 WINDOWS = os.name == "nt"
 
@@ -104,7 +108,12 @@ else:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as error:  # some network file systems have no locks
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                raise
+            log.warning("this file system has no locks (%s): see that only one process writes here", error.strerror)
         return True
 
     def _unlock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,7 +23,7 @@ from diffunet.diffusion import samplers
 from diffunet.diffusion.denoiser import Denoise, Denoised, Denoiser, bind
 from diffunet.diffusion.guidance import WithAndWithoutLabel, guided
 from diffunet.diffusion.inpainting import keep_known, resample_ladder
-from diffunet.errors import Cancelled, DataError, UsageError
+from diffunet.errors import Cancelled, DataError, ResourceError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,8 @@ class Pipeline:
         """
         if num < 1:
             raise UsageError(f"num is at least 1, not {num}")
+        if batch_size is not None and batch_size < 1:
+            raise UsageError(f"batch_size is at least 1, not {batch_size}")
         numbers = self._labels(labels, num)
         denoise_for = self._guidance(guidance)
         step = build.step(sampler or self.config.diffusion.sampler)
@@ -248,8 +251,11 @@ class Pipeline:
         autocast = (
             nullcontext() if self.dtype in (None, torch.float32) else torch.autocast(self.device.type, self.dtype)
         )
-        with self._lock, torch.no_grad(), autocast:
-            yield
+        try:
+            with self._lock, torch.no_grad(), autocast:
+                yield
+        except torch.OutOfMemoryError:
+            raise ResourceError("out of memory: a smaller batch_size, fewer at once, or fit crop") from None
 
     def _ladder(self, steps: int | None) -> Tensor:
         steps = self.config.diffusion.sample_steps if steps is None else steps
@@ -290,6 +296,8 @@ class Pipeline:
 
     def _guidance(self, scale: float) -> Callable[[Tensor | None], Denoise]:
         """From labels to a denoiser with guidance."""
+        if not math.isfinite(scale):
+            raise UsageError(f"guidance is a number, not {scale}")
         if scale != 1 and not self.class_names:
             raise UsageError(f"guidance {scale:g} needs a model with classes; this one has none")
         if scale != 1 and not self.config.diffusion.label_dropout:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from diffunet import build, files
 from diffunet.config import Config, validated
 from diffunet.diffusion.denoiser import Denoiser
-from diffunet.errors import CheckpointError, Error
+from diffunet.errors import CheckpointError, Error, ResourceError
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -39,7 +39,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """A safetensors file, written whole or not at all."""
     content = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     with files.replacing(path) as temporary:
-        save_file(content, temporary, dict(metadata))
+        try:
+            save_file(content, temporary, dict(metadata))
+        except SafetensorError as error:  # its way of saying that the disk is full
+            raise OSError(str(error)) from None
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -50,7 +53,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            # Cloned: a view would keep the file mapped, and Windows would then not let training replace it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
 
@@ -79,12 +84,28 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: Path) 
 
 
 def write_model(folder: Path, config: Config, weights: Mapping[str, Tensor], step: int) -> None:
-    """A model folder. Where it exists, only the weights are replaced (the config of a run does not change)."""
+    """A model folder. Where it exists, only the weights are replaced (the config of a run does not change).
+
+    Raises:
+        ResourceError: where the disk does not take it; what was there before is whole.
+    """
     text = json.dumps({"format": FORMAT, "version": VERSION, "config": config.model_dump(mode="json")}, indent=1)
     path = folder / CONFIG
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        files.write_atomic(path, text)
-    write_tensors(folder / WEIGHTS, weights, {"step": str(step), "config": config.hash()})
+    try:
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            files.write_atomic(path, text)
+        write_tensors(folder / WEIGHTS, weights, {"step": str(step), "config": config.hash()})
+    except OSError as error:
+        raise ResourceError(f"the model {folder} could not be written: {error.strerror or error}; make room") from None
+
+
+def model_step(folder: Path) -> int | None:
+    """The step that a model folder's weights are from; None where there are none that can be read."""
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            return int((file.metadata() or {}).get("step", -1)) if (folder / CONFIG).is_file() else None
+    except (OSError, SafetensorError, ValueError):
+        return None
 
 
 def find_model(model: str | Path) -> Path:
@@ -138,8 +159,8 @@ def read_model(model: str | Path) -> Model:
     """
     folder = find_model(model)
     config = read_config(folder)
-    if config.model.channels is None or config.model.multipliers is None:
-        raise CheckpointError(f"{folder / CONFIG} does not say the model's channels and multipliers")
+    if None in (config.model.channels, config.model.multipliers, config.model.attention_levels):
+        raise CheckpointError(f"{folder / CONFIG} leaves open what the net is: it was not written by training")
     with torch.device("meta"):  # nothing is allocated before the file has shown that it fits
         net = build.net(config)
     tensors, metadata = read_tensors(folder / WEIGHTS)

@@ -16,6 +16,16 @@ FLOW_SIGMA_MAX = 1e9
 """Where flow starts: sigma = t / (1 - t) is infinite at t = 1; at 1e9 the signal is below float32's last bit."""
 
 
+def _wide(x: Tensor) -> Tensor:
+    """float64, where the device has it (Apple's has not)."""
+    return x.float() if x.device.type == "mps" else x.double()
+
+
+def _on(table: Tensor, device: torch.device) -> Tensor:
+    """A float64 table on a device, in the widest type that it has."""
+    return table.float().to(device) if device.type == "mps" else table.to(device)
+
+
 class Schedule(Protocol):
     """What training and ladders need to know of a schedule."""
 
@@ -32,6 +42,13 @@ class Schedule(Protocol):
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         """What the net is told of sigma, clamped to the trained range; float64 of sigma's shape."""
+
+    def sigma_at(self, t: Tensor) -> Tensor:
+        """Sigma at the schedule's own time t in (0, 1], in which ladders are uniform. It is u where training draws
+        times uniformly, and where it does not (logit-normal) what u would be if it did."""
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """The inverse of `sigma_at`."""
 
 
 def betas(kind: str, num_steps: int) -> Tensor:
@@ -92,19 +109,19 @@ class DDPMSchedule:
 
     def _log_sigmas(self, device: torch.device) -> Tensor:
         if device not in self._tables:  # kept, so that a training step on a GPU copies nothing
-            self._tables[device] = self._tables[torch.device("cpu")].to(device)
+            self._tables[device] = _on(self._tables[torch.device("cpu")], device)
         return self._tables[device]
 
     def _t(self, sigma: Tensor) -> Tensor:
         """Continuous t of sigma: exact integers on the grid, extrapolated beyond it; float64."""
         table = self._log_sigmas(sigma.device)
-        value = sigma.double().log()
+        value = _wide(sigma).log()
         low = (torch.searchsorted(table, value.contiguous(), right=True) - 1).clamp(0, self.num_steps - 2)
         return low + (value - table[low]) / (table[low + 1] - table[low])
 
     def sigma(self, u: Tensor) -> Tensor:
         """See `Schedule`."""
-        t = u.double() * self.num_steps - 1
+        t = _wide(u) * self.num_steps - 1
         table = self._log_sigmas(u.device)
         low = t.floor().long().clamp(0, self.num_steps - 2)
         return torch.lerp(table[low], table[low + 1], t - low).exp()
@@ -126,6 +143,14 @@ class DDPMSchedule:
         beta, alpha = self.beta[t], 1 - self.beta[t]
         mean = previous.sqrt() * beta / (1 - alpha_bar) * x0 + alpha.sqrt() * (1 - previous) / (1 - alpha_bar) * x_t
         return mean, (1 - previous) / (1 - alpha_bar) * beta
+
+    def sigma_at(self, t: Tensor) -> Tensor:
+        """See `Schedule`."""
+        return self.sigma(t)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """See `Schedule`."""
+        return self.u(sigma)
 
     def previous(self, sigma: Tensor) -> Tensor:
         """Sigma one step of the grid below `sigma`, 0 below the first; for the posterior and the VLB."""
@@ -149,16 +174,24 @@ class EDMSchedule:
 
     def sigma(self, u: Tensor) -> Tensor:
         """See `Schedule`."""
-        inside = u.double().clamp(1e-12, 1 - 1e-12)
+        inside = _wide(u).clamp(1e-12, 1 - 1e-12)
         return (self.log_mean + self.log_std * torch.special.ndtri(inside)).exp()
 
     def u(self, sigma: Tensor) -> Tensor:
         """See `Schedule`."""
-        return torch.special.ndtr((sigma.double().log() - self.log_mean) / self.log_std)
+        return torch.special.ndtr((_wide(sigma).log() - self.log_mean) / self.log_std)
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         """log(sigma) / 4."""
-        return sigma.double().clamp(self.sigma_min, self.sigma_max).log() / 4
+        return _wide(sigma).clamp(self.sigma_min, self.sigma_max).log() / 4
+
+    def sigma_at(self, t: Tensor) -> Tensor:
+        """See `Schedule`; EDM knows no time but the share of training that is below a sigma."""
+        return self.sigma(t)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """See `Schedule`."""
+        return self.u(sigma)
 
 
 class FlowSchedule:
@@ -174,20 +207,27 @@ class FlowSchedule:
 
     def sigma(self, u: Tensor) -> Tensor:
         """See `Schedule`."""
-        u = u.double()
         if self.logit_normal:  # logit(t) = log sigma is a standard normal
-            return torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12)).exp()
-        return (u / (1 - u)).clamp(max=FLOW_SIGMA_MAX)
+            return torch.special.ndtri(_wide(u).clamp(1e-12, 1 - 1e-12)).exp()
+        return self.sigma_at(u)
 
     def u(self, sigma: Tensor) -> Tensor:
         """See `Schedule`."""
-        sigma = sigma.double()
-        return torch.special.ndtr(sigma.log()) if self.logit_normal else sigma / (1 + sigma)
+        return torch.special.ndtr(_wide(sigma).log()) if self.logit_normal else self.time(sigma)
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         """1000 t, 0 to 1000."""
-        sigma = sigma.double()
-        return 1000 * sigma / (1 + sigma)
+        return 1000 * self.time(sigma)
+
+    def sigma_at(self, t: Tensor) -> Tensor:
+        """t / (1 - t), at most `FLOW_SIGMA_MAX`."""
+        t = _wide(t)
+        return (t / (1 - t)).clamp(max=FLOW_SIGMA_MAX)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """See `Schedule`."""
+        sigma = _wide(sigma)
+        return sigma / (1 + sigma)
 
 
 class ShiftedSchedule:
@@ -211,6 +251,14 @@ class ShiftedSchedule:
     def c_noise(self, sigma: Tensor) -> Tensor:
         """What the base says of sigma / factor."""
         return self.base.c_noise(sigma / self.factor)
+
+    def sigma_at(self, t: Tensor) -> Tensor:
+        """See `Schedule`."""
+        return self.factor * self.base.sigma_at(t)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """See `Schedule`."""
+        return self.base.time(sigma / self.factor)
 
 
 def shifted(schedule: Schedule, factor: float) -> Schedule:
@@ -240,21 +288,21 @@ def uniform_log_snr(sigma_min: float, sigma_max: float, n: int) -> Tensor:
 def uniform_t(schedule: Schedule, n: int, spacing: Literal["trailing", "leading", "linspace"] = "trailing") -> Tensor:
     """Uniform in the schedule's own time, then 0.
 
-    trailing: u = 1, 1 - 1/n ... 1/n: starts at pure noise (Lin et al. 2023, section 3.3).
-    linspace: both ends, u = 1 ... u(sigma_min).  leading: u(sigma_min) + k/n: never visits u = 1 (DDIM's own).
+    trailing: t = 1, 1 - 1/n ... 1/n: starts at pure noise (Lin et al. 2023, section 3.3).
+    linspace: both ends, t = 1 ... t(sigma_min).  leading: t(sigma_min) + k/n: never visits t = 1 (DDIM's own).
     With n = T all three are the grid of a DDPM schedule.
 
     Raises:
         ValueError: for an unknown `spacing`.
     """
-    first = schedule.u(torch.tensor(schedule.sigma_min, dtype=torch.float64)).item()
+    first = schedule.time(torch.tensor(schedule.sigma_min, dtype=torch.float64)).item()
     k = torch.arange(n, dtype=torch.float64)
     if spacing == "trailing":
-        u = 1 - k / n
+        t = 1 - k / n
     elif spacing == "linspace":
-        u = torch.linspace(1, first, n, dtype=torch.float64)
+        t = torch.linspace(1, first, n, dtype=torch.float64)
     elif spacing == "leading":
-        u = first + (n - 1 - k) * min(1 / n, (1 - first) / max(1, n - 1))
+        t = first + (n - 1 - k) * min(1 / n, (1 - first) / max(1, n - 1))
     else:
         raise ValueError(f"unknown spacing {spacing!r}; there are trailing, leading and linspace")
-    return _end(schedule.sigma(u).clamp(max=schedule.sigma_max))
+    return _end(schedule.sigma_at(t).clamp(max=schedule.sigma_max))

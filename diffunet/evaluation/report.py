@@ -12,7 +12,7 @@ import numpy as np
 from diffunet import build
 from diffunet.data import augment, images
 from diffunet.data.folder import class_names, class_of
-from diffunet.errors import DataError
+from diffunet.errors import DataError, UsageError
 from diffunet.evaluation.distances import frechet
 from diffunet.evaluation.features import train_classifier
 from diffunet.pipeline import Pipeline
@@ -78,7 +78,10 @@ def evaluate(
 
     Raises:
         DataError: fewer than 40 usable images.
+        UsageError: `num` below 2.
     """
+    if num < 2:
+        raise UsageError(f"--num is at least 2, not {num}: a distance is one of distributions")
     config = pipeline.config
     dataset = build.dataset(config, data)
     total = len(dataset.files)
@@ -94,9 +97,10 @@ def evaluate(
         background=d.background,
     )  # fmt: skip
     labels, names = None, d.class_names
-    if names or all(class_of(file.path) is not None for file in dataset.files):
+    folders = {class_of(file.path) for file in dataset.files}
+    if names or (len(folders) > 1 and None not in folders):
         names = names or class_names([file.path for file in dataset.files])
-        labels = dataset.labels(names)[chosen] if len(names) > 1 else None
+        labels = dataset.labels(names)[chosen]
     third = len(real) // 3
 
     def tell(what: str) -> Callable[[int, int], None]:

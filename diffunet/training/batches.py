@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -119,7 +120,8 @@ class Batches:
 
     def walk(self, first: int, end: int) -> Iterator[tuple[int, list[Batch]]]:
         """(step, its passes) for first ... end - 1, each read by a thread while the one before is in use."""
-        with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
+        ready_device = partial(torch.cuda.set_device, torch.cuda.current_device()) if self.pin else None
+        with ThreadPoolExecutor(1, thread_name_prefix="batches", initializer=ready_device) as reader:
             ahead = reader.submit(self.step, first)
             for step in range(first, end):
                 ready = ahead.result()

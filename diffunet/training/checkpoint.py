@@ -38,6 +38,7 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], stat
     target = folder_of(run, step)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     needed = sum(tensor.nbytes for part in tensors.values() for tensor in part.values())
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process of the same number
     try:
         temporary.mkdir(parents=True)
         for name, part in tensors.items():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 
 from diffunet import build
@@ -20,7 +23,7 @@ MULTIPLIERS = {16: (1, 2, 2), 32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 128: (1, 1, 2,
 
 
 def architecture(config: Config, device: torch.device) -> Config:
-    """`config` with channels and multipliers filled in."""
+    """`config` with channels, multipliers and attention levels filled in."""
     size = config.data.image_size
     multipliers = config.model.multipliers
     if multipliers is None:
@@ -28,7 +31,18 @@ def architecture(config: Config, device: torch.device) -> Config:
     channels = config.model.channels
     if channels is None:
         channels = (128 if size <= 64 else 96) if device.type == "cuda" else (64 if size <= 32 else 32)
-    return config.changed("model", channels=channels, multipliers=multipliers)
+    levels = config.model.attention_levels
+    if levels is None:
+        sizes = [-(-size // 2**level) for level in range(len(multipliers))]
+        near = {_nearest(sizes, wanted) for wanted in config.model.attention_resolutions}
+        levels = tuple(sorted(level for level in near if level is not None))
+    return config.changed("model", channels=channels, multipliers=multipliers, attention_levels=levels)
+
+
+def _nearest(sizes: Sequence[int], wanted: int) -> int | None:
+    """The level whose size is nearest to `wanted` by ratio; None where that is off by more than a half octave."""
+    off = [abs(math.log2(size / wanted)) for size in sizes]
+    return off.index(min(off)) if min(off) <= 0.5 else None
 
 
 def resolve(
@@ -39,7 +53,7 @@ def resolve(
     mean: tuple[float, ...],
     sigma_data: float,
     device: torch.device,
-    bf16: bool,
+    precision: str,
     processes: int = 1,
 ) -> Config:
     """`config` with nothing left open.
@@ -64,7 +78,7 @@ def resolve(
         config = config.changed("train", steps=100_000 if device.type == "cuda" else 10_000)
     share = processes * config.train.grad_accumulation
     if config.train.batch_size is None:
-        config = config.changed("train", batch_size=_batch(config, device, bf16, share))
+        config = config.changed("train", batch_size=_batch(config, device, precision, share))
     batch = config.train.batch_size
     assert batch is not None
     if batch % share:
@@ -76,13 +90,13 @@ def resolve(
     return config
 
 
-def _batch(config: Config, device: torch.device, bf16: bool, share: int) -> int:
+def _batch(config: Config, device: torch.device, precision: str, share: int) -> int:
     """The largest power of two, times `share`, that fits `MEMORY` in one pass, up to what is worth it on the device."""
     with torch.device("meta"):
         net = build.net(config)
     price = cost(net, config.data.image_size, config.data.image_size)
     worth = 256 if device.type == "cuda" else 64
     part = 1
-    while part * 2 * share <= worth and price.training_bytes(part * 2, bf16) <= MEMORY:
+    while part * 2 * share <= worth and price.training_bytes(part * 2, precision, device.type) <= MEMORY:
         part *= 2
     return part * share

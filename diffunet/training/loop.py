@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
@@ -93,7 +94,7 @@ def train(
     names = class_names([file.path for file in dataset.files]) if config.data.classes else ()
     chosen, held = split(dataset.files, config.data.held_out, 1000)
 
-    device = devices.device("cpu" if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") else None)
+    device = start.device()
     precision = devices.precision(device, config.train.precision)
     # DDP's default re-sorts its buckets after the first step: sums of three or more processes would differ on resume.
     exact = DistributedDataParallelKwargs(find_unused_parameters=device.type == "cpu" or config.train.deterministic)
@@ -107,7 +108,7 @@ def train(
         mean=dataset.mean,
         sigma_data=dataset.sigma_data,
         device=device,
-        bf16=precision.value == "bf16",
+        precision=precision.value,
         processes=processes,
     )
     t, d, bf16 = config.train, config.data, precision.value == "bf16"
@@ -118,12 +119,11 @@ def train(
         if main:
             busy = f"another process is writing to {run}; wait for it, or choose another --out"
             stack.enter_context(files.lock(run / ".lock", wait=False, message=busy))
-            files.write_atomic(run / "config.toml", config.to_toml())
         if t.deterministic:
             stack.enter_context(start.deterministic())
 
         # The net. Its random start is drawn from a key, like everything else; the caller's generators stay as they are.
-        stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         torch.manual_seed(draws.seed_of("init", t.seed))
         denoiser = build.denoiser(config)
         if init is not None:
@@ -151,6 +151,10 @@ def train(
             log.info("resuming %s at step %d", run, first_step)
         elif resume:
             log.info("no checkpoint in %s yet: starting at step 0", run)
+        if main:
+            files.write_atomic(run / "config.toml", config.to_toml())
+            if found is not None and storage.model_step(run / "model") != first_step:  # a crash came between the two
+                storage.write_model(run / "model", config, ema.net.state_dict(), first_step)
         if first_step >= t.steps:
             log.info("%s has reached step %d already; raise --steps to go on", run, first_step)
             return run / "model"
@@ -163,7 +167,8 @@ def train(
             t.grad_accumulation, accelerator.process_index, processes, d.image_size, d.fit, bool(d.flip), d.background,
             pin=device.type == "cuda",
         )  # fmt: skip
-        validation = batches.held_out(held[:256]).to(device) if len(held) and main else None
+        spread = np.linspace(0, len(held) - 1, min(256, len(held))).astype(np.int64)  # over all classes
+        validation = batches.held_out(held[spread]).to(device) if len(held) and main else None
         model = accelerator.prepare(DenoisingLoss(denoiser, build.weighting(config), loss)).train()
         judge = DenoisingLoss(build.denoiser(config, ema.net), build.weighting(config), loss)
         pipeline = Pipeline(config, judge.denoiser, dtype=torch.bfloat16 if bf16 else None)
@@ -182,7 +187,9 @@ def train(
         window = torch.zeros(2, device=device)  # sums of loss and gradient norm since the last line of metrics
         last_loss, window_began, window_steps = math.nan, time.monotonic(), 0
         shape = (d.channels, d.image_size, d.image_size)
+        one_pass = t.batch_size // processes // t.grad_accumulation
 
+        done = first_step
         try:
             for step, passes in batches.walk(first_step, t.steps):
                 rate = t.learning_rate * min(1.0, (step + 1) / max(1, t.warmup))
@@ -241,18 +248,15 @@ def train(
                     window.zero_()
                     window_began, window_steps = time.monotonic(), 0
                 if record is not None:
-                    if validation is not None and (ending or done % t.validate_every == 0):
-                        with autocast():
-                            value = validate(judge, validation, t.seed, shape)
-                        record.metrics(done, validation_loss=value)
-                    if t.previews and (ending or done % t.sample_every == 0):
-                        preview(pipeline, t.previews, run / "samples" / f"step-{done:08d}.png")
                     if saving:
                         save(run, done, config, net, ema, optimizer, counters, dataset.index_hash, environment)
                         checkpoint.prune(run, t.keep_every)
-                        record.status(
-                            "running", done, steps=t.steps, loss=last_loss if math.isfinite(last_loss) else None
-                        )
+                        record.status("running", done, steps=t.steps)
+                    if validation is not None and (ending or done % t.validate_every == 0):
+                        with autocast():
+                            record.metrics(done, validation_loss=validate(judge, validation, t.seed, shape, one_pass))
+                    if t.previews and (done == t.steps or done % t.sample_every == 0):
+                        preview(pipeline, t.previews, run / "samples" / f"step-{done:08d}.png", one_pass)
                     if on_step is not None:
                         answer = on_step(TrainProgress(done, t.steps, last_loss, time.monotonic() - began))
                         if answer is False:
@@ -261,14 +265,20 @@ def train(
                     flag.settle()
                     if record is not None:
                         record.status("stopped", done, steps=t.steps, reason=flag.reason, exit_code=Stopped.exit_code)
+                    # A launcher kills the others once one has ended: not before the main process has saved.
+                    accelerator.wait_for_everyone()
                     raise Stopped(f"stopped at step {done} of {t.steps} with everything saved; go on with --resume")
             flag.settle()
-        except torch.OutOfMemoryError:
-            raise ResourceError(
-                f"out of memory with --batch-size {t.batch_size}: try half of it, a higher --train.grad-accumulation "
-                f"(now {t.grad_accumulation}), --model.checkpointing, or a lower --model.channels (now "
-                f"{config.model.channels})"
-            ) from None
+        except Exception as error:
+            if record is not None and not isinstance(error, Stopped | DivergedError):
+                record.status("failed", done, steps=t.steps, exit_code=getattr(error, "exit_code", 1))
+            if isinstance(error, torch.OutOfMemoryError):
+                raise ResourceError(
+                    f"out of memory with --batch-size {t.batch_size}: try half of it, a higher "
+                    f"--train.grad-accumulation (now {t.grad_accumulation}), --model.checkpointing, or a lower "
+                    f"--model.channels (now {config.model.channels})"
+                ) from None
+            raise
         if record is not None:
             record.status("done", t.steps, steps=t.steps, exit_code=0)
         accelerator.wait_for_everyone()
@@ -276,11 +286,11 @@ def train(
 
 
 @torch.no_grad()
-def validate(judge: DenoisingLoss, batch: Batch, seed: int, shape: tuple[int, int, int]) -> float:
+def validate(judge: DenoisingLoss, batch: Batch, seed: int, shape: tuple[int, int, int], at_once: int) -> float:
     """The mean loss of the averaged weights on the held-out `batch`, with the same noise every time."""
     total = torch.zeros((), device=batch.sigma.device)
-    for first in range(0, len(batch.sigma), 32):
-        part = slice(first, first + 32)
+    for first in range(0, len(batch.sigma), at_once):
+        part = slice(first, first + at_once)
         sigma = batch.sigma[part]
         noise = draws.gaussian(draws.seed_of("validation", seed), 0, first, len(sigma), shape, sigma.device)
         label = None if batch.label is None else batch.label[part]
@@ -288,9 +298,10 @@ def validate(judge: DenoisingLoss, batch: Batch, seed: int, shape: tuple[int, in
     return total.item() / len(batch.sigma)
 
 
-def preview(pipeline: Pipeline, num: int, path: Path) -> None:
+def preview(pipeline: Pipeline, num: int, path: Path, at_once: int) -> None:
     """A grid of samples, from the same noise every time, so that previews of a run can be compared."""
-    images.save(images.grid([images.to_array(image, pipeline.channels) for image in pipeline.sample(num)]), path)
+    pictures = pipeline.sample(num, batch_size=at_once)
+    images.save(images.grid([images.to_array(picture, pipeline.channels) for picture in pictures]), path)
 
 
 def save(

@@ -43,7 +43,7 @@ def begin(config: Config, run: Path, *, resume: bool, init: str | Path | None, m
     if resume and (run / "config.toml").is_file():
         return _same_run(config, read_toml(run / "config.toml"))
     if main:
-        if not resume and run.exists() and (not run.is_dir() or any(run.iterdir())):
+        if not resume and run.exists() and (not run.is_dir() or any(path.name != ".lock" for path in run.iterdir())):
             raise UsageError(f"--out {run} exists; go on with it by --resume, or choose another folder")
         try:
             run.mkdir(parents=True, exist_ok=True)
@@ -55,12 +55,12 @@ def begin(config: Config, run: Path, *, resume: bool, init: str | Path | None, m
 
 def _same_run(given: Config, stored: Config) -> Config:
     """The stored config with what may change taken from `given`."""
-    ours, theirs, plain = given.model_dump(), stored.model_dump(), Config().model_dump()
-    for section, values in ours.items():
+    said, theirs = given.model_dump(exclude_unset=True), stored.model_dump()
+    for section, values in said.items():
         for name, value in values.items():
             known = theirs[section][name]
-            if value == known or value is None or value == () or value == plain[section][name]:
-                continue  # not said, or said the same
+            if value == known or value is None or value == ():
+                continue
             if name not in FREE[section]:
                 raise UsageError(f"--resume goes on with {section}.{name} = {known!r}; it cannot become {value!r}")
             theirs[section][name] = value
@@ -71,16 +71,16 @@ def _like_model(config: Config, init: str | Path) -> Config:
     """`config` with the architecture, and the meaning of its input and output, of the model `init`."""
     model = storage.read_config(storage.find_model(init))
     content, plain, kept = config.model_dump(), Config().model_dump(), model.model_dump()
-    free = {"dropout", "checkpointing", "sampler", "sample_steps", "ladder", "label_dropout", "weighting", "mean"}
-    for section in ("model", "diffusion"):
-        for name, value in kept[section].items():
-            said = content[section][name] != plain[section][name] and content[section][name] != value
+    free = {"dropout", "checkpointing", "sampler", "sample_steps", "ladder", "label_dropout", "weighting", "image_size"}
+    wanted = {section: list(kept[section]) for section in ("model", "diffusion")} | {"data": ["image_size", "channels"]}
+    for section, names in wanted.items():
+        for name in names:
+            value = kept[section][name]
+            said = content[section][name] not in (plain[section][name], value)
             if said and name not in free:
                 raise UsageError(f"--init takes {section}.{name} = {value!r} from {init}; leave it out")
             if not said:
                 content[section][name] = value
-    if content["data"]["channels"] != kept["data"]["channels"]:
-        raise UsageError(f"--init {init} has {kept['data']['channels']} channels: set --data.channels to that")
     content["diffusion"]["mean"] = None  # measured anew
     return Config.model_validate(content)
 
@@ -101,6 +101,16 @@ def copy_weights(init: str | Path, net: nn.Module, config: Config) -> None:
                     if label is None or label in old:
                         tensors[name][row] = before[old.index(label) if label is not None else -1]
     storage.load_weights(net, tensors, folder / storage.WEIGHTS)
+
+
+def device() -> torch.device:
+    """Where this process trains: the GPU of its rank on its machine, or what there is."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return devices.device("cpu")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        return devices.device(f"cuda:{torch.cuda.current_device()}")
+    return devices.device()
 
 
 def decoding(main: bool) -> Callable[[int, int], None] | None:
@@ -187,7 +197,7 @@ def plan(
     small = [file for file in dataset.files if min(file.width, file.height) < size]
     if len(small) > len(dataset.files) // 2:
         yield f"note: {len(small)} of {len(dataset.files)} images are smaller than {size} pixels and are enlarged"
-    memory = price.training_bytes(t.batch_size // processes // t.grad_accumulation, precision.value == "bf16")
+    memory = price.training_bytes(t.batch_size // processes // t.grad_accumulation, precision.value, device.type)
     yield (
         f"model: {price.parameters / 1e6:.1f} M parameters, {price.macs / 1e9:.2f} GMACs an image; "
         f"about {memory / 2**30:.1f} GiB to train"

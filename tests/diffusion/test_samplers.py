@@ -109,3 +109,22 @@ def test_watching_and_stopping_midway():
     assert torch.equal(denoised.x0, exact(torch.ones(1, 1, 2, 2), torch.tensor(10.0, dtype=torch.float64)).x0)
     assert x.dtype == torch.float32
     walk.close()
+
+
+@pytest.mark.parametrize("data_sd", [0.2, 0.5])
+def test_the_default_ladder_and_sampler_keep_the_variance_of_the_data(data_sd):
+    """25 steps of dpm++2m on the default schedule give a Gaussian's spread back, not a smoothed one."""
+    from diffunet import build
+    from diffunet.config import Config
+
+    config = Config()
+    schedule = build.schedule(config)
+    ladder = build.ladder(config, schedule, config.diffusion.sample_steps)
+    assert ladder[0] == schedule.sigma_max == 1e9
+    x = ladder[0] * torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(1, 1, 3, 3)
+
+    def denoise(x, sigma):
+        return Denoised(data_sd**2 * x / (data_sd**2 + sigma**2))
+
+    end = last(sample(denoise, x, ladder, build.step(config.diffusion.sampler), no_noise))
+    assert torch.allclose(end / data_sd, x / ladder[0], rtol=0.02, atol=1e-6)

@@ -35,6 +35,7 @@ def test_sigma_increases_and_u_is_its_inverse(schedule):
     assert (sigma.diff() > 0).all()
     assert torch.allclose(schedule.u(sigma), u, atol=1e-9)
     assert (schedule.c_noise(sigma).diff() >= 0).all()
+    assert torch.allclose(schedule.time(schedule.sigma_at(u)), u, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "sigmoid"])

@@ -132,6 +132,21 @@ def test_init_takes_weights_and_matches_classes_by_name(run, folder, tmp_path):
         train(tiny(model={"channels": 16}), folder, tmp_path / "clash", init=run)
 
 
+def test_init_from_a_model_of_another_image_size(run, folder, tmp_path):
+    config = tiny(train={"steps": 1, "learning_rate": 1e-30}, data={"image_size": 13})
+    train(config, folder, tmp_path / "run", init=run)
+    before, after = (storage.read_tensors(path / "model/model.safetensors")[0] for path in (run, tmp_path / "run"))
+    assert all(torch.allclose(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize(
+    ("size", "levels"), [(64, (2, 3)), (32, (1, 2)), (28, (1, 2)), (48, (2, 3)), (16, (0, 1)), (5, ())]
+)
+def test_attention_goes_where_maps_are_nearest_to_what_was_asked_for(size, levels):
+    config = defaults.architecture(Config().changed("data", image_size=size), torch.device("cpu"))
+    assert config.model.attention_levels == levels
+
+
 def test_ema_by_its_recursion():
     torch.manual_seed(0)
     net = torch.nn.Linear(3, 2)
@@ -156,7 +171,7 @@ def test_defaults_are_sensible_on_little_and_much_and_fit_a_small_card():
         for size in (16, 32, 64, 128, 256):
             config = defaults.resolve(
                 Config().changed("data", image_size=size), images=images, class_names=(), mean=(0.0,) * 3,
-                sigma_data=0.5, device=torch.device(device), bf16=True,
+                sigma_data=0.5, device=torch.device(device), precision="bf16",
             )  # fmt: skip
             assert config.data.flip == (images < 5000)
             assert (config.model.dropout > 0) == (images < 5000)
@@ -165,7 +180,7 @@ def test_defaults_are_sensible_on_little_and_much_and_fit_a_small_card():
     with pytest.raises(UsageError, match="must divide by 2 processes x 2 passes"):
         defaults.resolve(
             tiny(train={"batch_size": 6, "grad_accumulation": 2}), images=9, class_names=(), mean=(0.0,) * 3,
-            sigma_data=0.5, device=torch.device("cpu"), bf16=False, processes=2,
+            sigma_data=0.5, device=torch.device("cpu"), precision="fp32", processes=2,
         )  # fmt: skip
 
 

@@ -12,11 +12,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from small import tiny
 
 import diffunet
 from diffunet import storage
-from diffunet.errors import CheckpointError, Stopped, UsageError
+from diffunet.config import Config, read_toml
+from diffunet.errors import CheckpointError, ResourceError, Stopped, UsageError
 from diffunet.training import checkpoint
 from diffunet.training.loop import train
 
@@ -162,12 +164,44 @@ def test_what_decides_the_weights_cannot_change_on_resume(folder, run, tmp_path)
         train(tiny(), folder, tmp_path / "run")
 
 
+def test_an_option_set_back_to_its_default_counts_on_resume(folder, tmp_path):
+    train(tiny(train={"steps": 2, "learning_rate": 1e-3}), folder, tmp_path / "run")
+    again = {"train": {"steps": 3, "learning_rate": 3e-4}}  # 3e-4 is the default
+    train(Config.model_validate(again), folder, tmp_path / "run", resume=True)
+    assert read_toml(tmp_path / "run/config.toml").train.learning_rate == 3e-4
+    with pytest.raises(UsageError, match=r"train\.batch_size = 6"):
+        train(Config.model_validate({"train": {"batch_size": 5}}), folder, tmp_path / "run", resume=True)
+
+
+def test_a_model_that_a_crash_kept_from_being_written_is_written_on_resume(folder, tmp_path):
+    train(tiny(train={"steps": 3}), folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/model")
+    train(tiny(train={"steps": 3}), folder, tmp_path / "run", resume=True)
+    assert storage.read_model(tmp_path / "run").step == 3
+
+
+def test_a_full_disk_is_said_in_one_line_and_the_old_checkpoint_is_whole(folder, run, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run")
+
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(storage, "save_file", full)
+    with pytest.raises(ResourceError, match=r"No space left on device.*earlier checkpoints are whole"):
+        train(tiny(train={"steps": 20}), folder, tmp_path / "run", resume=True)
+    assert checkpoint.newest(tmp_path / "run") is not None
+    assert not list((tmp_path / "run/checkpoints").glob(".*"))
+    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "failed"
+
+
 def test_other_images_are_refused(folder, run, tmp_path):
+    before = (run / "config.toml").read_bytes()
     shutil.copytree(run, tmp_path / "run")
     shutil.copytree(folder, tmp_path / "pictures")
     (tmp_path / "pictures/disc/0.png").unlink()
     with pytest.raises(CheckpointError, match="not those that this run began with"):
         train(tiny(train={"steps": 20}), tmp_path / "pictures", tmp_path / "run", resume=True)
+    assert (tmp_path / "run/config.toml").read_bytes() == before
 
 
 @pytest.mark.parametrize(
