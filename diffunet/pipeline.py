@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 REPAINT_STEPS, REPAINT_VISITS = 40, 5
 """Steps of the default ladder, and how often each stretch of a fifth of it is walked: 168 calls of the net."""
 
+INPAINT_BATCH = 16
+"""Fillings at a time."""
+
 Label = int | str | None
 
 
@@ -212,19 +215,21 @@ class Pipeline:
         names = self.class_names
         if label is not None and not names:
             raise UsageError("this model has no classes; train with --classes to have labels")
-        numbers = torch.tensor([self._number(label)] * num, device=self.device) if names else None
+        number = self._number(label) if names else None
+        batches = [range(first, min(first + INPAINT_BATCH, num)) for first in range(0, num, INPAINT_BATCH)]
+        filled: list[images.Pixels] = []
         with self._working():
             known = images.to_float(torch.from_numpy(pixels[None]).to(self.device))
             keep = torch.from_numpy(~gap).to(self.device)
-            noise = draws.streams(seed, range(num), known.shape[1:], self.device)
-            walk = walk_of(denoise_for(numbers), known, keep, self._start(noise(), ladder), noise)
-            x = self._watch(walk, on_step, 0, len(ladder) - 1)
+            for place, batch in enumerate(batches):
+                told = None if number is None else torch.full((len(batch),), number, device=self.device)
+                noise = draws.streams(seed, batch, known.shape[1:], self.device)
+                walk = walk_of(denoise_for(told), known, keep, self._start(noise(), ladder), noise)
+                x = self._watch(walk, on_step, place * (len(ladder) - 1), len(batches) * (len(ladder) - 1))
+                filled += list(images.to_uint8(x))
         blend = weight if soft_mask else None
-        height, width = hole.shape
-        return [
-            composite.composite(picture, regions.paste(filled, region, height, width), hole, blend, transparent)
-            for filled in images.to_uint8(x)
-        ]
+        pasted = (regions.paste(one, region, *hole.shape) for one in filled)
+        return [composite.composite(picture, one, hole, blend, transparent) for one in pasted]
 
     def _method(
         self, method: str, steps: int | None

@@ -226,7 +226,7 @@ def train(
                 ending = stopping or done == t.steps
                 saving = ending or done % t.checkpoint_every == 0
                 if saving or done % t.log_every == 0:
-                    last_loss, mean_norm = (accelerator.reduce(window)[i].item() / window_steps for i in (0, 1))
+                    last_loss, mean_norm = (total / window_steps for total in accelerator.reduce(window).tolist())
                     counters = {"skipped": int(skipped.item()), "streak": int(streak.item())}
                     seconds = time.monotonic() - window_began
                     if record is not None:
@@ -278,6 +278,8 @@ def train(
                     f"--train.grad-accumulation (now {t.grad_accumulation}), --model.checkpointing, or a lower "
                     f"--model.channels (now {config.model.channels})"
                 ) from None
+            if isinstance(error, OSError):
+                raise ResourceError(f"training cannot go on at step {done}: {error}; mend that and --resume") from None
             raise
         if record is not None:
             record.status("done", t.steps, steps=t.steps, exit_code=0)
