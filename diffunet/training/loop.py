@@ -96,10 +96,15 @@ def train(
 
     device = start.device()
     precision = devices.precision(device, config.train.precision)
-    # DDP's default re-sorts its buckets after the first step: sums of three or more processes would differ on resume.
-    exact = DistributedDataParallelKwargs(find_unused_parameters=device.type == "cpu" or config.train.deterministic)
+    # DDP re-sorts its buckets after the first step, which would change the order of sums on resume, unless it looks for
+    # unused parameters. With two processes there is but one order.
+    exact = (device.type == "cpu" or config.train.deterministic) and int(os.environ.get("WORLD_SIZE", 1)) > 2
     # Autocast is ours, round the net alone: accelerate's is fixed for the life of a process.
-    accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu", kwargs_handlers=[exact])
+    accelerator = Accelerator(
+        mixed_precision="no",
+        cpu=device.type == "cpu",
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=exact)],
+    )
     device, processes = accelerator.device, accelerator.num_processes
     config = defaults.resolve(
         config,
