@@ -95,7 +95,7 @@ def _batch(config: Config, device: torch.device, precision: str, share: int) -> 
     with torch.device("meta"):
         net = build.net(config)
     price = cost(net, config.data.image_size, config.data.image_size)
-    worth = 256 if device.type == "cuda" else 64
+    worth = 256 if device.type == "cuda" else 32
     part = 1
     while part * 2 * share <= worth and price.training_bytes(part * 2, precision, device.type) <= MEMORY:
         part *= 2
