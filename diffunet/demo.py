@@ -87,7 +87,8 @@ def _train(config: Config, out: Path, seconds: float) -> None:
             return time.monotonic() - began >= seconds
 
         def on_step(p: TrainProgress) -> bool:
-            show(p.step, p.steps, f"loss {p.loss:.3f}" if p.loss == p.loss else "")
+            passed = min(seconds, time.monotonic() - began)
+            show(int(passed), int(seconds), f"step {p.step}" + (f", loss {p.loss:.3f}" if p.loss == p.loss else ""))
             return not over()
 
         try:
