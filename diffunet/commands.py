@@ -336,7 +336,7 @@ def info(
         print(line, flush=True)
 
 
-def demo(out: Path = Path("demo"), seconds: float = 180.0, overwrite: bool = False) -> None:
+def demo(out: Path = Path("demo"), seconds: float = 150.0, overwrite: bool = False) -> None:
     """Do all of it on built-in data, in minutes, on a CPU: train on handwritten digits, sample, inpaint, judge.
 
     Example: diffunet demo --out demo

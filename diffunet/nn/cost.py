@@ -36,7 +36,8 @@ class Cost:
     def training_bytes(self, batch: int, precision: str = "fp32", device: str = "cpu") -> int:
         """Memory of one training step: weights, gradients, two Adam moments and EMA in float32, and activations.
 
-        Under bf16 autocast a CPU keeps 0.55 of the float32 activations (counted); CUDA keeps norms in float32: 0.86.
+        Under bf16 autocast a CPU keeps 0.55 of the float32 activations; CUDA keeps norms in float32, 0.86 (counted on a
+        CPU that does the same, not on a GPU).
         """
         share = 1.0 if precision != "bf16" else 0.9 if device == "cuda" else 0.6
         return 5 * 4 * self.parameters + int(batch * self.activation_bytes * share)
