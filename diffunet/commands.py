@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+from pydantic import Field
 from tyro.conf import Positional, arg
 
-from diffunet import arguments
+from diffunet import arguments, outputs
 from diffunet.config import Config, DataConfig, DiffusionConfig, ModelConfig, SamplerName, TrainConfig
 from diffunet.errors import UsageError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from diffunet.pipeline import Pipeline, Progress
+from diffunet.outputs import Precision
+from diffunet.progress import progress, say, tell
 
 Model = Annotated[Positional[str], arg(metavar="MODEL")]
-Precision = Literal["fp32", "bf16"]
+Number = Annotated[int, Field(ge=1, le=10**7)]
+Steps = Annotated[int, Field(ge=1, le=100_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Size = Annotated[int, Field(ge=4, le=4096)]
 
 
 @dataclass
@@ -47,14 +48,16 @@ class Train:
     """Start from the weights of this model, with its architecture."""
     resume: bool = False
     """Go on from the newest checkpoint of the run."""
+    accept_new_data: bool = False
+    """Resume with images that are not those that the run began with."""
     classes: bool = False
     """Subfolders are classes."""
     image_size: int | None = None
     """Short for --data.image-size."""
     steps: int | None = None
     """Short for --train.steps; raising it extends a run."""
-    batch_size: int | None = None
-    """Short for --train.batch-size: images of one step, over all processes."""
+    batch_size: int | Literal["auto"] | None = None
+    """Short for --train.batch-size: images of one step, over all processes; auto: as many as fit, by trial."""
     seed: int | None = None
     """Short for --train.seed."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -83,15 +86,19 @@ def train(args: Sequence[str]) -> None:
             config = config.changed(section, **{name: value})
 
     from diffunet.progress import progress
-    from diffunet.training.loop import TrainProgress
-    from diffunet.training.loop import train as run
+    from diffunet.training.stop import StopFlag, on_signals
 
-    with progress("training", quiet=not main_process()) as show:
+    with on_signals(StopFlag()), progress("training", quiet=not main_process()) as show:
+        from diffunet.training.loop import TrainProgress
+        from diffunet.training.loop import train as run
 
         def on_step(p: TrainProgress) -> None:
             show(p.step, p.steps, f"loss {p.loss:.4f}" if p.loss == p.loss else "")
 
-        model = run(config, chosen.folder, chosen.out, resume=chosen.resume, init=chosen.init, on_step=on_step)
+        model = run(
+            config, chosen.folder, chosen.out, resume=chosen.resume, init=chosen.init,
+            accept_new_data=chosen.accept_new_data, on_step=on_step,
+        )  # fmt: skip
     if main_process():
         print(f"done: {model}. Try: diffunet sample {chosen.out} --out samples.png --grid")
 
@@ -100,14 +107,14 @@ def sample(
     model: Model,
     /,
     out: Path,
-    num: int = 16,
-    seed: int = 0,
+    num: Number = 16,
+    seed: Seed = 0,
     label: str | None = None,
-    guidance: float = 1.0,
+    guidance: Finite = 1.0,
     sampler: SamplerName | None = None,
-    steps: int | None = None,
+    steps: Steps | None = None,
     grid: bool = False,
-    batch_size: int | None = None,
+    batch_size: Number | None = None,
     device: str | None = None,
     precision: Precision = "fp32",
     overwrite: bool = False,
@@ -131,33 +138,31 @@ def sample(
         precision: bf16 is faster where it is native.
         overwrite: Replace what exists.
     """
-    from diffunet.data.images import is_lossless
-
     is_file = bool(out.suffix)
     if grid and not is_file:
         raise UsageError(f"--out {out} is a folder; a grid is one picture: --out {out}.png")
     if is_file and num > 1 and not grid:
         raise UsageError(f"--out {out} is one file for {num} images: add --grid or --num 1, or give a folder")
     if is_file:
-        is_lossless(out)  # refuses what is no picture's name
-    _free(out, overwrite)
-    pipe = _load(model, device, precision)
+        outputs.lossless(out)  # refuses what is no picture's name
+    outputs.claim(out, file=is_file, overwrite=overwrite)
+    pipe = outputs.load(model, device, precision)
     names = pipe.class_names
     chosen = steps or pipe.config.diffusion.sample_steps
     size, walker = pipe.image_size, sampler or pipe.config.diffusion.sampler
-    _say(f"{num} images of {size}x{size}, {chosen} steps of {walker}")
-    with _watching("sampling") as on_step:
+    say(f"{num} {'image' if num == 1 else 'images'} of {size}x{size}, {chosen} steps of {walker}")
+    with outputs.watching("sampling") as on_step:
         pictures = pipe.sample(
             num, seed=seed, labels=label, guidance=guidance, sampler=sampler, steps=steps, batch_size=batch_size,
             on_step=on_step,
         )  # fmt: skip
     if is_file:
-        _save(_grid(pictures) if grid else pictures[0], out)
+        outputs.save(outputs.grid(pictures) if grid else pictures[0], out)
         return
     for i, picture in enumerate(pictures):
-        name = "" if not names else "-" + (label or names[i % len(names)])
-        _save(picture, out / f"{seed}-{i:05d}{name}.png", quiet=True)
-    print(f"{len(pictures)} images in {out}")
+        name = "" if not names else "-" + outputs.file_name(label or names[i % len(names)])
+        outputs.save(picture, out / f"{seed}-{i:05d}{name}.png", quiet=True)
+    tell(f"{len(pictures)} images in {out}")
 
 
 def inpaint(
@@ -168,11 +173,11 @@ def inpaint(
     mask: Path | None = None,
     method: Literal["auto", "repaint", "replace"] = "auto",
     fit: Literal["auto", "crop", "native"] = "auto",
-    steps: int | None = None,
-    num: int = 1,
-    seed: int = 0,
+    steps: Steps | None = None,
+    num: Number = 1,
+    seed: Seed = 0,
     label: str | None = None,
-    guidance: float = 1.0,
+    guidance: Finite = 1.0,
     invert_mask: bool = False,
     soft_mask: bool = False,
     lossy_ok: bool = False,
@@ -203,14 +208,12 @@ def inpaint(
         precision: bf16 is faster where it is native.
         overwrite: Replace what exists.
     """
-    from diffunet.data.images import is_lossless
-
     is_file = bool(out.suffix)
     if not images:
-        raise UsageError("give at least one IMAGE")
+        raise UsageError("IMAGE is missing (images of any size; see diffunet inpaint --help)")
     if is_file and len(images) * num > 1:
         raise UsageError(f"--out {out} is one file for {len(images) * num} pictures: give a folder")
-    if is_file and not is_lossless(out) and not lossy_ok:
+    if is_file and not outputs.lossless(out) and not lossy_ok:
         raise UsageError(f"--out {out} is lossy: known pixels would change. Take .png, or say --lossy-ok")
     targets = [
         [out if is_file else out / (f"{path.stem}.png" if num == 1 else f"{path.stem}-{i}.png") for i in range(num)]
@@ -220,27 +223,27 @@ def inpaint(
     if len(set(every)) < len(every):
         raise UsageError(f"several images would be written to {max(every, key=every.count)}: rename one")
     for target in every:
-        _free(target, overwrite)
-    pipe = _load(model, device, precision)
+        outputs.claim(target, file=True, overwrite=overwrite)
+    pipe = outputs.load(model, device, precision)
     for path, some in zip(images, targets, strict=True):
-        with _watching(f"filling {path.name}") as on_step:
+        with outputs.watching(f"filling {path.name}") as on_step:
             filled = pipe.inpaint(
                 path, mask, num=num, seed=seed, method=method, fit=fit, steps=steps, label=label, guidance=guidance,
                 invert_mask=invert_mask, soft_mask=soft_mask, on_step=on_step,
             )  # fmt: skip
         for picture, target in zip(filled, some, strict=True):
-            _save(picture, target)
+            outputs.save(picture, target)
 
 
 def evaluate(
     model: Model,
     data: Annotated[Positional[Path], arg(metavar="DATA")],
     /,
-    num: int = 10_000,
-    seed: int = 0,
-    guidance: float = 1.0,
+    num: Annotated[int, Field(ge=2, le=10**7)] = 10_000,
+    seed: Seed = 0,
+    guidance: Finite = 1.0,
     sampler: SamplerName | None = None,
-    steps: int | None = None,
+    steps: Steps | None = None,
     device: str | None = None,
     precision: Precision = "fp32",
 ) -> None:
@@ -260,18 +263,17 @@ def evaluate(
         precision: bf16 is faster where it is native.
     """
     from diffunet.evaluation.report import evaluate as run
-    from diffunet.progress import progress
 
-    pipe = _load(model, device, precision)
+    pipe = outputs.load(model, device, precision)
     with progress("evaluating") as show:
         report = run(
             pipe, data, num=num, seed=seed, guidance=guidance, sampler=sampler, steps=steps,
             on_step=lambda what, done, total: show(done, total, what),
         )  # fmt: skip
-    print("\n".join(report.lines()))
+    tell("\n".join(report.lines()))
 
 
-def check(data: Annotated[Positional[Path], arg(metavar="DATA")], /, image_size: int = 64) -> None:
+def check(data: Annotated[Positional[Path], arg(metavar="DATA")], /, image_size: Size = 64) -> None:
     """Say what is in a folder of images, and what cannot be used, and why.
 
     Example: diffunet check photos
@@ -281,18 +283,17 @@ def check(data: Annotated[Positional[Path], arg(metavar="DATA")], /, image_size:
         image_size: What you mean to train at.
     """
     from diffunet.data.folder import describe, survey
-    from diffunet.progress import progress
 
     with progress("reading") as show:
         found = survey(data, progress=lambda done, total: show(done, total, ""))
-    print(describe(found, image_size))
+    tell(describe(found, image_size))
 
 
 def prepare(
     name: Annotated[Positional[str], arg(metavar="NAME")],
     out: Annotated[Positional[Path], arg(metavar="OUT")],
     /,
-    limit: int | None = None,
+    limit: Number | None = None,
     download_root: Path | None = None,
 ) -> None:
     """Write a known data set as a folder of images, a subfolder for each class.
@@ -306,19 +307,21 @@ def prepare(
         download_root: Where downloads are kept.
     """
     from diffunet.data.builtin import prepare as run
-    from diffunet.progress import progress
 
+    outputs.claim(out, file=False, option="OUT")
+    if download_root is not None:
+        outputs.claim(download_root, file=False, option="--download-root")
     with progress("writing") as show:
         count = run(
             name, out, download_root=download_root, limit=limit, progress=lambda done, total: show(done, total, "")
         )
-    print(f"{count} images in {out}. Try: diffunet train {out} --out runs/{name} --classes")
+    tell(f"{count} images in {out}. Try: diffunet train {out} --out runs/{name} --classes")
 
 
 def info(
     model: Annotated[Positional[str], arg(metavar="MODEL_OR_PRESET")],
     /,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     device: str | None = None,
 ) -> None:
     """Show a net: shapes as an image flows through it, parameters, MACs, memory and time to expect.
@@ -333,10 +336,15 @@ def info(
     from diffunet.info import describe
 
     for line in describe(model, image_size, device):
-        print(line, flush=True)
+        if not tell(line):
+            return
 
 
-def demo(out: Path = Path("demo"), seconds: float = 150.0, overwrite: bool = False) -> None:
+def demo(
+    out: Path = Path("demo"),
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 150.0,
+    overwrite: bool = False,
+) -> None:
     """Do all of it on built-in data, in minutes, on a CPU: train on handwritten digits, sample, inpaint, judge.
 
     Example: diffunet demo --out demo
@@ -348,74 +356,10 @@ def demo(out: Path = Path("demo"), seconds: float = 150.0, overwrite: bool = Fal
     """
     from diffunet.demo import run
 
-    _free(out, overwrite)
+    outputs.claim(out, file=False, overwrite=overwrite)
     run(out, seconds)
 
 
 def main_process() -> bool:
     """Whether this process is the one of several that prints."""
     return int(os.environ.get("RANK", 0)) == 0
-
-
-# What the commands share.
-
-
-def _say(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
-
-
-def _load(model: str, device: str | None, precision: Precision) -> Pipeline:
-    import torch
-
-    from diffunet import devices
-    from diffunet.pipeline import load
-
-    loud = devices.warning()
-    if loud and device is None:
-        _say(loud)
-    return load(model, device, torch.bfloat16 if precision == "bf16" else None)
-
-
-class _watching:
-    """A progress bar as an `on_step` of the pipeline."""
-
-    def __init__(self, what: str) -> None:
-        from diffunet.progress import progress
-
-        self.bar = progress(what)
-
-    def __enter__(self) -> Callable[[Progress], None]:
-        show = self.bar.__enter__()
-        return lambda p: show(p.step, p.steps, "")
-
-    def __exit__(self, *error: Any) -> None:
-        self.bar.__exit__(*error)
-
-
-def _free(path: Path, overwrite: bool) -> None:
-    """Refuse to overwrite, and find out that a place cannot be written before any work is done."""
-    if path.exists() and not overwrite and (path.is_file() or any(path.iterdir())):
-        raise UsageError(f"{path} exists; choose another --out, or say --overwrite")
-    above = path.parent if path.suffix else path
-    while not above.exists() and above != above.parent:
-        above = above.parent
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UsageError(f"--out {path} cannot be written: {above} is not a writable folder")
-
-
-def _grid(pictures: list[Image]) -> Image:
-    import numpy as np
-
-    from diffunet.data import images
-
-    arrays = [np.asarray(picture) for picture in pictures]
-    return images.grid([array if array.ndim == 3 else array[..., None] for array in arrays])
-
-
-def _save(picture: Image, path: Path, quiet: bool = False) -> None:
-    from diffunet.data import images
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    images.save(picture, path)
-    if not quiet:
-        print(path)

@@ -29,6 +29,12 @@ LadderName = Literal["trailing", "leading", "linspace", "karras", "log-snr"]
 
 PRESETS = Path(__file__).parent / "presets"
 
+VERSION = 1
+"""Of config files. A later one may say what this cannot, and is refused by its number."""
+
+MAX_BYTES = 2**24
+"""Larger config files are none."""
+
 
 class Section(BaseModel):
     """Frozen; no unknown names; no infinities."""
@@ -86,7 +92,7 @@ class DiffusionConfig(Section):
     """Share of images trained without their label; guidance needs some."""
     sampler: SamplerName = "dpm++2m"
     """Default sampler."""
-    sample_steps: Positive = 25
+    sample_steps: Annotated[int, Field(ge=1, le=100_000)] = 25
     """Default number of sampling steps."""
     ladder: LadderName = "trailing"
     """How those steps are spaced."""
@@ -123,6 +129,8 @@ class DataConfig(Section):
     """The classes; found."""
     held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     """Share of the images kept for validation, at most 1,000; none below 20 images."""
+    max_rejected: Share = 0.1
+    """Share of the files that may be unusable; above it, training does not begin."""
     cache: str | None = None
     """Folder for decoded images ("off": decode every time); the user's cache folder."""
 
@@ -132,9 +140,9 @@ class TrainConfig(Section):
 
     steps: Positive | None = None
     """Optimizer steps in all; 100,000 on a GPU, 10,000 on a CPU."""
-    batch_size: Positive | None = None
-    """Images of one optimizer step, over all processes; chosen to fit a card of 8 GB."""
-    grad_accumulation: Positive = 1
+    batch_size: Annotated[int, Field(ge=1, le=2**20)] | Literal["auto"] | None = None
+    """Images of one optimizer step, over all processes; chosen to fit a card of 8 GB. auto: as many as fit, tried."""
+    grad_accumulation: Annotated[int, Field(ge=1, le=2**20)] = 1
     """Divide a step into this many passes, for less memory."""
     learning_rate: Rate = 3e-4
     """After the warm-up."""
@@ -169,7 +177,11 @@ class TrainConfig(Section):
     keep_every: Positive | None = None
     """Checkpoints at multiples of this stay for ever; of the others the newest 2."""
     max_skipped: Positive = 50
-    """Steps in a row with a non-finite gradient before the run ends as diverged."""
+    """Steps in a row without a finite loss and gradient before the run ends as diverged."""
+    stop_after: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Minutes after which to save everything and end, to go on later with --resume."""
+    timeout: Annotated[float, Field(gt=0, le=1e6)] = 30.0
+    """Minutes that a process waits for another one before it gives up."""
     tensorboard: bool = True
     """Write curves for tensorboard where it is installed."""
 
@@ -181,6 +193,16 @@ class Config(Section):
     diffusion: DiffusionConfig = DiffusionConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _version(cls, content: Any) -> Any:
+        """The version that a file states is of the file, not of the run."""
+        if isinstance(content, dict) and "version" in content:
+            if content["version"] != VERSION:
+                raise ValueError(f"is of version {content['version']!r}; this diffunet reads {VERSION}: update it")
+            content = {name: value for name, value in content.items() if name != "version"}
+        return content
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -201,10 +223,10 @@ class Config(Section):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:
-        """The config as TOML; None, which TOML cannot say, is left out."""
+        """The config as TOML, with the version of the format; None, which TOML cannot say, is left out."""
         import tomli_w
 
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        return tomli_w.dumps({"version": VERSION, **self.model_dump(mode="json", exclude_none=True)})
 
 
 def validated(content: Any, where: str) -> Config:
@@ -236,16 +258,20 @@ def _problem(item: Any) -> str:
     )
 
 
-def read_toml(path: Path) -> Config:
+def read_toml(path: str | Path) -> Config:
     """A config file; what it does not say has its default.
 
     Raises:
-        UsageError: for a file that cannot be read or says what cannot be.
+        UsageError: for a file that cannot be read, says what cannot be, or is of a later version.
     """
+    path = Path(path)
     try:
-        return validated(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"config {path} cannot be read: it is larger than {MAX_BYTES >> 20} MiB")
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"config {path} cannot be read: {error}") from None
+    return validated(content, str(path))
 
 
 def preset_names() -> list[str]:

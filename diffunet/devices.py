@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
 import torch
 
 from diffunet.errors import UsageError
+
+_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "Storage size calculation")
+"""Words of torch's RuntimeErrors where memory runs out: on the CPU of Linux and of Windows, on a GPU, in its libraries;
+and where more is asked for than can be counted."""
 
 CPU_ONLY = (
     "warning: this machine has an NVIDIA driver, but this torch cannot use it ({version}). Install the CUDA build: "
@@ -66,6 +73,20 @@ def precision(found: torch.device, wanted: str = "auto") -> Choice:
     return Choice("fp32", f"the safe choice on {found.type}")
 
 
+def memory(found: torch.device) -> int | None:
+    """Bytes that a device has in all: of a CPU what the machine, the container and the process are allowed."""
+    if found.type == "cuda":
+        return int(torch.cuda.get_device_properties(found).total_memory)
+    if found.type != "cpu":
+        return None
+    limits = [int(psutil.virtual_memory().total)]
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    if hasattr(psutil, "RLIMIT_AS"):
+        limits.append(int(psutil.Process().rlimit(psutil.RLIMIT_AS)[0]))
+    return min(limit for limit in limits if limit > 0)
+
+
 def describe(found: torch.device) -> str:
     """The device in words: name and memory, or thread count."""
     if found.type == "cuda":
@@ -74,3 +95,10 @@ def describe(found: torch.device) -> str:
     if found.type == "cpu":
         return f"CPU ({torch.get_num_threads()} threads)"
     return found.type
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out: CUDA's own, Python's, or the plain RuntimeError of torch's CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)

@@ -52,7 +52,15 @@ def replacing(path: Path) -> Iterator[Path]:
         fsync(temporary)
         replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # never instead of the error that it comes from
+            temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what `replacing` left in `folder` when its process was killed; only for who holds the folder's lock."""
+    for left in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            left.unlink()
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

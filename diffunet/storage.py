@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffunet import build, files
-from diffunet.config import Config, validated
+from diffunet.config import MAX_BYTES, Config, validated
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.errors import CheckpointError, Error, ResourceError
 
@@ -45,19 +45,49 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             raise OSError(str(error)) from None
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, like: Mapping[str, Tensor] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file, on the CPU, and its metadata.
 
+    With `like` (which may be on torch's meta device) the file has to hold exactly these names and shapes, which is seen
+    before anything is read, and comes in their types.
+
     Raises:
-        CheckpointError: for a file that is missing or is not safetensors.
+        CheckpointError: for a file that is missing, is not safetensors, or holds other tensors.
     """
     try:
         with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if like is not None:
+                # Meta tensors of the shapes that the header claims: nothing is read or allocated for them.
+                claimed = {name: _claimed(file.get_slice(name)) for name in names}
+                _same(claimed, like, path)
             # Cloned: a view would keep the file mapped, and Windows would then not let training replace it.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            return tensors, dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name).clone() for name in names}
+            metadata = dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if like is not None:
+        tensors = {name: tensor.to(like[name].dtype) for name, tensor in tensors.items()}
+    return tensors, metadata
+
+
+def _claimed(part: Any) -> Tensor:
+    """A tensor of torch's meta device with the shape of a part of a file, and a type that is of the same kind."""
+    number = torch.float32 if part.get_dtype() in ("F64", "F32", "F16", "BF16") else torch.int64
+    return torch.empty(part.get_shape(), dtype=number, device="meta")
+
+
+def _same(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: Path) -> None:
+    problems = [f"{name} is missing" for name in wanted if name not in tensors]
+    problems += [f"{ascii(name)[1:-1][:80]} is not of this model" for name in tensors if name not in wanted]
+    for name in wanted.keys() & tensors.keys():
+        if wanted[name].shape != tensors[name].shape:
+            problems.append(f"{name} is {list(tensors[name].shape)}, not {list(wanted[name].shape)}")
+        elif wanted[name].is_floating_point() and not tensors[name].is_floating_point():
+            problems.append(f"{name} is not of floating point")
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(f"the weights in {where} do not fit: {'; '.join(sorted(problems)[:5])}{more}")
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
@@ -67,14 +97,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: Path) 
         CheckpointError: listing what is missing, extra, or of another shape.
     """
     wanted = module.state_dict()
-    problems = [f"{name} is missing" for name in wanted if name not in tensors]
-    problems += [f"{name} is not of this model" for name in tensors if name not in wanted]
-    for name in wanted.keys() & tensors.keys():
-        if wanted[name].shape != tensors[name].shape:
-            problems.append(f"{name} is {list(tensors[name].shape)}, not {list(wanted[name].shape)}")
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CheckpointError(f"the weights in {where} do not fit: {'; '.join(sorted(problems)[:5])}{more}")
+    _same(tensors, wanted, where)
     with torch.no_grad():
         for name, value in wanted.items():
             if not value.is_meta:
@@ -90,13 +113,20 @@ def write_model(folder: Path, config: Config, weights: Mapping[str, Tensor], ste
         ResourceError: where the disk does not take it; what was there before is whole.
     """
     text = json.dumps({"format": FORMAT, "version": VERSION, "config": config.model_dump(mode="json")}, indent=1)
-    path = folder / CONFIG
+    path, needed = folder / CONFIG, sum(tensor.nbytes for tensor in weights.values())
     try:
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             files.write_atomic(path, text)
         write_tensors(folder / WEIGHTS, weights, {"step": str(step), "config": config.hash()})
     except OSError as error:
-        raise ResourceError(f"the model {folder} could not be written: {error.strerror or error}; make room") from None
+        raise ResourceError(
+            f"the model {folder} ({size(needed)}) could not be written: {error.strerror or error}; make room"
+        ) from None
+
+
+def size(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
 
 
 def model_step(folder: Path) -> int | None:
@@ -135,6 +165,8 @@ def read_config(folder: Path) -> Config:
     """
     path = folder / CONFIG
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(f"{path} cannot be read: it is larger than {MAX_BYTES >> 20} MiB")
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise CheckpointError(f"{path} is not a diffunet config")
@@ -143,7 +175,7 @@ def read_config(folder: Path) -> Config:
                 f"{path} is of version {content.get('version')}; this diffunet reads {VERSION}: update it"
             )
         return validated(content.get("config"), str(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     except CheckpointError:
         raise
@@ -155,7 +187,7 @@ def read_model(model: str | Path) -> Model:
     """Load MODEL, on the CPU, for use and not for training.
 
     Raises:
-        CheckpointError: for a model that is missing, damaged, or whose weights are of other shapes.
+        CheckpointError: for a model that is missing, damaged, or whose weights are of other shapes or not finite.
     """
     folder = find_model(model)
     config = read_config(folder)
@@ -163,8 +195,12 @@ def read_model(model: str | Path) -> Model:
         raise CheckpointError(f"{folder / CONFIG} leaves open what the net is: it was not written by training")
     with torch.device("meta"):  # nothing is allocated before the file has shown that it fits
         net = build.net(config)
-    tensors, metadata = read_tensors(folder / WEIGHTS)
+    tensors, metadata = read_tensors(folder / WEIGHTS, net.state_dict())
+    spoilt = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if spoilt:
+        raise CheckpointError(f"the weights in {folder / WEIGHTS} are damaged: {spoilt[0]} is not finite")
     load_weights(net, tensors, folder / WEIGHTS)
     denoiser = build.denoiser(config, net)
     denoiser.eval().requires_grad_(False)
-    return Model(config, denoiser, int(metadata.get("step", 0)))
+    step = metadata.get("step", "0")
+    return Model(config, denoiser, int(step) if step.isdecimal() and len(step) < 19 else 0)

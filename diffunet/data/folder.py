@@ -1,6 +1,7 @@
 """What lies in a folder of images: the candidates, their classes, and a survey of what can be used and why not.
 
-A path is relative to the root, with forward slashes on every system.
+A path is relative to the root, with forward slashes on every system. It is text, the same in every locale: the name's
+bytes as UTF-8. `native` turns it into what this process opens the file by.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFile:
     """One usable file. `width` and `height` are pixels as it is looked at (EXIF applied), `mode` is Pillow's."""
 
@@ -45,7 +46,7 @@ class ImageFile:
     format: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """A file that cannot be used; both fields can be printed as they are."""
 
@@ -62,25 +63,28 @@ def list_images(root: Path) -> tuple[list[str], list[Rejected]]:
     Raises:
         DataError: `root` is no folder, or there is no candidate in it.
     """
-    if not root.exists():
+    if not os.path.exists(root):
         raise DataError(f"{printable(str(root))}: no such folder")
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(
             f"{printable(str(root))}: is a file; give the folder that holds the images (unpack archives first)"
         )
     found: list[str] = []
     rejected: list[Rejected] = []
     extensions: Counter[str] = Counter()
-    for path, problem in _walk(root):
-        extension = os.path.splitext(path)[1].lower()
+    for name, problem in _walk(root):
+        if problem is not None and not name:
+            raise DataError(f"{printable(str(root))}: {problem}")
+        extension = os.path.splitext(name)[1].lower()
         extensions[extension] += 1
+        path = canonical(name) if extension in EXTENSIONS else None
         if problem is None and extension in UNSUPPORTED:
             problem = f"{extension} is not supported; convert it to PNG or JPEG"
-        elif problem is None and extension in EXTENSIONS and printable(path, control=False) != path:
-            problem = "its name is not valid text; rename it"
+        elif problem is None and extension in EXTENSIONS and path is None:
+            problem = "its name is not valid text (UTF-8); rename it"
         if problem is not None:
-            rejected.append(Rejected(printable(path, control=False), problem))
-        elif extension in EXTENSIONS:
+            rejected.append(Rejected(printable(name), problem))
+        elif path is not None:
             found.append(path)
     if not found:
         seen = ", ".join(f"{n} {extension or 'without extension'}" for extension, n in extensions.most_common(5))
@@ -88,11 +92,15 @@ def list_images(root: Path) -> tuple[list[str], list[Rejected]]:
             f"{printable(str(root))}: holds no images (found: {printable(seen) or 'nothing'}); "
             f"supported are {' '.join(EXTENSIONS)}"
         )
-    return sorted(found), sorted(rejected, key=lambda r: r.path)
+    found.sort()
+    return found, sorted(rejected, key=lambda r: r.path)
 
 
 def _walk(root: Path) -> Iterator[tuple[str, str | None]]:
-    """(path, None) of every file that is not hidden, (path, problem) of what cannot be entered or followed."""
+    """(name, None) of every file that is not hidden, (name, problem) of what cannot be entered or followed.
+
+    Names are relative to `root` and as this process sees them.
+    """
     visited = {os.path.realpath(root)}
     folders, links = [""], deque[str]()
     while folders or links:
@@ -105,35 +113,58 @@ def _walk(root: Path) -> Iterator[tuple[str, str | None]]:
             if real in visited:
                 continue
             visited.add(real)
+        inside: list[str] = []
+        linked: list[str] = []
         try:
-            entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
+            with os.scandir(root / folder) as entries:
+                for entry in entries:  # never all at once: one folder may hold a million
+                    if entry.name.startswith(".") or entry.name in _SKIPPED_FOLDERS:
+                        continue
+                    name = f"{folder}/{entry.name}" if folder else entry.name
+                    try:
+                        if not entry.is_dir():
+                            if entry.is_file():
+                                yield name, None
+                            elif os.path.splitext(name)[1].lower() in EXTENSIONS:
+                                yield name, "a broken link" if entry.is_symlink() else "not an ordinary file"
+                        elif entry.is_symlink():
+                            linked.append(name)
+                        elif (real := os.path.realpath(entry.path)) not in visited:  # a junction is no symlink
+                            visited.add(real)
+                            inside.append(name)
+                    except OSError as error:
+                        yield name, f"cannot be read: {error.strerror}"
         except OSError as error:
             yield folder, f"folder cannot be read: {error.strerror}"
-            continue
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name in _SKIPPED_FOLDERS:
-                continue
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            try:
-                if not entry.is_dir():
-                    if entry.is_file():
-                        yield path, None
-                    elif os.path.splitext(path)[1].lower() in EXTENSIONS:
-                        yield path, "a broken link" if entry.is_symlink() else "not an ordinary file"
-                elif entry.is_symlink():
-                    links.append(path)
-                elif (real := os.path.realpath(entry.path)) not in visited:  # a junction on Windows is no symlink
-                    visited.add(real)
-                    folders.append(path)
-            except OSError as error:
-                yield path, f"cannot be read: {error.strerror}"
+        # Sorted, since of two links to one folder it is the first that counts.
+        folders += sorted(inside, key=os.fsencode)
+        links += sorted(linked, key=os.fsencode)
 
 
-def printable(text: str, *, control: bool = True) -> str:
-    """`text` with undecodable bytes, and with `control` newlines and other control characters, written as escapes."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    if not control:
-        return text
+def canonical(name: str) -> str | None:
+    """A file name as text that is the same in every locale; None where its bytes are not UTF-8."""
+    if name.isascii():
+        return name
+    try:
+        return os.fsencode(name).decode()
+    except UnicodeError:
+        return None
+
+
+def native(path: str) -> str:
+    """What this process calls the file of a canonical path: under a locale that is not UTF-8, something else."""
+    return path if path.isascii() else os.fsdecode(path.encode())
+
+
+def printable(text: str) -> str:
+    """`text` on one line for people: what is no text, newlines and other control characters are written as escapes.
+
+    A name as Python gives it under a locale that is not UTF-8 comes out as it does under one that is.
+    """
+    try:
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeError:  # half a pair of surrogates, as Windows allows in names
+        text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -161,7 +192,7 @@ def class_names(paths: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def in_order(function: Callable[[T], R], items: Sequence[T], workers: int | None = None) -> Iterator[R]:
+def in_order(function: Callable[[T], R], items: Iterable[T], workers: int | None = None) -> Iterator[R]:
     """`map` over threads: results in the order of `items`, and only a few ahead of the one that is taken."""
     workers = workers or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
@@ -260,11 +291,11 @@ def survey(root: Path, *, progress: Progress | None = None) -> Survey:
 
 def _examine(root: Path, path: str) -> tuple[ImageFile, bool, bool] | Rejected:
     try:
-        content = images.read_bytes(root / path)
+        content = images.read_bytes(root / native(path))
         decoded = images.decode(content)
         pixels = images.to_array(decoded.image, 4)
     except DataError as error:
-        return Rejected(path, str(error))
+        return Rejected(printable(path), str(error))
     visible = pixels[..., 3] > 0  # editors leave any colour below what cannot be seen
     red, green, blue = (pixels[..., c] for c in range(3))
     grey = not bool(np.any(((red != green) | (green != blue)) & visible))
@@ -293,7 +324,7 @@ def describe(survey: Survey, image_size: int = 64) -> str:
     lines += [f"  try          {advice}" for advice in _advice(survey, image_size)]
     if survey.rejected:
         lines.append("Files that cannot be used:")
-        lines += [f"  {printable(r.path)}: {r.reason}" for r in survey.rejected[:20]]
+        lines += [f"  {r.path}: {r.reason}" for r in survey.rejected[:20]]
         if len(survey.rejected) > 20:
             lines.append(f"  ... and {len(survey.rejected) - 20:,} more")
     return "\n".join(lines)

@@ -56,7 +56,9 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_LARGE = 2**25  # pixels; larger ones are decoded one at a time, which also bounds the memory of many threads
+_LARGE = 2**25  # pixels; of larger ones there is one at a time, see `decoding`
+_STRIP = 2**22  # pixels that are turned into an array at a time
+_large = threading.Lock()
 _pillow_cap = threading.Lock()
 
 
@@ -84,19 +86,32 @@ def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, draf
 
 def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = None) -> Decoded:
     """As `open_image`, together with the size, mode and format of the file."""
+    with decoding(source, max_pixels=max_pixels, draft=draft) as decoded:
+        return decoded
+
+
+@contextlib.contextmanager
+def decoding(
+    source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = None
+) -> Iterator[Decoded]:
+    """As `decode`, for the time that a `with` takes: of large images there is only one at a time, whatever the number
+    of threads. One of 200 million pixels takes 3 GiB while it is turned into an array, and its file may be tiny.
+    """
     content = source if isinstance(source, bytes) else read_bytes(Path(source))
     if not content:
         raise DataError("empty file")
-    try:
-        return _decode(content, max_pixels, draft)
-    except DataError:
-        raise
-    except UnidentifiedImageError:
-        raise DataError("not an image, or one of an unknown format") from None
-    except MemoryError:
-        raise DataError("too little memory to decode it") from None
-    except Exception as error:  # Pillow's decoders raise anything from struct.error to RecursionError on a bad file
-        raise DataError(f"damaged: {_one_line(error)}") from None
+    with contextlib.ExitStack() as alone:
+        try:
+            decoded = _decode(content, max_pixels, draft, alone)
+        except DataError:
+            raise
+        except UnidentifiedImageError:
+            raise DataError("not an image, or one of an unknown format") from None
+        except MemoryError:
+            raise DataError("too little memory to decode it") from None
+        except Exception as error:  # Pillow's decoders raise anything from struct.error to RecursionError on a bad file
+            raise DataError(f"damaged: {_one_line(error)}") from None
+        yield decoded
 
 
 def read_bytes(path: Path) -> bytes:
@@ -116,7 +131,7 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"cannot be read: {_one_line(error)}") from None
 
 
-def _decode(content: bytes, max_pixels: int, draft: int | None) -> Decoded:
+def _decode(content: bytes, max_pixels: int, draft: int | None, alone: contextlib.ExitStack) -> Decoded:
     with _own_pixel_cap():
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
     (width, height), mode = image.size, image.mode
@@ -125,8 +140,14 @@ def _decode(content: bytes, max_pixels: int, draft: int | None) -> Decoded:
     if draft is not None:
         image.draft(None, (draft, draft))  # type: ignore[arg-type,unused-ignore]
     drafted = image.size
+    if image.width * image.height > _LARGE:
+        alone.enter_context(_large)
     with _own_pixel_cap() if width * height > _LARGE else contextlib.nullcontext():
         image.load()
+    if image.mode == "P" and image.palette is None:
+        raise DataError("damaged: it has no palette")
+    if isinstance(image.info.get("transparency"), str):  # a PNG's text of that name: Pillow puts both in one place
+        del image.info["transparency"]
     kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: several JPEGs in one, as phones write
     loaded_turned = image.size != drafted  # TIFF is turned by Pillow while it loads
     turn = _TURNS.get(_orientation(image))
@@ -173,15 +194,42 @@ def to_array(image: Image.Image, channels: int, background: tuple[int, int, int]
         DataError: Pillow knows no way from the image's mode to RGB.
     """
     assert channels in MODES, channels
+    with _converting(image):
+        white = _white(image)
+        array = np.empty((image.height, image.width, channels), np.uint8)
+        for top, strip in _strips(image):
+            array[top : top + strip.height] = _to_array(strip, channels, background, white)
+        return array
+
+
+@contextlib.contextmanager
+def _converting(image: Image.Image) -> Iterator[None]:
     try:
-        return _to_array(image, channels, background)
-    except (ValueError, OSError, KeyError, ImageCms.PyCMSError) as error:
+        yield
+    except DataError:
+        raise
+    except MemoryError:
+        raise DataError("too little memory to convert it") from None
+    except Exception as error:  # Pillow trusts what a file says of its transparency and palette
         raise DataError(f"cannot be converted from mode {image.mode}: {_one_line(error)}") from None
 
 
-def _to_array(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Pixels:
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The image in pieces of some rows, each with the row that it begins at: what is done to a piece takes many times
+    its memory."""
+    rows = max(1, _STRIP // max(1, image.width))
+    if rows >= image.height:
+        yield 0, image
+        return
+    for top in range(0, image.height, rows):
+        with _own_pixel_cap():
+            strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        yield top, strip
+
+
+def _to_array(image: Image.Image, channels: int, background: tuple[int, int, int], white: float) -> Pixels:
     alpha = _alpha(image)
-    image = _eight_bits(image)
+    image = _eight_bits(image, white)
     if channels == 4:
         colours = np.asarray(_rgb(image))
         return np.dstack([colours, np.full(colours.shape[:2], 255, np.uint8) if alpha is None else np.asarray(alpha)])
@@ -191,14 +239,15 @@ def _to_array(image: Image.Image, channels: int, background: tuple[int, int, int
         image = flat
     if channels == 1:
         grey = image if image.mode in ("1", "L") else _rgb(image)
-        return np.array(grey.convert("L"))[..., None]
-    return np.array(_rgb(image))
+        return np.asarray(grey.convert("L"))[..., None]
+    return np.asarray(_rgb(image))
 
 
 def has_alpha(image: Image.Image) -> bool:
     """Whether any pixel of the image is less than opaque. DataError where its transparency cannot be understood."""
-    alpha = _alpha(image)
-    return alpha is not None and alpha.getextrema()[0] != 255
+    with _converting(image):
+        alphas = (_alpha(strip) for _, strip in _strips(image))
+        return any(alpha is not None and alpha.getextrema()[0] != 255 for alpha in alphas)
 
 
 def _alpha(image: Image.Image) -> Image.Image | None:
@@ -219,19 +268,30 @@ def _alpha(image: Image.Image) -> Image.Image | None:
     if key.size != values.shape[2]:
         raise DataError("damaged: its transparent colour does not fit its mode")
     transparent = (values == key).all(axis=2)
-    return Image.fromarray(np.where(transparent, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.where(transparent, np.uint8(0), np.uint8(255)))
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _eight_bits(image: Image.Image, white: float) -> Image.Image:
     """Grey of more than 8 bits becomes mode L; Pillow's own conversion would clip it at 255."""
     if image.mode.startswith("I;16"):
         return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.mode not in ("I", "F"):
         return image
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
-    top = float(values.max())
-    white = 1.0 if image.mode == "F" and top <= 1 else next((full for full in (255.0, 65535.0) if top <= full), top)
-    return Image.fromarray(np.rint(values * (255.0 / white)).clip(0, 255).astype(np.uint8))
+    return Image.fromarray(np.rint(_finite(image) * (255.0 / white)).clip(0, 255).astype(np.uint8))
+
+
+def _white(image: Image.Image) -> float:
+    """The value of modes I and F that is white, see `to_array`."""
+    if image.mode not in ("I", "F"):
+        return 255.0
+    top = max(float(_finite(strip).max()) for _, strip in _strips(image))
+    if image.mode == "F" and top <= 1:
+        return 1.0
+    return next((full for full in (255.0, 65535.0) if top <= full), top)
+
+
+def _finite(image: Image.Image) -> NDArray[np.float64]:
+    return np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffunet.data import images
-from diffunet.data.folder import ImageFile
+from diffunet.data.folder import ImageFile, native
 from diffunet.data.images import Pixels
 
 MAX_ASPECT = 4  # a panorama keeps its middle: this many times its short side
@@ -44,7 +44,7 @@ class Layout:
 
 def read(root: Path, path: str, layout: Layout) -> tuple[ImageFile, Pixels]:
     """A file and its stored form. DataError with the reason where it cannot be used."""
-    content = images.read_bytes(root / path)
+    content = images.read_bytes(root / native(path))
     # Twice the size that is wanted, so that most of the shrinking is left to the better filter of `resize`.
     decoded = images.decode(content, draft=2 * layout.short)
     file = ImageFile(

@@ -20,7 +20,10 @@ def cache_root(chosen: Path | None) -> Path:
     if home is not None and _writable(home):
         return home
     user = os.getuid() if hasattr(os, "getuid") else "user"
-    return Path(tempfile.gettempdir()) / f"diffunet-cache-{user}"
+    try:
+        return Path(tempfile.gettempdir()) / f"diffunet-cache-{user}"
+    except FileNotFoundError:
+        raise UsageError("no folder for decoded images can be written; choose one with --data.cache, or off") from None
 
 
 def _user_cache() -> Path | None:

@@ -6,6 +6,7 @@ sizes and hashes of these, written last.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -23,6 +24,11 @@ log = logging.getLogger(__name__)
 
 STATE, MANIFEST = "state.json", "manifest.json"
 
+NAMES = {"model.safetensors", "ema.safetensors", "optimizer.safetensors", STATE}
+
+VERSION = 1
+"""Of a checkpoint. A later one is refused by its number, and an earlier one loads for ever."""
+
 
 def folder_of(run: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
@@ -37,13 +43,13 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], stat
     """
     target = folder_of(run, step)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    needed = sum(tensor.nbytes for part in tensors.values() for tensor in part.values())
+    needed = storage.size(sum(tensor.nbytes for part in tensors.values() for tensor in part.values()))
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process of the same number
     try:
         temporary.mkdir(parents=True)
         for name, part in tensors.items():
             storage.write_tensors(temporary / f"{name}.safetensors", part, {"step": str(step)})
-        files.write_atomic(temporary / STATE, json.dumps(state, indent=1))
+        files.write_atomic(temporary / STATE, json.dumps({"version": VERSION, **state}, indent=1))
         manifest = {
             path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
             for path in sorted(temporary.iterdir())
@@ -51,11 +57,11 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], stat
         files.write_atomic(temporary / MANIFEST, json.dumps(manifest, indent=1))
         files.fsync(temporary)
         if target.exists():  # a damaged one that was skipped on resume
-            shutil.rmtree(target)
+            _delete(target)
         files.replace(temporary, target)
     except OSError as error:
         raise ResourceError(
-            f"the checkpoint of step {step} ({needed / 2**20:.0f} MiB) could not be written to {target.parent}: "
+            f"the checkpoint of step {step} ({needed}) could not be written to {target.parent}: "
             f"{error.strerror or error}; make room and use --resume: earlier checkpoints are whole"
         ) from None
     finally:
@@ -63,13 +69,25 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], stat
     return target
 
 
-def prune(run: Path, keep_every: int | None) -> None:
-    """Delete all but the newest 2 and those at multiples of `keep_every`, and what crashes left behind."""
+def prune(run: Path, step: int, keep_every: int | None) -> None:
+    """Delete all up to `step` but the newest 2 and those at multiples of `keep_every`, and what crashes left behind.
+
+    Later ones are damaged, or the run would not be at `step`: they are no reason to delete a good one, and are
+    written anew in their time.
+    """
     for left in (run / "checkpoints").glob(".step-*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
-    for step in steps(run)[:-2]:
-        if keep_every is None or step % keep_every:
-            shutil.rmtree(folder_of(run, step), ignore_errors=True)
+    for old in [found for found in steps(run) if found <= step][:-2]:
+        if keep_every is None or old % keep_every:
+            _delete(folder_of(run, old))
+
+
+def _delete(folder: Path) -> None:
+    """Out of sight first, and then file by file: a crash half-way leaves no half checkpoint."""
+    hidden = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
+    with contextlib.suppress(OSError):
+        files.replace(folder, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def steps(run: Path) -> list[int]:
@@ -88,9 +106,9 @@ def problem(folder: Path) -> str | None:
                 return f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}"
             if files.sha256(path) != entry["sha256"]:
                 return f"{name} is damaged (its hash differs)"
-        if STATE not in manifest:
-            return f"{MANIFEST} does not name {STATE}"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        if set(manifest) != NAMES:
+            return f"{MANIFEST} does not name {' '.join(sorted(NAMES))}"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return f"it cannot be read ({type(error).__name__}: {error})"
     return None
 
@@ -110,10 +128,24 @@ def newest(run: Path) -> Path | None:
         log.warning("checkpoint %s is not used: %s", folder, trouble)
     if found:
         raise CheckpointError(f"no checkpoint of {run} is whole: nothing to resume from; start anew in another folder")
+    if storage.model_step(run / "model") is not None:  # which is only written after a checkpoint
+        raise CheckpointError(
+            f"the checkpoints of {run} are gone: nothing to resume from; start anew in another folder, "
+            f"from its model by --init {run}"
+        )
     return None
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The plain values of a checkpoint."""
+    """The plain values of a checkpoint that is whole.
+
+    Raises:
+        CheckpointError: for one that a later diffunet wrote.
+    """
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    version = state.get("version", VERSION)
+    if version != VERSION:
+        raise CheckpointError(
+            f"the checkpoint {folder} is of version {version}; this diffunet reads {VERSION}: update it"
+        )
     return state

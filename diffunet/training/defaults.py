@@ -56,7 +56,7 @@ def resolve(
     precision: str,
     processes: int = 1,
 ) -> Config:
-    """`config` with nothing left open.
+    """`config` with nothing left open but a batch size of "auto", which takes trial.
 
     Raises:
         UsageError: for a batch that processes and accumulation do not divide.
@@ -72,7 +72,8 @@ def resolve(
     config = config.changed(
         "diffusion",
         mean=mean if d.mean is None else d.mean,
-        sigma_data=sigma_data if d.sigma_data is None else d.sigma_data,
+        # Images of one flat colour have no deviation; a net that divides by it needs some.
+        sigma_data=max(sigma_data, 0.01) if d.sigma_data is None else d.sigma_data,
     )
     if config.train.steps is None:
         config = config.changed("train", steps=100_000 if device.type == "cuda" else 10_000)
@@ -80,8 +81,7 @@ def resolve(
     if config.train.batch_size is None:
         config = config.changed("train", batch_size=_batch(config, device, precision, share))
     batch = config.train.batch_size
-    assert batch is not None
-    if batch % share:
+    if isinstance(batch, int) and batch % share:
         near = max(share, batch // share * share)
         raise UsageError(
             f"--batch-size {batch} is the batch of one step and must divide by {processes} processes x "

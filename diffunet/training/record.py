@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -10,6 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from diffunet import files
+from diffunet.errors import ResourceError
+
+
+def write_status(run: Path, state: str, step: int, **values: Any) -> None:
+    """RUN/status.json: `state` is running, done, stopped, diverged or failed."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    content = {"state": state, "step": step, **values, "pid": os.getpid(), "time": now}
+    files.write_atomic(run / "status.json", json.dumps(content, indent=1))
 
 
 class Record:
@@ -38,32 +47,37 @@ class Record:
         if not path.exists():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # the half line of a crash
-            if entry.get("step", 0) <= step:
+            if isinstance(entry, dict) and entry.get("step", 0) <= step:
                 kept.append(line + "\n")
         files.write_atomic(path, "".join(kept))
 
     def metrics(self, step: int, **values: float) -> None:
         """A line of numbers; what is not finite is written as null."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
-        self._metrics.flush()
+        try:
+            self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise ResourceError(
+                f"{self.run / 'metrics.jsonl'} takes no more lines: {error.strerror or error}; make room and use "
+                "--resume: checkpoints are whole"
+            ) from None
         if self._curves is not None:
             for name, value in values.items():
                 self._curves.add_scalar(name, value, step)
 
     def status(self, state: str, step: int, **values: Any) -> None:
-        """RUN/status.json: `state` is running, done, stopped, diverged or failed."""
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        content = {"state": state, "step": step, **values, "pid": os.getpid(), "time": now}
-        files.write_atomic(self.run / "status.json", json.dumps(content, indent=1))
+        """See `write_status`."""
+        write_status(self.run, state, step, **values)
 
     def close(self) -> None:
         """Finish the files."""
-        self._metrics.close()
+        with contextlib.suppress(OSError):  # a line that a full disk did not take, which was said when it was written
+            self._metrics.close()
         if self._curves is not None:
             self._curves.close()

@@ -6,51 +6,84 @@ import contextlib
 import logging
 import os
 import platform
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
-from diffunet import devices, storage
+from diffunet import __version__, devices, files, storage
 from diffunet.config import Config, read_toml
+from diffunet.data import index
 from diffunet.data.cache import Dataset
-from diffunet.errors import CheckpointError, UsageError
+from diffunet.data.folder import Rejected, class_names, printable
+from diffunet.errors import DataError, UsageError
 from diffunet.nn.cost import cost
 
 log = logging.getLogger(__name__)
 
+IMAGES = "images.index"
+"""In a run folder: which images it was begun with."""
+
 FREE = {
     "model": {"checkpointing"},
     "diffusion": {"sampler", "sample_steps", "ladder"},
-    "data": {"cache"},
+    "data": {"cache", "max_rejected"},
     "train": {
         "steps", "grad_accumulation", "log_every", "validate_every", "sample_every", "previews", "checkpoint_every",
-        "keep_every", "tensorboard", "max_skipped", "learning_rate", "precision", "deterministic",
+        "keep_every", "tensorboard", "max_skipped", "learning_rate", "precision", "deterministic", "stop_after",
+        "timeout",
     },
 }  # fmt: skip
 """What may change when a run is resumed. The rest decides what the weights mean, or which draws were made."""
 
 
-def begin(config: Config, run: Path, *, resume: bool, init: str | Path | None, main: bool) -> Config:
-    """Check what was asked against what is there, make the run folder, and give the config to go on with.
+@contextlib.contextmanager
+def begin(config: Config, run: Path, *, resume: bool, init: str | Path | None, main: bool) -> Iterator[Config]:
+    """Check what was asked against what is there, make and lock the run folder, and give the config to go on with.
 
     Raises:
-        UsageError: where the folder exists without `resume`, or the config contradicts the run's or the model's.
+        UsageError: where the folder exists without `resume` or cannot be written, or the config contradicts the run's
+            or the model's.
+        CheckpointError: where another process writes to the folder.
     """
-    if resume and (run / "config.toml").is_file():
-        return _same_run(config, read_toml(run / "config.toml"))
-    if main:
-        if not resume and run.exists() and (not run.is_dir() or any(path.name != ".lock" for path in run.iterdir())):
-            raise UsageError(f"--out {run} exists; go on with it by --resume, or choose another folder")
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-            (run / ".lock").touch()
-        except OSError as error:
-            raise UsageError(f"--out {run} cannot be written: {error.strerror or error}") from None
-    return config if init is None else _like_model(config, init)
+    with contextlib.ExitStack() as stack:
+        if main:
+            try:
+                stack.enter_context(_own(run, resume))
+            except OSError as error:
+                raise UsageError(f"--out {run} cannot be written: {error.strerror or error}") from None
+        if resume and (run / "config.toml").is_file():
+            config = _same_run(config, read_toml(run / "config.toml"))
+        elif init is not None:
+            config = _like_model(config, init)
+        yield config
+
+
+@contextlib.contextmanager
+def _own(run: Path, resume: bool) -> Iterator[None]:
+    """The run folder, locked and seen to be writable."""
+    exists = UsageError(f"--out {run} exists; go on with it by --resume, or choose another folder")
+    locked = run / ".lock"
+    if run.exists() and not resume and (not run.is_dir() or (any(run.iterdir()) and not locked.exists())):
+        raise exists
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    busy = f"another process is writing to {run}; wait for it, or choose another --out"
+    with files.lock(locked, wait=False, message=busy):
+        # What a run leaves that failed before it began is no reason to refuse.
+        begun = any(path.name not in (".lock", "checkpoints", "status.json") for path in run.iterdir())
+        if not resume and (begun or any((run / "checkpoints").iterdir())):
+            raise exists
+        for folder in (run, run / "model", run / "samples"):
+            files.sweep(folder)
+        tempfile.TemporaryFile(dir=run).close()  # a folder with a lock may still take no files
+        yield
 
 
 def _same_run(given: Config, stored: Config) -> Config:
@@ -59,7 +92,7 @@ def _same_run(given: Config, stored: Config) -> Config:
     for section, values in said.items():
         for name, value in values.items():
             known = theirs[section][name]
-            if value == known or value is None or value == ():
+            if value in (known, None, (), "auto"):
                 continue
             if name not in FREE[section]:
                 raise UsageError(f"--resume goes on with {section}.{name} = {known!r}; it cannot become {value!r}")
@@ -88,10 +121,10 @@ def _like_model(config: Config, init: str | Path) -> Config:
 @torch.no_grad()
 def copy_weights(init: str | Path, net: nn.Module, config: Config) -> None:
     """The weights of MODEL into `net`; classes are matched by name, and new ones keep their random start."""
-    folder = storage.find_model(init)
-    tensors, _ = storage.read_tensors(folder / storage.WEIGHTS)
+    model = storage.read_model(init)
+    tensors = model.denoiser.net.state_dict()
     name = "embedding.label.weight"
-    mine, old = net.state_dict(), storage.read_config(folder).data.class_names
+    mine, old = net.state_dict(), model.config.data.class_names
     if old != config.data.class_names:
         before = tensors.pop(name, None)
         if name in mine:
@@ -100,7 +133,7 @@ def copy_weights(init: str | Path, net: nn.Module, config: Config) -> None:
                 for row, label in enumerate((*config.data.class_names, None)):
                     if label is None or label in old:
                         tensors[name][row] = before[old.index(label) if label is not None else -1]
-    storage.load_weights(net, tensors, folder / storage.WEIGHTS)
+    storage.load_weights(net, tensors, Path(init))
 
 
 def device() -> torch.device:
@@ -111,6 +144,29 @@ def device() -> torch.device:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         return devices.device(f"cuda:{torch.cuda.current_device()}")
     return devices.device()
+
+
+def accelerator(config: Config, found: torch.device) -> Accelerator:
+    """The processes of this run, joined."""
+    # DDP re-sorts its buckets after the first step, which would change the order of sums on resume, unless it looks for
+    # unused parameters. With two processes there is but one order.
+    exact = (found.type == "cpu" or config.train.deterministic) and int(os.environ.get("WORLD_SIZE", 1)) > 2
+    # Autocast is ours, round the net alone: accelerate's is fixed for the life of a process.
+    return Accelerator(
+        mixed_precision="no",
+        cpu=found.type == "cpu",
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=exact),
+            InitProcessGroupKwargs(timeout=timedelta(minutes=config.train.timeout)),
+        ],
+    )
+
+
+def classes(config: Config, dataset: Dataset, *, resumed: bool) -> tuple[str, ...]:
+    """The classes of a run: those that it began with, or the subfolders that there are."""
+    if not config.data.classes:
+        return ()
+    return config.data.class_names if resumed else class_names(file.path for file in dataset.files)
 
 
 def decoding(main: bool) -> Callable[[int, int], None] | None:
@@ -142,6 +198,7 @@ def deterministic() -> Iterator[None]:
 def environment(device: torch.device, processes: int, precision: str) -> dict[str, Any]:
     """What the bits of a run depend on beside its config and images."""
     return {
+        "diffunet": __version__,
         "torch": torch.__version__,
         "device": devices.describe(device),
         "threads": torch.get_num_threads(),
@@ -158,17 +215,43 @@ def say_differences(before: dict[str, Any], now: dict[str, Any]) -> None:
         log.warning("resuming sees the same images and noise, but bits may differ: %s", "; ".join(changes))
 
 
-def same_data(state: dict[str, Any], index_hash: str, data: Path) -> None:
-    """Refuse images that are not those that the run began with.
+def enough_images(rejected: Sequence[Rejected], usable: int, most: float, data: Path) -> None:
+    """List files that cannot be used, and refuse a folder with too many of them.
 
     Raises:
-        CheckpointError: where paths or contents differ.
+        DataError: where their share is above `most`.
     """
-    if state["index_hash"] != index_hash:
-        raise CheckpointError(
-            f"the images in {data} are not those that this run began with: put them back, "
-            "or start another run from its model with --init"
+    for file in rejected[:20]:
+        log.warning("skipped %s: %s", printable(file.path), file.reason)
+    if len(rejected) > 20:
+        log.warning("... and %d more files skipped (diffunet check lists them)", len(rejected) - 20)
+    every = len(rejected) + usable
+    if len(rejected) > most * every:
+        raise DataError(
+            f"{len(rejected)} of the {every} images in {data} cannot be used, such as {printable(rejected[0].path)} "
+            f"({rejected[0].reason}): mend or remove them (diffunet check lists them), or allow it by "
+            f"--data.max-rejected (now {most:g})"
         )
+
+
+def same_data(state: dict[str, Any], dataset: Dataset, run: Path, data: Path, accept: bool) -> None:
+    """Refuse images that are not those that the run began with, unless told to accept them.
+
+    Raises:
+        DataError: where paths or contents differ, saying which.
+    """
+    if state["index_hash"] == dataset.index_hash:
+        return
+    try:
+        what = "; ".join(index.changes(index.read_index(run / IMAGES), dataset.files)) or "in ways not on record"
+    except (OSError, ValueError):
+        what = f"{run / IMAGES}, which lists them, cannot be read"
+    if not accept:
+        raise DataError(
+            f"the images in {data} are not those that this run began with ({what}): put them back, or go on with them "
+            "as they are by --accept-new-data"
+        )
+    log.warning("going on with other images (%s): from here on, not as the run would have been", what)
 
 
 def plan(
@@ -184,7 +267,7 @@ def plan(
     """What is about to happen, in lines for the person who waits."""
     t, d, size = config.train, config.data, config.data.image_size
     assert t.steps is not None, "the config is resolved"
-    assert t.batch_size is not None, "the config is resolved"
+    assert isinstance(t.batch_size, int), "the config is resolved"
     price = cost(net, size, size)
     loud = devices.warning()
     if loud:
@@ -208,3 +291,5 @@ def plan(
     )
     if training < 1000:
         yield f"note: {training} images are few; --init MODEL, a model of similar images, helps"
+    if t.stop_after is not None:
+        yield f"the run is saved and ends after {t.stop_after:g} minutes; go on with --resume"

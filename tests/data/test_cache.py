@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def garbage(path: Path) -> None:
     path.write_bytes(b"\x00{]")
 
 
-@pytest.mark.parametrize("pattern", ["manifest.json", "index-*.json", "pixels-*.bin"])
+@pytest.mark.parametrize("pattern", ["manifest.json", "index-*.npz", "pixels-*.bin"])
 @pytest.mark.parametrize("harm", [cut, garbage, Path.unlink])
 def test_a_damaged_cache_is_rebuilt(root: Path, pattern: str, harm: Any) -> None:
     fresh = opened(root, cache="off")
@@ -190,6 +191,71 @@ def test_manifests_of_strange_content_are_no_cache(root: Path) -> None:
     for content in contents:
         (folder_of(root) / "manifest.json").write_text(json.dumps(content))
         assert same(opened(root), fresh)
+
+
+@pytest.mark.parametrize("pattern", ["manifest.json", "index-*.npz"])
+def test_a_flipped_bit_or_a_lost_end_never_counts(root: Path, pattern: str) -> None:
+    fresh = opened(root, cache="off")
+    opened(root)
+    (victim,) = folder_of(root).glob(pattern)
+    whole = victim.read_bytes()
+    for n in np.linspace(0, len(whole) - 1, 20).astype(int):
+        for harmed in (
+            whole[:n] + bytes([whole[n] ^ 1 << n % 8]) + whole[n + 1 :],
+            whole[:n],
+            whole[:n].ljust(len(whole), b"\0"),
+        ):
+            victim.write_bytes(harmed)
+            assert same(opened(root), fresh)
+            (victim,) = folder_of(root).glob(pattern)
+            whole = victim.read_bytes()
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_damaged_pixels_are_never_used(root: Path, zeros: bool) -> None:
+    fresh = opened(root, cache="off")
+    first = opened(root)
+    good = [first.images[n].copy() for n in range(6)]
+    (victim,) = folder_of(root).glob("pixels-*.bin")
+    content = bytearray(victim.read_bytes())
+    place = good[0].size + good[1].size + 5  # in the third image
+    if zeros:
+        content[place:] = bytes(len(content) - place)
+    else:
+        content[place] ^= 4
+    victim.write_bytes(content)
+    data = opened(root)
+    for n in (0, 1):
+        assert np.array_equal(data.images[n], good[n])
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"a/4\.png: its decoded form in .* is damaged; run the command again"):
+            data.images[2]
+    assert same(opened(root), fresh), "the next start decodes anew"
+    assert same(opened(root), fresh)
+
+
+def test_damaged_pixels_are_not_taken_over(root: Path) -> None:
+    opened(root)
+    (victim,) = folder_of(root).glob("pixels-*.bin")
+    victim.write_bytes(bytes(victim.stat().st_size))
+    Image.new("RGB", (20, 20), (4, 5, 6)).save(root / "new.png")
+    assert same(opened(root), opened(root, cache="off"))
+    assert len(list(folder_of(root).iterdir())) == 4
+
+
+def test_a_clock_that_stands_still_or_jumps_back(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([5 * 10**18, 5 * 10**18, 10**18, 0])
+    monkeypatch.setattr("time.time_ns", lambda: next(times))
+    monkeypatch.setattr("time.time", lambda: next(times) / 1e9)
+    held = []
+    for colour in range(4):
+        Image.new("RGB", (20, 20), (colour, 5, 6)).save(root / "new.png")
+        os.utime(root / "new.png", ns=(1, 100 - colour))
+        held.append(opened(root))
+        assert held[-1].images[6][0, 0].tolist() == [colour, 5, 6]
+        assert len(list(folder_of(root).iterdir())) == 4
+    if sys.platform != "win32":
+        assert [data.images[6][0, 0, 0] for data in held] == [0, 1, 2, 3], "old generations stay mapped"
 
 
 def test_an_interrupted_build_leaves_the_old_cache(root: Path) -> None:
@@ -225,6 +291,169 @@ def test_two_processes_build_one_cache(root: Path, tmp_path: Path) -> None:
     expected = f"{fresh.index_hash} {sum(int(fresh.images[n].sum()) for n in range(6))}"
     assert [lines[-1] for lines in outputs] == [expected] * 2
     assert sorted(lines.count("built") for lines in outputs) == [0, 7], "one built, the other waited"
+
+
+SLOWLY = BUILD.replace('print("built")', '(print("half", flush=True), time.sleep(600)) if done == 4 else None').replace(
+    "import sys", "import sys, time"
+)
+
+
+@pytest.mark.slow
+def test_a_builder_is_killed_and_the_one_who_waits_goes_on(root: Path) -> None:
+    arguments = [str(root), str(root.parent / "cache")]
+    first = subprocess.Popen([sys.executable, "-c", SLOWLY, *arguments], stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    try:
+        assert first.stdout.readline() == "half\n"
+        told = BUILD.replace("data =", "print('opening', flush=True)\ndata =")
+        second = subprocess.Popen([sys.executable, "-c", told, *arguments], stdout=subprocess.PIPE, text=True)
+        assert second.stdout is not None
+        assert second.stdout.readline() == "opening\n"
+        with pytest.raises(subprocess.TimeoutExpired):  # it cannot end while the first one holds the lock
+            second.wait(timeout=1)
+        assert len(list(folder_of(root).glob("pixels-*.bin"))) == 1, "only one builds"
+    finally:
+        first.kill()
+        first.communicate()
+    lines = second.communicate(timeout=120)[0].splitlines()
+    assert lines.count("built") == 7
+    fresh = opened(root, cache="off")
+    assert lines[-1] == f"{fresh.index_hash} {sum(int(fresh.images[n].sum()) for n in range(6))}"
+    assert len(list(folder_of(root).iterdir())) == 4, "what the killed one left is gone"
+
+
+def test_what_a_killed_rebuild_left_goes_at_the_next_opening(root: Path) -> None:
+    fresh = opened(root)
+    for name in ("pixels-0123.bin", "index-0123.npz", ".index-0123.npz.77.tmp", ".manifest.json.77.tmp"):
+        (folder_of(root) / name).write_bytes(b"half")
+    assert same(opened(root), fresh)
+    assert len(list(folder_of(root).iterdir())) == 4
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from diffunet.data.cache import open_dataset
+from diffunet.errors import ResourceError
+limit = int(sys.argv[3])
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    open_dataset(Path(sys.argv[1]), image_size=64, channels=3, fit="crop", cache=Path(sys.argv[2]))
+except ResourceError as error:
+    print(error)
+"""
+
+
+def fill(root: Path, cache: Path, limit: int) -> str:
+    command = [sys.executable, "-c", FULL, str(root), str(cache), str(limit)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+@pytest.mark.parametrize("limit", [30_000, pytest.param(200_000, marks=pytest.mark.slow)])
+def test_no_room_for_the_cache(root: Path, limit: int) -> None:
+    for n in range(20 if limit > 100_000 else 0):
+        shutil.copy(root / "a" / "4.png", root / f"{n}.png")
+    told = fill(root, root.parent / "cache", limit)
+    assert told.count("\n") == 1
+    for part in ("File too large", f"after {limit / 2**20:.1f} MiB of about ", "--data.cache off"):
+        assert part in told, told
+    assert [path.name for path in folder_of(root).iterdir()] == ["lock"], "nothing half is left"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+def test_no_room_for_a_rebuild_leaves_the_old_cache(root: Path) -> None:
+    old = opened(root, image_size=64)
+    before = sorted(path.name for path in folder_of(root).iterdir())
+    Image.new("RGB", (640, 100)).save(root / "new.png")
+    assert "File too large" in fill(root, root.parent / "cache", 100_000)
+    assert sorted(path.name for path in folder_of(root).iterdir()) == before
+    (root / "new.png").unlink()
+    assert same(opened(root, image_size=64), old)
+
+
+def test_a_full_disk(root: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("needs a small file system, which only root on Linux may mount")
+    try:
+        told = fill(root, small, 0)
+        left = [path.name for path in small.rglob("*") if path.is_file()]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+    for part in ("the disk is full after 0.", "MiB of about 0.", "--data.cache off"):
+        assert part in told, told
+    assert left == ["lock"]
+
+
+def test_the_data_may_go_while_the_cache_is_used(root: Path) -> None:
+    data = opened(root)
+    fresh = opened(root, cache="off")
+    expected = [fresh.images[n] for n in range(6)]
+    Image.new("RGB", (50, 50), (1, 2, 3)).save(root / "a" / "2.png")
+    (root / "b" / "1.png").unlink()
+    Image.new("RGB", (50, 50)).save(root / "new.png")
+    command = [sys.executable, "-c", BUILD, str(root), str(root.parent / "cache")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.stdout.splitlines()[-1].split()[0] != data.index_hash, "another process has rebuilt it"
+    shutil.rmtree(root)
+    if sys.platform != "win32":
+        shutil.rmtree(root.parent / "cache")
+    assert all(np.array_equal(data.images[n], expected[n]) for n in range(6))
+    assert [file.path for file in data.files][:2] == ["a/0.png", "a/2.png"]
+    with pytest.raises(DataError, match=r"a/0\.png: no such file"):
+        fresh.images[0]
+
+
+@pytest.mark.parametrize("cache", ["off", None])
+def test_files_that_come_go_and_change_between_looking_and_reading(root: Path, cache: str | None) -> None:
+    """Only a few files are read ahead of `progress`, so the last ones are changed in time."""
+    for n in range(20):
+        Image.new("RGB", (20, 20), (n, 0, 0)).save(root / f"{n:02}.png")
+    root.joinpath("lost.png").write_bytes(root.joinpath("00.png").read_bytes())
+
+    def meddle(done: int, total: int) -> None:
+        if done == 1:
+            (root / "lost.png").unlink()
+            Image.new("RGB", (30, 30), (200, 0, 0)).save(root / "19.png")
+            (root / "18.png").write_bytes(b"no image any more")
+            (root / "added.png").write_bytes(b"")
+
+    options = {} if cache is None else {"cache": cache}
+    data = opened(root, progress=meddle, workers=1, **options)
+    assert {r.path: r.reason for r in data.rejected if r.path in ("lost.png", "18.png", "added.png")} == {
+        "lost.png": "no such file",
+        "18.png": "not an image, or one of an unknown format",
+    }
+    paths = [file.path for file in data.files]
+    assert data.files[paths.index("19.png")].width == 30
+    assert data.images[paths.index("19.png")][0, 0].tolist() == [200, 0, 0]
+    assert same(opened(root, **options), opened(root, cache="off"))
+
+
+def test_memory_is_bounded_by_the_number_of_files(tmp_path: Path) -> None:
+    """Second openings, from the cache, of 500 and of 3,000 files: what an image more costs."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    used = {}
+    for count in (500, 3000):
+        root = tmp_path / f"{count}" / "data"
+        root.mkdir(parents=True)
+        for n in range(count):
+            os.link(tmp_path / "one.png", root / f"a photograph {n:05}.png")
+        opened(root, image_size=8)
+        tracemalloc.start()
+        data = opened(root, image_size=8)
+        used[count] = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(data.images) == count
+    kept, peak = ((used[3000][n] - used[500][n]) / 2500 for n in (0, 1))
+    assert kept < 200
+    assert peak < 500
 
 
 def test_progress_counts_files(root: Path) -> None:

@@ -1,0 +1,60 @@
+"""What training changes at every step, and a checkpoint holds: weights, their average, the optimizer's moments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diffunet import storage
+from diffunet.training.ema import EMA
+
+
+@dataclass(frozen=True)
+class State:
+    """The net that learns, its average, and the optimizer."""
+
+    net: nn.Module
+    ema: EMA
+    optimizer: torch.optim.AdamW
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All of it, by file of a checkpoint and name."""
+        moments: dict[str, Tensor] = {}
+        for name, parameter in self.net.named_parameters():
+            moments |= {f"{name}.{key}": value for key, value in self.optimizer.state[parameter].items()}
+        return {"model": self.net.state_dict(), "ema": self.ema.net.state_dict(), "optimizer": moments}
+
+    @torch.no_grad()
+    def finite(self) -> bool:
+        """Whether no number of it is NaN or infinite; waits for the device."""
+        every = [tensor for part in self.tensors().values() for tensor in part.values()]
+        device = next(self.net.parameters()).device
+        return bool(torch.stack([tensor.isfinite().all().to(device) for tensor in every]).all())
+
+    def load(self, folder: Path) -> None:
+        """The tensors of a checkpoint, copied into place: memory layouts stay, and with them every later bit.
+
+        Raises:
+            CheckpointError: for tensors of another net.
+        """
+        for name, module in (("model", self.net), ("ema", self.ema.net)):
+            path = folder / f"{name}.safetensors"
+            storage.load_weights(module, storage.read_tensors(path, module.state_dict())[0], path)
+        path = folder / "optimizer.safetensors"
+        wanted = {
+            f"{name}.{key}": torch.zeros(()) if key == "step" else parameter
+            for name, parameter in self.net.named_parameters()
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        }
+        moments, _ = storage.read_tensors(path, wanted)
+        for name, parameter in self.net.named_parameters():
+            self.optimizer.state[parameter] = {
+                "step": moments[f"{name}.step"].to(parameter.device),
+                **{
+                    key: torch.zeros_like(parameter).copy_(moments[f"{name}.{key}"])
+                    for key in ("exp_avg", "exp_avg_sq")
+                },
+            }

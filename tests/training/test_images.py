@@ -1,0 +1,150 @@
+"""The folder of images: too few, too many that cannot be used, changed between stop and resume."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import tiny
+
+from diffunet.config import read_toml
+from diffunet.errors import DataError, UsageError
+from diffunet.training import checkpoint
+from diffunet.training.loop import train
+
+PLAIN = {"data": {"classes": False}}
+
+
+def pictures(root, count, seed=0):
+    root.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    for i in range(count):
+        Image.fromarray(generator.integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(root / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_fewer_images_than_a_batch_train(tmp_path, count):
+    train(tiny(train={"steps": 2}, **PLAIN), pictures(tmp_path / "data", count), tmp_path / "run")
+    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "done"
+
+
+def test_none_is_a_clear_error_and_the_same_command_works_once_there_are_some(tmp_path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DataError, match="no images"):
+        train(tiny(**PLAIN), tmp_path / "data", tmp_path / "run")
+    assert json.loads((tmp_path / "run/status.json").read_text())["exit_code"] == 3
+    pictures(tmp_path / "data", 2)
+    train(tiny(train={"steps": 1}, **PLAIN), tmp_path / "data", tmp_path / "run")
+
+
+def test_above_a_share_of_unusable_files_training_does_not_begin(tmp_path, caplog):
+    caplog.set_level("INFO")
+    data = pictures(tmp_path / "data", 18)
+    (data / "new\nline.png").write_text("text")
+    (data / "empty.png").touch()
+    train(tiny(train={"steps": 1}, **PLAIN), data, tmp_path / "run")  # 2 of 20: 10% is allowed
+    assert "skipped empty.png: empty file" in caplog.text
+    assert "skipped new\\nline.png: not an image" in caplog.text
+    assert "2 files skipped" in caplog.text
+    (data / "header.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(DataError, match=r"3 of the 21 images .* cannot be used, such as empty\.png \(empty file\)"):
+        train(tiny(train={"steps": 1}, **PLAIN), data, tmp_path / "other")
+    assert not (tmp_path / "other/config.toml").exists()
+    config = tiny(train={"steps": 1}, data={"classes": False, "max_rejected": 0.2})
+    train(config, data, tmp_path / "other")
+
+
+def test_new_missing_and_changed_images_are_named_and_can_be_accepted(tmp_path, caplog):
+    data = pictures(tmp_path / "data", 30)
+    config = tiny(train={"steps": 4}, **PLAIN)
+    train(config, data, tmp_path / "run")
+    (data / "3.png").unlink()
+    Image.new("RGB", (9, 9), "red").save(data / "4.png")
+    Image.new("RGB", (9, 9), "blue").save(data / "added.png")
+    longer = tiny(train={"steps": 6}, **PLAIN)
+    before = (tmp_path / "run/images.index").read_bytes()
+    with pytest.raises(DataError) as refused:
+        train(longer, data, tmp_path / "run", resume=True)
+    for words in ("1 new (added.png)", "1 missing (3.png)", "1 changed (4.png)", "--accept-new-data"):
+        assert words in str(refused.value)
+    assert (tmp_path / "run/images.index").read_bytes() == before
+    assert checkpoint.steps(tmp_path / "run")[-1] == 4
+
+    train(longer, data, tmp_path / "run", resume=True, accept_new_data=True)
+    assert "going on with other images" in caplog.text
+    assert checkpoint.steps(tmp_path / "run")[-1] == 6
+    train(tiny(train={"steps": 7}, **PLAIN), data, tmp_path / "run", resume=True)  # they are its images now
+
+
+def test_accepting_images_of_a_new_class_is_refused(folder, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(folder, tmp_path / "pictures")
+    pictures(tmp_path / "pictures/zebra", 1)
+    with pytest.raises(DataError, match=r"zebra/0\.png: its folder is none of the 2 classes"):
+        train(tiny(train={"steps": 9}), tmp_path / "pictures", tmp_path / "run", resume=True, accept_new_data=True)
+    shutil.rmtree(tmp_path / "pictures/zebra")
+    shutil.rmtree(tmp_path / "pictures/disc")
+    train(tiny(train={"steps": 9}), tmp_path / "pictures", tmp_path / "run", resume=True, accept_new_data=True)
+    assert read_toml(tmp_path / "run/config.toml").data.class_names == ("disc", "square")
+
+
+@pytest.mark.parametrize("change", ["delete", "replace", "add"])
+def test_with_the_cache_a_run_keeps_the_images_that_it_began_with(tmp_path, change):
+    config = tiny(train={"steps": 6}, **PLAIN)
+    train(config, pictures(tmp_path / "data", 25), tmp_path / "whole")
+    data = pictures(tmp_path / "copy", 25)
+
+    def meddle(progress):
+        if progress.step == 2:
+            if change == "delete":
+                shutil.rmtree(data)
+            elif change == "add":
+                pictures(data / "more", 9, seed=7)
+            else:
+                pictures(data, 25, seed=7)
+
+    train(config, data, tmp_path / "run", on_step=meddle)
+    a, b = (checkpoint.folder_of(tmp_path / run, 6) / "ema.safetensors" for run in ("whole", "run"))
+    assert a.read_bytes() == b.read_bytes()
+
+
+@pytest.mark.parametrize("change", ["delete", "replace"])
+def test_without_it_a_changed_image_ends_the_run_with_everything_saved(tmp_path, change):
+    data = pictures(tmp_path / "data", 1)
+    config = tiny(train={"steps": 20, "checkpoint_every": 20}, data={"classes": False, "cache": "off"})
+
+    def meddle(progress):
+        if progress.step == 5:
+            (data / "0.png").unlink()
+            if change == "replace":
+                pictures(data, 1, seed=7)
+
+    with pytest.raises(DataError, match=r"0\.png: (no such file|has changed)"):
+        train(config, data, tmp_path / "run", on_step=meddle)
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 3)
+    # The next batches had been read already; what is saved is the last step done.
+    assert checkpoint.steps(tmp_path / "run") == [status["step"]]
+    assert 5 <= status["step"] <= 7
+    pictures(data, 1)
+    train(config, data, tmp_path / "run", resume=True)
+    train(config, data, tmp_path / "whole")
+    a, b = (checkpoint.folder_of(tmp_path / run, 20) / "optimizer.safetensors" for run in ("whole", "run"))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_options_that_decide_about_images_may_change_on_resume(tmp_path):
+    data = pictures(tmp_path / "data", 30)
+    train(tiny(train={"steps": 2}, **PLAIN), data, tmp_path / "run")
+    (data / "late.png").touch()
+    (data / "later.png").touch()
+    (data / "latest.png").touch()
+    (data / "last.png").touch()
+    with pytest.raises(DataError, match="cannot be used"):
+        train(tiny(train={"steps": 3}, **PLAIN), data, tmp_path / "run", resume=True)
+    allowing = tiny(train={"steps": 3}, data={"classes": False, "max_rejected": 1.0})
+    train(allowing, data, tmp_path / "run", resume=True)  # unusable files are not among the images
+    with pytest.raises(UsageError, match=r"data\.image_size = 8"):
+        train(tiny(data={"image_size": 16}), data, tmp_path / "run", resume=True)
