@@ -57,8 +57,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what `replacing` left in `folder` when its process was killed; only for who holds the folder's lock."""
-    for left in folder.glob(".*.tmp"):
+    """Delete what a killed process left in `folder` of `replacing` and of safetensors; only for who holds its lock."""
+    for left in [*folder.glob(".*.tmp"), *folder.glob(".tmp*")]:
         with contextlib.suppress(OSError):
             left.unlink()
 

@@ -39,10 +39,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """A safetensors file, written whole or not at all."""
     content = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     with files.replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as this user's files are; safetensors' own only their owner may read
         try:
             save_file(content, temporary, dict(metadata))
         except SafetensorError as error:  # its way of saying that the disk is full
             raise OSError(str(error)) from None
+        temporary.chmod(mode)
 
 
 def read_tensors(path: Path, like: Mapping[str, Tensor] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:

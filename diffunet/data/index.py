@@ -159,10 +159,9 @@ class Index(Sequence[ImageFile]):
     __hash__ = None  # type: ignore[assignment]
 
     def __iter__(self) -> Iterator[ImageFile]:
-        columns = (np.nditer(self.table[name]) for name in ("width", "height", "mode", "format"))
-        for (path, sha256), *rest in zip(self.contents.pairs(), *columns, strict=True):
-            width, height, mode, kind = (value.item() for value in rest)
-            yield ImageFile(path, sha256, width, height, mode.decode(), kind.decode())
+        columns = (self.table[name].flat for name in ("width", "height", "mode", "format"))
+        for (path, sha256), width, height, mode, kind in zip(self.contents.pairs(), *columns, strict=True):
+            yield ImageFile(path, sha256, int(width), int(height), mode.decode(), kind.decode())
 
     @property
     def contents(self) -> Contents:

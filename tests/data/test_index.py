@@ -80,6 +80,7 @@ def test_an_index_is_a_sequence_of_files() -> None:
     assert index != Index.of(some(["b.png"]))
     with pytest.raises(IndexError):
         index[3]
+    assert list(Index.of([])) == []
     assert index.smaller_than(4) == 1
     assert index.smaller_than(5) == 2
 
@@ -136,7 +137,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, names
     write_index(path, files)
     index = read_index(path)
     expected = {file.path: file.sha256 for file in files}
-    assert dict(index) == expected
+    assert dict(index) == dict(index.pairs()) == expected
     assert list(index) == sorted(expected)
     assert changes(index, files) == changes(files, expected) == []
     with pytest.raises(KeyError):
