@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffunet import build, files
+from diffunet import build, devices, files
 from diffunet.config import MAX_BYTES, Config, validated
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.errors import CheckpointError, Error, ResourceError
@@ -56,6 +56,7 @@ def read_tensors(path: Path, like: Mapping[str, Tensor] | None = None) -> tuple[
 
     Raises:
         CheckpointError: for a file that is missing, is not safetensors, or holds other tensors.
+        ResourceError: for one that does not fit into memory.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -69,6 +70,10 @@ def read_tensors(path: Path, like: Mapping[str, Tensor] | None = None) -> tuple[
             metadata = dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
+    except Exception as error:
+        if not devices.is_out_of_memory(error):
+            raise
+        raise ResourceError(f"out of memory: {path} has {size(path.stat().st_size)}") from None
     if like is not None:
         tensors = {name: tensor.to(like[name].dtype) for name, tensor in tensors.items()}
     return tensors, metadata

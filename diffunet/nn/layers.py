@@ -58,7 +58,10 @@ class Embedding(nn.Module):
         super().__init__()
         self.width = width
         self.mlp = nn.Sequential(nn.Linear(width, out_width), nn.SiLU(), nn.Linear(out_width, out_width))
-        self.label = nn.Embedding(num_classes + 1, out_width) if num_classes else None
+        self.label = None
+        if num_classes:
+            # nn.Embedding's own start, drawn here: its `normal_` on the meta device imports torch's compiler (seconds).
+            self.label = nn.Embedding(num_classes + 1, out_width, _weight=torch.randn(num_classes + 1, out_width))
         self.augment = nn.Linear(augment_channels, out_width, bias=False) if augment_channels else None
 
     def forward(self, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
