@@ -32,6 +32,8 @@ class Where:
 def told(where: Where, flag: StopFlag, main: bool) -> Iterator[None]:
     """Turn what ends a run into a `diffunet.Error` where a person can mend it, and write it to RUN/status.json."""
     try:
+        if main:
+            record.write_status(where.run, "starting", None)  # what it says of an earlier run is over
         yield
     except Exception as error:
         said = explained(error, where)

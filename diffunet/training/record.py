@@ -14,8 +14,8 @@ from diffunet import files
 from diffunet.errors import ResourceError
 
 
-def write_status(run: Path, state: str, step: int, **values: Any) -> None:
-    """RUN/status.json: `state` is running, done, stopped, diverged or failed."""
+def write_status(run: Path, state: str, step: int | None, **values: Any) -> None:
+    """RUN/status.json: `state` is starting, running, done, stopped, diverged or failed."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     content = {"state": state, "step": step, **values, "pid": os.getpid(), "time": now}
     files.write_atomic(run / "status.json", json.dumps(content, indent=1))

@@ -1,11 +1,18 @@
 """What the README tells people to type runs as written, in the order in which it stands; only runs are made short."""
 
+import json
+import os
 import re
 import shlex
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import finish, wait_for
 from PIL import Image
 
 from diffunet.cli import main
@@ -77,9 +84,50 @@ def test_every_command_of_the_readme_runs(home, capsys):
     assert Path("runs/charbonnier/model/model.safetensors").exists()
 
 
+SCHEDULER = {
+    # As `diffunet` is installed, but with a small net and as many steps as are asked for.
+    "diffunet": '#!/bin/sh\nexec "{python}" -m diffunet "$@" --steps $STEPS --train.log-every 1 '
+    "--model.channels 8 --model.num-blocks 1 --batch-size 4 --train.previews 0\n",
+    "scontrol": '#!/bin/sh\necho "$@" >> requeued\n',
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bash") is None, reason="a batch file needs bash")
+def test_the_slurm_file_requeues_what_was_stopped_and_nothing_else(home, tmp_path, monkeypatch):
+    [script] = blocks("sbatch")
+    Path("job.sh").write_text(script)
+    Path("bin").mkdir()
+    for name, content in SCHEDULER.items():
+        Path("bin", name).write_text(content.format(python=sys.executable))
+        Path("bin", name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+
+    def job(steps):
+        return subprocess.Popen(
+            ["bash", "job.sh"], env=os.environ | {"STEPS": str(steps)}, stderr=subprocess.PIPE, text=True
+        )
+
+    first, metrics = job(10**6), Path("runs/photos/metrics.jsonl")
+    wait_for(lambda: metrics.exists() and metrics.read_text(), first)
+    first.send_signal(signal.SIGTERM)
+    [code], said = finish([first])
+    assert code == 75, said
+    assert Path("requeued").read_text() == "requeue 42\n"
+    step = json.loads(Path("runs/photos/status.json").read_text())["step"]
+    [code], said = finish([job(step + 2)])
+    assert code == 0, said
+    assert f"resuming runs/photos at step {step}" in said
+    assert Path("requeued").read_text() == "requeue 42\n"
+    [code], said = finish([job(0)])  # an option that cannot be
+    assert code == 2, said
+    assert Path("requeued").read_text() == "requeue 42\n"
+
+
 def test_what_the_readme_points_to_exists():
     root = Path(__file__).parents[2]
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README) + re.findall(r"`((?:diffunet|scripts)/[\w/]+\.py)`", README)
+    links = re.findall(r"\]\((?!http|#)([^)#]+)\)", README) + re.findall(r"`((?:diffunet|scripts)/[\w/]+\.py)`", README)
     links += re.findall(r'src="([^"]+)"', README)
     assert links
     assert [link for link in links if not (root / link).exists()] == []
