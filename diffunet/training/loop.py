@@ -27,7 +27,7 @@ from diffunet.config import Config
 from diffunet.data import images, index
 from diffunet.data.cache import split
 from diffunet.diffusion.losses import DenoisingLoss, Loss
-from diffunet.errors import Stopped
+from diffunet.errors import Cancelled, Stopped
 from diffunet.pipeline import Pipeline
 from diffunet.training import checkpoint, defaults, failures, memory, start
 from diffunet.training.batches import Batch, Batches
@@ -120,9 +120,10 @@ def train(
             processes=processes,
         )
         where.config = config
-        memory.refuse_what_cannot_fit(config, device, precision.value)
+        price = memory.price(config)
+        memory.refuse_what_cannot_fit(config, price, device, precision.value)
         if config.train.batch_size == "auto":
-            mine = torch.tensor(memory.images_per_pass(config, device, precision.value), device=device)
+            mine = torch.tensor(memory.images_per_pass(config, price, device, precision.value), device=device)
             fits = int(accelerator.gather(mine).min().item())  # on the smallest of several GPUs
             config = config.changed("train", batch_size=fits * processes * config.train.grad_accumulation)
             where.config = config
@@ -161,7 +162,8 @@ def train(
         where.step = where.saved = first_step
         if main:
             files.write_atomic(run / "config.toml", config.to_toml())
-            index.write_index(run / start.IMAGES, dataset.files)
+            if state is None or state["index_hash"] != dataset.index_hash:
+                index.write_index(run / start.IMAGES, dataset.files)
             if found is not None and storage.model_step(run / "model") != first_step:  # a crash came between the two
                 storage.write_model(run / "model", config, ema.net.state_dict(), first_step)
         if first_step >= t.steps:
@@ -188,7 +190,7 @@ def train(
             record = Record(run, first_step, t.tensorboard)
             stack.callback(record.close)
             record.status("running", first_step, steps=t.steps)
-        for line in start.plan(config, net, dataset, len(chosen), len(held), device, precision, processes):
+        for line in start.plan(config, price, dataset, len(chosen), len(held), device, precision, processes):
             log.info("%s", line)
 
         parameters = list(net.parameters())
@@ -274,12 +276,14 @@ def train(
                 if saving:
                     save()
                     record.status("running", done, steps=t.steps)
-                # Who is asked to stop may have half a minute: saving comes first, and nothing else.
-                if validation is not None and not stopping and (done == t.steps or done % t.validate_every == 0):
-                    with autocast():
-                        record.metrics(done, validation_loss=validate(judge, validation, t.seed, shape, one_pass))
-                if t.previews and not stopping and (done == t.steps or done % t.sample_every == 0):
-                    preview(pipeline, t.previews, run / "samples" / f"step-{done:08d}.png", one_pass)
+                # Who is asked to stop may have half a minute: saving comes first, and these are broken off.
+                with contextlib.suppress(Cancelled):
+                    if validation is not None and (done == t.steps or done % t.validate_every == 0):
+                        with autocast():
+                            value = validate(judge, validation, t.seed, shape, one_pass, flag)
+                        record.metrics(done, validation_loss=value)
+                    if t.previews and (done == t.steps or done % t.sample_every == 0):
+                        preview(pipeline, t.previews, run / "samples" / f"step-{done:08d}.png", one_pass, flag)
                 if on_step is not None:
                     answer = on_step(TrainProgress(done, t.steps, last_loss, time.monotonic() - began))
                     if answer is False:
@@ -300,10 +304,18 @@ def train(
 
 
 @torch.no_grad()
-def validate(judge: DenoisingLoss, batch: Batch, seed: int, shape: tuple[int, int, int], at_once: int) -> float:
-    """The mean loss of the averaged weights on the held-out `batch`, with the same noise every time."""
+def validate(
+    judge: DenoisingLoss, batch: Batch, seed: int, shape: tuple[int, int, int], at_once: int, flag: StopFlag
+) -> float:
+    """The mean loss of the averaged weights on the held-out `batch`, with the same noise every time.
+
+    Raises:
+        Cancelled: where a stop is asked for.
+    """
     total = torch.zeros((), device=batch.sigma.device)
     for first in range(0, len(batch.sigma), at_once):
+        if flag.wanted:
+            raise Cancelled("validation")
         part = slice(first, first + at_once)
         sigma = batch.sigma[part]
         noise = draws.gaussian(draws.seed_of("validation", seed), 0, first, len(sigma), shape, sigma.device)
@@ -312,7 +324,11 @@ def validate(judge: DenoisingLoss, batch: Batch, seed: int, shape: tuple[int, in
     return total.item() / len(batch.sigma)
 
 
-def preview(pipeline: Pipeline, num: int, path: Path, at_once: int) -> None:
-    """A grid of samples, from the same noise every time, so that previews of a run can be compared."""
-    pictures = pipeline.sample(num, batch_size=at_once)
+def preview(pipeline: Pipeline, num: int, path: Path, at_once: int, flag: StopFlag) -> None:
+    """A grid of samples, from the same noise every time, so that previews of a run can be compared.
+
+    Raises:
+        Cancelled: where a stop is asked for.
+    """
+    pictures = pipeline.sample(num, batch_size=at_once, on_step=lambda _: not flag.wanted)
     images.save(images.grid([images.to_array(picture, pipeline.channels) for picture in pictures]), path)

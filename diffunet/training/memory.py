@@ -28,13 +28,13 @@ def price(config: Config) -> Cost:
     return cost(net, config.data.image_size, config.data.image_size)
 
 
-def refuse_what_cannot_fit(config: Config, device: torch.device, precision: str) -> None:
+def refuse_what_cannot_fit(config: Config, counted: Cost, device: torch.device, precision: str) -> None:
     """Refuse a net that does not fit even with one image a pass.
 
     Raises:
         ResourceError: naming what there is and what is needed.
     """
-    needed, there = price(config).training_bytes(1, precision, device.type), devices.memory(device)
+    needed, there = counted.training_bytes(1, precision, device.type), devices.memory(device)
     if there is not None and needed > there:
         raise ResourceError(
             f"the net needs {needed / 2**30:.1f} GiB to train with one image a pass, and {devices.describe(device)} "
@@ -42,15 +42,15 @@ def refuse_what_cannot_fit(config: Config, device: torch.device, precision: str)
         )
 
 
-def images_per_pass(config: Config, device: torch.device, precision: str) -> int:
+def images_per_pass(config: Config, counted: Cost, device: torch.device, precision: str) -> int:
     """The largest power of two, up to what is worth it, with which a training step fits: found by training steps.
 
-    On a CPU the count of `price` bounds it, since a system that hands out more memory than it has says no too late.
+    On a CPU what `price` counted bounds it, since a system that hands out more memory than it has says no too late.
 
     Raises:
         ResourceError: where not even one image fits.
     """
-    counted, there = price(config), devices.memory(device)
+    there = devices.memory(device)
     worth = WORTH.get(device.type, 32)
     trial = _Trial(config, device, precision)
     fits = 0

@@ -77,7 +77,8 @@ class Record:
 
     def close(self) -> None:
         """Finish the files."""
-        with contextlib.suppress(OSError):  # a line that a full disk did not take, which was said when it was written
+        with contextlib.suppress(OSError):  # what a full disk did not take, which was said when it was written
             self._metrics.close()
-        if self._curves is not None:
-            self._curves.close()
+        with contextlib.suppress(OSError):
+            if self._curves is not None:
+                self._curves.close()

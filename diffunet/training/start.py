@@ -24,7 +24,7 @@ from diffunet.data import index
 from diffunet.data.cache import Dataset
 from diffunet.data.folder import Rejected, class_names, printable
 from diffunet.errors import DataError, UsageError
-from diffunet.nn.cost import cost
+from diffunet.nn.cost import Cost
 
 log = logging.getLogger(__name__)
 
@@ -256,7 +256,7 @@ def same_data(state: dict[str, Any], dataset: Dataset, run: Path, data: Path, ac
 
 def plan(
     config: Config,
-    net: nn.Module,
+    price: Cost,
     dataset: Dataset,
     training: int,
     held_out: int,
@@ -268,7 +268,6 @@ def plan(
     t, d, size = config.train, config.data, config.data.image_size
     assert t.steps is not None, "the config is resolved"
     assert isinstance(t.batch_size, int), "the config is resolved"
-    price = cost(net, size, size)
     loud = devices.warning()
     if loud:
         yield loud

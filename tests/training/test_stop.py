@@ -181,3 +181,39 @@ def test_a_signal_inside_gradient_accumulation(folder, tmp_path, call):
     for name in ("model", "ema", "optimizer"):
         a, b = (checkpoint.folder_of(tmp_path / run, 8) / f"{name}.safetensors" for run in ("parts", "whole"))
         assert a.read_bytes() == b.read_bytes()
+
+
+@pytest.mark.parametrize("what", ["sample_every", "validate_every"])
+def test_a_stop_does_not_wait_for_previews_and_validation(folder, tmp_path, what):
+    """They would take for ever here, and the run is saved and ended all the same."""
+    code = """
+import sys, time
+from diffunet.diffusion import samplers
+from diffunet.training import loop
+from diffunet.cli import main
+
+def slow(*arguments, function=samplers.sample):
+    for result in function(*arguments):
+        print("at it", flush=True)
+        yield result
+
+samplers.sample = slow
+validation = loop.validate
+
+def for_ever(*arguments):
+    print("at it", flush=True)
+    while True:
+        validation(*arguments)
+
+loop.validate = for_ever
+main(sys.argv[1:])
+"""
+    options = {what: 2, "previews": 16 if what == "sample_every" else 0, "log_every": 1}
+    (tmp_path / "config.toml").write_text(tiny(train=ENDLESS | options, diffusion={"sample_steps": 100_000}).to_toml())
+    child = start(code, "train", folder, "--config", tmp_path / "config.toml", "--out", tmp_path / "run")
+    assert child.stdout.readline() == "at it\n"
+    child.send_signal(signal.SIGTERM)
+    child.stdout.read()
+    [code], said = finish([child])
+    assert code == 75, said
+    assert assert_saved(tmp_path, "SIGTERM") == 3
