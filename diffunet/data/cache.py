@@ -231,13 +231,12 @@ def _read_all(job: _Job) -> tuple[Rows, list[Rejected]]:
 
 def _bring_up_to_date(folder: Path, job: _Job, stamps: NDArray[np.int64]) -> tuple[Rows, list[Rejected], store.Stored]:
     """(index, files that cannot be used, images), read from `folder` where it is whole and nothing has changed."""
-    nothing = np.full(len(job.paths), -1)
+    nothing = np.full(len(job.paths), -1, np.int64)
     old = store.load(folder)
     if old is None:
         return _build(folder, job, None, nothing, {})
     places = job.paths.places_in(old.rows.paths)
-    # A file whose stamp is all zeros could not be looked at, now or then.
-    same = (places >= 0) & (old.rows.table["stamp"][places] == stamps).all(axis=1) & stamps.any(axis=1)
+    same = (places >= 0) & (old.rows.table["stamp"][places] == stamps).all(axis=1)
     # What could not be used last time is tried again: a file that could not be read may be readable now.
     again = np.flatnonzero(job.paths.places_in(old.rejected) >= 0)
     results = zip(again, job.read(again, quiet=True), strict=True)

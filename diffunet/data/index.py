@@ -86,8 +86,8 @@ class Paths(Sequence[str]):
     def places_in(self, other: Paths) -> NDArray[np.int64]:
         """int64 [N]: where each of these is in `other`, -1 where it is not."""
         if self.blob == other.blob:
-            return np.arange(len(self))
-        places = np.full(len(self), -1)
+            return np.arange(len(self), dtype=np.int64)
+        places = np.full(len(self), -1, np.int64)
         theirs = enumerate(other)
         there = next(theirs, None)
         for n, path in enumerate(self):

@@ -107,6 +107,7 @@ def train(
         precision = devices.precision(device, config.train.precision)
         accelerator = start.accelerator(config, device)
         device, processes = accelerator.device, accelerator.num_processes
+        start.same_everywhere(dataset, accelerator)
         # The caller's generators stay as they are.
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         config = defaults.resolve(

@@ -162,11 +162,22 @@ def accelerator(config: Config, found: torch.device) -> Accelerator:
     )
 
 
+def same_everywhere(dataset: Dataset, processes: Accelerator) -> None:
+    """Refuse to begin where processes see other images, such as on machines with a copy of the folder each.
+
+    Raises:
+        DataError: on all of them.
+    """
+    mine = torch.tensor([int(dataset.index_hash[:15], 16)], device=processes.device)
+    if len(processes.gather(mine).unique()) > 1:
+        raise DataError("the processes see different images: give all of them the same folder, and leave it alone")
+
+
 def classes(config: Config, dataset: Dataset, *, resumed: bool) -> tuple[str, ...]:
     """The classes of a run: those that it began with, or the subfolders that there are."""
     if not config.data.classes:
         return ()
-    return config.data.class_names if resumed else class_names(file.path for file in dataset.files)
+    return config.data.class_names if resumed else class_names(dataset.files.paths)
 
 
 def decoding(main: bool) -> Callable[[int, int], None] | None:
@@ -276,9 +287,9 @@ def plan(
     classes = f", {len(d.class_names)} classes" if d.class_names else ""
     bad = f", {len(dataset.rejected)} files skipped" if dataset.rejected else ""
     yield f"images: {training} to train on, {held_out} held out{classes}{bad}; {size}x{size}, {d.channels} channels"
-    small = [file for file in dataset.files if min(file.width, file.height) < size]
-    if len(small) > len(dataset.files) // 2:
-        yield f"note: {len(small)} of {len(dataset.files)} images are smaller than {size} pixels and are enlarged"
+    small = dataset.files.smaller_than(size)
+    if small > len(dataset.files) // 2:
+        yield f"note: {small} of {len(dataset.files)} images are smaller than {size} pixels and are enlarged"
     memory = price.training_bytes(t.batch_size // processes // t.grad_accumulation, precision.value, device.type)
     yield (
         f"model: {price.parameters / 1e6:.1f} M parameters, {price.macs / 1e9:.2f} GMACs an image; "

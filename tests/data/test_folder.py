@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -112,12 +114,24 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
-def test_which_of_two_links_counts_does_not_depend_on_the_disk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backwards", [False, True])
+def test_which_link_counts_does_not_depend_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backwards: bool
+) -> None:
     picture(tmp_path / "elsewhere" / "a.png")
-    for name in "dbca":
+    for name in "abc":
         (tmp_path / "root" / name).mkdir(parents=True)
-        (tmp_path / "root" / name / "link").symlink_to(tmp_path / "elsewhere")
-    assert folder.list_images(tmp_path / "root")[0] == ["d/link/a.png"]
+        (tmp_path / "root" / name / "link 1").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "root" / name / "link 2").symlink_to(tmp_path / "elsewhere")
+    scandir = os.scandir
+
+    @contextlib.contextmanager
+    def in_some_order(path: Path) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(path) as entries:
+            yield sorted(entries, key=lambda entry: entry.name, reverse=backwards)
+
+    monkeypatch.setattr("os.scandir", in_some_order)
+    assert folder.list_images(tmp_path / "root")[0] == ["c/link 1/a.png"]
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -245,3 +246,20 @@ def test_images_are_decoded_before_the_process_group_exists(folder, tmp_path):
     assert [worker.returncode for worker in workers] == [0, 0], said
     assert all("no process group yet" in out for out, _ in said)
     assert read_toml(tmp_path / "run/config.toml").data.class_names == ("disc", "square")
+
+
+DIFFERENT = """
+import os, sys
+from diffunet.cli import main
+main(["train", sys.argv[1 + int(os.environ["RANK"])], *sys.argv[3:]])
+"""
+
+
+def test_processes_that_see_different_images_do_not_begin(folder, tmp_path):
+    _, options = written(tmp_path, steps=2)
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy/disc/0.png").unlink()
+    workers = launch(2, [folder, tmp_path / "copy", *options, tmp_path / "run"], code=DIFFERENT)
+    codes, said = finish(workers)
+    assert codes == [3, 3], said
+    assert said.count("the processes see different images") == 2
