@@ -42,10 +42,18 @@ def replace(source: Path, target: Path) -> None:
     fsync(target.parent)
 
 
+def mkdir(path: Path) -> None:
+    """Make a folder, and those above it, so that their names outlast a power cut."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in made:
+        fsync(folder.parent)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and takes its place, on failure it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    mkdir(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -169,7 +169,9 @@ def train(
                 storage.write_model(run / "model", config, ema.net.state_dict(), first_step)
         if first_step >= t.steps:
             log.info("%s has reached step %d already; raise --steps to go on", run, first_step)
-            if main:
+            if main:  # a crash may have come after the last checkpoint
+                checkpoint.prune(run, first_step, t.keep_every)
+                Record(run, first_step, tensorboard=False).close()  # takes half a line out
                 write_status(run, "done", first_step, steps=t.steps, exit_code=0)
             return run / "model"
 

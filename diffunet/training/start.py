@@ -73,7 +73,7 @@ def _own(run: Path, resume: bool) -> Iterator[None]:
     locked = run / ".lock"
     if run.exists() and not resume and (not run.is_dir() or (any(run.iterdir()) and not locked.exists())):
         raise exists
-    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    files.mkdir(run / "checkpoints")
     busy = f"another process is writing to {run}; wait for it, or choose another --out"
     with files.lock(locked, wait=False, message=busy):
         # What a run leaves that failed before it began is no reason to refuse.

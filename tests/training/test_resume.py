@@ -1,13 +1,7 @@
 """A run that is stopped and resumed against one that is not: equal, bit for bit."""
 
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -61,92 +55,6 @@ def test_stopped_and_resumed_equals_not_stopped(folder, tmp_path, accumulation, 
         [line["validation_loss"] for line in some if line["step"] == 8 and "validation_loss" in line] for some in lines
     ]
     assert held_out[0] == held_out[1]
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_equals_not_stopped(folder, tmp_path):
-    """SIGKILL at some instant of a real process, several times over."""
-    config = tiny(train={"steps": 60, "checkpoint_every": 5})
-    train(config, folder, tmp_path / "whole")
-    (tmp_path / "config.toml").write_text(config.to_toml())
-    command = [sys.executable, "-m", "diffunet", "train", str(folder), "--out", str(tmp_path / "parts")]
-    command += ["--config", str(tmp_path / "config.toml")]
-    kills = 0
-    for attempt in range(30):
-        process = subprocess.Popen([*command, *(["--resume"] if attempt else [])], stderr=subprocess.DEVNULL)
-        have = len(checkpoint.steps(tmp_path / "parts")), max(checkpoint.steps(tmp_path / "parts"), default=0)
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            now = len(checkpoint.steps(tmp_path / "parts")), max(checkpoint.steps(tmp_path / "parts"), default=0)
-            if now != have and now[1] > have[1]:
-                time.sleep(0.01 * (attempt % 4))
-                process.kill()
-            time.sleep(0.002)
-        if process.wait() == 0:
-            break
-        kills += 1
-    assert kills >= 2
-    assert_same_run(tmp_path / "whole", tmp_path / "parts", 60)
-
-
-def launch(processes, arguments, **options):
-    """`diffunet train` in several processes, as torchrun and accelerate launch start them: by environment variables."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(processes),
-        "ACCELERATE_USE_CPU": "1",
-    }
-    workers = []
-    for rank in range(processes):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "diffunet", "train", *arguments]
-        workers.append(
-            subprocess.Popen(command, env=os.environ | shared | own, stderr=subprocess.PIPE, text=True, **options)
-        )
-    return workers
-
-
-def finish(workers):
-    said = [worker.communicate(timeout=300)[1] for worker in workers]
-    return [worker.returncode for worker in workers], "\n".join(said)
-
-
-@pytest.mark.slow
-def test_two_processes_stop_together_resume_exactly_and_see_what_one_sees(folder, tmp_path):
-    # No dropout: its masks are each process's own, and one process is to be compared with two.
-    config = tiny(train={"steps": 12, "grad_accumulation": 1, "precision": "fp32"}, model={"dropout": 0.0})
-    (tmp_path / "config.toml").write_text(config.to_toml())
-    arguments = [str(folder), "--config", str(tmp_path / "config.toml"), "--out"]
-    codes, said = finish(launch(2, [*arguments, str(tmp_path / "whole")]))
-    assert codes == [0, 0], said
-
-    # Long enough to be stopped in the middle; only one process gets the signal.
-    workers = launch(
-        2, [*arguments, str(tmp_path / "parts"), "--steps", "100000", "--train.checkpoint-every", "100000"]
-    )
-    metrics = tmp_path / "parts/metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    workers[1].send_signal(signal.SIGTERM)
-    codes, said = finish(workers)
-    assert codes == [75, 75], said
-    stopped = max(checkpoint.steps(tmp_path / "parts"))
-    codes, said = finish(launch(2, [*arguments, str(tmp_path / "parts"), "--resume", "--steps", str(stopped + 5)]))
-    assert codes == [0, 0], said
-    codes, said = finish(launch(2, [*arguments, str(tmp_path / "long"), "--steps", str(stopped + 5)]))
-    assert codes == [0, 0], said
-    assert_same_run(tmp_path / "long", tmp_path / "parts", stopped + 5)
-
-    # One process computes the same sums in another order.
-    train(config, folder, tmp_path / "one")
-    one, two = tensors(tmp_path / "one", 12)["model"], tensors(tmp_path / "whole", 12)["model"]
-    for name in one:
-        assert torch.allclose(one[name], two[name], atol=2e-4), name
 
 
 def test_more_steps_extend_a_run(folder, tmp_path):
