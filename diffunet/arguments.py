@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import io
+import os
 import re
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
+from pydantic import BaseModel, ValidationError, validate_call
 
 from diffunet.config import Config, preset, read_toml, validated
 from diffunet.errors import UsageError
+from diffunet.progress import writing_results
 
 T = TypeVar("T")
 
@@ -24,54 +30,26 @@ def parse(what: type[T], args: Sequence[str], command: str, default: T) -> T:
     Raises:
         UsageError: one line, for words that cannot be meant.
     """
-    return _tyro(what, args, command, default=default)
+    return _tyro(what, _takes(what), args, command, default=default)
 
 
 def call(function: Callable[..., None], args: Sequence[str], command: str) -> None:
-    """Call `function` with `args`.
+    """Call `function` with `args`, once they are within the bounds that its annotations state.
 
     Raises:
         UsageError: one line, for words that cannot be meant; and what `function` raises.
     """
 
     @functools.wraps(function)
-    def later(*positional: Any, **named: Any) -> Callable[[], None]:
-        return lambda: function(*positional, **named)
+    def given(*positional: Any, **named: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return positional, named
 
-    _tyro(later, args, command)()
-
-
-def _tyro(what: Any, args: Sequence[str], command: str, **options: Any) -> Any:
-    complaint = io.StringIO()
+    positional, named = _tyro(given, _takes(function), args, command)
     try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(what, args=list(args), prog=f"diffunet {command}", **options)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UsageError(f"{one_line(complaint.getvalue())} (see diffunet {command} --help)") from None
-
-
-def one_line(box: str) -> str:
-    """What a box of tyro's says: its first part, and its suggestion."""
-    bare = [line.strip("╭╮╰╯─│|+ ") for line in box.splitlines()]
-    lines = [line for line in bare if line.strip("-")]
-    title, lines = (lines[0].strip("- "), lines[1:]) if len(lines) > 1 else ("", lines)
-    said: list[str] = []
-    for line in lines:
-        if line.startswith(("For full helptext", "Argument helptext", "For further information")):
-            break
-        said.append(line)
-    words = " ".join(said) or title
-    # pydantic's form: "Error parsing data: 1 validation error for DataConfig image_size Input should ... [type=...]"
-    pattern = (
-        r"Error parsing (?:--)?([\w.-]+): \d+ validation errors? for \w+ ([\w.]+) (.*?) \[type=.*?input_value=(.*?), "
-    )
-    found = re.match(pattern, words)
-    if found:
-        section, name, should, value = found.groups()
-        return f"--{section}.{name.replace('_', '-')}: {should.removeprefix('Value error, ')}, not {value}"
-    return words.replace("Perhaps you meant:", "Perhaps you meant")
+        validate_call(given)(*positional, **named)
+    except ValidationError as error:
+        raise UsageError(f"{_out_of_bounds(error)} (see diffunet {command} --help)") from None
+    function(*positional, **named)
 
 
 def base_config(args: Sequence[str]) -> Config:
@@ -80,12 +58,13 @@ def base_config(args: Sequence[str]) -> Config:
     Raises:
         UsageError: an unknown preset, a config that cannot be read, or two places to start from.
     """
+    _refuse_empty(args)
     out, config = value_of(args, "--out"), value_of(args, "--config")
     if config is not None and value_of(args, "--preset") is not None:
         raise UsageError("--config and --preset are both a place to start from; take one")
     name = value_of(args, "--preset")
-    base = read_toml(Path(config)) if config is not None else preset(name or "default")
-    if "--resume" in args and out is not None and (Path(out) / "config.toml").is_file():
+    base = read_toml(Path(config)) if config is not None else preset("default" if name is None else name)
+    if "--resume" in args and out is not None and os.path.isfile(Path(out) / "config.toml"):
         stored = read_toml(Path(out) / "config.toml")
         if config is None and name is None:
             return stored
@@ -105,3 +84,151 @@ def value_of(args: Sequence[str], name: str) -> str | None:
         if word.startswith(f"{name}="):
             return word.partition("=")[2]
     return None
+
+
+def _refuse_empty(args: Sequence[str]) -> None:
+    """No option means anything by an empty word, which is what an unset variable of a shell becomes."""
+    for before, word in zip(["", *args], args, strict=False):
+        if word == "":
+            raise UsageError(f"{before if before.startswith('--') else 'an argument'} is empty")
+        if word.startswith("--") and word.endswith("="):
+            raise UsageError(f"{word[:-1]} is empty")
+
+
+def _tyro(made: Any, takes: Mapping[str, Any], args: Sequence[str], command: str, **options: Any) -> Any:
+    _refuse_empty(args)
+    complaint = io.StringIO()
+    try:
+        with writing_results(), contextlib.redirect_stderr(complaint), _wide_enough():
+            return tyro.cli(made, args=list(args), prog=f"diffunet {command}", **options)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        cause: BaseException | None = stop
+        while cause is not None and not isinstance(cause, ValidationError):
+            cause = cause.__context__
+        words = _mistake(complaint.getvalue(), args, takes, command) if cause is None else _out_of_bounds(cause)
+        raise UsageError(f"{words} (see diffunet {command} --help)") from None
+    raise SystemExit(0)  # that was the help, and its reader had enough
+
+
+@contextlib.contextmanager
+def _wide_enough() -> Iterator[None]:
+    """tyro never comes back from laying out its help in a terminal of less than 10 columns."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(max(40, shutil.get_terminal_size().columns))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+# What can be said, and what was said wrong.
+
+
+def _takes(what: Any) -> dict[str, Any]:
+    """The type of each option and argument of a function or dataclass, by its name on the command line."""
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(what, include_extras=True).items():
+        dashed = name.replace("_", "-")
+        if isinstance(hint, type) and issubclass(hint, BaseModel):
+            for inner, field in hint.model_fields.items():
+                found[f"--{dashed}.{inner.replace('_', '-')}"] = field.annotation
+        elif name != "return":
+            metavars = [extra.metavar for extra in getattr(hint, "__metadata__", ()) if hasattr(extra, "metavar")]
+            found[metavars[0] if metavars else f"--{dashed}"] = _bare(hint)
+    return found
+
+
+def _bare(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _kind(hint: Any) -> str:
+    """What a type takes, in words."""
+    hint = _bare(hint)
+    inner = [each for each in get_args(hint) if each is not NoneType]
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0])
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(_kind, inner))
+    if get_origin(hint) is tuple:
+        return f"{'values' if ... in inner else f'{len(inner)} values'}, each {_kind(inner[0])}"
+    return {int: "a whole number", float: "a number", bool: "True or False"}.get(hint, "a value")
+
+
+def _choices(hint: Any) -> list[str]:
+    if get_origin(hint) is Literal:
+        return [str(each) for each in get_args(hint)]
+    return [choice for each in get_args(hint) for choice in _choices(each)]
+
+
+def _mistake(box: str, args: Sequence[str], takes: Mapping[str, Any], command: str) -> str:
+    """What is wrong with `args`, of which tyro complained in a `box`: option, value, what is allowed, what is close."""
+    options = [name for name in takes if name.startswith("--")]
+    flags = [name for name in options if takes[name] is bool]
+    known = {*options, *(re.sub(r"^(--(?:\w+\.)?)", r"\1no-", name) for name in flags), "--help"}
+    for word in args:
+        name = word.partition("=")[0].replace("_", "-")
+        if name.startswith("--") and name not in known:
+            same = [option for option in options if option.split(".")[-1] == name.strip("-")]
+            close = same or difflib.get_close_matches(name, options, n=1)
+            return f"there is no option {name}" + (f"; did you mean {' or '.join(close)}?" if close else "")
+
+    bare = [re.sub(r"\x1b\[[\d;]*m", "", line).strip("╭╮╰╯─│|+ ") for line in box.splitlines()]
+    said = " ".join(line for line in bare if line.strip("-"))
+    about = re.search(r"(?:argument '|Error parsing )([\w.-]+)", said)
+    if about is not None and about[1] in takes:
+        name, kind = about[1], takes[about[1]]
+        several = tuple in (get_origin(kind), *map(get_origin, map(_bare, get_args(kind))))
+        values = _values(args, name)[: None if several else 1]
+        if not values:
+            return f"{name} needs {_kind(kind)}"
+        close = difflib.get_close_matches(values[0], _choices(kind), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"{name} takes {_kind(kind)}, not {' '.join(values)!r}{hint}"
+    if "Missing from" in said:
+        listed = [part.split() for part in said.partition("Missing from")[2].partition(":")[2].split("(required)")]
+        return "; ".join(
+            f"{name} is missing ({' '.join(rest[1:] if name.startswith('--') else rest).rstrip('.')})"
+            for name, *rest in filter(None, listed)
+            if name in takes
+        )
+    extra = next((word for word in args if f"Unrecognized options: {word}" in said), None)
+    if extra is not None:
+        before = [word.partition("=")[0] for word in args[: args.index(extra)] if word.startswith("--")]
+        if before:
+            kind = takes.get(before[-1], bool)
+            return f"{extra!r} is one too many: {before[-1]} takes {'no value' if kind is bool else _kind(kind)}"
+        return f"{extra!r} is one too many: diffunet {command} takes {' '.join(takes.keys() - set(options)) or 'none'}"
+    return said
+
+
+def _values(args: Sequence[str], name: str) -> list[str]:
+    """The words that follow an option, or `name=value`."""
+    values: list[str] = []
+    inside = False
+    for word in args:
+        if word.startswith("--"):
+            head, equals, tail = word.partition("=")
+            inside = head.replace("_", "-") == name
+            if inside:
+                values = [tail] if equals else []
+        elif inside:
+            values.append(word)
+    return values
+
+
+def _out_of_bounds(error: ValidationError) -> str:
+    """What pydantic found, with options as they are typed."""
+    sections = {getattr(field.annotation, "__name__", ""): f"{name}." for name, field in Config.model_fields.items()}
+    problems: dict[tuple[str, str], list[str]] = {}  # of a union, such as an int or "auto", one for each of its types
+    for item in error.errors():
+        name = f"--{sections.get(error.title, '')}{item['loc'][0]}".replace("_", "-") if item["loc"] else ""
+        value = f", not {item['input']!r}" if isinstance(item["input"], str | int | float) else ""
+        words = item["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("Tuple ")
+        problems.setdefault((name, value), []).append(words)
+    return "; ".join(f"{name} {' or '.join(words)}{value}".strip() for (name, value), words in problems.items())

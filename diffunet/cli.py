@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any, NoReturn
 
 from diffunet import arguments, commands
-from diffunet.errors import Error, UsageError
+from diffunet.errors import Error, ResourceError, UsageError
+from diffunet.progress import say, silence, tell, writing_results
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "train": (commands.train, "train a model on a folder of images"),
@@ -23,11 +30,11 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
 }
 
 
-class _ToStandardError(logging.Handler):
-    """Looks up sys.stderr for each line: a progress bar puts its own there, to print above itself."""
+class _Lines(logging.Handler):
+    """Every record is a line on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(record.getMessage(), file=sys.stderr, flush=True)
+        say(record.getMessage())
 
 
 def _usage() -> str:
@@ -41,40 +48,91 @@ def _usage() -> str:
 
 def main(args: Sequence[str] | None = None) -> None:
     """The `diffunet` command; always exits."""
-    args = list(sys.argv[1:] if args is None else args)
+    _streams()
+    with _signals():
+        try:
+            code = _outcome(list(sys.argv[1:] if args is None else args))
+        except KeyboardInterrupt as stop:
+            number = stop.args[0] if stop.args else signal.SIGINT
+            say(f"diffunet: {'interrupted' if number == signal.SIGINT else 'terminated'}")
+            code = 128 + number
+        sys.exit(code)
+
+
+def _outcome(args: list[str]) -> int:
+    """Run a command; its exit code, after a line about what went wrong."""
     try:
-        _run(args)
-        sys.stdout.flush()
+        try:
+            _run(args)
+        finally:
+            with writing_results():
+                sys.stdout.flush()
     except Error as error:
-        print(f"diffunet: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("diffunet: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # `diffunet ... | head`: whoever read has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(0)
+        say(f"diffunet: {' '.join(str(error).split())}")
+        return error.exit_code
+    except (MemoryError, RuntimeError) as error:
+        from diffunet.devices import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        say("diffunet: out of memory")
+        return ResourceError.exit_code
+    except BrokenPipeError:  # a result, to one who has read enough
+        silence(sys.stdout)
+    return 0
 
 
 def _run(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help", "help"):
-        print(_usage())
+        tell(_usage())
         return
     if args[0] in ("-V", "--version"):
         from diffunet import __version__
 
-        print(f"diffunet {__version__}")
+        tell(f"diffunet {__version__}")
         return
     name, *rest = args
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        close = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(COMMANDS)}"
         raise UsageError(f"there is no command {name!r}{hint}")
     logger = logging.getLogger("diffunet")
-    logger.handlers = [_ToStandardError()]
+    logger.handlers = [_Lines()]
     logger.setLevel(logging.INFO if commands.main_process() else logging.ERROR)
     function = COMMANDS[name][0]
     if function is commands.train:
         function(rest)
     else:
         arguments.call(function, rest, name)
+
+
+def _streams() -> None:
+    """Somewhere to write where there is nothing (`>&-`), and escapes for what a terminal has no signs for."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in this order each gets its own number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a command in good order: half-written files go, the cursor comes back. A second one ends
+    it at once. What is ignored stays so, and only in the main thread can a program listen."""
+
+    def listen(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt(number)
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+        before = {number: was for number, was in usual.items() if signal.getsignal(number) is was}
+    for number in before:
+        signal.signal(number, listen)
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            if signal.getsignal(number) is listen:  # else one came, and the process is about to end
+                signal.signal(number, was)

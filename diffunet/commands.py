@@ -181,6 +181,7 @@ def inpaint(
     invert_mask: bool = False,
     soft_mask: bool = False,
     lossy_ok: bool = False,
+    max_pixels: Annotated[int, Field(ge=1, le=10**12)] = 200_000_000,
     device: str | None = None,
     precision: Precision = "fp32",
     overwrite: bool = False,
@@ -204,6 +205,7 @@ def inpaint(
         invert_mask: Black = fill.
         soft_mask: The mask's grey blends old and new.
         lossy_ok: Allow an output such as .jpg, which changes known pixels.
+        max_pixels: Larger images are refused, before they are decoded.
         device: cuda, cuda:1, mps, cpu; the best there is if not given.
         precision: bf16 is faster where it is native.
         overwrite: Replace what exists.
@@ -229,7 +231,7 @@ def inpaint(
         with outputs.watching(f"filling {path.name}") as on_step:
             filled = pipe.inpaint(
                 path, mask, num=num, seed=seed, method=method, fit=fit, steps=steps, label=label, guidance=guidance,
-                invert_mask=invert_mask, soft_mask=soft_mask, on_step=on_step,
+                invert_mask=invert_mask, soft_mask=soft_mask, max_pixels=max_pixels, on_step=on_step,
             )  # fmt: skip
         for picture, target in zip(filled, some, strict=True):
             outputs.save(picture, target)

@@ -18,7 +18,7 @@ from diffunet.data.cache import Dataset, split
 from diffunet.errors import Stopped
 from diffunet.evaluation.distances import near_copies, variance_ratio
 from diffunet.pipeline import Pipeline, load
-from diffunet.progress import duration, progress
+from diffunet.progress import duration, progress, tell
 from diffunet.training.loop import TrainProgress, train
 
 GUIDANCE = 1.5
@@ -35,10 +35,9 @@ def run(out: Path, seconds: float) -> None:
     """
     began = time.monotonic()
     config = preset("digits")
-    print(
+    tell(
         f"1. training on 1,797 handwritten digits, by class: up to {duration(seconds)}; "
         "then samples, inpainting and a judgement, another minute or two",
-        flush=True,
     )
     for made in (out / "digits", out / "run"):  # by an earlier demo; nothing else in the folder is touched
         shutil.rmtree(made, ignore_errors=True)
@@ -55,16 +54,15 @@ def run(out: Path, seconds: float) -> None:
     labels = np.arange(JUDGED) % 10
     by_class = [fake for digit in range(10) for fake in fakes[labels == digit][:10]]
     images.save(_enlarged(images.grid(by_class, columns=10)), out / "samples.png")
-    print(f"2. samples, a row for each of the ten digits: {out / 'samples.png'}", flush=True)
+    tell(f"2. samples, a row for each of the ten digits: {out / 'samples.png'}")
 
     dataset = build.dataset(pipe.config, out / "digits")
     real, real_labels = _all(dataset), dataset.labels(pipe.class_names)
     training, held_out = split(dataset.files, pipe.config.data.held_out, 1000)
     images.save(_enlarged(_inpainted(pipe, real[held_out])), out / "inpainted.png")
-    print(
+    tell(
         "3. held-out digits; their lower or right half erased; filled in three times, without being told which digit "
         f"it is: {out / 'inpainted.png'}",
-        flush=True,
     )
 
     from sklearn.neighbors import KNeighborsClassifier
@@ -73,10 +71,10 @@ def run(out: Path, seconds: float) -> None:
     agreement = float((judge.predict(fakes.reshape(len(fakes), -1)) == labels).mean())
     ratio = variance_ratio(fakes, labels, real, real_labels)
     copies, same = near_copies(fakes, real[training], real[held_out])
-    print(f"4. {JUDGED} samples judged; all of it took {duration(time.monotonic() - began)}; the model: {out / 'run'}")
-    print(f"agreement: {agreement:.1%}")
-    print(f"variance ratio: {ratio:.2f}")
-    print(f"near copies: {copies:.1%} (held-out reals {same:.1%})")
+    tell(f"4. {JUDGED} samples judged; all of it took {duration(time.monotonic() - began)}; the model: {out / 'run'}")
+    tell(f"agreement: {agreement:.1%}")
+    tell(f"variance ratio: {ratio:.2f}")
+    tell(f"near copies: {copies:.1%} (held-out reals {same:.1%})")
 
 
 def _train(config: Config, out: Path, seconds: float) -> None:
@@ -96,7 +94,7 @@ def _train(config: Config, out: Path, seconds: float) -> None:
         except Stopped:
             if not over():
                 raise
-            print(f"   training ended after {duration(seconds)}, as asked", flush=True)
+            tell(f"   training ended after {duration(seconds)}, as asked")
 
 
 def _all(dataset: Dataset) -> Pixels:

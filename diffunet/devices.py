@@ -12,9 +12,11 @@ import torch
 
 from diffunet.errors import UsageError
 
-_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "Storage size calculation")
-"""Words of torch's RuntimeErrors where memory runs out: on the CPU of Linux and of Windows, on a GPU, in its libraries;
-and where more is asked for than can be counted."""
+_NO_MEMORY = (
+    "allocate memory", "not enough memory", "out of memory", "bad_alloc", "ALLOC_FAILED", "Storage size calculation",
+)  # fmt: skip
+"""Words of torch's RuntimeErrors where memory runs out: on the CPU of Linux and of Windows, on a GPU, in C++ and in
+NVIDIA's libraries; and where more is asked for than can be counted."""
 
 CPU_ONLY = (
     "warning: this machine has an NVIDIA driver, but this torch cannot use it ({version}). Install the CUDA build: "
@@ -101,4 +103,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out: CUDA's own, Python's, or the plain RuntimeError of torch's CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    said = str(error)
+    cut_short = said != "" and said in "[enforce fail at alloc_cpu.cpp"  # there was none left for the message either
+    return isinstance(error, RuntimeError) and (cut_short or any(words in said for words in _NO_MEMORY))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,9 @@ def describe(model: str, image_size: int | None = None, device_name: str | None 
         config = defaults.architecture(config, device)
     else:
         if not Path(model).exists():
-            raise UsageError(f"{model} is neither a model nor a preset; presets: {', '.join(preset_names())}")
+            close = difflib.get_close_matches(model, preset_names(), n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise UsageError(f"{model} is neither a model nor a preset; {hint}presets: {', '.join(preset_names())}")
         config = storage.read_config(storage.find_model(model))
     size = image_size or config.data.image_size
     yield f"{model}: {size}x{size}, {config.data.channels} channels" + (
@@ -40,18 +43,11 @@ def describe(model: str, image_size: int | None = None, device_name: str | None 
     )
     d = config.diffusion
     yield f"predicts {d.target} on the {d.schedule} schedule; samples by {d.sample_steps} steps of {d.sampler}"
-    yield ""
-    yield from _table(config, size)
-    yield ""
-    yield from _time(config, size, device)
-
-
-def _table(config: Config, size: int) -> Iterator[str]:
     with torch.device("meta"):
-        net = build.net(config)
-    price = cost(net, size, size)
+        price = cost(build.net(config), size, size)
+    yield ""
     yield f"{'part':<12}{'output':>18}{'parameters':>14}{'MACs':>10}"
-    yield f"{'image':<12}{_shape((net.in_channels, size, size)):>18}"
+    yield f"{'image':<12}{_shape((config.data.channels, size, size)):>18}"
     for row in price.rows:
         yield f"{row.name:<12}{_shape(row.shape):>18}{row.parameters:>14,}{row.macs / 1e6:>9,.1f}M"
     yield f"{'all':<12}{'':>18}{price.parameters:>14,}{price.macs / 1e6:>9,.1f}M"
@@ -60,15 +56,22 @@ def _table(config: Config, size: int) -> Iterator[str]:
         f"{_gib(price.training_bytes(batch))} at {batch}" for batch in (16, 64)
     )
     yield f"weights on disk: {price.parameters * 4 / 2**20:.0f} MiB"
+    yield ""
+    precision, there = devices.precision(device, config.train.precision), devices.memory(device)
+    fits = [
+        n for n in (8, 4, 2, 1) if there is None or 2 * price.training_bytes(n, precision.value, device.type) < there
+    ]
+    if fits:
+        yield from _time(config, size, device, precision, fits[0])
+    else:
+        yield f"time not measured: {devices.describe(device)} with {_gib(there or 0)} is too small for it"
 
 
-def _time(config: Config, size: int, device: torch.device) -> Iterator[str]:
-    """A few passes through a net with random weights."""
-    precision = devices.precision(device, config.train.precision)
+def _time(config: Config, size: int, device: torch.device, precision: devices.Choice, batch: int) -> Iterator[str]:
+    """A few passes of `batch` images through a net with random weights."""
     denoiser = build.denoiser(config).to(device)
     if device.type == "cpu":
         denoiser.to(memory_format=torch.channels_last)
-    batch = 8
     x = torch.zeros(batch, config.data.channels, size, size, device=device)
     c_noise = torch.zeros(batch, device=device)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
@@ -131,12 +134,10 @@ class Pipeline:
 
         Raises:
             UsageError: for arguments that cannot be.
+            ResourceError: out of memory.
             Cancelled: when `on_step` said so.
         """
-        if num < 1:
-            raise UsageError(f"num is at least 1, not {num}")
-        if batch_size is not None and batch_size < 1:
-            raise UsageError(f"batch_size is at least 1, not {batch_size}")
+        _natural(num=num, batch_size=batch_size, seed=seed)
         numbers = self._labels(labels, num)
         denoise_for = self._guidance(guidance)
         step = build.step(sampler or self.config.diffusion.sampler)
@@ -145,7 +146,7 @@ class Pipeline:
         shape = (self.channels, self.image_size, self.image_size)
         batches = [range(first, min(first + batch_size, num)) for first in range(0, num, batch_size)]
         done: list[Image] = []
-        with self._working():
+        with self._working(f"with batch_size {batch_size} and num {num}: a smaller batch_size takes less"):
             for place, batch in enumerate(batches):
                 noise = draws.streams(seed, batch, shape, self.device)
                 label = None if numbers is None else numbers[batch.start : batch.stop].to(self.device)
@@ -185,7 +186,7 @@ class Pipeline:
             label, guidance: as for `sample`; without a label, none is told.
             invert_mask: black = fill.
             soft_mask: blend by the mask's grey; exact where it is 0.
-            max_pixels: larger images are refused.
+            max_pixels: larger images and masks are refused, before they are decoded.
             on_step: called after every step; returning False cancels.
 
         Returns:
@@ -193,23 +194,22 @@ class Pipeline:
 
         Raises:
             UsageError: arguments that cannot be; no mask; a mask of another size.
-            DataError: an image or mask that cannot be read.
+            DataError: an image or mask that cannot be read, or that is too large.
+            ResourceError: out of memory.
             Cancelled: when `on_step` said so.
         """
-        if num < 1:
-            raise UsageError(f"num is at least 1, not {num}")
-        picture, weight, transparent = _read(image, mask, invert_mask, max_pixels)
-        hole = weight > 0 if soft_mask else masks.hole_of(weight)
+        _natural(num=num, seed=seed, max_pixels=max_pixels)
+        picture, hole, weight = _read(image, mask, invert_mask, soft_mask, max_pixels)
         if not hole.any():
             return [picture.copy() for _ in range(num)]
-        if hole.mean() > 0.9:
-            log.warning(
-                "the mask fills %.0f%% of the image; for masks with black = fill: --invert-mask", 100 * hole.mean()
-            )
+        share = float(hole.mean())
+        if share > 0.9:
+            log.warning("the mask fills %.0f%% of the image; for masks with black = fill: --invert-mask", 100 * share)
         region = regions.choose(hole, self.image_size, fit)
         if fit == "auto" and (region.fit != "native" or hole.shape != (self.image_size, self.image_size)):
             log.info("%s", region)
-        pixels, gap = regions.cut(images.to_array(picture, self.channels), hole, region)
+        part = _Part(picture, hole, weight, region, mask is None)
+        pixels, gap = part.cut(self.channels)
         walk_of, ladder = self._method(method, steps)
         denoise_for = self._guidance(guidance)
         names = self.class_names
@@ -218,7 +218,8 @@ class Pipeline:
         number = self._number(label) if names else None
         batches = [range(first, min(first + INPAINT_BATCH, num)) for first in range(0, num, INPAINT_BATCH)]
         filled: list[images.Pixels] = []
-        with self._working():
+        at_once = f"{len(batches[0])} fillings of {region.columns}x{region.rows} at a time"
+        with self._working(f"with {at_once}: a smaller num, or fit crop, takes less"):
             known = images.to_float(torch.from_numpy(pixels[None]).to(self.device))
             keep = torch.from_numpy(~gap).to(self.device)
             for place, batch in enumerate(batches):
@@ -227,9 +228,7 @@ class Pipeline:
                 walk = walk_of(denoise_for(told), known, keep, self._start(noise(), ladder), noise)
                 x = self._watch(walk, on_step, place * (len(ladder) - 1), len(batches) * (len(ladder) - 1))
                 filled += list(images.to_uint8(x))
-        blend = weight if soft_mask else None
-        pasted = (regions.paste(one, region, *hole.shape) for one in filled)
-        return [composite.composite(picture, one, hole, blend, transparent) for one in pasted]
+        return part.paste(filled)
 
     def _method(
         self, method: str, steps: int | None
@@ -252,20 +251,15 @@ class Pipeline:
     # What sampling and inpainting share.
 
     @contextmanager
-    def _working(self) -> Iterator[None]:
-        autocast = (
-            nullcontext() if self.dtype in (None, torch.float32) else torch.autocast(self.device.type, self.dtype)
-        )
-        try:
-            with self._lock, torch.no_grad(), autocast:
-                yield
-        except torch.OutOfMemoryError:
-            raise ResourceError("out of memory: a smaller batch_size, fewer at once, or fit crop") from None
+    def _working(self, needs: str) -> Iterator[None]:
+        """Alone with the net; autocast is that of the pipeline, whatever the caller is in. `needs`: see `_memory`."""
+        half = self.dtype not in (None, torch.float32)
+        with _memory(needs), self._lock, torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=half):
+            yield
 
     def _ladder(self, steps: int | None) -> Tensor:
         steps = self.config.diffusion.sample_steps if steps is None else steps
-        if steps < 1:
-            raise UsageError(f"steps is at least 1, not {steps}")
+        _natural(steps=steps)
         return build.ladder(self.config, self.denoiser.schedule, steps)
 
     def _start(self, noise: Tensor, ladder: Tensor) -> Tensor:
@@ -296,8 +290,10 @@ class Pipeline:
             label = int(label)
         if isinstance(label, int) and 0 <= label < len(names):
             return label
+        close = difflib.get_close_matches(str(label), names, n=1)
         shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
-        raise UsageError(f"there is no class {label!r}; there are {shown}")
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(f"there is no class {label!r}; {hint}there are {shown}")
 
     def _guidance(self, scale: float) -> Callable[[Tensor | None], Denoise]:
         """From labels to a denoiser with guidance."""
@@ -327,29 +323,104 @@ class Pipeline:
         return x.float()
 
 
+@contextmanager
+def _memory(needs: str) -> Iterator[None]:
+    """Raises ResourceError where memory runs out: "out of memory" and `needs`, which says with what, and what helps."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not devices.is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they would hold the memory for as long as the new error lives
+        raise ResourceError(f"out of memory {needs}") from None
+
+
+def _natural(**values: int | None) -> None:
+    """Raises UsageError for a number that is too small, or too large for anything."""
+    for name, value in values.items():
+        least = 0 if name == "seed" else 1
+        if value is not None and not least <= value < 2**63:
+            raise UsageError(f"{name} is at least {least}{' and below 2**63' if value > 0 else ''}, not {value}")
+
+
+@_memory("while the image and its mask are read: smaller ones take less")
 def _read(
-    image: Image | str | Path, mask: Image | NDArray[Any] | str | Path | None, invert: bool, max_pixels: int
-) -> tuple[Image, masks.Mask, bool]:
-    """The image in an editable mode, the mask [H W], and whether the mask is the image's own transparency."""
-    name = "the image"
-    if isinstance(image, str | Path):
-        name = str(image)
-        try:
-            image = images.open_image(image, max_pixels=max_pixels)
-        except DataError as error:
-            raise DataError(f"{name}: {error}") from None
-    width, height = image.size
-    if width * height > max_pixels:
-        raise UsageError(f"{name} has {width}x{height} pixels, more than max_pixels = {max_pixels}")
-    picture = composite.editable(image)
+    image: Image | str | Path,
+    mask: Image | NDArray[Any] | str | Path | None,
+    invert: bool,
+    soft: bool,
+    max_pixels: int,
+) -> tuple[Image, masks.Hole, masks.Mask | None]:
+    """The image in an editable mode, the hole [H W], and where it is soft its weight [H W]."""
+    name = str(image) if isinstance(image, str | Path) else "the image"
+    picture = composite.editable(_opened(image, name, max_pixels))
     if mask is None:
         hole = masks.alpha_hole(picture)
         if hole is None:
             raise UsageError(f"{name} has no transparent part to fill in: give a mask (white = fill)")
-        return picture, hole.astype("float32"), True
+        return picture, hole, None
+    if not isinstance(mask, np.ndarray):
+        mask = _opened(mask, f"mask {mask}" if isinstance(mask, str | Path) else "the mask", max_pixels)
     weight = masks.read_mask(mask, invert=invert)
-    if weight.shape != (height, width):
-        raise UsageError(
-            f"the mask is {weight.shape[1]}x{weight.shape[0]}, and {name} {width}x{height}: make them one size"
-        )
-    return picture, weight, False
+    (width, height), (rows, columns) = picture.size, weight.shape
+    if (rows, columns) != (height, width):
+        raise UsageError(f"the mask is {columns}x{rows}, and {name} {width}x{height}: make them one size")
+    return (picture, weight > 0, weight) if soft else (picture, masks.hole_of(weight), None)
+
+
+def _opened(image: Image | str | Path, name: str, max_pixels: int) -> Image:
+    """An image, or a file of one, decoded if its header says that it is small enough. Raises DataError with `name`."""
+    try:
+        if isinstance(image, str | Path):
+            return images.open_image(image, max_pixels=max_pixels)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise DataError(f"too large: {width} x {height} pixels, at most {max_pixels:,} are read")
+        image.load()
+        return image
+    except DataError as error:
+        hint = "; a higher max_pixels lets it through" if "too large" in str(error) else ""
+        raise DataError(f"{name}: {error}{hint}") from None
+    except (OSError, SyntaxError, ValueError) as error:  # an Image whose file is damaged, which shows only now
+        raise DataError(f"{name}: damaged: {error}") from None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The region of an image that goes through the net: only it is converted, since an image may have 100 megapixels.
+
+    `hole` and `weight` [H W] are of the whole `picture`; `opaque` makes the hole so.
+    """
+
+    picture: Image
+    hole: masks.Hole
+    weight: masks.Mask | None
+    region: regions.Region
+    opaque: bool
+
+    @property
+    def alone(self) -> regions.Region:
+        """The region, in an image that is nothing else."""
+        return replace(self.region, top=0, left=0)
+
+    def crop(self) -> Image:
+        top, left = self.region.top, self.region.left
+        return self.picture.crop((left, top, left + self.region.width, top + self.region.height))
+
+    def cut(self, channels: int) -> tuple[images.Pixels, masks.Hole]:
+        """See `regions.cut`."""
+        return regions.cut(images.to_array(self.crop(), channels), self.hole[self.region.box], self.alone)
+
+    @_memory("while the image is put together: a smaller image, or a smaller num, takes less")
+    def paste(self, filled: Sequence[images.Pixels]) -> list[Image]:
+        """The picture with each of these fillings [rows columns C]."""
+        part, hole = self.crop(), self.hole[self.region.box]
+        weight = None if self.weight is None else self.weight[self.region.box]
+        done = []
+        for one in filled:
+            changed = composite.composite(part, regions.paste(one, self.alone, *hole.shape), hole, weight, self.opaque)
+            whole = self.picture.copy()
+            whole.info = {}
+            whole.paste(changed, (self.region.left, self.region.top))
+            done.append(whole)
+        return done

@@ -1,6 +1,10 @@
 """The Python API on a real, tiny model."""
 
+import shutil
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,8 +12,9 @@ import torch
 from PIL import Image
 
 import diffunet
-from diffunet import Cancelled, UsageError
+from diffunet import Cancelled, DataError, UsageError
 from diffunet.data import masks
+from diffunet.devices import is_out_of_memory
 
 
 @pytest.fixture(scope="module")
@@ -66,45 +71,169 @@ def test_labels_by_name_by_number_by_image_and_in_turn(pipe):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"num": 0}, "num"), ({"steps": 0}, "steps"), ({"sampler": "magic"}, "unknown sampler")],
+    [
+        ({"num": 0}, "num is at least 1, not 0"),
+        ({"batch_size": -1}, "batch_size is at least 1, not -1"),
+        ({"steps": 0}, "steps is at least 1, not 0"),
+        ({"seed": -1}, "seed is at least 0, not -1"),
+        ({"seed": 2**63}, "seed is .* below"),
+        ({"guidance": float("nan")}, "guidance is a number, not nan"),
+        ({"sampler": "magic"}, "unknown sampler 'magic'; there are ddpm"),
+        ({"labels": "sqare"}, "no class 'sqare'; did you mean square"),
+    ],
 )
 def test_arguments_that_cannot_be(pipe, arguments, message):
     with pytest.raises(UsageError, match=message):
         pipe.sample(**arguments)
 
 
-def test_watching_and_cancelling_leave_it_usable(pipe):
+def test_watching(pipe):
     seen = []
-    before = arrays(
-        pipe.sample(3, steps=4, batch_size=2, on_step=lambda p: seen.append((p.step, p.steps, len(p.denoised))))
-    )
+    pipe.sample(3, steps=4, batch_size=2, on_step=lambda p: seen.append((p.step, p.steps, len(p.denoised))))
     assert seen == [(i + 1, 8, 2 if i < 4 else 1) for i in range(8)]
-    with pytest.raises(Cancelled):
-        pipe.sample(3, steps=4, on_step=lambda p: p.step < 2)
-
-    def fails(progress):
-        raise RuntimeError("mine")
-
-    with pytest.raises(RuntimeError, match="mine"):
-        pipe.sample(3, steps=4, on_step=fails)
-    assert np.array_equal(before, arrays(pipe.sample(3, steps=4, batch_size=2)))
 
 
-def test_threads_wait_for_each_other_and_no_global_state_is_touched(pipe):
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    expected = {seed: arrays(pipe.sample(1, steps=3, seed=seed)) for seed in range(4)}
-    got = {}
-    threads = [
-        threading.Thread(target=lambda s=seed: got.update({s: arrays(pipe.sample(1, steps=3, seed=s))}))
-        for seed in range(4)
+def sampled(pipe, seed, **options):
+    return arrays(pipe.sample(2, steps=3, seed=seed, batch_size=2, **options))
+
+
+def filled(pipe, seed, **options):
+    hole = np.zeros((8, 8), bool)
+    hole[2:6, 3:] = True
+    return arrays(pipe.inpaint(noise_picture(8, 8, seed=seed), hole, steps=3, seed=seed, num=2, **options))
+
+
+def test_eight_threads_at_once_get_what_each_gets_alone(pipe):
+    """Sampling and filling in, mixed, with labels and guidance of their own; each thread keeps its own grad mode."""
+    jobs = [
+        *((sampled, seed, {"guidance": 1 + seed % 2}) for seed in range(8)),
+        *((filled, seed, {"label": "disc" if seed % 2 else None}) for seed in range(8)),
     ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(np.array_equal(got[seed], expected[seed]) for seed in range(4))
+    alone = [job(pipe, seed, **options) for job, seed, options in jobs]
+    began = threading.Barrier(8)
+
+    def work(thread):
+        began.wait()
+        got = []
+        for n in range(len(jobs)):  # each thread in another order
+            n = (n + 2 * thread) % len(jobs)
+            job, seed, options = jobs[n]
+            with torch.set_grad_enabled(thread % 2 == 0):
+                got.append((n, job(pipe, seed, **options)))
+                assert torch.is_grad_enabled() == (thread % 2 == 0)
+        return got
+
+    with ThreadPoolExecutor(8) as pool:
+        for got in pool.map(work, range(8)):
+            for n, pictures in got:
+                assert np.array_equal(pictures, alone[n])
+
+
+def cancels(progress):
+    return progress.step < 2
+
+
+def fails(progress):
+    raise RuntimeError("mine")
+
+
+def interrupted(progress):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("job", [sampled, filled])
+@pytest.mark.parametrize(
+    ("on_step", "error"), [(cancels, Cancelled), (fails, RuntimeError), (interrupted, KeyboardInterrupt)]
+)
+@pytest.mark.parametrize("surroundings", ["plain", "autocast", "inference"])
+def test_it_is_left_as_it_was_found(pipe, job, on_step, error, surroundings):
+    """Whatever ends a call, and whatever the caller is in: the same pictures after it, and nothing of the caller's."""
+    before = job(pipe, 5)
+    torch.manual_seed(1)
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    context = {
+        "plain": lambda: torch.enable_grad(),
+        "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+        "inference": torch.inference_mode,
+    }[surroundings]()
+    with context:
+        grad, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+        with pytest.raises(error):
+            job(pipe, 5, on_step=on_step)
+        assert np.array_equal(job(pipe, 5), before)
+        assert (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")) == (grad, autocast)
+        assert torch.is_inference_mode_enabled() == (surroundings == "inference")
     assert torch.equal(state, torch.get_rng_state())
+    assert np.array_equal(numpy_state, np.random.get_state()[1])
+    assert not any(parameter.requires_grad for parameter in pipe.denoiser.parameters())
+    with ThreadPoolExecutor(1) as pool:  # the lock is free for others, too
+        assert np.array_equal(pool.submit(job, pipe, 5).result(timeout=120), before)
+
+
+@pytest.mark.parametrize("job", [sampled, filled])
+def test_a_call_from_inside_on_step(pipe, job):
+    before, other = job(pipe, 3), filled(pipe, 4)
+    inner = []
+    assert np.array_equal(job(pipe, 3, on_step=lambda p: inner.append(filled(pipe, 4))), before)
+    assert inner
+    assert all(np.array_equal(one, other) for one in inner)
+
+
+def test_files_of_a_loaded_model_may_change_or_go(run, tmp_path):
+    shutil.copytree(run / "model", tmp_path / "model")
+    pipe = diffunet.load(tmp_path / "model")
+    before = sampled(pipe, 1), filled(pipe, 1)
+    for path in (tmp_path / "model").iterdir():
+        path.write_bytes(b"\xff" * path.stat().st_size)  # in place: a mapped file would change under it
+    assert np.array_equal(sampled(pipe, 1), before[0])
+    shutil.rmtree(tmp_path / "model")
+    assert np.array_equal(filled(pipe, 1), before[1])
+
+
+CRAMPED = """
+import resource, sys
+import diffunet
+pipe = diffunet.load(sys.argv[1])
+before = [picture.tobytes() for picture in pipe.sample(2, steps=2)]
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, resource.RLIM_INFINITY))
+try:
+    pipe.sample(400_000, batch_size=400_000, steps=2)
+except diffunet.ResourceError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert [picture.tobytes() for picture in pipe.sample(2, steps=2)] == before
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a limit of memory that Linux keeps")
+def test_out_of_memory_says_with_what_and_leaves_it_usable(run):
+    words = [sys.executable, "-c", CRAMPED, str(run)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "out of memory with batch_size 400000 and num 400000: a smaller batch_size takes less\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_it"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("[enforce fail a"), True),  # met on Linux: the message itself had no memory
+        (RuntimeError(""), False),
+        (RuntimeError("shape '[2]' is invalid for input of size 3"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_out_of_memory_is(error, is_it):
+    assert is_out_of_memory(error) == is_it
 
 
 @pytest.mark.parametrize("method", ["auto", "repaint", "replace"])
@@ -194,11 +323,73 @@ def test_inpainting_refuses_what_it_cannot_do(pipe, tmp_path):
         pipe.inpaint(noise_picture(8, 8), hole, method="magic")
     with pytest.raises(UsageError, match="unknown fit"):
         pipe.inpaint(noise_picture(8, 8), hole, fit="stretch")
-    with pytest.raises(UsageError, match="max_pixels"):
-        pipe.inpaint(noise_picture(8, 8), hole, max_pixels=63)
+    with pytest.raises(UsageError, match="max_pixels is at least 1, not 0"):
+        pipe.inpaint(noise_picture(8, 8), hole, max_pixels=0)
     (tmp_path / "x.png").write_text("no image")
-    with pytest.raises(diffunet.DataError, match=r"x\.png"):
+    with pytest.raises(DataError, match=r"x\.png"):
         pipe.inpaint(tmp_path / "x.png", hole)
+    noise_picture(40, 40).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:1500])
+    with pytest.raises(DataError, match="damaged"):
+        pipe.inpaint(Image.open(tmp_path / "half.png"), np.ones((40, 40), bool))
+
+
+@pytest.mark.parametrize("given", ["path", "image"])
+@pytest.mark.parametrize("large", ["image", "mask"])
+def test_what_is_too_large_is_refused_before_it_is_decoded(pipe, tmp_path, given, large):
+    """The file ends after its header, so that decoding it would say something else."""
+    noise_picture(30, 20).save(tmp_path / "whole.png")
+    (tmp_path / "large.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
+    large_one = tmp_path / "large.png" if given == "path" else Image.open(tmp_path / "large.png")
+    arguments = (large_one, np.eye(30, 20)) if large == "image" else (noise_picture(8, 8), large_one)
+    with pytest.raises(DataError) as refused:
+        pipe.inpaint(*arguments, max_pixels=599)
+    for piece in (large, "20 x 30", "599", "max_pixels"):
+        assert piece in str(refused.value).replace("large.png", large)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "I;16"])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("corner", [(0, 0), (70, 0), (25, 61), (70, 105)])
+def test_only_the_hole_of_a_large_image_changes(pipe, mode, soft, corner):
+    """The region is cut out and put back, wherever it lies."""
+    if mode == "I;16":
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 65536, (80, 120)).astype(np.uint16))
+    else:
+        picture = noise_picture(80, 120, mode)
+    mask = np.zeros((80, 120), np.float32)
+    mask[corner[0] : corner[0] + 10, corner[1] : corner[1] + 15] = 0.7
+    before = np.asarray(picture)
+    for one in pipe.inpaint(picture, mask, num=2, steps=2, soft_mask=soft):
+        after = np.asarray(one)
+        assert one.mode == picture.mode
+        assert np.array_equal(after[mask == 0], before[mask == 0])
+        assert (after[mask > 0] != before[mask > 0]).mean() > 0.4  # alpha stays
+    assert np.array_equal(np.asarray(picture), before)
+
+
+HUGE = """
+import resource, sys
+import numpy as np
+from PIL import Image
+import diffunet
+pipe = diffunet.load(sys.argv[1])
+picture = Image.effect_noise((6000, 6000), 50).convert("RGB")
+mask = Image.new("L", picture.size)
+mask.paste(255, (3000, 3000, 3020, 3020))
+pipe.inpaint(picture.crop((0, 0, 60, 60)), mask.resize((60, 60)).point(lambda v: 255 * (v > 0)), steps=2)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+pipe.inpaint(picture, mask, steps=2)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 6000**2)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts memory as Linux does")
+def test_memory_of_a_large_image(run):
+    """Bytes a pixel: 3 the picture that comes back, 4 and 1 the mask; a float copy of the picture alone would be 12."""
+    done = subprocess.run([sys.executable, "-c", HUGE, str(run)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 12
 
 
 def test_default_repaint_calls_the_net_less_than_200_times(pipe):

@@ -95,7 +95,7 @@ def decoding(
     source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = None
 ) -> Iterator[Decoded]:
     """As `decode`, for the time that a `with` takes: of large images there is only one at a time, whatever the number
-    of threads. One of 200 million pixels takes 3 GiB while it is turned into an array, and its file may be tiny.
+    of threads. One of 200 million pixels takes 2 to 4 GiB while it is turned into an array, and its file may be tiny.
     """
     content = source if isinstance(source, bytes) else read_bytes(Path(source))
     if not content:

@@ -54,15 +54,13 @@ def _from_array(array: NDArray[Any]) -> Mask:
         return _from_image(images.from_array(array))
     if array.ndim != 2 or array.size == 0:
         raise DataError(f"a mask has the shape [H W], and this array is {list(array.shape)}")
-    if array.dtype.kind in "iu" and array.max() > 1:
-        mask: Mask = np.divide(array, 65535 if array.dtype == np.uint16 else 255, dtype=np.float32)
-    elif array.dtype.kind in "biuf":
-        mask = array.astype(np.float32)
-    else:
+    if array.dtype.kind not in "biuf":
         raise DataError(f"a mask is boolean, uint8 or float, and this array is {array.dtype}")
-    if not (mask.min() >= 0 and mask.max() <= 1):  # false for NaN, too
+    if array.dtype.kind in "iu" and array.max() > 1:
+        array = np.divide(array, 65535 if array.dtype == np.uint16 else 255, dtype=np.float32)
+    if not (array.min() >= 0 and array.max() <= 1):  # false for NaN, too
         raise DataError("the values of a mask are False and True, 0 to 255 or 0.0 to 1.0, and this array has others")
-    return mask
+    return array.astype(np.float32)
 
 
 def hole_of(mask: Mask) -> Hole:

@@ -78,10 +78,12 @@ def evaluate(
 
     Raises:
         DataError: fewer than 40 usable images.
-        UsageError: `num` below 2.
+        UsageError: `num` below 2, and as `Pipeline.sample`.
     """
     if num < 2:
-        raise UsageError(f"--num is at least 2, not {num}: a distance is one of distributions")
+        raise UsageError(f"num is at least 2, not {num}: a distance is one of distributions")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"seed is at least 0 and below 2**63, not {seed}")
     config = pipeline.config
     dataset = build.dataset(config, data)
     total = len(dataset.files)
@@ -106,10 +108,7 @@ def evaluate(
     def tell(what: str) -> Callable[[int, int], None]:
         return lambda done, of: on_step(what, done, of) if on_step is not None else None
 
-    trained = train_classifier(
-        real[:third], None if labels is None else labels[:third], seed=seed, device=pipeline.device,
-        on_step=tell("learning features"),
-    )  # fmt: skip
+    # Sampling comes first: it refuses arguments that cannot be, before anything is learned.
     progress = tell("sampling")
     given = None
     if d.class_names:  # in the proportions of the real images
@@ -120,6 +119,10 @@ def evaluate(
         batch_size=256 if pipeline.device.type == "cuda" else 64, on_step=lambda p: progress(p.step, p.steps),
     )  # fmt: skip
     fakes = np.stack([images.to_array(image, pipeline.channels) for image in generated])
+    trained = train_classifier(
+        real[:third], None if labels is None else labels[:third], seed=seed, device=pipeline.device,
+        on_step=tell("learning features"),
+    )  # fmt: skip
     other = trained.features(real[third : third + num])
     distance = frechet(trained.features(fakes), other)
     floor = frechet(trained.features(real[2 * third :][:num]), other)

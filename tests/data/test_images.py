@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+import subprocess
+import sys
 import threading
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -290,6 +294,124 @@ def test_random_damage_never_escapes() -> None:
                 reasons.append(str(error))
     assert len(reasons) > 50
     assert not any("\n" in reason for reason in reasons)
+
+
+def without(content: bytes, name: bytes) -> bytes:
+    """A PNG less its chunk `name`."""
+    start = content.index(name) - 4
+    return content[:start] + content[start + 12 + int.from_bytes(content[start : start + 4], "big") :]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "I;16"])
+@pytest.mark.parametrize("kind", [b"tEXt", b"iTXt"])
+def test_a_text_called_transparency_is_none(mode: str, kind: bytes) -> None:
+    grey = Image.fromarray(NOISE[..., 0])
+    image = Image.fromarray(SIXTEEN.astype(np.uint16)) if mode == "I;16" else grey.convert(mode)
+    plain = encoded(image, "PNG")
+    text = chunk(kind, b"transparency\0" + bytes(4 * (kind == b"iTXt")) + b"words")
+    assert images.open_image(plain).mode == mode
+    marked = images.open_image(plain[:33] + text + plain[33:])
+    assert not images.has_alpha(marked)
+    for channels in (1, 3, 4):
+        assert np.array_equal(images.to_array(marked, channels), images.to_array(image, channels))
+
+
+def test_a_palette_that_is_missing() -> None:
+    content = without(encoded(Image.fromarray(NOISE).quantize(8), "PNG"), b"PLTE")
+    with pytest.raises(DataError, match="no palette"):
+        images.open_image(content)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+@pytest.mark.parametrize("value", ["words", b"", (1, 2), 2.5, None])
+def test_odd_transparency_of_a_callers_image(mode: str, value: Any) -> None:
+    image = Image.new(mode, (3, 2))
+    image.info["transparency"] = value
+    for use in (images.has_alpha, lambda image: images.to_array(image, 3)):
+        with contextlib.suppress(DataError):
+            use(image)
+
+
+STRIPPED = ["1", "L", "P", "RGB", "CMYK", "LA", "PA", "RGBA", "RGBa", "LAB", "I;16", "I", "F", "key", "palette key"]
+
+
+@pytest.mark.parametrize("mode", STRIPPED)
+def test_large_images_are_converted_in_strips(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = RNG.integers(0, 256, (23, 10), dtype=np.uint8)
+    values[:3] = 0
+    image = Image.fromarray(np.dstack([values] * 4))
+    if mode == "key":
+        image = image.convert("RGB")
+        image.info["transparency"] = (0, 0, 0)
+    elif mode == "palette key":
+        image = Image.fromarray(values).convert("P")
+        image.info["transparency"] = 0
+    elif mode in ("I;16", "I", "F"):
+        image = Image.fromarray((values * 200.0).astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]))
+    elif mode == "LAB":
+        image = Image.frombytes("LAB", (10, 23), np.dstack([values] * 3).tobytes())
+    else:
+        image = (image.convert("L").convert("P") if mode in ("P", "PA") else image).convert(mode)
+    whole = [images.to_array(image, channels) for channels in (1, 3, 4)]
+    alpha = images.has_alpha(image)
+    for size in (1, 10, 47, 100, 229):
+        monkeypatch.setattr(images, "_STRIP", size)
+        for channels, expected in zip((1, 3, 4), whole, strict=True):
+            assert np.array_equal(images.to_array(image, channels), expected), size
+        assert images.has_alpha(image) == alpha
+    assert alpha == (mode in ("LA", "RGBA", "RGBa", "key", "palette key"))
+
+
+def test_of_large_images_there_is_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_LARGE", 50)
+    large, small = encoded(Image.fromarray(NOISE), "PNG"), encoded(Image.fromarray(NOISE[:3]), "PNG")
+    broken = large[: len(large) // 2]
+    inside: list[int] = []
+    most: list[int] = []
+    begun = threading.Barrier(4)
+
+    def work() -> None:
+        begun.wait()
+        for _ in range(20):
+            with pytest.raises(DataError):
+                images.decode(broken)
+            with images.decoding(large):
+                inside.append(1)
+                most.append(len(inside))
+                images.decode(small)  # is not kept waiting
+                time.sleep(0.001)
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 80
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process by its address space")
+@pytest.mark.parametrize("kind", ["float", "bits"])
+def test_memory_of_the_largest_image(kind: str, tmp_path: Path) -> None:
+    """200 million pixels in a file of a few MB go through both ways of reading within 3 GiB."""
+    path = tmp_path / "large.tif"
+    if kind == "float":
+        Image.new("F", (14142, 14142), 0.5).save(path, compression="tiff_lzw")
+    else:
+        Image.new("1", (14142, 14142)).save(path, compression="group4")
+    code = f"""
+import resource
+from pathlib import Path
+from diffunet.data import folder, layout
+used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 2**30,) * 2)
+root = Path({str(tmp_path)!r})
+assert folder.survey(root).rejected == ()
+layout.read(root, "large.tif", layout.Layout(64, 3, "crop", (0, 0, 0), 1.0))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_size_cap_is_ours_and_read_from_the_header() -> None:

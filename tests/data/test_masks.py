@@ -33,6 +33,7 @@ def test_transparent_parts_of_a_mask_are_black() -> None:
     assert masks.read_mask(rgba).tolist() == [[0, 1]]
 
 
+@pytest.mark.filterwarnings("error")
 def test_arrays() -> None:
     for array in (
         VALUES,
@@ -52,6 +53,7 @@ def test_arrays() -> None:
         np.zeros((2, 2, 2)),
         np.full((2, 2), np.nan),
         np.full((2, 2), 7.0),
+        np.full((2, 2), 1e300),
         np.full((2, 2), -1),
         np.zeros((0, 3)),
     ]

@@ -1,0 +1,128 @@
+"""What the commands that load a model and write pictures share."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from diffunet.errors import ResourceError, UsageError
+from diffunet.progress import progress, say, tell
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from diffunet.pipeline import Pipeline, Progress
+
+Precision = Literal["fp32", "bf16"]
+
+
+def load(model: str, device: str | None, precision: Precision) -> Pipeline:
+    """The model, after a loud line where a GPU lies idle.
+
+    Raises:
+        CheckpointError, UsageError: as `pipeline.load`.
+    """
+    import torch
+
+    from diffunet import devices, pipeline
+
+    loud = devices.warning()
+    if loud and device is None:
+        say(loud)
+    return pipeline.load(model, device, torch.bfloat16 if precision == "bf16" else None)
+
+
+@contextlib.contextmanager
+def watching(what: str) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar as an `on_step` of the pipeline."""
+    with progress(what) as show:
+        yield lambda p: show(p.step, p.steps)
+
+
+def claim(path: Path, *, file: bool, overwrite: bool = True, option: str = "--out") -> None:
+    """Find out before any work is done that `path` (a file or a folder to be) is taken or cannot be written.
+
+    It is tried: what permissions say does not hold on network drives and read-only mounts. Nothing is left behind.
+
+    Raises:
+        UsageError: naming `option`.
+        ResourceError: a full disk.
+    """
+    try:
+        if path.is_dir() and file:
+            raise UsageError(f"{option} {path} is a folder, and the picture is a file: give it another name")
+        if path.exists() and not path.is_dir() and not file:
+            raise UsageError(f"{option} {path} is not a folder, and one is needed here")
+        if not overwrite and path.exists() and (file or any(path.iterdir())):
+            raise UsageError(f"{option} {path} exists; choose another, or say --overwrite")
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise UsageError(f"{option} {path} cannot be written: {above} is not a folder")
+        _try(path.with_name(f".{path.name}.{os.getpid()}.tmp") if file else path / f".{os.getpid()}.tmp")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"{option} {path} cannot be written: {error.strerror}; make room") from None
+        raise UsageError(f"{option} {path} cannot be written: {error.strerror} ({error.filename})") from None
+
+
+def _try(path: Path) -> None:
+    """Write a file and remove it, with the folders that this takes."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    made: list[Path] = []
+    try:
+        for folder in reversed(missing):
+            folder.mkdir()
+            made.append(folder)
+        path.write_bytes(b"x")
+        path.unlink()
+    except BaseException:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise
+    finally:
+        for folder in reversed(made):
+            folder.rmdir()
+
+
+def lossless(out: Path) -> bool:
+    """Whether a picture of this name keeps every pixel. Raises UsageError for a name that is no picture's."""
+    from diffunet.data import images
+
+    try:
+        return images.is_lossless(out)
+    except UsageError as error:
+        raise UsageError(f"--out {error}") from None
+
+
+def grid(pictures: list[Image]) -> Image:
+    """One picture of them all."""
+    import numpy as np
+
+    from diffunet.data import images
+
+    arrays = [np.asarray(picture) for picture in pictures]
+    return images.grid([array if array.ndim == 3 else array[..., None] for array in arrays])
+
+
+def file_name(label: str) -> str:
+    """A label as part of the name of a file, on any system, in its letters, and not too long."""
+    known = label.encode(sys.getfilesystemencoding(), "replace").decode(sys.getfilesystemencoding())
+    return "".join(c if c.isalnum() or c in "-_ ." else "_" for c in known)[:60]
+
+
+def save(picture: Image, path: Path, *, quiet: bool = False) -> None:
+    """Write a picture and, unless `quiet`, its name on standard output.
+
+    Raises:
+        ResourceError: a full disk; what was there before is whole.
+    """
+    from diffunet.data import images
+
+    images.save(picture, path)
+    if not quiet:
+        tell(str(path))
