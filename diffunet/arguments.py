@@ -169,27 +169,19 @@ def _choices(hint: Any) -> list[str]:
 def _mistake(box: str, args: Sequence[str], takes: Mapping[str, Any], command: str) -> str:
     """What is wrong with `args`, of which tyro complained in a `box`: option, value, what is allowed, what is close."""
     options = [name for name in takes if name.startswith("--")]
-    flags = [name for name in options if takes[name] is bool]
-    known = {*options, *(re.sub(r"^(--(?:\w+\.)?)", r"\1no-", name) for name in flags), "--help"}
+    off = [re.sub(r"^(--(?:\w+\.)?)", r"\1no-", name) for name in options if takes[name] is bool]
     for word in args:
         name = word.partition("=")[0].replace("_", "-")
-        if name.startswith("--") and name not in known:
+        if name.startswith("--") and name not in (*options, *off, "--help"):
             same = [option for option in options if option.split(".")[-1] == name.strip("-")]
             close = same or difflib.get_close_matches(name, options, n=1)
             return f"there is no option {name}" + (f"; did you mean {' or '.join(close)}?" if close else "")
 
-    bare = [re.sub(r"\x1b\[[\d;]*m", "", line).strip("╭╮╰╯─│|+ ") for line in box.splitlines()]
-    said = " ".join(line for line in bare if line.strip("-"))
+    plain = (re.sub(r"\x1b\[[\d;]*m", "", line).strip("╭╮╰╯─│|+ ") for line in box.splitlines())
+    said = " ".join(line for line in plain if line.strip("-"))
     about = re.search(r"(?:argument '|Error parsing )([\w.-]+)", said)
     if about is not None and about[1] in takes:
-        name, kind = about[1], takes[about[1]]
-        several = tuple in (get_origin(kind), *map(get_origin, map(_bare, get_args(kind))))
-        values = _values(args, name)[: None if several else 1]
-        if not values:
-            return f"{name} needs {_kind(kind)}"
-        close = difflib.get_close_matches(values[0], _choices(kind), n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        return f"{name} takes {_kind(kind)}, not {' '.join(values)!r}{hint}"
+        return _wrong_value(about[1], takes[about[1]], args)
     if "Missing from" in said:
         listed = [part.split() for part in said.partition("Missing from")[2].partition(":")[2].split("(required)")]
         return "; ".join(
@@ -197,14 +189,25 @@ def _mistake(box: str, args: Sequence[str], takes: Mapping[str, Any], command: s
             for name, *rest in filter(None, listed)
             if name in takes
         )
-    extra = next((word for word in args if f"Unrecognized options: {word}" in said), None)
-    if extra is not None:
-        before = [word.partition("=")[0] for word in args[: args.index(extra)] if word.startswith("--")]
-        if before:
-            kind = takes.get(before[-1], bool)
-            return f"{extra!r} is one too many: {before[-1]} takes {'no value' if kind is bool else _kind(kind)}"
-        return f"{extra!r} is one too many: diffunet {command} takes {' '.join(takes.keys() - set(options)) or 'none'}"
+    for i, word in enumerate(args):
+        if re.search(rf"Unrecognized options: {re.escape(word)}(?:,| |$)", said):
+            before = [word.partition("=")[0] for word in args[:i] if word.startswith("--")]
+            if before:
+                kind = takes.get(before[-1], bool)
+                return f"{word!r} is one too many: {before[-1]} takes {'no value' if kind is bool else _kind(kind)}"
+            positional = [name for name in takes if name not in options]
+            return f"{word!r} is one too many: diffunet {command} takes {' '.join(positional) or 'none'}"
     return said
+
+
+def _wrong_value(name: str, kind: Any, args: Sequence[str]) -> str:
+    several = tuple in (get_origin(kind), *(get_origin(_bare(each)) for each in get_args(kind)))
+    values = _values(args, name)[: None if several else 1]
+    if not values:
+        return f"{name} needs {_kind(kind)}"
+    close = difflib.get_close_matches(values[0], _choices(kind), n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{name} takes {_kind(kind)}, not {' '.join(values)!r}{hint}"
 
 
 def _values(args: Sequence[str], name: str) -> list[str]:

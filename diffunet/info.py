@@ -12,7 +12,7 @@ import torch
 
 from diffunet import build, devices, storage
 from diffunet.config import Config, preset, preset_names
-from diffunet.errors import UsageError
+from diffunet.errors import CheckpointError, UsageError
 from diffunet.nn.cost import cost
 from diffunet.progress import duration
 from diffunet.training import defaults
@@ -32,7 +32,11 @@ def describe(model: str, image_size: int | None = None, device_name: str | None 
             config = config.changed("data", image_size=image_size)
         config = defaults.architecture(config, device)
     else:
-        if not Path(model).exists():
+        try:
+            found = Path(model).exists()
+        except OSError as error:
+            raise CheckpointError(f"{model} cannot be read: {error.strerror}") from None
+        if not found:
             close = difflib.get_close_matches(model, preset_names(), n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise UsageError(f"{model} is neither a model nor a preset; {hint}presets: {', '.join(preset_names())}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import struct
 import subprocess
 import sys
@@ -393,22 +394,24 @@ def test_of_large_images_there_is_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process by its address space")
 @pytest.mark.parametrize("kind", ["float", "bits"])
-def test_memory_of_the_largest_image(kind: str, tmp_path: Path) -> None:
-    """200 million pixels in a file of a few MB go through both ways of reading within 3 GiB."""
-    path = tmp_path / "large.tif"
+def test_memory_of_the_largest_images(kind: str, tmp_path: Path) -> None:
+    """Files of a few MB with 200 million pixels each go through `check` and training in threads within 4 GiB."""
     if kind == "float":
-        Image.new("F", (14142, 14142), 0.5).save(path, compression="tiff_lzw")
+        Image.new("F", (14142, 14142), 0.5).save(tmp_path / "0.tif", compression="tiff_lzw")
     else:
-        Image.new("1", (14142, 14142)).save(path, compression="group4")
+        Image.new("1", (14142, 14142)).save(tmp_path / "0.tif", compression="group4")
+    for n in (1, 2):
+        shutil.copy(tmp_path / "0.tif", tmp_path / f"{n}.tif")
     code = f"""
-import resource
+import os, resource
 from pathlib import Path
-from diffunet.data import folder, layout
+from diffunet.data import cache, folder
+os.cpu_count = lambda: 3
 used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
-resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 2**30,) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (used + 4 * 2**30,) * 2)
 root = Path({str(tmp_path)!r})
 assert folder.survey(root).rejected == ()
-layout.read(root, "large.tif", layout.Layout(64, 3, "crop", (0, 0, 0), 1.0))
+assert cache.open_dataset(root, image_size=64, channels=3, fit="crop", cache="off").rejected == ()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -387,6 +387,12 @@ def test_a_folder_of_somebody_else(command, trained, capsys):
         assert os.listdir(theirs) == []
 
 
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can become nobody")
+def test_a_model_that_may_not_be_read(trained, capsys):
+    with as_nobody():
+        assert "Permission denied" in refused(capsys, "info", trained, code=4)
+
+
 @pytest.mark.parametrize("command", ["sample", "inpaint"])
 def test_a_name_that_is_too_long_for_its_temporary_file(command, trained, tmp_path, capsys):
     words = writers(trained, tmp_path)[command]

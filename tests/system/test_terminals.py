@@ -339,8 +339,8 @@ import sys, time
 from diffunet import cli
 def stuck():
     "Help."
-    print("at work", file=sys.stderr, flush=True)
     try:
+        print("at work", file=sys.stderr, flush=True)
         time.sleep(600)
     finally:
         print("putting things away", file=sys.stderr, flush=True)
