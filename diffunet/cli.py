@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
@@ -96,6 +97,7 @@ def _run(args: list[str]) -> None:
         close = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(COMMANDS)}"
         raise UsageError(f"there is no command {name!r}{hint}")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that they do not name; we say what cannot be used
     logger = logging.getLogger("diffunet")
     logger.handlers = [_Lines()]
     logger.setLevel(logging.INFO if commands.main_process() else logging.ERROR)

@@ -85,7 +85,6 @@ def train(args: Sequence[str]) -> None:
         if value is not None:
             config = config.changed(section, **{name: value})
 
-    from diffunet.progress import progress
     from diffunet.training.stop import StopFlag, on_signals
 
     with on_signals(StopFlag()), progress("training", quiet=not main_process()) as show:
@@ -100,7 +99,7 @@ def train(args: Sequence[str]) -> None:
             accept_new_data=chosen.accept_new_data, on_step=on_step,
         )  # fmt: skip
     if main_process():
-        print(f"done: {model}. Try: diffunet sample {chosen.out} --out samples.png --grid")
+        tell(f"done: {model}. Try: diffunet sample {chosen.out} --out samples.png --grid")
 
 
 def sample(

@@ -238,24 +238,47 @@ def validated(content: Any, where: str) -> Config:
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        raise UsageError("; ".join(_problem(item) for item in error.errors()) + f" (in {where})") from None
+        problems = [_problem(item) for item in error.errors()]
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UsageError("; ".join(problems[:5]) + f"{more} (in {where})") from None
 
 
 def _problem(item: Any) -> str:
-    names = [str(part) for part in item["loc"] if isinstance(part, str) and "[" not in part]
-    name = ".".join(names) or "config"
+    *sections, last = item["loc"] or ("config",)
     if item["type"] == "extra_forbidden":
         section: Any = Config
-        for part in names[:-1]:
+        for part in sections:
             section = section.model_fields[part].annotation
-        close = difflib.get_close_matches(names[-1], section.model_fields, n=1)
-        return f"there is no option {name}" + (f"; did you mean {'.'.join([*names[:-1], close[0]])}?" if close else "")
+        close = difflib.get_close_matches(str(last), section.model_fields, n=1)
+        if not sections:  # it may lack its section
+            close += [f"{name}.{last}" for name, field in section.model_fields.items() if last in _options(field)]
+        meant = " or ".join(".".join([*sections, each]) for each in close)
+        hint = f"; did you mean {meant}?" if close else ""
+        return f"there is no option {'.'.join([*sections, _cut(str(last))])}{hint}"
+    # Beside names of options a location holds places in a tuple, and which of several types was tried.
+    names = [part for part in item["loc"] if isinstance(part, str) and "[" not in part]
+    if item["type"] == "missing":  # a place of a tuple
+        return f"{'.'.join(names)}: too few values, {_shown(item['input'])}"
     message = item["msg"].removeprefix("Value error, ")
-    return (
-        f"{name}: {message}, not {item['input']!r}"
-        if isinstance(item["input"], str | int | float)
-        else f"{name}: {message}"
-    )
+    value = f", not {_shown(item['input'])}" if isinstance(item["input"], str | int | float) else ""
+    return f"{'.'.join(names) or 'config'}: {message}{value}"
+
+
+def _options(field: Any) -> Any:
+    return getattr(field.annotation, "model_fields", {})
+
+
+def _shown(value: Any) -> str:
+    """A value as it is written, no longer than can be read."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integers of more than 4,300 digits
+        return "a number of thousands of digits"
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:60]} ... {text[-15:]}"
 
 
 def read_toml(path: str | Path) -> Config:
@@ -269,7 +292,9 @@ def read_toml(path: str | Path) -> Config:
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(f"config {path} cannot be read: it is larger than {MAX_BYTES >> 20} MiB")
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise UsageError(f"config {path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # ValueError: text, TOML, an integer of 5,000 digits
         raise UsageError(f"config {path} cannot be read: {error}") from None
     return validated(content, str(path))
 

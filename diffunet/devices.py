@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
 
-from diffunet.errors import UsageError
+from diffunet.errors import ResourceError, UsageError
 
 _NO_MEMORY = (
     "allocate memory", "not enough memory", "out of memory", "bad_alloc", "ALLOC_FAILED", "Storage size calculation",
@@ -49,9 +51,10 @@ def device(name: str | None = None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         found = torch.device(name)
-        torch.empty(1, device=found)
+        torch.zeros(1, device=found).item()  # which the meta device, for one, cannot
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name!r} cannot be used (cpu, cuda, cuda:1, mps can be): {reason}") from None
     return found
 
 
@@ -106,3 +109,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     said = str(error)
     cut_short = said != "" and said in "[enforce fail at alloc_cpu.cpp"  # there was none left for the message either
     return isinstance(error, RuntimeError) and (cut_short or any(words in said for words in _NO_MEMORY))
+
+
+@contextlib.contextmanager
+def enough_memory(needs: str) -> Iterator[None]:
+    """Raises ResourceError where memory runs out: "out of memory" and `needs`, which says with what, and what helps."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they would hold the memory for as long as the new error lives
+        raise ResourceError(f"out of memory {needs}") from None

@@ -62,7 +62,7 @@ def gaussian(seed: int, step: int, start: int, count: int, shape: Sequence[int],
     slots = []
     for slot in range(first, last + 1):
         source = torch.Generator(device).manual_seed(seed_of("noise", seed, step, slot))
-        slots.append(torch.randn(SLOT, *shape, generator=source, device=device))
+        slots.append(torch.randn(SLOT, *shape, generator=source, device=device, dtype=torch.float32))
     return torch.cat(slots)[start - first * SLOT :][:count]
 
 
@@ -74,6 +74,8 @@ def streams(seed: int, images: Sequence[int], shape: Sequence[int], device: torc
     sources = [torch.Generator().manual_seed(seed_of("image", seed, i)) for i in images]
 
     def draw() -> Tensor:
-        return torch.stack([torch.randn(*shape, generator=source) for source in sources]).to(device)
+        return torch.stack([torch.randn(*shape, generator=source, dtype=torch.float32) for source in sources]).to(
+            device
+        )
 
     return draw

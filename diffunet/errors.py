@@ -5,11 +5,24 @@ Everything raised for bad input is a `diffunet.Error`; a message says what, wher
 
 from __future__ import annotations
 
+LONGEST = 800
+"""Characters of a message."""
+
 
 class Error(Exception):
-    """Base of all errors that a person can mend. `exit_code` is what the command line exits with."""
+    """Base of all errors that a person can mend. `exit_code` is what the command line exits with.
+
+    The message is made one line that can be printed: names and values in it may come from any file.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str = "") -> None:
+        line = " ".join(message.split())
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        if len(line) > LONGEST:  # its end often says where
+            line = f"{line[: 2 * LONGEST // 3]} ... {line[-LONGEST // 3 :]}"
+        super().__init__(line)
 
 
 class UsageError(Error):

@@ -6,14 +6,12 @@ import difflib
 import logging
 import math
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
@@ -21,12 +19,12 @@ from torch import Tensor
 
 from diffunet import build, devices, draws, storage
 from diffunet.config import Config
-from diffunet.data import composite, images, masks, regions
+from diffunet.data import images, part, regions
 from diffunet.diffusion import samplers
 from diffunet.diffusion.denoiser import Denoise, Denoised, Denoiser, bind
 from diffunet.diffusion.guidance import WithAndWithoutLabel, guided
 from diffunet.diffusion.inpainting import keep_known, resample_ladder
-from diffunet.errors import Cancelled, DataError, ResourceError, UsageError
+from diffunet.errors import Cancelled, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +197,7 @@ class Pipeline:
             Cancelled: when `on_step` said so.
         """
         _natural(num=num, seed=seed, max_pixels=max_pixels)
-        picture, hole, weight = _read(image, mask, invert_mask, soft_mask, max_pixels)
+        picture, hole, weight = part.read(image, mask, invert_mask, soft_mask, max_pixels)
         if not hole.any():
             return [picture.copy() for _ in range(num)]
         share = float(hole.mean())
@@ -208,8 +206,8 @@ class Pipeline:
         region = regions.choose(hole, self.image_size, fit)
         if fit == "auto" and (region.fit != "native" or hole.shape != (self.image_size, self.image_size)):
             log.info("%s", region)
-        part = _Part(picture, hole, weight, region, mask is None)
-        pixels, gap = part.cut(self.channels)
+        cut = part.Part(picture, hole, weight, region, mask is None)
+        pixels, gap = cut.cut(self.channels)
         walk_of, ladder = self._method(method, steps)
         denoise_for = self._guidance(guidance)
         names = self.class_names
@@ -228,7 +226,7 @@ class Pipeline:
                 walk = walk_of(denoise_for(told), known, keep, self._start(noise(), ladder), noise)
                 x = self._watch(walk, on_step, place * (len(ladder) - 1), len(batches) * (len(ladder) - 1))
                 filled += list(images.to_uint8(x))
-        return part.paste(filled)
+        return cut.paste(filled)
 
     def _method(
         self, method: str, steps: int | None
@@ -252,9 +250,14 @@ class Pipeline:
 
     @contextmanager
     def _working(self, needs: str) -> Iterator[None]:
-        """Alone with the net; autocast is that of the pipeline, whatever the caller is in. `needs`: see `_memory`."""
+        """Alone with the net, in the pipeline's autocast, not the caller's. `needs`: as `enough_memory`."""
         half = self.dtype not in (None, torch.float32)
-        with _memory(needs), self._lock, torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=half):
+        with (
+            devices.enough_memory(needs),
+            self._lock,
+            torch.no_grad(),
+            torch.autocast(self.device.type, self.dtype, enabled=half),
+        ):
             yield
 
     def _ladder(self, steps: int | None) -> Tensor:
@@ -323,104 +326,9 @@ class Pipeline:
         return x.float()
 
 
-@contextmanager
-def _memory(needs: str) -> Iterator[None]:
-    """Raises ResourceError where memory runs out: "out of memory" and `needs`, which says with what, and what helps."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not devices.is_out_of_memory(error):
-            raise
-        traceback.clear_frames(error.__traceback__)  # they would hold the memory for as long as the new error lives
-        raise ResourceError(f"out of memory {needs}") from None
-
-
 def _natural(**values: int | None) -> None:
     """Raises UsageError for a number that is too small, or too large for anything."""
     for name, value in values.items():
         least = 0 if name == "seed" else 1
         if value is not None and not least <= value < 2**63:
             raise UsageError(f"{name} is at least {least}{' and below 2**63' if value > 0 else ''}, not {value}")
-
-
-@_memory("while the image and its mask are read: smaller ones take less")
-def _read(
-    image: Image | str | Path,
-    mask: Image | NDArray[Any] | str | Path | None,
-    invert: bool,
-    soft: bool,
-    max_pixels: int,
-) -> tuple[Image, masks.Hole, masks.Mask | None]:
-    """The image in an editable mode, the hole [H W], and where it is soft its weight [H W]."""
-    name = str(image) if isinstance(image, str | Path) else "the image"
-    picture = composite.editable(_opened(image, name, max_pixels))
-    if mask is None:
-        hole = masks.alpha_hole(picture)
-        if hole is None:
-            raise UsageError(f"{name} has no transparent part to fill in: give a mask (white = fill)")
-        return picture, hole, None
-    if not isinstance(mask, np.ndarray):
-        mask = _opened(mask, f"mask {mask}" if isinstance(mask, str | Path) else "the mask", max_pixels)
-    weight = masks.read_mask(mask, invert=invert)
-    (width, height), (rows, columns) = picture.size, weight.shape
-    if (rows, columns) != (height, width):
-        raise UsageError(f"the mask is {columns}x{rows}, and {name} {width}x{height}: make them one size")
-    return (picture, weight > 0, weight) if soft else (picture, masks.hole_of(weight), None)
-
-
-def _opened(image: Image | str | Path, name: str, max_pixels: int) -> Image:
-    """An image, or a file of one, decoded if its header says that it is small enough. Raises DataError with `name`."""
-    try:
-        if isinstance(image, str | Path):
-            return images.open_image(image, max_pixels=max_pixels)
-        width, height = image.size
-        if width * height > max_pixels:
-            raise DataError(f"too large: {width} x {height} pixels, at most {max_pixels:,} are read")
-        image.load()
-        return image
-    except DataError as error:
-        hint = "; a higher max_pixels lets it through" if "too large" in str(error) else ""
-        raise DataError(f"{name}: {error}{hint}") from None
-    except (OSError, SyntaxError, ValueError) as error:  # an Image whose file is damaged, which shows only now
-        raise DataError(f"{name}: damaged: {error}") from None
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The region of an image that goes through the net: only it is converted, since an image may have 100 megapixels.
-
-    `hole` and `weight` [H W] are of the whole `picture`; `opaque` makes the hole so.
-    """
-
-    picture: Image
-    hole: masks.Hole
-    weight: masks.Mask | None
-    region: regions.Region
-    opaque: bool
-
-    @property
-    def alone(self) -> regions.Region:
-        """The region, in an image that is nothing else."""
-        return replace(self.region, top=0, left=0)
-
-    def crop(self) -> Image:
-        top, left = self.region.top, self.region.left
-        return self.picture.crop((left, top, left + self.region.width, top + self.region.height))
-
-    def cut(self, channels: int) -> tuple[images.Pixels, masks.Hole]:
-        """See `regions.cut`."""
-        return regions.cut(images.to_array(self.crop(), channels), self.hole[self.region.box], self.alone)
-
-    @_memory("while the image is put together: a smaller image, or a smaller num, takes less")
-    def paste(self, filled: Sequence[images.Pixels]) -> list[Image]:
-        """The picture with each of these fillings [rows columns C]."""
-        part, hole = self.crop(), self.hole[self.region.box]
-        weight = None if self.weight is None else self.weight[self.region.box]
-        done = []
-        for one in filled:
-            changed = composite.composite(part, regions.paste(one, self.alone, *hole.shape), hole, weight, self.opaque)
-            whole = self.picture.copy()
-            whole.info = {}
-            whole.paste(changed, (self.region.left, self.region.top))
-            done.append(whole)
-        return done

@@ -152,7 +152,13 @@ def find_model(model: str | Path) -> Path:
     Raises:
         CheckpointError: where there is none, saying what is there instead.
     """
-    path = Path(model)
+    try:
+        return _find(Path(model))
+    except OSError as error:
+        raise CheckpointError(f"{model} cannot be read: {error.strerror}") from None
+
+
+def _find(path: Path) -> Path:
     for folder in (path, path / "model"):
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
             return folder

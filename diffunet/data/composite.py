@@ -14,16 +14,22 @@ SAME = ("L", "RGB", "LA", "RGBA", "I;16")
 
 
 def editable(image: Image.Image) -> Image.Image:
-    """The image in a mode whose pixels can be set one by one: palettes become their colours, 1 bit becomes grey."""
+    """The image in a mode whose pixels can be set one by one: palettes become their colours, 1 bit becomes grey, and a
+    transparent colour becomes alpha."""
+    if image.mode in ("1", "L", "RGB") and images.has_alpha(image):
+        pixels = images.to_array(image, 4)
+        return images.from_array(pixels) if image.mode == "RGB" else Image.fromarray(pixels[..., [0, 3]])
     if image.mode in SAME:
         return image
-    if image.mode in ("I;16B", "I;16L", "I;16N"):
-        return image.convert("I;16")
+    if image.mode in ("I;16B", "I;16L", "I;16N"):  # big-endian TIFF; Pillow's own conversion clips at 255
+        return _sixteen(np.asarray(image))
     if image.mode == "1":
         return image.convert("L")
-    if images.has_alpha(image):
-        return image.convert("LA" if image.mode == "La" else "RGBA")
-    return image.convert("RGB")
+    if image.mode in ("I", "F"):  # 32 bits: Pillow would clip them at 255
+        return images.from_array(images.to_array(image, 1))
+    if image.mode == "La":
+        return image.convert("LA")
+    return image.convert("RGBA" if images.has_alpha(image) else "RGB")
 
 
 def composite(
@@ -51,7 +57,12 @@ def composite(
     flat[..., :colours][hole] = np.rint(new).astype(pixels.dtype)[hole]
     if opaque and colours < flat.shape[2]:
         flat[..., colours][hole] = 255
-    return Image.fromarray(pixels) if image.mode != "I;16" else _sixteen(pixels)
+    if image.mode != "I;16":
+        return Image.fromarray(pixels)
+    result = _sixteen(pixels)
+    if "transparency" in image.info and not opaque:  # there is no mode of 16 bits with alpha
+        result.info["transparency"] = image.info["transparency"]
+    return result
 
 
 def _sixteen(pixels: np.ndarray) -> Image.Image:

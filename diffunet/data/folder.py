@@ -292,17 +292,17 @@ def survey(root: Path, *, progress: Progress | None = None) -> Survey:
 def _examine(root: Path, path: str) -> tuple[ImageFile, bool, bool] | Rejected:
     try:
         content = images.read_bytes(root / native(path))
-        decoded = images.decode(content)
-        pixels = images.to_array(decoded.image, 4)
+        with images.decoding(content) as decoded:
+            pixels = images.to_array(decoded.image, 4)
+            visible = pixels[..., 3] > 0  # editors leave any colour below what cannot be seen
+            red, green, blue = (pixels[..., c] for c in range(3))
+            grey = not bool(np.any(((red != green) | (green != blue)) & visible))
+            image = ImageFile(
+                path, hashlib.sha256(content).hexdigest(), decoded.width, decoded.height, decoded.mode, decoded.format
+            )
+            return image, images.has_alpha(decoded.image), grey
     except DataError as error:
         return Rejected(printable(path), str(error))
-    visible = pixels[..., 3] > 0  # editors leave any colour below what cannot be seen
-    red, green, blue = (pixels[..., c] for c in range(3))
-    grey = not bool(np.any(((red != green) | (green != blue)) & visible))
-    image = ImageFile(
-        path, hashlib.sha256(content).hexdigest(), decoded.width, decoded.height, decoded.mode, decoded.format
-    )
-    return image, images.has_alpha(decoded.image), grey
 
 
 def describe(survey: Survey, image_size: int = 64) -> str:

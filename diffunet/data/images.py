@@ -393,7 +393,8 @@ def save(image: Image.Image, path: Path) -> None:
     try:
         files.write_atomic(path, encoded.getvalue())
     except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {_one_line(error)}") from None
+        needed = f"{len(encoded.getvalue()) / 1e6:.2f} MB"
+        raise ResourceError(f"{path}: {needed} cannot be written: {_one_line(error)}; make room") from None
 
 
 def _format_of(path: Path) -> tuple[str, dict[str, Any]]:

@@ -46,8 +46,8 @@ def read(root: Path, path: str, layout: Layout) -> tuple[ImageFile, Pixels]:
     """A file and its stored form. DataError with the reason where it cannot be used."""
     content = images.read_bytes(root / native(path))
     # Twice the size that is wanted, so that most of the shrinking is left to the better filter of `resize`.
-    decoded = images.decode(content, draft=2 * layout.short)
-    file = ImageFile(
-        path, hashlib.sha256(content).hexdigest(), decoded.width, decoded.height, decoded.mode, decoded.format
-    )
-    return file, layout.arrange(images.to_array(decoded.image, layout.channels, layout.background))
+    with images.decoding(content, draft=2 * layout.short) as decoded:
+        file = ImageFile(
+            path, hashlib.sha256(content).hexdigest(), decoded.width, decoded.height, decoded.mode, decoded.format
+        )
+        return file, layout.arrange(images.to_array(decoded.image, layout.channels, layout.background))

@@ -81,6 +81,11 @@ def choose(hole: Hole, size: int, fit: str = "auto") -> Region:
     left = _place(xs[0], xs[-1], region_w, width)
     scale = size / min(region_h, region_w)
     rows, columns = max(size, round(region_h * scale)), max(size, round(region_w * scale))
+    if rows * columns > max(NATIVE_PIXELS, 2 * size * size):
+        raise UsageError(
+            f"an image of {width}x{height} pixels with a hole of {xs[-1] - xs[0] + 1}x{ys[-1] - ys[0] + 1} is too long "
+            "for its short side; mask and fill it piece by piece"
+        )
     return Region("crop", top, left, region_h, region_w, rows, columns)
 
 

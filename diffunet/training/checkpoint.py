@@ -140,12 +140,31 @@ def read_state(folder: Path) -> dict[str, Any]:
     """The plain values of a checkpoint that is whole.
 
     Raises:
-        CheckpointError: for one that a later diffunet wrote.
+        CheckpointError: for one that a later diffunet wrote, or that holds what training does not write.
     """
-    state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    version = state.get("version", VERSION)
+    path = folder / STATE
+    try:
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = state.get("version", VERSION)
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
     if version != VERSION:
         raise CheckpointError(
             f"the checkpoint {folder} is of version {version}; this diffunet reads {VERSION}: update it"
         )
+    if not _usual(state):
+        raise CheckpointError(f"{path} holds what training does not write: start anew in another folder")
     return state
+
+
+def _usual(state: dict[str, Any]) -> bool:
+    """Whether the values that a run goes on from are there and of their kinds."""
+    try:
+        counts = [state["step"], *(state["counters"][name] for name in ("skipped", "streak"))]
+        return (
+            all(type(count) is int and 0 <= count <= 10**12 for count in counts)
+            and isinstance(state["environment"], dict)
+            and isinstance(state["index_hash"], str)
+        )
+    except (KeyError, TypeError):
+        return False
