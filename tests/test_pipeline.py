@@ -403,3 +403,14 @@ def test_default_repaint_calls_the_net_less_than_200_times(pipe):
 def test_bf16_is_close(run, pipe):
     a, b = (arrays(p.sample(4, steps=4)) for p in (pipe, diffunet.load(run, dtype=torch.bfloat16)))
     assert np.mean([abs(x - y).mean() for x, y in zip(a, b, strict=True)]) < 4
+
+
+def test_a_transparent_grey_of_16_bits_stays_declared(run, tmp_path):
+    values = np.random.default_rng(0).integers(0, 2**16, (20, 30)).astype("<u2")
+    Image.frombytes("I;16", (30, 20), values.tobytes()).save(tmp_path / "grey.png", transparency=int(values[0, 0]))
+    hole = np.zeros((20, 30), bool)
+    hole[5:9, 5:9] = True
+    diffunet.load(run).inpaint(tmp_path / "grey.png", hole, steps=2)[0].save(tmp_path / "filled.png")
+    filled = Image.open(tmp_path / "filled.png")
+    assert filled.info["transparency"] == values[0, 0]
+    assert np.array_equal(np.asarray(filled)[~hole], values[~hole])

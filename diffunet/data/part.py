@@ -93,7 +93,7 @@ class Part:
         for one in filled:
             changed = composite.composite(part, regions.paste(one, self.alone, *hole.shape), hole, weight, self.opaque)
             whole = self.picture.copy()
-            whole.info = {}
+            whole.info = changed.info
             whole.paste(changed, (self.region.left, self.region.top))
             done.append(whole)
         return done
