@@ -29,7 +29,7 @@ Action = Literal["watch", "kill before", "kill half way", "fail once", "fail fro
 GROWING = ("write", "create", "mkdir", "truncate", "allocate")
 """What a disk without room refuses."""
 
-THOROUGH = int(os.environ.get("DIFFUNET_EVERY", "4"))
+THOROUGH = int(os.environ.get("DIFFUNET_EVERY", "12"))
 """Of power losses and failures the slow tests resume from every so many; 1 is all. Kills are always all tried."""
 
 START, EVERY, END = 6, 2, 10
