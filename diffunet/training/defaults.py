@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from diffunet import build
 from diffunet.config import Config
 from diffunet.errors import UsageError
-from diffunet.nn.cost import cost
+from diffunet.training.memory import WORTH, price
 
 SMALL = 5000
 """Images below which a model learns them by heart: flips and dropout are on."""
@@ -92,11 +91,8 @@ def resolve(
 
 def _batch(config: Config, device: torch.device, precision: str, share: int) -> int:
     """The largest power of two, times `share`, that fits `MEMORY` in one pass, up to what is worth it on the device."""
-    with torch.device("meta"):
-        net = build.net(config)
-    price = cost(net, config.data.image_size, config.data.image_size)
-    worth = 256 if device.type == "cuda" else 32
+    counted, worth = price(config), WORTH.get(device.type, WORTH["cpu"])
     part = 1
-    while part * 2 * share <= worth and price.training_bytes(part * 2, precision, device.type) <= MEMORY:
+    while part * 2 * share <= worth and counted.training_bytes(part * 2, precision, device.type) <= MEMORY:
         part *= 2
     return part * share

@@ -81,7 +81,7 @@ def explained(error: Exception, where: Where) -> Exception:
     if isinstance(error, Error):
         return error
     if devices.is_out_of_memory(error):
-        return ResourceError(out_of_memory(where.config, where.config.train.batch_size))
+        return ResourceError(out_of_memory(where.config, where.config.train.batch_size, begun=where.saved > 0))
     if lost_contact(error):
         first = str(error).strip().splitlines()[0]
         return ResourceError(

@@ -51,7 +51,7 @@ def images_per_pass(config: Config, counted: Cost, device: torch.device, precisi
         ResourceError: where not even one image fits.
     """
     there = devices.memory(device)
-    worth = WORTH.get(device.type, 32)
+    worth = WORTH.get(device.type, WORTH["cpu"])
     trial = _Trial(config, device, precision)
     fits = 0
     while (batch := max(1, 2 * fits)) <= worth:
@@ -61,7 +61,7 @@ def images_per_pass(config: Config, counted: Cost, device: torch.device, precisi
         fits = batch
     trial.free()
     if not fits:
-        raise ResourceError(out_of_memory(config, 1))
+        raise ResourceError(out_of_memory(config, 1, begun=False))
     log.info("a pass of %d images fits", fits)
     return fits
 
@@ -113,12 +113,16 @@ class _Trial:
             torch.cuda.empty_cache()
 
 
-def out_of_memory(config: Config, batch: int | str | None) -> str:
-    """What to say when memory ran out: the batch, and the options that reduce memory."""
+def out_of_memory(config: Config, batch: int | str | None, *, begun: bool) -> str:
+    """What to say when memory ran out: the batch, and the options that reduce memory and may still change.
+
+    Where there is a checkpoint (`begun`) it is the draws of that batch, by that net, that are gone on with.
+    """
     options = [f"a higher --train.grad-accumulation (now {config.train.grad_accumulation})"]
-    if isinstance(batch, int) and batch > 1:
+    if isinstance(batch, int) and batch > 1 and not begun:
         options = ["half of it, or --batch-size auto", *options]
     if not config.model.checkpointing:
         options.append("--model.checkpointing")
-    options.append(f"a lower --model.channels (now {config.model.channels}) or --image-size")
-    return f"out of memory with --batch-size {batch}: try " + ", ".join(options)
+    if not begun:
+        options.append(f"a lower --model.channels (now {config.model.channels}) or --image-size")
+    return f"out of memory with --batch-size {batch}: with --resume, try " + ", ".join(options)

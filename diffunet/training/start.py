@@ -25,6 +25,7 @@ from diffunet.data.cache import Dataset
 from diffunet.data.folder import Rejected, class_names, printable
 from diffunet.errors import DataError, UsageError
 from diffunet.nn.cost import Cost
+from diffunet.training import checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def begin(config: Config, run: Path, *, resume: bool, init: str | Path | None, m
                 stack.enter_context(_own(run, resume))
             except OSError as error:
                 raise UsageError(f"--out {run} cannot be written: {error.strerror or error}") from None
-        if resume and (run / "config.toml").is_file():
+        if resume and checkpoint.steps(run) and (run / "config.toml").is_file():
             config = _same_run(config, read_toml(run / "config.toml"))
         elif init is not None:
             config = _like_model(config, init)

@@ -13,7 +13,8 @@ from launching import PATIENCE, finish, start, wait_for
 from small import tiny
 
 from diffunet import build
-from diffunet.errors import CheckpointError, UsageError
+from diffunet.config import read_toml
+from diffunet.errors import CheckpointError, ResourceError, UsageError
 from diffunet.training.loop import train
 
 ENDLESS = {"steps": 10**6, "log_every": 1, "checkpoint_every": 10**6, "validate_every": 10**6, "previews": 0}
@@ -118,3 +119,19 @@ def test_checkpoints_that_are_gone_are_no_reason_to_begin_anew(folder, run, tmp_
     shutil.rmtree(tmp_path / "run/checkpoints")
     with pytest.raises(CheckpointError, match=r"the checkpoints of .* are gone.*--init"):
         train(tiny(train={"steps": 9}), folder, tmp_path / "run", resume=True)
+
+
+def test_before_its_first_checkpoint_a_run_may_change_everything(folder, tmp_path):
+    """As after "out of memory ... try half of it": nothing was learned that the options would contradict."""
+
+    def fail(*_):
+        raise MemoryError
+
+    with pytest.raises(ResourceError, match="with --batch-size 6: with --resume, try half of it"):
+        train(tiny(), folder, tmp_path / "run", loss=fail)
+    train(tiny(train={"batch_size": 3, "steps": 3}, model={"channels": 16}), folder, tmp_path / "run", resume=True)
+    assert read_toml(tmp_path / "run/config.toml").train.batch_size == 3
+    with pytest.raises(ResourceError) as begun:
+        train(tiny(train={"batch_size": 3}, model={"channels": 16}), folder, tmp_path / "run", resume=True, loss=fail)
+    assert "half" not in str(begun.value)
+    assert "--train.grad-accumulation" in str(begun.value)
