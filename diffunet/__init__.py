@@ -22,6 +22,7 @@ _HOME = {
     "DataError": "errors",
     "DivergedError": "errors",
     "Error": "errors",
+    "Guidance": "pipeline",
     "Pipeline": "pipeline",
     "Progress": "pipeline",
     "ResourceError": "errors",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from diffunet.errors import Stopped as Stopped
     from diffunet.errors import UsageError as UsageError
     from diffunet.nn.unet import UNet as UNet
+    from diffunet.pipeline import Guidance as Guidance
     from diffunet.pipeline import Pipeline as Pipeline
     from diffunet.pipeline import Progress as Progress
     from diffunet.pipeline import load as load

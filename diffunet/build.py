@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from diffunet.config import Config
+from diffunet.config import Config, LadderName, SamplerName, ThresholdName
 from diffunet.data.cache import Dataset, open_dataset
 from diffunet.diffusion import losses, samplers, schedules
 from diffunet.diffusion.denoiser import EDM, X0, Denoiser, Epsilon, Flow, Target, V
@@ -19,10 +19,14 @@ from diffunet.nn.unet import UNet
 STEPS = {
     "ddpm": lambda: samplers.ddpm("small"),
     "ddpm-large": lambda: samplers.ddpm("large"),
+    "ddpm-learned": lambda: samplers.ddpm("learned"),
     "ddim": samplers.ddim,
     "euler": samplers.euler,
+    "euler-ancestral": samplers.euler_ancestral,
     "heun": samplers.heun,
     "dpm++2m": samplers.dpmpp_2m,
+    "dpm++2m-sde": lambda: samplers.dpmpp_2m(eta=1.0),
+    "unipc": samplers.unipc,
 }
 CALLS = {"heun": 2}
 """Net calls of a step, where it is not 1."""
@@ -41,6 +45,7 @@ def net(config: Config) -> UNet:
     try:
         return UNet(
             in_channels=data.channels,
+            out_channels=data.channels * (2 if config.diffusion.learned_variance else 1),
             channels=model.channels,
             multipliers=model.multipliers,
             num_blocks=model.num_blocks,
@@ -50,6 +55,7 @@ def net(config: Config) -> UNet:
             scale_shift=model.scale_shift,
             dropout=model.dropout or 0.0,
             num_classes=len(data.class_names),
+            uncertainty=config.diffusion.learned_uncertainty,
             checkpointing=model.checkpointing,
         )
     except ValueError as error:
@@ -65,7 +71,7 @@ def schedule(config: Config) -> schedules.Schedule:
     elif d.schedule.startswith("flow"):
         base = schedules.FlowSchedule(logit_normal=d.schedule == "flow-logit-normal")
     else:
-        base = schedules.DDPMSchedule(d.num_steps, d.schedule)
+        base = schedules.DDPMSchedule(d.num_steps, d.schedule, d.zero_snr)
     shift = d.sigma_shift if d.sigma_shift is not None else max(1.0, config.data.image_size / 64)
     return schedules.shifted(base, shift)
 
@@ -88,24 +94,35 @@ def weighting(config: Config) -> losses.Weighting:
     return {
         "simple": losses.simple(),
         "min-snr": losses.min_snr(d.min_snr_gamma),
+        "soft-min-snr": losses.soft_min_snr(d.min_snr_gamma),
         "edm": losses.edm(d.sigma_data or 0.5),
+        "p2": losses.p2(d.p2_gamma),
+        "sigmoid": losses.sigmoid(schedule(config), d.sigmoid_bias),
     }[d.weighting]
 
 
 def denoiser(config: Config, backbone: nn.Module | None = None) -> Denoiser:
     """Net (or `backbone` in its place), target and schedule in one."""
-    return Denoiser(backbone or net(config), target(config), schedule(config))
+    return Denoiser(backbone or net(config), target(config), schedule(config), config.diffusion.learned_variance)
 
 
-def step(name: str) -> samplers.Step:
-    """A sampler by name.
+def step(config: Config) -> samplers.Step:
+    """The sampler that a config names."""
+    return STEPS[config.diffusion.sampler]()
+
+
+def sampling(config: Config, **chosen: str | None) -> Config:
+    """`config` with what was chosen for sampling (sampler, ladder, threshold); None leaves what it says.
 
     Raises:
-        UsageError: for an unknown name.
+        UsageError: for what there is not, or this model cannot do.
     """
-    if name not in STEPS:
-        raise UsageError(f"unknown sampler {name!r}; there are {', '.join(STEPS)}")
-    return STEPS[name]()
+    values = {name: value for name, value in chosen.items() if value is not None}
+    names = {"sampler": SamplerName, "ladder": LadderName, "threshold": ThresholdName}
+    for name, value in values.items():
+        if value not in get_args(names[name]):
+            raise UsageError(f"unknown {name} {value!r}; there are {', '.join(get_args(names[name]))}")
+    return config.changed("diffusion", **values) if values else config
 
 
 def ladder(config: Config, noise: schedules.Schedule, n: int) -> Tensor:

@@ -13,7 +13,16 @@ from pydantic import Field
 from tyro.conf import Positional, arg
 
 from diffunet import arguments, outputs
-from diffunet.config import Config, DataConfig, DiffusionConfig, ModelConfig, SamplerName, TrainConfig
+from diffunet.config import (
+    Config,
+    DataConfig,
+    DiffusionConfig,
+    LadderName,
+    ModelConfig,
+    SamplerName,
+    ThresholdName,
+    TrainConfig,
+)
 from diffunet.errors import UsageError
 from diffunet.outputs import Precision
 from diffunet.progress import progress, say, tell
@@ -110,8 +119,13 @@ def sample(
     seed: Seed = 0,
     label: str | None = None,
     guidance: Finite = 1.0,
+    guidance_interval: tuple[Finite, Finite] | None = None,
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0,
+    weaker: str | None = None,
     sampler: SamplerName | None = None,
     steps: Steps | None = None,
+    ladder: LadderName | None = None,
+    threshold: ThresholdName | None = None,
     grid: bool = False,
     batch_size: Number | None = None,
     device: str | None = None,
@@ -128,9 +142,14 @@ def sample(
         num: How many.
         seed: The same seed gives the same images.
         label: Class, by name or number; without, the classes in turn.
-        guidance: How strongly the label counts; 1 is off, 1.5 to 4 usual. Needs a model with classes.
-        sampler: The model's default if not given.
-        steps: Of the sampler; the model's default if not given.
+        guidance: How strongly the label counts; 1 is off, 1.5 to 4 usual. Needs a model with classes, or --weaker.
+        guidance_interval: Guide only between two noise levels (sigma).
+        guidance_rescale: How far colours that guidance made strong are brought back, 0 to 1.
+        weaker: Guide away from this worse model instead: an earlier checkpoint, RUN/checkpoints/step-00010000.
+        sampler: The model's default if not given; so for the next three.
+        steps: Of the sampler.
+        ladder: How the steps are spaced.
+        threshold: What keeps the predicted image within its range.
         grid: One picture of them all.
         batch_size: Images at a time.
         device: cuda, cuda:1, mps, cpu; the best there is if not given.
@@ -146,14 +165,15 @@ def sample(
         outputs.lossless(out)  # refuses what is no picture's name
     outputs.claim(out, file=is_file, overwrite=overwrite)
     pipe = outputs.load(model, device, precision)
+    guide = outputs.guidance(pipe, guidance, guidance_interval, guidance_rescale, weaker)
     names = pipe.class_names
     chosen = steps or pipe.config.diffusion.sample_steps
     size, walker = pipe.image_size, sampler or pipe.config.diffusion.sampler
     say(f"{num} {'image' if num == 1 else 'images'} of {size}x{size}, {chosen} steps of {walker}")
     with outputs.watching("sampling") as on_step:
         pictures = pipe.sample(
-            num, seed=seed, labels=label, guidance=guidance, sampler=sampler, steps=steps, batch_size=batch_size,
-            on_step=on_step,
+            num, seed=seed, labels=label, guidance=guide, sampler=sampler, steps=steps, ladder=ladder,
+            threshold=threshold, batch_size=batch_size, on_step=on_step,
         )  # fmt: skip
     if is_file:
         outputs.save(outputs.grid(pictures) if grid else pictures[0], out)
@@ -243,8 +263,13 @@ def evaluate(
     num: Annotated[int, Field(ge=2, le=10**7)] = 10_000,
     seed: Seed = 0,
     guidance: Finite = 1.0,
+    guidance_interval: tuple[Finite, Finite] | None = None,
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0,
+    weaker: str | None = None,
     sampler: SamplerName | None = None,
     steps: Steps | None = None,
+    ladder: LadderName | None = None,
+    threshold: ThresholdName | None = None,
     device: str | None = None,
     precision: Precision = "fp32",
 ) -> None:
@@ -258,18 +283,24 @@ def evaluate(
         num: Images to compare, at most a third of the real ones.
         seed: Of the samples and the features.
         guidance: Of the samples.
+        guidance_interval: Of the samples.
+        guidance_rescale: Of the samples.
+        weaker: Of the samples.
         sampler: Of the samples.
-        steps: Of the sampler.
+        steps: Of the samples.
+        ladder: Of the samples.
+        threshold: Of the samples.
         device: cuda, cuda:1, mps, cpu; the best there is if not given.
         precision: bf16 is faster where it is native.
     """
     from diffunet.evaluation.report import evaluate as run
 
     pipe = outputs.load(model, device, precision)
+    guide = outputs.guidance(pipe, guidance, guidance_interval, guidance_rescale, weaker)
     with progress("evaluating") as show:
         report = run(
-            pipe, data, num=num, seed=seed, guidance=guidance, sampler=sampler, steps=steps,
-            on_step=lambda what, done, total: show(done, total, what),
+            pipe, data, num=num, seed=seed, guidance=guide, sampler=sampler, steps=steps, ladder=ladder,
+            threshold=threshold, on_step=lambda what, done, total: show(done, total, what),
         )  # fmt: skip
     tell("\n".join(report.lines()))
 

@@ -24,8 +24,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
-SamplerName = Literal["ddpm", "ddpm-large", "ddim", "euler", "heun", "dpm++2m"]
+SamplerName = Literal[
+    "ddpm", "ddpm-large", "ddpm-learned", "ddim", "euler", "euler-ancestral", "heun", "dpm++2m", "dpm++2m-sde", "unipc"
+]
 LadderName = Literal["trailing", "leading", "linspace", "karras", "log-snr"]
+ThresholdName = Literal["none", "static", "dynamic"]
+
+DDPM_SCHEDULES = ("linear", "scaled-linear", "cosine", "sigmoid")
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -72,16 +77,28 @@ class ModelConfig(Section):
 class DiffusionConfig(Section):
     """The process: noise, target, and how to sample by default."""
 
-    schedule: Literal["linear", "cosine", "sigmoid", "edm", "flow", "flow-logit-normal"] = "flow-logit-normal"
+    schedule: Literal["linear", "scaled-linear", "cosine", "sigmoid", "edm", "flow", "flow-logit-normal"] = (
+        "flow-logit-normal"
+    )
     """Which noise levels there are, and how often training meets each."""
     num_steps: Annotated[int, Field(ge=2, le=100_000)] = 1000
-    """Steps of a DDPM schedule (linear, cosine, sigmoid)."""
+    """Steps of a DDPM schedule (linear, scaled-linear, cosine, sigmoid)."""
+    zero_snr: bool = False
+    """Change a DDPM schedule so that it ends in pure noise (not with target epsilon)."""
     target: Literal["epsilon", "x0", "v", "flow", "edm"] = "flow"
     """What the net predicts."""
-    weighting: Literal["simple", "min-snr", "edm"] = "simple"
+    learned_variance: bool = False
+    """Learn the variance of a DDPM schedule's steps too, for the sampler ddpm-learned and better likelihoods."""
+    weighting: Literal["simple", "min-snr", "soft-min-snr", "edm", "p2", "sigmoid"] = "simple"
     """How noise levels count in the loss."""
     min_snr_gamma: Rate = 5.0
-    """Where min-snr caps the signal-to-noise ratio."""
+    """Where min-snr and soft-min-snr cap the signal-to-noise ratio."""
+    p2_gamma: Annotated[float, Field(ge=0, le=10)] = 1.0
+    """How strongly p2 turns the loss away from the least noise."""
+    sigmoid_bias: Annotated[float, Field(ge=-20, le=20)] = 2.0
+    """Where sigmoid fades out, in log SNR."""
+    learned_uncertainty: bool = False
+    """Learn how hard each noise level is, and make them count the same."""
     edm_log_mean: Annotated[float, Field(ge=-20, le=20)] = -1.2
     """Mean of log sigma in training (EDM's P_mean)."""
     edm_log_std: Annotated[float, Field(gt=0, le=20)] = 1.2
@@ -96,6 +113,8 @@ class DiffusionConfig(Section):
     """Default number of sampling steps."""
     ladder: LadderName = "trailing"
     """How those steps are spaced."""
+    threshold: ThresholdName = "none"
+    """Keep the predicted clean image within its range: clip it, or scale it back (dynamic), as large guidance needs."""
     sigma_data: Rate | None = None
     """Standard deviation of the images in [-1, 1]; measured."""
     mean: tuple[Annotated[float, Field(ge=-1, le=1)], ...] | None = None
@@ -107,6 +126,14 @@ class DiffusionConfig(Section):
             raise ValueError(
                 "target epsilon cannot be learned on a flow schedule, which starts from pure noise; take flow, v or x0"
             )
+        if self.zero_snr and self.target == "epsilon":
+            raise ValueError("zero-snr starts from pure noise, of which target epsilon cannot be learned; take v or x0")
+        for name in ("zero_snr", "learned_variance"):
+            if getattr(self, name) and self.schedule not in DDPM_SCHEDULES:
+                option = name.replace("_", "-")
+                raise ValueError(f"{option} is of a DDPM schedule ({', '.join(DDPM_SCHEDULES)}), not {self.schedule}")
+        if self.sampler == "ddpm-learned" and not self.learned_variance:
+            raise ValueError("sampler ddpm-learned needs learned-variance")
         return self
 
 

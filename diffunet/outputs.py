@@ -16,7 +16,7 @@ from diffunet.progress import progress, say, tell
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from diffunet.pipeline import Pipeline, Progress
+    from diffunet.pipeline import Guidance, Pipeline, Progress
 
 Precision = Literal["fp32", "bf16"]
 
@@ -35,6 +35,20 @@ def load(model: str, device: str | None, precision: Precision) -> Pipeline:
     if loud and device is None:
         say(loud)
     return pipeline.load(model, device, torch.bfloat16 if precision == "bf16" else None)
+
+
+def guidance(
+    pipe: Pipeline, scale: float, interval: tuple[float, float] | None, rescale: float, weaker: str | None
+) -> Guidance:
+    """What the options for guidance mean; the `weaker` model runs where `pipe` does.
+
+    Raises:
+        CheckpointError: as `pipeline.load`.
+    """
+    from diffunet import pipeline
+
+    worse = None if weaker is None else pipeline.load(weaker, pipe.device, pipe.dtype)
+    return pipeline.Guidance(scale, worse, interval, rescale)
 
 
 @contextlib.contextmanager

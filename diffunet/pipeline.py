@@ -22,7 +22,7 @@ from diffunet.config import Config
 from diffunet.data import images, part, regions
 from diffunet.diffusion import samplers
 from diffunet.diffusion.denoiser import Denoise, Denoised, Denoiser, bind
-from diffunet.diffusion.guidance import WithAndWithoutLabel, guided
+from diffunet.diffusion.guidance import Pair, WithAndWithoutLabel, guided, threshold
 from diffunet.diffusion.inpainting import keep_known, resample_ladder
 from diffunet.errors import Cancelled, UsageError
 
@@ -35,6 +35,24 @@ INPAINT_BATCH = 16
 """Fillings at a time."""
 
 Label = int | str | None
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How samples are pushed away from what a worse denoiser says.
+
+    Args:
+        scale: 1 is off.
+        weaker: a model of the same images that is worse: smaller, or an earlier checkpoint of the same run
+            (autoguidance, Karras et al. 2024). None: the model itself without the label (classifier-free guidance).
+        interval: guide only where low < sigma <= high (Kynkäänniemi et al. 2024).
+        rescale: 0 to 1, how far the deviation of a guided image is brought back (Lin et al. 2023).
+    """
+
+    scale: float = 1.0
+    weaker: Pipeline | None = None
+    interval: tuple[float, float] | None = None
+    rescale: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -112,9 +130,11 @@ class Pipeline:
         *,
         seed: int = 0,
         labels: Label | Sequence[Label] = None,
-        guidance: float = 1.0,
+        guidance: float | Guidance = 1.0,
         sampler: str | None = None,
         steps: int | None = None,
+        ladder: str | None = None,
+        threshold: str | None = None,
         batch_size: int | None = None,
         on_step: OnStep | None = None,
     ) -> list[Image]:
@@ -124,9 +144,12 @@ class Pipeline:
             num: how many.
             seed: image i of a seed starts from the same noise at any `num` and `batch_size`, on any device.
             labels: a class name or number, or one for each image; by default the classes in turn.
-            guidance: scale of classifier-free guidance, 1 is off; needs a model with classes.
-            sampler: ddpm, ddpm-large, ddim, euler, heun, dpm++2m; the config's by default.
-            steps: of the sampler; the config's by default.
+            guidance: scale of classifier-free guidance, 1 is off; needs a model with classes. Or a `Guidance`.
+            sampler: ddpm, ddpm-large, ddpm-learned, ddim, euler, euler-ancestral, heun, dpm++2m, dpm++2m-sde, unipc.
+            steps: of the sampler.
+            ladder: how they are spaced: trailing, leading, linspace, karras, log-snr.
+            threshold: none, static or dynamic: what keeps the predicted image within its range. These four are the
+                config's by default.
             batch_size: images at a time.
             on_step: called after every step; returning False cancels.
 
@@ -137,9 +160,9 @@ class Pipeline:
         """
         _natural(num=num, batch_size=batch_size, seed=seed)
         numbers = self._labels(labels, num)
-        denoise_for = self._guidance(guidance)
-        step = build.step(sampler or self.config.diffusion.sampler)
-        ladder = self._ladder(steps)
+        config = build.sampling(self.config, sampler=sampler, ladder=ladder, threshold=threshold)
+        denoise_for = self._guidance(guidance, config)
+        step, sigmas = build.step(config), self._ladder(steps, config)
         batch_size = batch_size or (64 if self.device.type == "cuda" else 16)
         shape = (self.channels, self.image_size, self.image_size)
         batches = [range(first, min(first + batch_size, num)) for first in range(0, num, batch_size)]
@@ -148,8 +171,8 @@ class Pipeline:
             for place, batch in enumerate(batches):
                 noise = draws.streams(seed, batch, shape, self.device)
                 label = None if numbers is None else numbers[batch.start : batch.stop].to(self.device)
-                walk = samplers.sample(denoise_for(label), self._start(noise(), ladder), ladder, step, noise)
-                x = self._watch(walk, on_step, place * (len(ladder) - 1), len(batches) * (len(ladder) - 1))
+                walk = samplers.sample(denoise_for(label), self._start(noise(), sigmas), sigmas, step, noise)
+                x = self._watch(walk, on_step, place * (len(sigmas) - 1), len(batches) * (len(sigmas) - 1))
                 done += [images.from_array(array) for array in images.to_uint8(x)]
         return done
 
@@ -164,7 +187,7 @@ class Pipeline:
         fit: str = "auto",
         steps: int | None = None,
         label: Label = None,
-        guidance: float = 1.0,
+        guidance: float | Guidance = 1.0,
         invert_mask: bool = False,
         soft_mask: bool = False,
         max_pixels: int = images.MAX_PIXELS,
@@ -209,7 +232,7 @@ class Pipeline:
         cut = part.Part(picture, hole, weight, region, mask is None)
         pixels, gap = cut.cut(self.channels)
         walk_of, ladder = self._method(method, steps)
-        denoise_for = self._guidance(guidance)
+        denoise_for = self._guidance(guidance, self.config)
         names = self.class_names
         if label is not None and not names:
             raise UsageError("this model has no classes; train with --classes to have labels")
@@ -233,14 +256,14 @@ class Pipeline:
     ) -> tuple[Callable[..., Iterator[tuple[int, Tensor, Denoised]]], Tensor]:
         """A way to fill in, as a function that begins the walk, and the ladder that it walks."""
         if method in ("auto", "repaint"):
-            plain = self._ladder(REPAINT_STEPS if steps is None else steps)
+            plain = self._ladder(REPAINT_STEPS if steps is None else steps, self.config)
             ladder = resample_ladder(plain, max(1, (len(plain) - 1) // 5), REPAINT_VISITS)
             return lambda denoise, known, keep, x, noise: samplers.sample(
                 keep_known(denoise, known, keep, noise), x, ladder, samplers.euler(eta=1.0), noise
             ), ladder
         if method == "replace":
-            ladder = self._ladder(steps)
-            step = build.step(self.config.diffusion.sampler)
+            ladder = self._ladder(steps, self.config)
+            step = build.step(self.config)
             return lambda denoise, known, keep, x, noise: samplers.sample(
                 keep_known(denoise, known, keep), x, ladder, step, noise
             ), ladder
@@ -260,10 +283,10 @@ class Pipeline:
         ):
             yield
 
-    def _ladder(self, steps: int | None) -> Tensor:
-        steps = self.config.diffusion.sample_steps if steps is None else steps
+    def _ladder(self, steps: int | None, config: Config) -> Tensor:
+        steps = config.diffusion.sample_steps if steps is None else steps
         _natural(steps=steps)
-        return build.ladder(self.config, self.denoiser.schedule, steps)
+        return build.ladder(config, self.denoiser.schedule, steps)
 
     def _start(self, noise: Tensor, ladder: Tensor) -> Tensor:
         """Pure noise round the mean of the images: what a real image looks like at the first sigma."""
@@ -298,19 +321,32 @@ class Pipeline:
         hint = f"did you mean {close[0]}? " if close else ""
         raise UsageError(f"there is no class {label!r}; {hint}there are {shown}")
 
-    def _guidance(self, scale: float) -> Callable[[Tensor | None], Denoise]:
-        """From labels to a denoiser with guidance."""
-        if not math.isfinite(scale):
-            raise UsageError(f"guidance is a number, not {scale}")
-        if scale != 1 and not self.class_names:
-            raise UsageError(f"guidance {scale:g} needs a model with classes; this one has none")
-        if scale != 1 and not self.config.diffusion.label_dropout:
-            raise UsageError(f"guidance {scale:g} needs a model trained with label dropout; this one has none")
+    def _guidance(self, guidance: float | Guidance, config: Config) -> Callable[[Tensor | None], Denoise]:
+        """From labels to a denoiser with guidance, within the range that the config keeps it to."""
+        g = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+        if not math.isfinite(g.scale):
+            raise UsageError(f"guidance is a number, not {g.scale}")
+        if not 0 <= g.rescale <= 1:
+            raise UsageError(f"the rescale of guidance is from 0 to 1, not {g.rescale:g}")
+        if g.interval is not None and not 0 <= g.interval[0] < g.interval[1]:
+            raise UsageError(f"the interval of guidance is from a sigma to a larger one, not {g.interval}")
+        if g.weaker is not None:
+            ours, theirs = ((p.channels, p.image_size, p.class_names) for p in (self, g.weaker))
+            if ours != theirs:
+                raise UsageError("the weaker model is not of the same images: size, channels and classes have to be")
+        elif g.scale != 1 and not self.class_names:
+            raise UsageError(f"guidance {g.scale:g} needs a model with classes, or a weaker model; this one has none")
+        elif g.scale != 1 and not self.config.diffusion.label_dropout:
+            raise UsageError(f"guidance {g.scale:g} needs a model trained with label dropout; this one has none")
 
         def denoise_for(label: Tensor | None) -> Denoise:
-            if label is None or scale == 1:
-                return bind(self.denoiser, label)
-            return guided(WithAndWithoutLabel(self.denoiser, label), scale)
+            denoise = bind(self.denoiser, label)
+            if g.weaker is not None:
+                denoise = guided(Pair(denoise, bind(g.weaker.denoiser, label)), g.scale, g.interval, g.rescale)
+            elif label is not None:
+                denoise = guided(WithAndWithoutLabel(self.denoiser, label), g.scale, g.interval, g.rescale)
+            kind = config.diffusion.threshold
+            return denoise if kind == "none" else threshold(denoise, kind)
 
         return denoise_for
 

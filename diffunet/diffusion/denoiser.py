@@ -17,8 +17,9 @@ from diffunet.diffusion.schedules import Schedule
 class Denoised(NamedTuple):
     """What a denoiser says of a noisy image.
 
-    `x0` [B C H W] is the expected clean image, `var` [B C H W] a learned variance fraction, `logvar` [B] a learned
-    uncertainty of the loss; the last two are None where the net does not learn them.
+    `x0` [B C H W] is the expected clean image. `var` [B C H W] is where between the small (0) and the large (1) one the
+    log of the variance of an ancestral step lies, `logvar` [B] the log of the weighted loss to expect at this sigma, in
+    training only; None where the net does not learn them.
     """
 
     x0: Tensor
@@ -31,7 +32,11 @@ Denoise = Callable[[Tensor, Tensor], Denoised]
 
 
 class Net(Protocol):
-    """What a Denoiser wraps: `net(c_in * x [B C' H W], c_noise [B], label, augment) -> [B C H W]`."""
+    """What a Denoiser wraps: `net(c_in * x [B C' H W], c_noise [B], label, augment) -> [B C H W]`.
+
+    It has 2 C channels where it learns the variance, and an `uncertainty(log_snr [B]) -> logvar [B]` where it learns
+    that.
+    """
 
     def __call__(
         self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
@@ -139,13 +144,16 @@ class Denoiser(nn.Module):
         net: see `Net`; its `null_label`, where it has labels, is the label that says nothing.
         target: see `Target`.
         schedule: tells the net its `c_noise`.
+        learned_variance: the second half of the net's channels is the fraction `var` of a `Denoised`, as -1 to 1
+            (Nichol & Dhariwal 2021, eq. 15).
     """
 
-    def __init__(self, net: nn.Module, target: Target, schedule: Schedule) -> None:
+    def __init__(self, net: nn.Module, target: Target, schedule: Schedule, learned_variance: bool = False) -> None:
         super().__init__()
         self.net = net
         self.target = target
         self.schedule = schedule
+        self.learned_variance = learned_variance
 
     def output(
         self,
@@ -154,8 +162,8 @@ class Denoiser(nn.Module):
         label: Tensor | None = None,
         concat: Tensor | None = None,
         augment: Tensor | None = None,
-    ) -> Tensor:
-        """The net's own answer, [B C H W]; arguments as for `forward`."""
+    ) -> Denoised:
+        """As `forward`, but in place of x0 the net's own answer, which training compares with the target."""
         if sigma.ndim == 0:  # filled on the device: a copy would make the GPU wait
             c_noise = torch.full((len(x),), self.schedule.c_noise(sigma).item(), device=x.device)
         else:
@@ -163,7 +171,14 @@ class Denoiser(nn.Module):
         scaled = self.target.c_in(_spread(sigma)) * x
         if concat is not None:
             scaled = torch.cat([scaled, concat], dim=1)
-        return self.net(scaled, c_noise, label, augment)
+        answer, var = self.net(scaled, c_noise, label, augment).to(x.dtype), None
+        if self.learned_variance:
+            answer, fraction = answer.chunk(2, dim=1)
+            var = (fraction + 1) / 2
+        uncertainty, logvar = getattr(self.net, "uncertainty", None), None
+        if uncertainty is not None and sigma.ndim == 1:
+            logvar = uncertainty(-2 * sigma.log())
+        return Denoised(answer, var, logvar)
 
     def forward(
         self,
@@ -182,9 +197,13 @@ class Denoiser(nn.Module):
             concat: more input channels [B C' H W], not scaled by c_in.
             augment: [B A].
         """
-        output = self.output(x, sigma, label, concat, augment).to(x.dtype)
+        output = self.output(x, sigma, label, concat, augment)
+        return output._replace(x0=self.denoised(x, output.x0, sigma))
+
+    def denoised(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
+        """c_skip * x + c_out * output: from the net's own answer to the clean image, [B C H W]."""
         sigma = _spread(sigma)
-        return Denoised(self.target.c_skip(sigma) * x + self.target.c_out(sigma) * output)
+        return self.target.c_skip(sigma) * x + self.target.c_out(sigma) * output
 
 
 def _spread(sigma: Tensor) -> Tensor:

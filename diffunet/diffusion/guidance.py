@@ -1,7 +1,8 @@
-"""Guidance: from two denoisers, one that goes further the way that the better one went."""
+"""From denoisers to a denoiser: guidance, which goes further the way that the better of two went, and clipping."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -45,6 +46,7 @@ def guided(
     pair: Callable[[Tensor, Tensor], tuple[Denoised, Denoised]],
     scale: float,
     interval: tuple[float, float] | None = None,
+    rescale: float = 0.0,
 ) -> Denoise:
     """weaker + scale * (main - weaker): classifier-free guidance and autoguidance are this one function.
 
@@ -52,6 +54,8 @@ def guided(
         pair: see `Pair`; a plain function will do.
         scale: 1 is off: `main` alone.
         interval: guide only where low < sigma <= high (Kynkäänniemi et al. 2024); outside it only `main` runs.
+        rescale: 0 to 1, how far each image's deviation is brought back to that of `main`, against colours that are too
+            strong (Lin et al. 2023, section 3.4, there of the net's output, here of the clean image).
     """
     main: Denoise = getattr(pair, "main", lambda x, sigma: pair(x, sigma)[0])
     if scale == 1:
@@ -61,6 +65,37 @@ def guided(
         if interval is not None and not interval[0] < sigma.max() <= interval[1]:
             return main(x, sigma)
         better, weaker = pair(x, sigma)
-        return better._replace(x0=torch.lerp(weaker.x0, better.x0, scale))
+        x0 = torch.lerp(weaker.x0, better.x0, scale)
+        if rescale:
+            all_but_batch = tuple(range(1, x0.ndim))
+            ratio = better.x0.std(all_but_batch, keepdim=True) / x0.std(all_but_batch, keepdim=True)
+            x0 = x0 * (1 + rescale * (ratio - 1))
+        return better._replace(x0=x0)
 
     return denoise
+
+
+def threshold(denoise: Denoise, kind: str, percentile: float = 0.995) -> Denoise:
+    """A denoiser that stays within the range of images.
+
+    Args:
+        denoise: whose x0 is clipped.
+        kind: "static", to [-1, 1] (Ho et al. 2020); "dynamic" (Saharia et al. 2022, section 2.3): to [-s, s], s being
+            this percentile of each image's |x0| and at least 1, and divided by s.
+        percentile: 0 to 1.
+
+    Raises:
+        ValueError: for an unknown `kind`.
+    """
+    if kind not in ("static", "dynamic"):
+        raise ValueError(f"unknown threshold {kind!r}; there are static and dynamic")
+
+    def clipped(x: Tensor, sigma: Tensor) -> Denoised:
+        denoised = denoise(x, sigma)
+        if kind == "static":
+            return denoised._replace(x0=denoised.x0.clamp(-1, 1))
+        size = denoised.x0.abs().flatten(1)  # torch.quantile refuses large images
+        s = size.kthvalue(max(1, math.ceil(percentile * size.shape[1])), dim=1).values.clamp(min=1)[:, None, None, None]
+        return denoised._replace(x0=denoised.x0.clamp(-s, s) / s)
+
+    return clipped

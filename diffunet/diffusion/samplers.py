@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,6 +58,35 @@ def posterior_variance(sigma: Tensor, sigma_next: Tensor) -> Tensor:
     return sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2
 
 
+def log_variance(
+    variance: str, sigma: Tensor, sigma_next: Tensor, fraction: Tensor | None = None, first: float = 0.0
+) -> Tensor:
+    """log of the variance of an ancestral step (Ho et al. 2020, section 3.2), divided by alpha_bar_{t-1}.
+
+    Args:
+        variance: "small", beta~ = `posterior_variance`, right where the data are one point; "large", beta =
+            (sigma^2 - sigma'^2) (1 + sigma'^2) / (1 + sigma^2), right where they are a unit normal; "learned", between
+            the logs of the two (Nichol & Dhariwal 2021, eq. 15).
+        sigma, sigma_next: broadcast against `fraction`.
+        fraction: of "learned", 0 (small) to 1 (large).
+        first: the small variance where sigma' is 0, which the formula gives as 0 and a likelihood has no use for.
+
+    Raises:
+        ValueError: for an unknown `variance`, or "learned" without a fraction.
+    """
+    small = torch.where(sigma_next > 0, posterior_variance(sigma, sigma_next), first).log()
+    if variance == "small":
+        return small
+    large = ((sigma**2 - sigma_next**2) * (1 + sigma_next**2) / (1 + sigma**2)).log()
+    if variance == "large":
+        return large
+    if variance != "learned":
+        raise ValueError(f"unknown variance {variance!r}; there are small, large and learned")
+    if fraction is None:
+        raise ValueError("this model has not learned the variance of its steps")
+    return small + fraction * (large - small)
+
+
 def euler(eta: float = 0.0) -> Step:
     """DDIM (Song et al. 2020, eq. 12): eta = 0 is Euler's step of the ODE, eta = 1 is DDPM with the small variance.
 
@@ -81,20 +111,21 @@ def ddim(eta: float = 0.0) -> Step:
     return euler(eta)
 
 
-def ddpm(variance: str = "small") -> Step:
-    """Ancestral sampling (Ho et al. 2020, algorithm 2): the posterior's mean, one of the variances of section 3.2.
+def euler_ancestral(eta: float = 1.0) -> Step:
+    """Euler's step to below sigma', then noise up to it: in this coordinate DDIM with the same eta; see `euler`."""
+    return euler(eta)
 
-    small: beta~ = sigma'^2 (sigma^2 - sigma'^2) / sigma^2, right where the data are one point; this is `euler(1)`.
-    large: beta = (sigma^2 - sigma'^2) (1 + sigma'^2) / (1 + sigma^2), right where the data are a unit normal.
-    Both are divided by alpha_bar_{t-1}. No noise in the last step, to sigma 0.
+
+def ddpm(variance: str = "small") -> Step:
+    """Ancestral sampling (Ho et al. 2020, algorithm 2): the posterior's mean, and a variance of `log_variance`.
+
+    "small" is `euler(1)`. No noise in the last step, to sigma 0.
 
     Raises:
-        ValueError: for an unknown `variance`.
+        ValueError: as `log_variance`, in the first step.
     """
     if variance == "small":
         return euler(eta=1.0)
-    if variance != "large":
-        raise ValueError(f"unknown variance {variance!r}; there are small and large")
 
     def step(
         denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise, state: State
@@ -102,19 +133,27 @@ def ddpm(variance: str = "small") -> Step:
         denoised = denoise(x, sigma)
         x = denoised.x0 + (sigma_next / sigma) ** 2 * (x - denoised.x0)
         if sigma_next > 0:
-            large = (sigma**2 - sigma_next**2) * (1 + sigma_next**2) / (1 + sigma**2)
-            x = x + large.sqrt() * noise()
+            x = x + (0.5 * log_variance(variance, sigma, sigma_next, denoised.var)).exp() * noise()
         return x, denoised, None
 
     return step
 
 
-def heun() -> Step:
-    """Karras et al. 2022, algorithm 1: Euler's step, then the mean of the slopes at both ends. Two calls a step."""
+def heun(gamma: float = 0.0, low: float = 0.0, high: float = math.inf, noise_scale: float = 1.0) -> Step:
+    """Karras et al. 2022, algorithm 2: Euler's step, then the mean of the slopes at both ends. Two calls a step.
+
+    Args:
+        gamma: where low <= sigma <= high, noise lifts sigma by this share first: min(S_churn / N, sqrt(2) - 1). 0 draws
+            none, and is algorithm 1.
+        low, high, noise_scale: S_tmin, S_tmax, S_noise.
+    """
 
     def step(
         denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise, state: State
     ) -> tuple[Tensor, Denoised, State]:
+        if gamma > 0 and low <= sigma <= high:
+            x = x + sigma * math.sqrt((1 + gamma) ** 2 - 1) * noise_scale * noise()
+            sigma = sigma * (1 + gamma)
         denoised = denoise(x, sigma)
         slope = (x - denoised.x0) / sigma
         euler_x = denoised.x0 + sigma_next * slope
@@ -126,11 +165,15 @@ def heun() -> Step:
     return step
 
 
-def dpmpp_2m() -> Step:
-    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2: second order in log sigma, one call of D a step.
+def dpmpp_2m(eta: float = 0.0) -> Step:
+    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2, and its SDE form: second order in log sigma, one call a step.
 
-    With h = log(sigma / sigma') and r = h_last / h: x' = (sigma' / sigma) x - (e^-h - 1) ((1 + 1/2r) D - 1/2r D_last);
-    first order on the first step (no D_last yet) and on the last (h is infinite).
+    With h = log(sigma / sigma') and D~ = D + h / (2 h_last) (D - D_last), to the middle of the step:
+    x' = (sigma' / sigma) e^(-eta h) x + (1 - e^(-(1 + eta) h)) D~ + sigma' sqrt(1 - e^(-2 eta h)) noise.
+    First order on the first step (no D_last yet) and on the last (h is infinite).
+
+    Args:
+        eta: 0 is the ODE, 1 the reverse SDE (SDE-DPM-Solver++(2M), Lu et al. 2022, appendix).
     """
 
     def step(
@@ -144,7 +187,56 @@ def dpmpp_2m() -> Step:
         if state is not None:
             x0_last, h_last = state
             ahead = torch.lerp(x0_last, denoised.x0, 1 + h / (2 * h_last))
-        x = (sigma_next / sigma) * x - math.expm1(-h) * ahead
+        x = (sigma_next / sigma) * math.exp(-eta * h) * x - math.expm1(-(1 + eta) * h) * ahead
+        if eta > 0:
+            x = x + sigma_next * math.sqrt(-math.expm1(-2 * eta * h)) * noise()
         return x, denoised, (denoised.x0, h)
 
     return step
+
+
+def unipc(order: int = 2) -> Step:
+    """UniPC-`order`, B(h) = e^h - 1, predicting D (Zhao et al. 2023, algorithms 1 and 2): one call of D a step.
+
+    What D says where a step has led corrects that step, then takes part in the next. Lower orders until there is enough
+    history, and first order on the last step.
+
+    Args:
+        order: of the predictor; with its corrector the sampler is of one order more. 2 or 3.
+    """
+
+    def step(
+        denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise, state: State
+    ) -> tuple[Tensor, Denoised, State]:
+        denoised = denoise(x, sigma)
+        here, past = (sigma, denoised.x0), []
+        if state is not None:
+            x_last, past = state
+            x = _unipc_step(x_last, sigma, past, [here])
+        past = [here, *past][:order]
+        x_next = denoised.x0 if sigma_next == 0 else _unipc_step(x, sigma_next, past, [])
+        return x_next, denoised, (x, past)
+
+    return step
+
+
+def _unipc_step(
+    x: Tensor, sigma_next: Tensor, past: list[tuple[Tensor, Tensor]], ahead: list[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """From x at past[0]'s sigma to sigma_next, D taken as a polynomial of log sigma through (sigma, D) of all points.
+
+    Zhao et al. 2023, eq. 3: the predictor without, the corrector with what is `ahead`, at sigma_next.
+    """
+    (sigma, x0), *others = past
+    h = math.log(sigma / sigma_next)
+    points = [(math.log(sigma / s) / h, each - x0) for s, each in others + ahead]
+    weights = [0.5]  # of one point, as they take it for order 2; else from matching the powers of h, eq. 5
+    if len(points) > 1:
+        phi, b = math.expm1(-h) / -h - 1, []
+        for n in range(1, len(points) + 1):
+            b.append(phi * math.factorial(n) / math.expm1(-h))
+            phi = phi / -h - 1 / math.factorial(n + 1)
+        powers = np.vander([r for r, _ in points], increasing=True).T
+        weights = np.linalg.solve(powers, b).tolist()
+    mean = x0 + sum(weight / r * change for weight, (r, change) in zip(weights, points, strict=False))
+    return (sigma_next / sigma) * x - math.expm1(-h) * mean

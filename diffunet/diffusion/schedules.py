@@ -15,6 +15,10 @@ from torch import Tensor
 FLOW_SIGMA_MAX = 1e9
 """Where flow starts: sigma = t / (1 - t) is infinite at t = 1; at 1e9 the signal is below float32's last bit."""
 
+ZERO_SNR_SIGMA_MAX = 4096.0
+"""Where a schedule of zero terminal SNR starts instead of at infinity: there alpha_bar is about 2^-24. Or at twice the
+sigma before it, where that is more."""
+
 
 def _wide(x: Tensor) -> Tensor:
     """float64, where the device has it (Apple's has not)."""
@@ -55,15 +59,19 @@ def betas(kind: str, num_steps: int) -> Tensor:
     """beta_t, float64 [num_steps], of a DDPM schedule.
 
     linear: Ho et al. 2020, 1e-4 to 0.02 over 1,000 steps; scaled by 1000 / num_steps, so that its end stays.
+    scaled-linear: Rombach et al. 2022, 0.00085 to 0.012, uniform in sqrt(beta); scaled likewise.
     cosine: Nichol & Dhariwal 2021, eq. 17, with s = 0.008 and beta <= 0.999.
     sigmoid: Jabri et al. 2022, algorithm 1 (start -3, end 3, tau 1), of alpha_bar, with beta <= 0.999.
 
     Raises:
         ValueError: for an unknown `kind`.
     """
+    scale = 1000 / num_steps
     if kind == "linear":
-        scale = 1000 / num_steps
         return torch.linspace(scale * 1e-4, scale * 0.02, num_steps, dtype=torch.float64).clamp(max=0.999)
+    if kind == "scaled-linear":
+        roots = torch.linspace(0.00085**0.5, 0.012**0.5, num_steps, dtype=torch.float64)
+        return (scale * roots**2).clamp(max=0.999)
     t = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
     if kind == "cosine":
         alpha_bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -71,8 +79,18 @@ def betas(kind: str, num_steps: int) -> Tensor:
         curve = torch.sigmoid(6 * t - 3)
         alpha_bar = (curve[-1] - curve) / (curve[-1] - curve[0])
     else:
-        raise ValueError(f"unknown DDPM schedule {kind!r}; there are linear, cosine and sigmoid")
+        raise ValueError(f"unknown DDPM schedule {kind!r}; there are linear, scaled-linear, cosine and sigmoid")
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+
+
+def zero_terminal_snr(beta: Tensor) -> Tensor:
+    """beta_t [T] changed so that nothing of the image is left at the end (Lin et al. 2023, algorithm 1).
+
+    sqrt(alpha_bar) is shifted so that its last value is 0 and scaled so that its first one stays.
+    """
+    root = torch.cumprod(1 - beta, 0).sqrt()
+    alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return torch.cat([beta[:1], 1 - alpha_bar[1:] / alpha_bar[:-1]])
 
 
 class DDPMSchedule:
@@ -94,16 +112,26 @@ class DDPMSchedule:
 
     Args:
         num_steps: T.
-        kind: "linear", "cosine" or "sigmoid" (see `betas`).
+        kind: "linear", "scaled-linear", "cosine" or "sigmoid" (see `betas`).
+        zero_snr: see `zero_terminal_snr`; sigma, infinite at the end, is `ZERO_SNR_SIGMA_MAX` there. Not for a
+            net that predicts epsilon, which says nothing of the image where x is nothing but noise.
+        shift: multiplies every sigma, and alpha_bar and beta change to match: see `shifted`.
     """
 
-    def __init__(self, num_steps: int = 1000, kind: str = "linear") -> None:
+    def __init__(self, num_steps: int = 1000, kind: str = "linear", zero_snr: bool = False, shift: float = 1.0) -> None:
         if num_steps < 2:
             raise ValueError(f"a DDPM schedule needs at least 2 steps, not {num_steps}")
-        self.num_steps = num_steps
+        self.num_steps, self.kind, self.zero_snr, self.shift = num_steps, kind, zero_snr, shift
         self.beta = betas(kind, num_steps)  # [T]
+        if zero_snr:
+            self.beta = zero_terminal_snr(self.beta)
         self.alpha_bar = torch.cumprod(1 - self.beta, 0)  # [T]
-        self.sigmas = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()  # [T]
+        if zero_snr:
+            self.alpha_bar[-1] = min(1 / (1 + ZERO_SNR_SIGMA_MAX**2), self.alpha_bar[-2].item() / 4)
+        self.sigmas = shift * ((1 - self.alpha_bar) / self.alpha_bar).sqrt()  # [T]
+        if shift != 1:
+            self.alpha_bar = 1 / (1 + self.sigmas**2)
+            self.beta = 1 - self.alpha_bar / torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])
         self.sigma_min, self.sigma_max = self.sigmas[0].item(), self.sigmas[-1].item()
         self._tables = {torch.device("cpu"): self.sigmas.log()}
 
@@ -136,6 +164,11 @@ class DDPMSchedule:
         t = torch.where((t - t.round()).abs() < 1e-3, t.round(), t)
         return t.clamp(0, self.num_steps - 1)
 
+    @property
+    def first_variance(self) -> float:
+        """beta~_1, which stands in for beta~_0 = 0 where a variance is wanted (Nichol & Dhariwal 2021, section 3.1)."""
+        return ((1 - self.alpha_bar[0]) / (1 - self.alpha_bar[1]) * self.beta[1]).item()
+
     def posterior(self, x0: Tensor, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(x_{t-1} | x_t, x_0), eq. 6 and 7, in the paper's own coordinates; t = 0 ... T-1."""
         alpha_bar = self.alpha_bar[t]
@@ -153,9 +186,12 @@ class DDPMSchedule:
         return self.u(sigma)
 
     def previous(self, sigma: Tensor) -> Tensor:
-        """Sigma one step of the grid below `sigma`, 0 below the first; for the posterior and the VLB."""
-        t = self._t(sigma).round().long()
-        return torch.where(t > 0, self._log_sigmas(sigma.device)[(t - 1).clamp(min=0)].exp(), 0.0)
+        """Sigma one step of the chain below `sigma`, 0 below its first; for the posterior and the VLB. float64.
+
+        Between the grid's levels the chain is that of the levels between: u - 1 / T.
+        """
+        t = self._t(sigma)
+        return torch.where(t < 0.5, 0.0, self.sigma(t / self.num_steps))
 
 
 class EDMSchedule:
@@ -231,10 +267,7 @@ class FlowSchedule:
 
 
 class ShiftedSchedule:
-    """A schedule with every sigma multiplied by `factor`: larger images need more noise to hide as much.
-
-    Hoogeboom et al. 2023 (simple diffusion), section 3.1: factor = size / 64.
-    """
+    """A continuous schedule with every sigma multiplied by `factor`; see `shifted`."""
 
     def __init__(self, base: Schedule, factor: float) -> None:
         self.base, self.factor = base, factor
@@ -262,8 +295,15 @@ class ShiftedSchedule:
 
 
 def shifted(schedule: Schedule, factor: float) -> Schedule:
-    """`schedule` with sigma multiplied by `factor`; itself where factor is 1."""
-    return schedule if factor == 1 else ShiftedSchedule(schedule, factor)
+    """`schedule` with every sigma multiplied by `factor`: larger images need more noise to hide as much.
+
+    Hoogeboom et al. 2023 (simple diffusion), section 3.1: factor = size / 64. Itself where factor is 1.
+    """
+    if factor == 1:
+        return schedule
+    if isinstance(schedule, DDPMSchedule):  # stays a chain, with the beta and alpha_bar of its new sigmas
+        return DDPMSchedule(schedule.num_steps, schedule.kind, schedule.zero_snr, schedule.shift * factor)
+    return ShiftedSchedule(schedule, factor)
 
 
 # Ladders: n + 1 descending sigmas, float64, the last is 0.

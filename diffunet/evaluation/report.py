@@ -15,7 +15,7 @@ from diffunet.data.folder import class_names, class_of
 from diffunet.errors import DataError, UsageError
 from diffunet.evaluation.distances import frechet
 from diffunet.evaluation.features import train_classifier
-from diffunet.pipeline import Pipeline
+from diffunet.pipeline import Guidance, Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,11 @@ def evaluate(
     *,
     num: int = 10_000,
     seed: int = 0,
-    guidance: float = 1.0,
+    guidance: float | Guidance = 1.0,
     sampler: str | None = None,
     steps: int | None = None,
+    ladder: str | None = None,
+    threshold: str | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> Report:
     """Compare `num` samples with the real images of a folder.
@@ -74,6 +76,7 @@ def evaluate(
     the distance of the third to the second is the floor. `num` is lowered to a third of the images.
 
     Args:
+        guidance, sampler, steps, ladder, threshold: of the samples, as `Pipeline.sample`.
         on_step: told (what is being done, done, of how many).
 
     Raises:
@@ -115,8 +118,9 @@ def evaluate(
         assert labels is not None
         given = [int(label) for label in labels[third : third + num]]
     generated = pipeline.sample(
-        num, seed=seed, labels=given, guidance=guidance, sampler=sampler, steps=steps,
-        batch_size=256 if pipeline.device.type == "cuda" else 64, on_step=lambda p: progress(p.step, p.steps),
+        num, seed=seed, labels=given, guidance=guidance, sampler=sampler, steps=steps, ladder=ladder,
+        threshold=threshold, batch_size=256 if pipeline.device.type == "cuda" else 64,
+        on_step=lambda p: progress(p.step, p.steps),
     )  # fmt: skip
     fakes = np.stack([images.to_array(image, pipeline.channels) for image in generated])
     trained = train_classifier(

@@ -76,6 +76,21 @@ class Embedding(nn.Module):
         return F.silu(e)
 
 
+class Uncertainty(nn.Module):
+    """The log of the loss to expect, linear in sinusoids of log SNR (after Karras et al. 2024, EDM2, appendix B.4).
+
+    It starts at 0, and is float32 under autocast.
+    """
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, log_snr: Tensor) -> Tensor:
+        """[B] -> [B]."""
+        return (sinusoids(log_snr, len(self.weight)) * self.weight).sum(dim=1)
+
+
 class ResBlock(nn.Module):
     """Residual block: norm, SiLU, 3x3 convolution, twice; the embedding enters between the two.
 

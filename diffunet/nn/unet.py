@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffunet.nn.layers import Attention, Downsample, Embedding, ResBlock, Upsample, group_norm, zero
+from diffunet.nn.layers import Attention, Downsample, Embedding, ResBlock, Uncertainty, Upsample, group_norm, zero
 
 
 class Block(nn.Module):
@@ -86,6 +86,7 @@ class UNet(nn.Module):
         dropout: in every residual block, 0 to 1.
         num_classes: 0 for a net without labels; else labels are 0 ... num_classes - 1, and `null_label` = num_classes.
         augment_channels: size of the augmentation vector, 0 for none.
+        uncertainty: beside the answer learn the loss to expect: `net.uncertainty(log_snr [B]) -> [B]`.
         checkpointing: keep only block inputs for the backward pass: less memory, about a third more time.
 
     Raises:
@@ -106,6 +107,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         num_classes: int = 0,
         augment_channels: int = 0,
+        uncertainty: bool = False,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -123,6 +125,7 @@ class UNet(nn.Module):
             )
 
         self.embedding = Embedding(channels, e, num_classes, augment_channels)
+        self.uncertainty = Uncertainty() if uncertainty else None
         self.stem = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.down = nn.ModuleList()
         skips: list[list[int]] = []  # channels of each level's skips

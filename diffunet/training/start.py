@@ -34,12 +34,12 @@ IMAGES = "images.index"
 
 FREE = {
     "model": {"checkpointing"},
-    "diffusion": {"sampler", "sample_steps", "ladder"},
+    "diffusion": {"sampler", "sample_steps", "ladder", "threshold"},
     "data": {"cache", "max_rejected"},
     "train": {
         "steps", "grad_accumulation", "log_every", "validate_every", "sample_every", "previews", "checkpoint_every",
         "keep_every", "tensorboard", "max_skipped", "learning_rate", "precision", "deterministic", "stop_after",
-        "timeout",
+        "timeout", "ema_every",
     },
 }  # fmt: skip
 """What may change when a run is resumed. The rest decides what the weights mean, or which draws were made."""
@@ -105,7 +105,10 @@ def _like_model(config: Config, init: str | Path) -> Config:
     """`config` with the architecture, and the meaning of its input and output, of the model `init`."""
     model = storage.read_config(storage.find_model(init))
     content, plain, kept = config.model_dump(), Config().model_dump(), model.model_dump()
-    free = {"dropout", "checkpointing", "sampler", "sample_steps", "ladder", "label_dropout", "weighting", "image_size"}
+    free = {
+        "dropout", "checkpointing", "sampler", "sample_steps", "ladder", "threshold", "label_dropout", "image_size",
+        "weighting", "min_snr_gamma", "p2_gamma", "sigmoid_bias",
+    }  # fmt: skip
     wanted = {section: list(kept[section]) for section in ("model", "diffusion")} | {"data": ["image_size", "channels"]}
     for section, names in wanted.items():
         for name in names:

@@ -126,5 +126,5 @@ def test_the_default_ladder_and_sampler_keep_the_variance_of_the_data(data_sd):
     def denoise(x, sigma):
         return Denoised(data_sd**2 * x / (data_sd**2 + sigma**2))
 
-    end = last(sample(denoise, x, ladder, build.step(config.diffusion.sampler), no_noise))
+    end = last(sample(denoise, x, ladder, build.step(config), no_noise))
     assert torch.allclose(end / data_sd, x / ladder[0], rtol=0.02, atol=1e-6)
