@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffunet.config import Config, LadderName, SamplerName, ThresholdName
+from diffunet.data import warp
 from diffunet.data.cache import Dataset, open_dataset
 from diffunet.diffusion import losses, samplers, schedules
 from diffunet.diffusion.denoiser import EDM, X0, Denoiser, Epsilon, Flow, Target, V
@@ -55,6 +56,7 @@ def net(config: Config) -> UNet:
             scale_shift=model.scale_shift,
             dropout=model.dropout or 0.0,
             num_classes=len(data.class_names),
+            augment_channels=warp.CHANNELS if data.augment else 0,
             uncertainty=config.diffusion.learned_uncertainty,
             checkpointing=model.checkpointing,
         )

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "evaluate": (commands.evaluate, "compare generated images with real ones"),
     "check": (commands.check, "what is in a folder of images, and what cannot be used"),
     "prepare": (commands.prepare, "a known data set as a folder of images"),
+    "convert": (commands.convert, "a model folder, of an earlier checkpoint or another average of the weights"),
     "info": (commands.info, "shapes, parameters, MACs, memory and time of a net"),
     "demo": (commands.demo, "all of it on built-in data, in minutes, on a CPU"),
 }

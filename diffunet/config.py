@@ -150,6 +150,8 @@ class DataConfig(Section):
     """What shows through transparent pixels, and the padding: R G B."""
     flip: bool | None = None
     """Mirror images at random; on below 5,000 images."""
+    augment: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of each change (flip, turn, scale, stretch, shift) that the net is told of; for few images, 0.12."""
     classes: bool = False
     """Subfolders are classes."""
     class_names: tuple[str, ...] = ()
@@ -185,6 +187,8 @@ class TrainConfig(Section):
     """Of the averaged weights, in images."""
     ema_ramp: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Half-life at most this share of the images seen so far."""
+    ema_every: Count | None = None
+    """Steps between stored averages for `diffunet convert --ema`; a sixteenth of the steps; 0: none, as below 100."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 only where it is native."""
     deterministic: bool = False

@@ -43,8 +43,11 @@ def guidance(
     """What the options for guidance mean; the `weaker` model runs where `pipe` does.
 
     Raises:
+        UsageError: for options that do nothing at scale 1.
         CheckpointError: as `pipeline.load`.
     """
+    if scale == 1 and (interval is not None or rescale or weaker is not None):
+        raise UsageError("--guidance is 1, none: --guidance-interval, --guidance-rescale and --weaker need another")
     from diffunet import pipeline
 
     worse = None if weaker is None else pipeline.load(weaker, pipe.device, pipe.dtype)

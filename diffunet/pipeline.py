@@ -331,6 +331,8 @@ class Pipeline:
         if g.interval is not None and not 0 <= g.interval[0] < g.interval[1]:
             raise UsageError(f"the interval of guidance is from a sigma to a larger one, not {g.interval}")
         if g.weaker is not None:
+            if g.weaker.device != self.device:
+                raise UsageError(f"the weaker model is on {g.weaker.device}, this one on {self.device}: load it there")
             ours, theirs = ((p.channels, p.image_size, p.class_names) for p in (self, g.weaker))
             if ours != theirs:
                 raise UsageError("the weaker model is not of the same images: size, channels and classes have to be")

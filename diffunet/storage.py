@@ -6,6 +6,8 @@ A model folder is `config.json` and `model.safetensors`, and is all that samplin
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +19,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffunet import build, devices, files
-from diffunet.config import MAX_BYTES, Config, validated
+from diffunet.config import MAX_BYTES, Config, read_toml, validated
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.errors import CheckpointError, Error, ResourceError
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 FORMAT, VERSION = "diffunet", 1
+
+RUN_CONFIG = "config.toml"
+"""Of a run folder."""
+
+AVERAGE, MANIFEST = "ema.safetensors", "manifest.json"
+"""In a checkpoint of a run: the weights to sample from, and the hashes of its files."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,19 @@ def read_tensors(path: Path, like: Mapping[str, Tensor] | None = None) -> tuple[
     return tensors, metadata
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; its tensors are not read.
+
+    Raises:
+        CheckpointError: for a file that is missing or is not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
 def _claimed(part: Any) -> Tensor:
     """A tensor of torch's meta device with the shape of a part of a file, and a type that is of the same kind."""
     number = torch.float32 if part.get_dtype() in ("F64", "F32", "F16", "BF16") else torch.int64
@@ -132,6 +153,21 @@ def write_model(folder: Path, config: Config, weights: Mapping[str, Tensor], ste
         ) from None
 
 
+def export_model(folder: Path, config: Config, weights: Mapping[str, Tensor], step: int) -> None:
+    """As `write_model`, to a folder that may hold a model of another config: it is replaced once all is on the disk.
+
+    Raises:
+        ResourceError: where the disk does not take it; what was there before is whole.
+    """
+    temporary = folder / f".model.{os.getpid()}.tmp"
+    try:
+        write_model(temporary, config, weights, step)
+        for name in (CONFIG, WEIGHTS):
+            files.replace(temporary / name, folder / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def size(count: int) -> str:
     """Bytes in words."""
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
@@ -147,7 +183,7 @@ def model_step(folder: Path) -> int | None:
 
 
 def find_model(model: str | Path) -> Path:
-    """The model folder that MODEL means: itself, or the one in a run folder.
+    """The folder that MODEL means: a model folder, the one in a run folder, or a checkpoint of a run.
 
     Raises:
         CheckpointError: where there is none, saying what is there instead.
@@ -162,7 +198,11 @@ def _find(path: Path) -> Path:
     for folder in (path, path / "model"):
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
             return folder
-    if (path / "config.toml").is_file():
+    if _is_checkpoint(path):
+        if not (_run_of(path) / RUN_CONFIG).is_file():
+            raise CheckpointError(f"the checkpoint {path} is in no run folder, whose {RUN_CONFIG} says what it is of")
+        return path
+    if (path / RUN_CONFIG).is_file():
         raise CheckpointError(f"the run {path} has no model yet: it has not reached its first checkpoint")
     if not path.exists():
         raise CheckpointError(
@@ -171,12 +211,37 @@ def _find(path: Path) -> Path:
     raise CheckpointError(f"{path} is not a model: it has no {CONFIG} and {WEIGHTS}, nor a folder 'model' with them")
 
 
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / AVERAGE).is_file() and not (folder / CONFIG).is_file()
+
+
+def _run_of(checkpoint: Path) -> Path:
+    """The run folder that RUN/checkpoints/step-00001000 is in."""
+    return checkpoint.absolute().parent.parent
+
+
+def run_config(run: Path) -> Config:
+    """The config of a run folder, everything resolved.
+
+    Raises:
+        CheckpointError: where there is none, or it cannot be read.
+    """
+    if not (run / RUN_CONFIG).is_file():
+        raise CheckpointError(f"{run} is not a run folder: it has no {RUN_CONFIG}")
+    try:
+        return read_toml(run / RUN_CONFIG)
+    except Error as error:
+        raise CheckpointError(str(error)) from None
+
+
 def read_config(folder: Path) -> Config:
-    """The config of a model folder.
+    """The config of a model folder or checkpoint.
 
     Raises:
         CheckpointError: for one that is damaged, or that a newer diffunet wrote.
     """
+    if _is_checkpoint(folder):
+        return run_config(_run_of(folder))
     path = folder / CONFIG
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -206,15 +271,29 @@ def read_model(model: str | Path) -> Model:
     folder = find_model(model)
     config = read_config(folder)
     if None in (config.model.channels, config.model.multipliers, config.model.attention_levels):
-        raise CheckpointError(f"{folder / CONFIG} leaves open what the net is: it was not written by training")
+        raise CheckpointError(f"the config of {folder} leaves open what the net is: it was not written by training")
     with torch.device("meta"):  # nothing is allocated before the file has shown that it fits
         net = build.net(config)
-    tensors, metadata = read_tensors(folder / WEIGHTS, net.state_dict())
+    path = folder / WEIGHTS
+    if _is_checkpoint(folder):
+        path = folder / AVERAGE
+        _refuse_damaged(path)
+    tensors, metadata = read_tensors(path, net.state_dict())
     spoilt = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if spoilt:
-        raise CheckpointError(f"the weights in {folder / WEIGHTS} are damaged: {spoilt[0]} is not finite")
-    load_weights(net, tensors, folder / WEIGHTS)
+        raise CheckpointError(f"the weights in {path} are damaged: {spoilt[0]} is not finite")
+    load_weights(net, tensors, path)
     denoiser = build.denoiser(config, net)
     denoiser.eval().requires_grad_(False)
     step = metadata.get("step", "0")
     return Model(config, denoiser, int(step) if step.isdecimal() and len(step) < 19 else 0)
+
+
+def _refuse_damaged(path: Path) -> None:
+    """Compare a file of a checkpoint with its hash; safetensors accepts a flipped bit."""
+    try:
+        wanted = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))[path.name]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise CheckpointError(f"{path.parent / MANIFEST}, which says what {path.name} holds, cannot be read") from None
+    if files.sha256(path) != wanted:
+        raise CheckpointError(f"{path} is damaged (its hash differs); take another checkpoint")

@@ -1,8 +1,22 @@
 """The config: presets, TOML, and mistakes that are named."""
 
-import pytest
+import math
+from typing import get_args
 
-from diffunet.config import Config, preset, preset_names, read_toml, validated
+import pytest
+import torch
+
+from diffunet import build
+from diffunet.config import (
+    Config,
+    DiffusionConfig,
+    LadderName,
+    SamplerName,
+    preset,
+    preset_names,
+    read_toml,
+    validated,
+)
 from diffunet.errors import UsageError
 
 
@@ -27,11 +41,54 @@ def test_the_default_preset_is_the_default():
         ({"train": {"precision": "fp16"}}, "'auto', 'fp32' or 'bf16', not 'fp16'"),
         ({"data": {"channels": 2}}, r"data\.channels"),
         ({"diffusion": {"schedule": "flow", "target": "epsilon"}}, "epsilon cannot be learned on a flow schedule"),
+        (
+            {"diffusion": {"schedule": "cosine", "target": "epsilon", "zero_snr": True}},
+            "target epsilon cannot be learned; take v or x0",
+        ),
+        ({"diffusion": {"zero_snr": True}}, r"zero-snr is of a DDPM schedule \(linear, .*\), not flow-logit-normal"),
+        ({"diffusion": {"schedule": "edm", "learned_variance": True}}, "learned-variance is of a DDPM .*, not edm"),
+        ({"diffusion": {"sampler": "ddpm-learned"}}, "sampler ddpm-learned needs learned-variance"),
+        ({"diffusion": {"sampler": "dpm"}}, r"diffusion\.sampler: .*'dpm\+\+2m-sde' or 'unipc', not 'dpm'"),
+        ({"diffusion": {"ladder": "rho"}}, r"diffusion\.ladder: .*'karras' or 'log-snr', not 'rho'"),
+        ({"diffusion": {"threshold": "soft"}}, r"diffusion\.threshold: .*'none', 'static' or 'dynamic', not 'soft'"),
+        ({"diffusion": {"min_snr_gamma": 0}}, r"diffusion\.min_snr_gamma: .*greater than 0, not 0"),
     ],
 )
 def test_mistakes_name_the_option_the_value_and_what_is_allowed(content, message):
     with pytest.raises(UsageError, match=message):
         validated(content, "here")
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled-linear", "cosine", "sigmoid"])
+def test_every_ddpm_schedule_may_end_in_pure_noise_and_learn_its_variance(schedule):
+    said = {"schedule": schedule, "target": "v", "zero_snr": True, "learned_variance": True, "sampler": "ddpm-learned"}
+    config = validated({"diffusion": said}, "here")
+    assert build.schedule(config).sigma_max >= 4096
+    assert build.denoiser(config, torch.nn.Identity()).learned_variance
+
+
+def test_names_become_what_they_say():
+    """Each name of a sampler, weighting, target and schedule is built; those of samplers are all there are."""
+    assert build.STEPS.keys() == set(get_args(SamplerName))
+    fields = DiffusionConfig.model_fields
+    for name in get_args(fields["weighting"].annotation):
+        weight = build.weighting(Config().changed("diffusion", weighting=name))(torch.ones(1), torch.full((1,), 0.5))
+        wanted = {  # at SNR 1 and c_out 1/2, by hand; flow-logit-normal has the normal's density / 2 there
+            "simple": 4, "min-snr": 1, "soft-min-snr": 5 / 6, "edm": 5, "p2": 0.5,
+            "sigmoid": 1 / (1 + math.exp(-2)) * 2 * math.sqrt(2 * math.pi),
+        }  # fmt: skip
+        assert weight.item() == pytest.approx(wanted[name], rel=1e-4)
+    for name in get_args(fields["target"].annotation):
+        target = build.target(Config().changed("diffusion", target=name, schedule="cosine"))
+        assert type(target).__name__.lower() == name
+    for name in get_args(fields["schedule"].annotation):
+        schedule = build.schedule(Config().changed("diffusion", schedule=name))
+        assert getattr(schedule, "kind", name) == name
+    shift = build.schedule(Config().changed("data", image_size=256))
+    assert shift.sigma(torch.tensor(0.5)).item() == pytest.approx(4)
+    for name in get_args(LadderName):
+        ladder = build.ladder(Config().changed("diffusion", ladder=name), build.schedule(Config()), 10)
+        assert (ladder.diff() < 0).all()
 
 
 def test_unknown_presets_and_broken_files(tmp_path):

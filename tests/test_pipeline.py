@@ -1,10 +1,12 @@
 """The Python API on a real, tiny model."""
 
+import math
 import shutil
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ import torch
 from PIL import Image
 
 import diffunet
-from diffunet import Cancelled, DataError, UsageError
+from diffunet import Cancelled, DataError, Guidance, UsageError, build
+from diffunet.config import LadderName, SamplerName
 from diffunet.data import masks
 from diffunet.devices import is_out_of_memory
 
@@ -52,11 +55,69 @@ def test_an_image_does_not_depend_on_num_batch_size_or_the_others(pipe):
     assert not np.array_equal(arrays(pipe.sample(1, steps=3, seed=5, labels="disc"))[0], whole[0])
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddpm-large", "ddim", "euler", "heun", "dpm++2m"])
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_every_sampler_with_and_without_guidance(pipe, sampler, guidance):
-    [picture] = pipe.sample(1, sampler=sampler, guidance=guidance, steps=3)
-    assert np.asarray(picture).std() > 0
+@pytest.mark.parametrize("sampler", get_args(SamplerName))
+def test_every_sampler_with_and_without_guidance(pipe, variant, sampler):
+    of = variant if sampler == "ddpm-learned" else pipe
+    plain, strong = (of.sample(1, sampler=sampler, guidance=guidance, steps=3)[0] for guidance in (1.0, 4.0))
+    assert np.asarray(plain).std() > 0
+    assert plain.tobytes() != strong.tobytes()
+
+
+@pytest.fixture(scope="module")
+def variant(pipe):
+    """Another model of the same images, not trained: its chain's variance and its uncertainty are learned."""
+    changes = {"schedule": "cosine", "target": "v", "learned_variance": True, "learned_uncertainty": True}
+    config = pipe.config.changed("diffusion", **changes)
+    torch.manual_seed(0)
+    denoiser = build.denoiser(config)
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return diffunet.Pipeline(config, denoiser.requires_grad_(False))
+
+
+def test_a_number_is_a_plain_guidance_and_one_is_off(pipe):
+    guided = sampled(pipe, 0, guidance=3.0)
+    assert np.array_equal(guided, sampled(pipe, 0, guidance=Guidance(3.0)))
+    assert not np.array_equal(guided, sampled(pipe, 0))
+    assert np.array_equal(sampled(pipe, 0), sampled(pipe, 0, guidance=Guidance(1.0, weaker=pipe, rescale=0.5)))
+
+
+def test_guidance_in_an_interval_by_rescaling_and_by_a_weaker_model(pipe, variant):
+    plain, guided = sampled(pipe, 0), sampled(pipe, 0, guidance=3.0)
+    everywhere, nowhere = (Guidance(3.0, interval=interval) for interval in ((0.0, 1e10), (1e10, 1e11)))
+    assert np.array_equal(sampled(pipe, 0, guidance=everywhere), guided)
+    assert np.array_equal(sampled(pipe, 0, guidance=nowhere), plain)
+    assert not np.array_equal(sampled(pipe, 0, guidance=Guidance(3.0, rescale=1.0)), guided)
+    itself = sampled(pipe, 0, guidance=Guidance(3.0, weaker=pipe))
+    assert abs(np.array(itself) - plain).max() <= 1  # no way to go on
+    weaker = sampled(pipe, 0, guidance=Guidance(3.0, weaker=variant))  # of another schedule and target
+    assert not np.array_equal(weaker, plain)
+    assert not np.array_equal(filled(pipe, 0, guidance=Guidance(3.0, weaker=variant)), filled(pipe, 0))
+
+
+def test_a_threshold_keeps_what_is_predicted_within_range(pipe):
+    seen = {}
+    for threshold in ("none", "static", "dynamic"):
+        seen[threshold] = []
+        pipe.sample(
+            2, steps=3, guidance=30.0, threshold=threshold, sampler="euler",
+            on_step=lambda progress, to=seen[threshold]: to.append(progress.denoised.abs().max().item()),
+        )  # fmt: skip
+    assert max(seen["none"]) > 1
+    assert max(seen["static"]) <= 1
+    assert max(seen["dynamic"]) <= 1
+
+
+@pytest.mark.parametrize("ladder", get_args(LadderName))
+def test_every_ladder(pipe, ladder):
+    default = sampled(pipe, 0)
+    assert np.array_equal(sampled(pipe, 0, ladder=ladder), default) == (ladder == pipe.config.diffusion.ladder)
+
+
+def test_what_is_chosen_in_the_config_is_the_default(pipe):
+    chosen = {"sampler": "unipc", "ladder": "karras", "threshold": "static"}
+    other = diffunet.Pipeline(pipe.config.changed("diffusion", **chosen), pipe.denoiser)
+    assert np.array_equal(sampled(other, 0, guidance=4.0), sampled(pipe, 0, guidance=4.0, **chosen))
 
 
 def test_labels_by_name_by_number_by_image_and_in_turn(pipe):
@@ -79,12 +140,35 @@ def test_labels_by_name_by_number_by_image_and_in_turn(pipe):
         ({"seed": 2**63}, "seed is .* below"),
         ({"guidance": float("nan")}, "guidance is a number, not nan"),
         ({"sampler": "magic"}, "unknown sampler 'magic'; there are ddpm"),
+        ({"sampler": "ddpm-learned"}, "sampler ddpm-learned needs learned-variance"),
+        ({"ladder": "rho"}, "unknown ladder 'rho'; there are trailing, leading, linspace, karras, log-snr"),
+        ({"threshold": "soft"}, "unknown threshold 'soft'; there are none, static, dynamic"),
+        ({"guidance": Guidance(math.inf)}, "guidance is a number, not inf"),
+        ({"guidance": Guidance(2.0, rescale=1.5)}, "rescale of guidance is from 0 to 1, not 1.5"),
+        ({"guidance": Guidance(2.0, rescale=math.nan)}, "rescale of guidance is from 0 to 1, not nan"),
+        ({"guidance": Guidance(2.0, interval=(2.0, 1.0))}, "from a sigma to a larger one, not"),
+        ({"guidance": Guidance(2.0, interval=(-1.0, 1.0))}, "from a sigma to a larger one, not"),
         ({"labels": "sqare"}, "no class 'sqare'; did you mean square"),
     ],
 )
 def test_arguments_that_cannot_be(pipe, arguments, message):
     with pytest.raises(UsageError, match=message):
         pipe.sample(**arguments)
+
+
+def test_guidance_that_a_model_cannot_have(pipe):
+    def changed(section, **values):
+        config = pipe.config.changed(section, **values)
+        return diffunet.Pipeline(config, pipe.denoiser)
+
+    with pytest.raises(UsageError, match="guidance 2 needs a model trained with label dropout; this one has none"):
+        changed("diffusion", label_dropout=0.0).sample(1, guidance=2.0)
+    without = changed("data", class_names=())
+    with pytest.raises(UsageError, match="guidance 2 needs a model with classes, or a weaker model; this one has none"):
+        without.sample(1, guidance=2.0)
+    with pytest.raises(UsageError, match="not of the same images"):
+        pipe.sample(1, guidance=Guidance(2.0, weaker=without))
+    without.sample(1, steps=1, guidance=Guidance(2.0, weaker=without))
 
 
 def test_watching(pipe):

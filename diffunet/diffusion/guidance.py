@@ -68,7 +68,8 @@ def guided(
         x0 = torch.lerp(weaker.x0, better.x0, scale)
         if rescale:
             all_but_batch = tuple(range(1, x0.ndim))
-            ratio = better.x0.std(all_but_batch, keepdim=True) / x0.std(all_but_batch, keepdim=True)
+            wanted, spread = (each.std(all_but_batch, keepdim=True) for each in (better.x0, x0))
+            ratio = torch.where(spread > 0, wanted / spread, 1)  # an even image stays
             x0 = x0 * (1 + rescale * (ratio - 1))
         return better._replace(x0=x0)
 

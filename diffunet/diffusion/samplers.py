@@ -53,6 +53,10 @@ def last(steps: Iterator[tuple[int, Tensor, Denoised]]) -> Tensor:
     return x
 
 
+VARIANCES = ("small", "large", "learned")
+"""Of an ancestral step; see `log_variance`."""
+
+
 def posterior_variance(sigma: Tensor, sigma_next: Tensor) -> Tensor:
     """Ho et al. 2020, eq. 7, divided by alpha_bar_{t-1}: sigma'^2 (sigma^2 - sigma'^2) / sigma^2."""
     return sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2
@@ -72,16 +76,15 @@ def log_variance(
         first: the small variance where sigma' is 0, which the formula gives as 0 and a likelihood has no use for.
 
     Raises:
-        ValueError: for an unknown `variance`, or "learned" without a fraction.
+        ValueError: "learned" without a fraction.
     """
+    assert variance in VARIANCES, variance
     small = torch.where(sigma_next > 0, posterior_variance(sigma, sigma_next), first).log()
     if variance == "small":
         return small
     large = ((sigma**2 - sigma_next**2) * (1 + sigma_next**2) / (1 + sigma**2)).log()
     if variance == "large":
         return large
-    if variance != "learned":
-        raise ValueError(f"unknown variance {variance!r}; there are small, large and learned")
     if fraction is None:
         raise ValueError("this model has not learned the variance of its steps")
     return small + fraction * (large - small)
@@ -122,10 +125,12 @@ def ddpm(variance: str = "small") -> Step:
     "small" is `euler(1)`. No noise in the last step, to sigma 0.
 
     Raises:
-        ValueError: as `log_variance`, in the first step.
+        ValueError: for an unknown `variance`; in its first step, "learned" of a denoiser that has not learned it.
     """
     if variance == "small":
         return euler(eta=1.0)
+    if variance not in VARIANCES:
+        raise ValueError(f"unknown variance {variance!r}; there are {', '.join(VARIANCES)}")
 
     def step(
         denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise, state: State

@@ -16,8 +16,8 @@ FLOW_SIGMA_MAX = 1e9
 """Where flow starts: sigma = t / (1 - t) is infinite at t = 1; at 1e9 the signal is below float32's last bit."""
 
 ZERO_SNR_SIGMA_MAX = 4096.0
-"""Where a schedule of zero terminal SNR starts instead of at infinity: there alpha_bar is about 2^-24. Or at twice the
-sigma before it, where that is more."""
+"""Where a schedule of zero terminal SNR starts instead of at infinity: there alpha_bar is about 2^-24. Or at sqrt(2)
+times the sigma before it, where that is more."""
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -127,9 +127,9 @@ class DDPMSchedule:
             self.beta = zero_terminal_snr(self.beta)
         self.alpha_bar = torch.cumprod(1 - self.beta, 0)  # [T]
         if zero_snr:
-            self.alpha_bar[-1] = min(1 / (1 + ZERO_SNR_SIGMA_MAX**2), self.alpha_bar[-2].item() / 4)
+            self.alpha_bar[-1] = min(1 / (1 + ZERO_SNR_SIGMA_MAX**2), self.alpha_bar[-2].item() / 2)
         self.sigmas = shift * ((1 - self.alpha_bar) / self.alpha_bar).sqrt()  # [T]
-        if shift != 1:
+        if shift != 1 or zero_snr:
             self.alpha_bar = 1 / (1 + self.sigmas**2)
             self.beta = 1 - self.alpha_bar / torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])
         self.sigma_min, self.sigma_max = self.sigmas[0].item(), self.sigmas[-1].item()
@@ -161,7 +161,7 @@ class DDPMSchedule:
     def c_noise(self, sigma: Tensor) -> Tensor:
         """The timestep, 0 to T-1. A sigma of float32 still gives the integer that it stands for."""
         t = self._t(sigma)
-        t = torch.where((t - t.round()).abs() < 1e-3, t.round(), t)
+        t = torch.where((t - t.round()).abs() < 5e-3, t.round(), t)
         return t.clamp(0, self.num_steps - 1)
 
     @property
@@ -221,13 +221,18 @@ class EDMSchedule:
         """log(sigma) / 4."""
         return _wide(sigma).clamp(self.sigma_min, self.sigma_max).log() / 4
 
+    @property
+    def _sampled(self) -> float:
+        """The share of training that is below `sigma_max`."""
+        return self.u(torch.tensor(self.sigma_max, dtype=torch.float64)).item()
+
     def sigma_at(self, t: Tensor) -> Tensor:
-        """See `Schedule`; EDM knows no time but the share of training that is below a sigma."""
-        return self.sigma(t)
+        """See `Schedule`; EDM knows no time but the share of training below a sigma, of that below `sigma_max`."""
+        return self.sigma(_wide(t) * self._sampled)
 
     def time(self, sigma: Tensor) -> Tensor:
         """See `Schedule`."""
-        return self.u(sigma)
+        return self.u(sigma) / self._sampled
 
 
 class FlowSchedule:

@@ -25,22 +25,23 @@ class Row:
 class Cost:
     """`parameters` and `macs` (multiply-accumulates of one image) of a net, and bytes that training keeps.
 
-    `activation_bytes` is what one float32 image holds for the backward pass.
+    `activation_bytes` is what one float32 image holds for the backward pass; `averages` of the weights are kept.
     """
 
     rows: tuple[Row, ...]
     parameters: int
     macs: int
     activation_bytes: int
+    averages: int = 1
 
     def training_bytes(self, batch: int, precision: str = "fp32", device: str = "cpu") -> int:
-        """Memory of one training step: weights, gradients, two Adam moments and EMA in float32, and activations.
+        """Memory of one training step: weights, gradients, two Adam moments and averages in float32, and activations.
 
         Under bf16 autocast a CPU keeps 0.55 of the float32 activations; CUDA keeps norms in float32, 0.86 (counted on a
         CPU that does the same, not on a GPU).
         """
         share = 1.0 if precision != "bf16" else 0.9 if device == "cuda" else 0.6
-        return 5 * 4 * self.parameters + int(batch * self.activation_bytes * share)
+        return (4 + self.averages) * 4 * self.parameters + int(batch * self.activation_bytes * share)
 
 
 def cost(net: nn.Module, height: int, width: int) -> Cost:

@@ -66,7 +66,7 @@ class Embedding(nn.Module):
 
     def forward(self, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         """`c_noise` [B], `label` int64 [B], `augment` [B A] -> [B E]."""
-        e = self.mlp(sinusoids(c_noise, self.width))
+        e = self.mlp(sinusoids(c_noise, self.width).to(next(self.parameters()).dtype))
         if self.label is not None:
             if label is None:
                 label = torch.full(c_noise.shape, self.label.num_embeddings - 1, device=c_noise.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffunet import draws
-from diffunet.data import augment
+from diffunet.data import augment, warp
 from diffunet.data.cache import Dataset
 from diffunet.diffusion.schedules import Schedule
 
@@ -22,24 +22,27 @@ from diffunet.diffusion.schedules import Schedule
 class Batch:
     """What one pass through the net learns from; `start` is its first sample's place in the global batch of the step.
 
-    `images` uint8 [b H W C], `label` int64 [b] (None for a net without labels), `sigma` float32 [b].
+    `images` uint8 [b H W C], `label` int64 [b] (None for a net without labels), `sigma` float32 [b]; `augment` float32
+    [b 9], what is still to be done to the images (see data/warp.py; None for a run without it).
     """
 
     start: int
     images: Tensor
     label: Tensor | None
     sigma: Tensor
+    augment: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """On `device`, without waiting for it."""
-        label = None if self.label is None else self.label.to(device, non_blocking=True)
-        images, sigma = (part.to(device, non_blocking=True) for part in (self.images, self.sigma))
-        return Batch(self.start, images, label, sigma)
+        return self._each(lambda part: part.to(device, non_blocking=True))
 
     def pinned(self) -> Batch:
         """In memory that a GPU reads from while the CPU goes on."""
-        label = None if self.label is None else self.label.pin_memory()
-        return Batch(self.start, self.images.pin_memory(), label, self.sigma.pin_memory())
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        label, augment = (None if part is None else change(part) for part in (self.label, self.augment))
+        return Batch(self.start, change(self.images), label, change(self.sigma), augment)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Batches:
         passes: of one process in one step.
         rank, processes: which process this is, of how many.
         image_size, fit, flip, background: see `augment.gather`.
+        pin: put them in memory that a GPU reads from.
+        augment: probability of each change that the net is told of, see `warp.draw`.
     """
 
     dataset: Dataset
@@ -76,6 +81,7 @@ class Batches:
     flip: bool
     background: tuple[int, int, int]
     pin: bool
+    augment: float = 0.0
 
     def step(self, step: int) -> list[Batch]:
         """The passes of this process in one step."""
@@ -94,7 +100,11 @@ class Batches:
         if self.labels is not None:
             label = torch.from_numpy(np.where(dropped, self.null_label, self.labels[indices]))
         sigma = self.schedule.sigma(torch.from_numpy(u[start : start + size])).float()
-        batch = Batch(start, torch.from_numpy(self.gather(indices, generators)), label, sigma)
+        pictures = torch.from_numpy(self.gather(indices, generators))
+        told = None
+        if self.augment:  # the last draws of each generator, so that all others are those of a run without it
+            told = torch.from_numpy(np.stack([warp.draw(generator, self.augment) for generator in generators]))
+        batch = Batch(start, pictures, label, sigma, told)
         return batch.pinned() if self.pin else batch
 
     def gather(
@@ -112,7 +122,7 @@ class Batches:
         )
 
     def held_out(self, indices: NDArray[np.int64]) -> Batch:
-        """A fixed batch for validation: centre crops, their own labels, the same sigmas every time."""
+        """A fixed batch for validation: centre crops as they are, their own labels, the same sigmas every time."""
         pictures = torch.from_numpy(self.gather(indices, [None] * len(indices)))
         label = None if self.labels is None else torch.from_numpy(self.labels[indices])
         u = (np.arange(len(indices)) * 0.6180339887498949 + 0.5 / len(indices)) % 1.0  # spread evenly, in no order

@@ -1,7 +1,7 @@
 """A run's checkpoints: a crash at any instant leaves the one before, and none is trusted without a look.
 
-RUN/checkpoints/step-00010000/ holds model, ema and optimizer .safetensors and state.json, and manifest.json with the
-sizes and hashes of these, written last.
+RUN/checkpoints/step-00010000/ holds model, ema and optimizer .safetensors and state.json, power.safetensors where a run
+keeps averages for `convert --ema`, and manifest.json with the sizes and hashes of these, written last.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ STATE, MANIFEST = "state.json", "manifest.json"
 
 NAMES = {"model.safetensors", "ema.safetensors", "optimizer.safetensors", STATE}
 
+POWER = "power.safetensors"
+"""Only of a run that stores averages."""
+
 VERSION = 1
 """Of a checkpoint. A later one is refused by its number, and an earlier one loads for ever."""
 
@@ -36,7 +39,7 @@ def folder_of(run: Path, step: int) -> Path:
 
 
 def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-    """Write a checkpoint: `tensors` by file name ("model", "ema", "optimizer") and `state`, plain values.
+    """Write a checkpoint: `tensors` by file name ("model", "ema", "optimizer", "power") and `state`, plain values.
 
     Raises:
         ResourceError: where the disk does not take it; what was there before is whole.
@@ -106,7 +109,7 @@ def problem(folder: Path) -> str | None:
                 return f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}"
             if files.sha256(path) != entry["sha256"]:
                 return f"{name} is damaged (its hash differs)"
-        if set(manifest) != NAMES:
+        if set(manifest) - {POWER} != NAMES:
             return f"{MANIFEST} does not name {' '.join(sorted(NAMES))}"
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return f"it cannot be read ({type(error).__name__}: {error})"

@@ -24,14 +24,14 @@ from torch import nn
 
 from diffunet import build, devices, draws, files, storage
 from diffunet.config import Config
-from diffunet.data import images, index
+from diffunet.data import images, index, warp
 from diffunet.data.cache import split
 from diffunet.diffusion.losses import DenoisingLoss, Loss
 from diffunet.errors import Cancelled, Stopped
 from diffunet.pipeline import Pipeline
-from diffunet.training import checkpoint, defaults, failures, memory, start
+from diffunet.training import checkpoint, defaults, failures, memory, snapshots, start
 from diffunet.training.batches import Batch, Batches
-from diffunet.training.ema import EMA
+from diffunet.training.ema import EMA, WIDTHS, PowerEMA
 from diffunet.training.record import Record, write_status
 from diffunet.training.state import State
 from diffunet.training.stop import Limits, StopFlag, on_signals
@@ -98,8 +98,9 @@ def train(
         start.enough_images(dataset.rejected, len(dataset.files), config.data.max_rejected, Path(data))
         found = checkpoint.newest(run) if resume else None
         state = None if found is None else checkpoint.read_state(found)
-        if state is not None:
+        if found is not None and state is not None:
             start.same_data(state, dataset, run, Path(data), accept_new_data)
+            config = snapshots.only_where_kept(config, found)
         names = start.classes(config, dataset, resumed=found is not None)
         chosen, held = split(dataset.files, config.data.held_out, 1000)
 
@@ -147,7 +148,8 @@ def train(
         optimizer = torch.optim.AdamW(
             net.parameters(), lr=t.learning_rate, betas=t.betas, weight_decay=t.weight_decay, fused=True
         )
-        learned = State(net, ema, optimizer)
+        power = tuple(PowerEMA(net, width) for width in WIDTHS) if t.ema_every else ()
+        learned = State(net, ema, optimizer, power)
         counters = {"skipped": 0, "streak": 0}  # steps without a finite gradient: in all, and in a row up to now
 
         # Going on where a run stopped.
@@ -162,6 +164,7 @@ def train(
             log.info("no checkpoint in %s yet: starting at step 0", run)
         where.step = where.saved = first_step
         if main:
+            snapshots.forget_after(run, first_step)
             files.write_atomic(run / "config.toml", config.to_toml())
             if state is None or state["index_hash"] != dataset.index_hash:
                 index.write_index(run / start.IMAGES, dataset.files)
@@ -181,7 +184,7 @@ def train(
         batches = Batches(
             dataset, chosen, labels, len(names), config.diffusion.label_dropout, schedule, t.seed, t.batch_size,
             t.grad_accumulation, accelerator.process_index, processes, d.image_size, d.fit, bool(d.flip), d.background,
-            pin=device.type == "cuda",
+            pin=device.type == "cuda", augment=d.augment,
         )  # fmt: skip
         spread = np.linspace(0, len(held) - 1, min(256, len(held))).astype(np.int64)  # over all classes
         validation = batches.held_out(held[spread]).to(device) if len(held) and main else None
@@ -231,10 +234,13 @@ def train(
                 noise = draws.gaussian(t.seed, step, batch.start, len(batch.sigma), shape, device)
                 if config.model.dropout:  # knows only torch's global generator
                     torch.manual_seed(draws.seed_of("dropout", t.seed, step, number, accelerator.process_index))
+                x0 = images.to_float(batch.images)
+                if batch.augment is not None:
+                    x0 = warp.warp(x0, batch.augment)  # in float32, so not under autocast
                 final = number == len(passes) - 1
                 with contextlib.nullcontext() if final else accelerator.no_sync(model):
                     with autocast():
-                        each = model(images.to_float(batch.images), noise, batch.sigma, batch.label)  # [b]
+                        each = model(x0, noise, batch.sigma, batch.label, augment=batch.augment)  # [b]
                     # DDP averages over processes; what is wanted is the mean over the global batch.
                     accelerator.backward(each.sum() * (processes / t.batch_size))
                 loss_sum += each.detach().sum() / t.batch_size
@@ -247,6 +253,8 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
             ema.update(net, step, t.batch_size, bad)
+            for average in power:
+                average.update(net, bad)
             skipped += bad
             streak = (streak + bad) * bad
             longest = torch.maximum(longest, streak)
@@ -276,6 +284,8 @@ def train(
                 window.zero_()
                 window_began, window_steps = time.monotonic(), 0
             if record is not None:
+                if t.ema_every and (done % t.ema_every == 0 or done == t.steps):
+                    snapshots.write(run, done, power)  # first: a checkpoint says that all up to it is on the disk
                 if saving:
                     save()
                     record.status("running", done, steps=t.steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import math
@@ -13,7 +14,7 @@ from diffunet.config import Config
 from diffunet.diffusion.losses import DenoisingLoss
 from diffunet.errors import ResourceError
 from diffunet.nn.cost import Cost, cost
-from diffunet.training.ema import EMA
+from diffunet.training.ema import EMA, WIDTHS, PowerEMA
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,8 @@ def price(config: Config) -> Cost:
     """What the net of a resolved config costs; it is built on torch's meta device, where nothing is allocated."""
     with torch.device("meta"):
         net = build.net(config)
-    return cost(net, config.data.image_size, config.data.image_size)
+    counted = cost(net, config.data.image_size, config.data.image_size)
+    return dataclasses.replace(counted, averages=1 + len(WIDTHS) if config.train.ema_every else 1)
 
 
 def refuse_what_cannot_fit(config: Config, counted: Cost, device: torch.device, precision: str) -> None:
@@ -78,7 +80,8 @@ class _Trial:
         model = DenoisingLoss(denoiser, build.weighting(self.config)).train()
         optimizer = torch.optim.AdamW(denoiser.net.parameters(), fused=True)
         reserve = [torch.empty_like(p) for p in denoiser.net.parameters()]  # several processes keep gradients twice
-        self.kept = [model, optimizer, EMA(denoiser.net, 1.0, 1.0), reserve]
+        power = [PowerEMA(denoiser.net, width) for width in WIDTHS] if self.config.train.ema_every else []
+        self.kept = [model, optimizer, EMA(denoiser.net, 1.0, 1.0), power, reserve]
         return model
 
     def fits(self, batch: int) -> bool:

@@ -137,6 +137,10 @@ def copy_weights(init: str | Path, net: nn.Module, config: Config) -> None:
                 for row, label in enumerate((*config.data.class_names, None)):
                     if label is None or label in old:
                         tensors[name][row] = before[old.index(label) if label is not None else -1]
+    name = "embedding.augment.weight"
+    before = tensors.pop(name, None)
+    if name in mine:
+        tensors[name] = torch.zeros_like(mine[name]) if before is None else before
     storage.load_weights(net, tensors, Path(init))
 
 

@@ -1,4 +1,4 @@
-"""What training changes at every step, and a checkpoint holds: weights, their average, the optimizer's moments."""
+"""What training changes at every step, and a checkpoint holds: weights, their averages, the optimizer's moments."""
 
 from __future__ import annotations
 
@@ -9,23 +9,34 @@ import torch
 from torch import Tensor, nn
 
 from diffunet import storage
-from diffunet.training.ema import EMA
+from diffunet.training.checkpoint import POWER
+from diffunet.training.ema import EMA, PowerEMA
 
 
 @dataclass(frozen=True)
 class State:
-    """The net that learns, its average, and the optimizer."""
+    """The net that learns, its average, the optimizer, and the averages that `convert --ema` is made from, or none."""
 
     net: nn.Module
     ema: EMA
     optimizer: torch.optim.AdamW
+    power: tuple[PowerEMA, ...] = ()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All of it, by file of a checkpoint and name."""
         moments: dict[str, Tensor] = {}
         for name, parameter in self.net.named_parameters():
             moments |= {f"{name}.{key}": value for key, value in self.optimizer.state[parameter].items()}
-        return {"model": self.net.state_dict(), "ema": self.ema.net.state_dict(), "optimizer": moments}
+        content = {"model": self.net.state_dict(), "ema": self.ema.net.state_dict(), "optimizer": moments}
+        return content | ({"power": self._power()} if self.power else {})
+
+    def _power(self) -> dict[str, Tensor]:
+        """The power averages by relative width and name, such as "0.050.stem.weight" and "0.050.updates"."""
+        found: dict[str, Tensor] = {}
+        for average in self.power:
+            named = {"updates": average.updates, **average.net.state_dict()}
+            found |= {f"{average.width:.3f}.{name}": tensor for name, tensor in named.items()}
+        return found
 
     @torch.no_grad()
     def finite(self) -> bool:
@@ -58,3 +69,9 @@ class State:
                     for key in ("exp_avg", "exp_avg_sq")
                 },
             }
+        if self.power:
+            mine = self._power()
+            averages, _ = storage.read_tensors(folder / POWER, mine)
+            with torch.no_grad():
+                for name, tensor in mine.items():
+                    tensor.copy_(averages[name])

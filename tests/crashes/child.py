@@ -55,7 +55,8 @@ def outcome(run: Path, step: int) -> dict[str, Any]:
     picture = io.BytesIO()
     diffunet.load(run).sample(1, seed=3)[0].save(picture, "png")
     return {
-        **{name: digest(folder / f"{name}.safetensors") for name in ("model", "ema", "optimizer")},
+        **{name: digest(folder / f"{name}.safetensors") for name in ("model", "ema", "optimizer", "power")},
+        "averages": {path.name: digest(path) for path in sorted((run / "ema").iterdir())},
         "state": {name: state[name] for name in ("step", "counters", "index_hash")},
         "metrics": [[entry[name] for name in ("step", "loss", "grad_norm")] for entry in entries if "loss" in entry],
         "sampled from": digest(run / "model/model.safetensors"),

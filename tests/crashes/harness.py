@@ -42,7 +42,7 @@ def config(steps: int = END, every: int = EVERY) -> dict[str, Any]:
         model={"channels": 4, "multipliers": (1,), "attention_resolutions": ()},
         train={
             "steps": steps, "checkpoint_every": every, "validate_every": 4, "sample_every": 4, "previews": 1,
-            "precision": "fp32",
+            "precision": "fp32", "ema_every": 5,
         },
     )  # fmt: skip
     return small.model_dump(mode="json", exclude_unset=True)

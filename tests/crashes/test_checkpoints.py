@@ -11,7 +11,9 @@ from crashes.harness import EVERY, START, config, differences, fresh
 import diffunet
 from diffunet.training import checkpoint
 
-FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
+FILES = (
+    "model.safetensors", "ema.safetensors", "optimizer.safetensors", "power.safetensors", "state.json", "manifest.json",
+)  # fmt: skip
 
 
 def damage(path, how):

@@ -56,7 +56,7 @@ def check_of(crashes, base, wanted, operations, codes=(6,)):
         stage = fresh(crashes.place / "full", base)
         reply = crashes.train(stage, fault, resume=base is not None, **own_cache(stage, base))
         path = operations[fault.at].path
-        saving = reply.code == 6 and {"checkpoints", "model"} & {part.name for part in path.parents}
+        saving = reply.code == 6 and {"checkpoints", "model", "ema"} & {part.name for part in path.parents}
         if saving and fault.kinds != KINDS and not NEED.search(reply.message):
             return f"{operations[fault.at]}: it does not say how much is needed: {reply.message}"
         trouble = trouble_after(crashes, stage, base, wanted, reply, codes)

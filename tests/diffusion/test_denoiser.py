@@ -1,6 +1,4 @@
-"""Targets, losses, guidance and inpainting: what must be equal is equal."""
-
-import itertools
+"""Targets, losses and inpainting: what must be equal is equal."""
 
 import pytest
 import torch
@@ -8,7 +6,6 @@ import torch
 from diffunet import draws
 from diffunet.diffusion import losses
 from diffunet.diffusion.denoiser import EDM, X0, Denoised, Denoiser, Epsilon, Flow, V, bind
-from diffunet.diffusion.guidance import Pair, WithAndWithoutLabel, guided
 from diffunet.diffusion.inpainting import keep_known, resample_ladder
 from diffunet.diffusion.samplers import ddpm, dpmpp_2m, euler, heun, last, sample
 from diffunet.diffusion.schedules import DDPMSchedule, FlowSchedule, uniform_t
@@ -21,13 +18,25 @@ def images(*shape, dtype=torch.float64, seed=0):
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-@pytest.mark.parametrize("sigma", [1e-3, 0.1, 1.0, 7.0, 300.0])
-def test_a_perfect_net_gives_the_clean_image(target, sigma):
-    """The closed-form target put through c_skip and c_out is x0, for every target and sigma."""
-    x0, noise, s = images(2, 3, 4, 4), images(2, 3, 4, 4, seed=1), torch.tensor(sigma, dtype=torch.float64)
+@pytest.mark.parametrize("sigma", [1e-9, 1e-3, 0.1, 1.0, 7.0, 300.0, 4096.0, 1e9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_perfect_net_gives_the_clean_image(target, sigma, dtype):
+    """The closed-form target put through c_skip and c_out is x0, for every target and sigma.
+
+    As well as the two terms that are added can say it: for epsilon these are as large as sigma, and at 1e9, where x
+    holds nothing of x0 in float32, no net can answer so that D is x0. That is why flow refuses it.
+    """
+    x0, noise = images(2, 3, 4, 4, dtype=dtype), images(2, 3, 4, 4, seed=1, dtype=dtype)
+    s = torch.tensor(sigma, dtype=dtype)
     x = x0 + s * noise
     answer = target.target(x0, noise, s)
-    assert torch.allclose(target.c_skip(s) * x + target.c_out(s) * answer, x0, atol=1e-9)
+    skip, out = target.c_skip(s) * x, target.c_out(s) * answer
+    assert skip.isfinite().all()
+    assert out.isfinite().all()
+    last_bit = torch.finfo(dtype).eps * (skip.abs() + out.abs() + 1)
+    assert ((skip + out - x0).abs() <= 4 * last_bit).all()
+    if not isinstance(target, Epsilon) or isinstance(target, X0 | V):
+        assert last_bit.max() < 20 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
@@ -73,72 +82,12 @@ def test_loss_is_the_weighted_error_of_the_denoised_image(target):
         assert torch.allclose(ours, w * error, rtol=1e-5)
 
 
-def test_simple_weight_is_the_published_one():
-    sigma = torch.tensor([0.1, 1.0, 9.0])
-    assert torch.allclose(losses.simple()(sigma, Epsilon().c_out(sigma)), sigma**-2)
-    assert torch.allclose(losses.simple()(sigma, V().c_out(sigma)), 1 + sigma**-2)
-    assert torch.allclose(losses.simple()(sigma, EDM(0.5).c_out(sigma)), sigma**-2 + 4)
-
-
 def test_a_loss_of_ones_own_sees_the_denoised_image():
     denoiser = Denoiser(torch.nn.Module(), X0(), FlowSchedule())
     denoiser.net.forward = lambda x, c_noise, label=None, augment=None: torch.zeros_like(x)
     own = losses.DenoisingLoss(denoiser, losses.simple(), lambda d, x0, sigma: (d.x0 - x0).abs().mean((1, 2, 3)))
     x0 = images(2, 1, 3, 3, dtype=torch.float32)
     assert torch.allclose(own(x0, x0, torch.ones(2)), x0.abs().mean((1, 2, 3)))
-
-
-@pytest.mark.parametrize("sigma", [1e-6, 1e-3, 1e3, 1e6])
-def test_loss_and_denoised_are_finite_at_both_ends_in_float32_and_under_autocast(sigma):
-    for target, autocast in itertools.product(TARGETS.values(), (False, True)):
-        denoiser = Denoiser(_Linear(), target, FlowSchedule())
-        loss = losses.DenoisingLoss(denoiser, losses.simple())
-        x0, s = images(2, 3, 4, 4, dtype=torch.float32), torch.full((2,), sigma)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            assert loss(x0, x0.flip(0), s).isfinite().all()
-            assert denoiser(x0, s).x0.isfinite().all()
-
-
-class _Linear(torch.nn.Module):
-    null_label = 2
-
-    def __init__(self):
-        super().__init__()
-        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
-
-    def forward(self, x, c_noise, label=None, augment=None):
-        told = c_noise / 1000 if label is None else c_noise / 1000 + label
-        return self.conv(x) * told[:, None, None, None]
-
-
-def test_guidance_by_its_formula_scale_one_and_interval():
-    calls = []
-
-    def constant(name, value):
-        def denoise(x, sigma):
-            calls.append(name)
-            return Denoised(torch.full_like(x, value))
-
-        return denoise
-
-    pair = Pair(constant("main", 2.0), constant("weak", 1.0))
-    x, sigma = torch.zeros(1, 1, 1, 1), torch.tensor(1.0)
-    assert guided(pair, 3.0)(x, sigma).x0.item() == pytest.approx(4.0)
-    calls.clear()
-    assert guided(pair, 1.0)(x, sigma).x0.item() == 2.0
-    assert guided(pair, 3.0, interval=(2.0, 5.0))(x, sigma).x0.item() == 2.0
-    assert calls == ["main", "main"]
-    assert guided(lambda x, s: (Denoised(x + 2), Denoised(x + 1)), 2.0)(x, sigma).x0.item() == pytest.approx(3.0)
-
-
-def test_one_forward_of_both_is_two_forwards():
-    denoiser = Denoiser(_Linear(), V(), FlowSchedule())
-    x, label, sigma = images(2, 3, 4, 4, dtype=torch.float32), torch.tensor([0, 1]), torch.tensor(0.7)
-    pair = WithAndWithoutLabel(denoiser, label)
-    main, weaker = pair(x, sigma)
-    assert torch.allclose(main.x0, denoiser(x, sigma, label).x0)
-    assert torch.allclose(weaker.x0, denoiser(x, sigma, torch.tensor([2, 2])).x0)
-    assert main.var is None
 
 
 @pytest.mark.parametrize("step", [euler(), euler(1.0), ddpm("large"), heun(), dpmpp_2m()], ids=lambda step: "step")
@@ -150,6 +99,32 @@ def test_known_pixels_are_exact_at_the_end(step, with_noise):
     x = last(sample(denoise, 10 * noise(), resample_ladder(uniform_t(FlowSchedule(), 12), 3, 2), step, noise))
     assert torch.equal(x[keep.expand_as(x)], known[keep.expand_as(x)])
     assert x.isfinite().all()
+
+
+@pytest.mark.parametrize("sigma", [torch.tensor(3.0, dtype=torch.float64), torch.tensor([3.0, 0.5])])
+def test_the_known_part_of_what_a_denoiser_sees_has_the_noise_of_sigma(sigma):
+    """known + sigma * n where given a noise (RePaint, algorithm 1, line 4), else what the sampler carries."""
+    known, n, x = (images(2, 3, 4, 4, seed=seed, dtype=torch.float32) for seed in range(3))
+    keep = images(1, 1, 4, 4, seed=3) > 0
+    spread, seen = sigma.float().reshape(-1, 1, 1, 1), []
+
+    def denoise(x, sigma):
+        seen.append(x)
+        return Denoised(x)
+
+    keep_known(denoise, known, keep, lambda: n)(x, sigma)
+    keep_known(denoise, known, keep)(x, sigma)
+    assert torch.allclose(seen[0], torch.where(keep, known + spread * n, x))
+    assert torch.equal(seen[1], x)
+
+
+def test_a_learned_uncertainty_is_told_the_log_snr_in_training_alone():
+    net = torch.nn.Module()
+    net.forward = lambda x, c_noise, label=None, augment=None: x
+    net.uncertainty = lambda log_snr: log_snr
+    denoiser, sigma = Denoiser(net, V(), FlowSchedule()), torch.tensor([0.1, 1.0, 20.0])
+    assert torch.allclose(denoiser(images(3, 1, 2, 2).float(), sigma).logvar, (1 / sigma**2).log(), atol=1e-6)
+    assert denoiser(images(3, 1, 2, 2).float(), sigma[0].double()).logvar is None
 
 
 def test_repaints_walk_has_the_published_counts():

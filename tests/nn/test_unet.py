@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from diffunet.nn.cost import cost
 from diffunet.nn.layers import Attention, sinusoids
 from diffunet.nn.unet import UNet
+from diffunet.training.ema import EMA
 
 
 def tiny(**options):
@@ -110,6 +111,36 @@ def test_embedding_keeps_timesteps_apart_under_autocast():
         a, b = (net.embedding(torch.tensor([t])) for t in (999.0, 1000.0))
         assert not torch.equal(a, b)
         assert net(x, torch.tensor([5.0])).isfinite().all()
+
+
+def test_a_learned_uncertainty_is_a_part_of_the_net_that_does_not_touch_its_answer():
+    net, plain = tiny(uncertainty=True), tiny()
+    assert plain.uncertainty is None
+    log_snr = torch.linspace(-20, 20, 9)
+    assert torch.equal(net.uncertainty(log_snr), torch.zeros(9))  # every noise level counts 1 at the start
+    awake(net)
+    assert net.state_dict().keys() - plain.state_dict().keys() == {"uncertainty.weight"}
+    assert any(parameter is net.uncertainty.weight for parameter in net.parameters())
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([1.0, 500.0])
+    before, logvar = net(x, t), net.uncertainty(log_snr)
+    i = torch.arange(32)  # by its formula: sines and cosines of the log SNR at 32 frequencies from 1 to nearly 1e-4
+    angles = log_snr[:, None] * 10_000.0 ** (-i / 32)
+    assert torch.allclose(logvar, torch.cat([angles.cos(), angles.sin()], dim=1) @ net.uncertainty.weight, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(net.uncertainty(log_snr), logvar)  # float32 all the same
+    with torch.no_grad():
+        net.uncertainty.weight.add_(1)
+    assert torch.equal(net(x, t), before)
+
+
+def test_an_average_of_weights_has_the_uncertainty_too():
+    net = awake(tiny(uncertainty=True))
+    ema = EMA(net, halflife=100, ramp=1.0)
+    start = net.uncertainty.weight.detach().clone()
+    with torch.no_grad():
+        net.uncertainty.weight.add_(1)
+    ema.update(net, step=0, batch=10, skipped=torch.zeros(()))  # the half-life is the 10 images seen
+    assert torch.allclose(ema.net.uncertainty.weight, start + 0.5)
 
 
 def test_cost_counts_what_the_formulas_say():

@@ -103,6 +103,32 @@ def test_sampling_to_a_grid_a_file_and_a_folder(trained, tmp_path, capsys):
     )
 
 
+def test_options_of_sampling_reach_the_model(trained, tmp_path, capsys, monkeypatch):
+    from diffunet.pipeline import Guidance, Pipeline
+
+    seen, plain = {}, Pipeline.sample
+
+    def sample(pipe, *args, **options):
+        seen.update(options)
+        return plain(pipe, *args, **options)
+
+    monkeypatch.setattr(Pipeline, "sample", sample)
+    first = ["sample", trained, "--num", 1, "--steps", 3, "--guidance", 3, "--out"]
+    diffunet(
+        *first, tmp_path / "all.png", "--guidance-interval", 0.2, 5, "--guidance-rescale", 0.9, "--weaker",
+        trained / "checkpoints/step-00000004", "--ladder", "karras", "--threshold", "dynamic", "--sampler", "unipc",
+    )  # fmt: skip
+    weaker = seen["guidance"].weaker
+    assert weaker.image_size == 8
+    assert seen["guidance"] == Guidance(3.0, weaker, (0.2, 5.0), 0.9)
+    assert (seen["ladder"], seen["threshold"], seen["sampler"]) == ("karras", "dynamic", "unipc")
+    new = tmp_path / "new.png"
+    assert "ddpm-learned needs learned-variance" in refused(capsys, *first, new, "--sampler", "ddpm-learned")
+    assert "from a sigma to a larger one" in refused(capsys, *first, new, "--guidance-interval", 5, 0.2)
+    assert "no model" in refused(capsys, *first, new, "--weaker", tmp_path / "nothing", code=4)
+    assert not new.exists()
+
+
 def test_inpainting_files(trained, tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     hole = np.zeros((20, 30), bool)
@@ -142,7 +168,8 @@ def test_check_prepare_info_evaluate(trained, folder, tmp_path, capsys):
         said = capsys.readouterr().out
         for words in ("stem", "parameters", "MACs", "memory", "sampling"):
             assert words in said
-    diffunet("evaluate", trained, folder, "--num", 8, "--steps", 2)
+    how = ["--guidance", 2, "--guidance-interval", 0.1, 9, "--sampler", "unipc", "--ladder", "log-snr"]
+    diffunet("evaluate", trained, folder, "--num", 8, "--steps", 2, *how, "--threshold", "static")
     said = capsys.readouterr().out
     assert "feature distance" in said
     assert "excess" in said
@@ -197,6 +224,10 @@ BAD = [
     (INPAINT + "--num 0", ["--num should be greater than or equal to 1", "not 0"]),
     (INPAINT + "--max-pixels 0", ["--max-pixels should be greater than or equal to 1", "not 0"]),
     ("evaluate MODEL DATA --num 1", ["--num should be greater than or equal to 2", "not 1"]),
+    ("evaluate MODEL DATA --threshold soft", ["--threshold", "dynamic", "'soft'"]),
+    (SAMPLE + "--guidance-rescale 0.5", ["--guidance is 1", "--guidance-rescale"]),
+    (SAMPLE + "--guidance-rescale 2", ["--guidance-rescale should be less than or equal to 1", "not 2"]),
+    (SAMPLE + "--ladder rho", ["--ladder", "karras", "'rho'"]),
     ("evaluate MODEL DATA --seed -1", ["--seed should be greater than or equal to 0", "not -1"]),
     ("check DATA --image-size 0", ["--image-size should be greater than or equal to 4", "not 0"]),
     ("prepare digits NEW --limit 0", ["--limit should be greater than or equal to 1", "not 0"]),
@@ -205,7 +236,10 @@ BAD = [
     ("demo --out NEW --seconds -1", ["--seconds should be greater than 0", "not -1.0"]),
     (TRAIN_ + "--train.precision bf17", ["--train.precision takes one of auto, fp32, bf16", "'bf17'", "mean bf16?"]),
     (TRAIN_ + "--data.channels 2", ["--data.channels takes one of 1, 3, 4", "'2'"]),
-    (SAMPLE + "--sampler ddin", ["--sampler takes one of ddpm, ddpm-large, ddim,", "'ddin'", "did you mean ddim?"]),
+    (
+        SAMPLE + "--sampler ddin",
+        ["--sampler takes one of ddpm, ddpm-large, ddpm-learned, ddim,", "'ddin'", "did you mean ddim?"],
+    ),
     (SAMPLE + "--precision fp16", ["--precision takes one of fp32, bf16", "'fp16'"]),
     (INPAINT + "--method repait", ["--method takes one of auto, repaint, replace", "'repait'", "mean repaint?"]),
     (INPAINT + "--fit stretch", ["--fit takes one of auto, crop, native", "'stretch'"]),

@@ -127,6 +127,20 @@ def test_another_number_of_processes_sees_the_same_and_says_so(folder, tmp_path,
     assert_close(weights(tmp_path / "whole", 12), weights(tmp_path / "run", 12))
 
 
+def test_processes_agree_on_what_is_learned_beside_the_denoised_image(folder, tmp_path):
+    """The uncertainty and the variance of steps are inside what is wrapped: their gradients are shared too."""
+    changes = {"schedule": "cosine", "target": "v", "learned_variance": True, "learned_uncertainty": True}
+    config = tiny(train=PLAIN | {"steps": 12}, model={"dropout": 0.0}, diffusion=changes)
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    train(config, folder, tmp_path / "one")
+    arguments = [folder, "--config", tmp_path / "config.toml", "--out", tmp_path / "two"]
+    codes, said = finish(launch(2, arguments))
+    assert codes == [0, 0], said
+    one = weights(tmp_path / "one", 12)
+    assert one["uncertainty.weight"].abs().max() > 0
+    assert_close(one, weights(tmp_path / "two", 12))
+
+
 def test_a_signal_to_one_process_stops_all_at_the_same_step(folder, tmp_path):
     config, options = written(tmp_path, steps=10**6, log_every=1, checkpoint_every=10**6)
     del config
