@@ -15,20 +15,21 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from diffunet import arguments, commands
+from diffunet import arguments
+from diffunet.commands import folders, models, pictures, training
 from diffunet.errors import Error, ResourceError, UsageError
-from diffunet.progress import say, silence, tell, writing_results
+from diffunet.progress import main_process, say, silence, tell, writing_results
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
-    "train": (commands.train, "train a model on a folder of images"),
-    "sample": (commands.sample, "generate images"),
-    "inpaint": (commands.inpaint, "fill in the masked part of images"),
-    "evaluate": (commands.evaluate, "compare generated images with real ones"),
-    "check": (commands.check, "what is in a folder of images, and what cannot be used"),
-    "prepare": (commands.prepare, "a known data set as a folder of images"),
-    "convert": (commands.convert, "a model folder, of an earlier checkpoint or another average of the weights"),
-    "info": (commands.info, "shapes, parameters, MACs, memory and time of a net"),
-    "demo": (commands.demo, "all of it on built-in data, in minutes, on a CPU"),
+    "train": (training.train, "train a model on a folder of images"),
+    "sample": (pictures.sample, "generate images"),
+    "inpaint": (pictures.inpaint, "fill in the masked part of images"),
+    "evaluate": (models.evaluate, "compare generated images with real ones"),
+    "check": (folders.check, "what is in a folder of images, and what cannot be used"),
+    "prepare": (folders.prepare, "a known data set as a folder of images"),
+    "convert": (models.convert, "a model folder, of an earlier checkpoint or another average of the weights"),
+    "info": (models.info, "shapes, parameters, MACs, memory and time of a net"),
+    "demo": (training.demo, "all of it on built-in data, in minutes, on a CPU"),
 }
 
 
@@ -101,9 +102,9 @@ def _run(args: list[str]) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that they do not name; we say what cannot be used
     logger = logging.getLogger("diffunet")
     logger.handlers = [_Lines()]
-    logger.setLevel(logging.INFO if commands.main_process() else logging.ERROR)
+    logger.setLevel(logging.INFO if main_process() else logging.ERROR)
     function = COMMANDS[name][0]
-    if function is commands.train:
+    if function is training.train:
         function(rest)
     else:
         arguments.call(function, rest, name)

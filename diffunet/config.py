@@ -107,11 +107,11 @@ class DiffusionConfig(Section):
     """Multiplies every sigma; image size / 64 above 64 pixels, else 1."""
     label_dropout: Share = 0.1
     """Share of images trained without their label; guidance needs some."""
-    sampler: SamplerName = "dpm++2m"
+    sampler: SamplerName = "unipc"
     """Default sampler."""
-    sample_steps: Annotated[int, Field(ge=1, le=100_000)] = 25
+    sample_steps: Annotated[int, Field(ge=1, le=100_000)] = 15
     """Default number of sampling steps."""
-    ladder: LadderName = "trailing"
+    ladder: LadderName = "log-snr"
     """How those steps are spaced."""
     threshold: ThresholdName = "none"
     """Keep the predicted clean image within its range: clip it, or scale it back (dynamic), as large guidance needs."""

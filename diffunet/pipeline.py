@@ -167,7 +167,7 @@ class Pipeline:
         shape = (self.channels, self.image_size, self.image_size)
         batches = [range(first, min(first + batch_size, num)) for first in range(0, num, batch_size)]
         done: list[Image] = []
-        with self._working(f"with batch_size {batch_size} and num {num}: a smaller batch_size takes less"):
+        with self.working(f"with batch_size {batch_size} and num {num}: a smaller batch_size takes less"):
             for place, batch in enumerate(batches):
                 noise = draws.streams(seed, batch, shape, self.device)
                 label = None if numbers is None else numbers[batch.start : batch.stop].to(self.device)
@@ -240,7 +240,7 @@ class Pipeline:
         batches = [range(first, min(first + INPAINT_BATCH, num)) for first in range(0, num, INPAINT_BATCH)]
         filled: list[images.Pixels] = []
         at_once = f"{len(batches[0])} fillings of {region.columns}x{region.rows} at a time"
-        with self._working(f"with {at_once}: a smaller num, or fit crop, takes less"):
+        with self.working(f"with {at_once}: a smaller num, or fit crop, takes less"):
             known = images.to_float(torch.from_numpy(pixels[None]).to(self.device))
             keep = torch.from_numpy(~gap).to(self.device)
             for place, batch in enumerate(batches):
@@ -256,7 +256,8 @@ class Pipeline:
     ) -> tuple[Callable[..., Iterator[tuple[int, Tensor, Denoised]]], Tensor]:
         """A way to fill in, as a function that begins the walk, and the ladder that it walks."""
         if method in ("auto", "repaint"):
-            plain = self._ladder(REPAINT_STEPS if steps is None else steps, self.config)
+            uniform = build.sampling(self.config, ladder="trailing")  # in time, as RePaint walks
+            plain = self._ladder(REPAINT_STEPS if steps is None else steps, uniform)
             ladder = resample_ladder(plain, max(1, (len(plain) - 1) // 5), REPAINT_VISITS)
             return lambda denoise, known, keep, x, noise: samplers.sample(
                 keep_known(denoise, known, keep, noise), x, ladder, samplers.euler(eta=1.0), noise
@@ -272,7 +273,7 @@ class Pipeline:
     # What sampling and inpainting share.
 
     @contextmanager
-    def _working(self, needs: str) -> Iterator[None]:
+    def working(self, needs: str) -> Iterator[None]:
         """Alone with the net, in the pipeline's autocast, not the caller's. `needs`: as `enough_memory`."""
         half = self.dtype not in (None, torch.float32)
         with (

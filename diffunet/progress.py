@@ -152,3 +152,8 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def main_process() -> bool:
+    """Whether this process is the one of several that prints."""
+    return int(os.environ.get("RANK", 0)) == 0

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL.Image import Image
 
 from diffunet import build
+from diffunet.config import Config
 from diffunet.data import augment, images
+from diffunet.data.cache import split
 from diffunet.data.folder import class_names, class_of
+from diffunet.data.images import Pixels
 from diffunet.errors import DataError, UsageError
+from diffunet.evaluation import likelihood as likelihoods
 from diffunet.evaluation.distances import frechet
-from diffunet.evaluation.features import train_classifier
+from diffunet.evaluation.features import Trained, train_classifier
 from diffunet.pipeline import Guidance, Pipeline
 
 log = logging.getLogger(__name__)
@@ -22,12 +30,16 @@ log = logging.getLogger(__name__)
 MAX_REAL = 50_000
 """Real images used at most."""
 
+MAX_HELD_OUT = 1_000
+"""Images that training holds out at most."""
+
 
 @dataclass(frozen=True)
 class Report:
     """The Fréchet distance of `num` generated images to real ones, and of as many other real ones: the floor.
 
     `excess` is what is left of the first without the second. Only numbers of the same data, `num` and seed compare.
+    `likelihood`, where it was asked for, is of images that the model was `held_out` from, or that it may have seen.
     """
 
     distance: float
@@ -36,6 +48,8 @@ class Report:
     learned: str
     accuracy: float
     agreement: float | None
+    likelihood: likelihoods.Likelihood | None = None
+    held_out: bool = False
 
     @property
     def excess(self) -> float:
@@ -54,7 +68,107 @@ class Report:
         ]
         if self.agreement is not None:
             lines.append(f"label agreement:  {self.agreement:.1%} of generated images are taken for their class")
+        if self.likelihood is not None:
+            seen = (
+                "that it was not trained on" if self.held_out else "that it may have seen in training, which flatters"
+            )
+            lines += [*self.likelihood.lines(), f"                  of images {seen}"]
         return lines
+
+
+class Reference:
+    """The real images of a folder, and features to compare a model's samples with them by.
+
+    They are dealt into thirds: a classifier learns from one, samples are compared with the second, and the distance of
+    the third to the second is the floor.
+
+    Args:
+        config: of the model.
+        data: the folder.
+        num: samples to compare, lowered to a third of the images.
+        seed: of the deal and the features.
+        device: of the classifier.
+        on_step: told (done, of how many) while it learns, which is when the first samples come.
+
+    Raises:
+        DataError: fewer than 40 usable images.
+    """
+
+    def __init__(
+        self, config: Config, data: Path, num: int, seed: int, device: torch.device,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.seed, self.device, self.on_step = config, seed, device, on_step
+        self.dataset = build.dataset(config, data)
+        total = len(self.dataset.files)
+        if total < 40:
+            raise DataError(f"{data} has {total} usable images; a comparison needs at least 40")
+        self.chosen = np.random.Generator(np.random.Philox(key=[seed, 0])).permutation(total)[:MAX_REAL]
+        self.third = len(self.chosen) // 3
+        if self.third < num:
+            log.info("comparing %d images, a third of the real ones, not %d", self.third, num)
+        self.num = min(num, self.third)
+        names = config.data.class_names
+        folders = {class_of(file.path) for file in self.dataset.files}
+        self._labels = None
+        if names or (len(folders) > 1 and None not in folders):
+            names = names or class_names([file.path for file in self.dataset.files])
+            self._labels = self.dataset.labels(names)[self.chosen]
+
+    @property
+    def labels(self) -> list[int] | None:
+        """What to sample: the classes of the images that make the floor, so that both are dealt alike."""
+        if not self.config.data.class_names:
+            return None
+        assert self._labels is not None
+        return [int(label) for label in self._labels[2 * self.third :][: self.num]]
+
+    @cached_property
+    def floor(self) -> float:
+        """The distance of real images to others."""
+        return frechet(self._trained.features(self._real(2)), self._others)
+
+    def compare(self, pictures: Sequence[Image]) -> Report:
+        """`num` samples, of `labels` where the model has classes."""
+        fakes = np.stack([images.to_array(picture, self.config.data.channels) for picture in pictures])
+        distance, agreement = frechet(self._trained.features(fakes), self._others), None
+        if self.labels is not None:
+            agreement = float((self._trained.predict(fakes) == np.array(self.labels)).mean())
+        return Report(distance, self.floor, self.num, self._trained.learned, self._trained.accuracy, agreement)
+
+    @cached_property
+    def _trained(self) -> Trained:
+        labels = None if self._labels is None else self._labels[: self.third]
+        first = self.gather(self.chosen[: self.third])
+        return train_classifier(first, labels, seed=self.seed, device=self.device, on_step=self.on_step)
+
+    @cached_property
+    def _others(self) -> NDArray[np.float64]:
+        return self._trained.features(self._real(1))
+
+    def _real(self, third: int) -> Pixels:
+        return self.gather(self.chosen[third * self.third :][: self.num])
+
+    def gather(self, indices: NDArray[np.int64]) -> Pixels:
+        """Images as the model knows them, uint8 [N H W C]."""
+        d = self.config.data
+        return augment.gather(
+            self.dataset.images, indices, [None] * len(indices), image_size=d.image_size, fit=d.fit, flip=False,
+            background=d.background,
+        )  # fmt: skip
+
+    def for_likelihood(self, num: int) -> tuple[Pixels, list[int] | None, bool]:
+        """At most `num` images, their labels where the model has classes, and whether training held them out.
+
+        Where training on this folder holds out none, they are of any but those that the classifier learns from.
+        """
+        held_out = split(self.dataset.files, self.config.data.held_out, MAX_HELD_OUT)[1]
+        some = self.chosen[self.third :]
+        if len(held_out):
+            some = np.random.Generator(np.random.Philox(key=[self.seed, 1])).permutation(held_out)
+        some, names = some[:num], self.config.data.class_names
+        labels = self.dataset.labels(names)[some].tolist() if names else None
+        return self.gather(some), labels, len(held_out) > 0
 
 
 def evaluate(
@@ -68,69 +182,48 @@ def evaluate(
     steps: int | None = None,
     ladder: str | None = None,
     threshold: str | None = None,
+    likelihood: str | None = None,
+    likelihood_num: int = 100,
+    likelihood_steps: int | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> Report:
-    """Compare `num` samples with the real images of a folder.
-
-    The real images are dealt into thirds: the classifier learns from one, the samples are compared with the second, and
-    the distance of the third to the second is the floor. `num` is lowered to a third of the images.
+    """Compare `num` samples with the real images of a folder; see `Reference`.
 
     Args:
         guidance, sampler, steps, ladder, threshold: of the samples, as `Pipeline.sample`.
+        likelihood: "vlb" or "ode", see `likelihood.vlb` and `likelihood.ode`: also the bits per dimension of
+            `likelihood_num` images with `likelihood_steps`, of those that training on this folder holds out.
         on_step: told (what is being done, done, of how many).
 
     Raises:
         DataError: fewer than 40 usable images.
-        UsageError: `num` below 2, and as `Pipeline.sample`.
+        UsageError: `num` below 2, and as `Pipeline.sample`, `likelihood.vlb` and `likelihood.ode`.
     """
     if num < 2:
         raise UsageError(f"num is at least 2, not {num}: a distance is one of distributions")
     if not 0 <= seed < 2**63:
         raise UsageError(f"seed is at least 0 and below 2**63, not {seed}")
-    config = pipeline.config
-    dataset = build.dataset(config, data)
-    total = len(dataset.files)
-    if total < 40:
-        raise DataError(f"{data} has {total} usable images; a comparison needs at least 40")
-    if min(total, MAX_REAL) // 3 < num:
-        log.info("comparing %d images, a third of the real ones, not %d", min(total, MAX_REAL) // 3, num)
-        num = min(total, MAX_REAL) // 3
-    chosen = np.random.Generator(np.random.Philox(key=[seed, 0])).permutation(total)[:MAX_REAL]
-    d = config.data
-    real = augment.gather(
-        dataset.images, chosen, [None] * len(chosen), image_size=d.image_size, fit=d.fit, flip=False,
-        background=d.background,
-    )  # fmt: skip
-    labels, names = None, d.class_names
-    folders = {class_of(file.path) for file in dataset.files}
-    if names or (len(folders) > 1 and None not in folders):
-        names = names or class_names([file.path for file in dataset.files])
-        labels = dataset.labels(names)[chosen]
-    third = len(real) // 3
+    if likelihood is not None:
+        likelihoods.check(pipeline.denoiser.schedule, likelihood, likelihood_steps)
+    if likelihood_num < 1:
+        raise UsageError(f"likelihood_num is at least 1, not {likelihood_num}")
 
     def tell(what: str) -> Callable[[int, int], None]:
         return lambda done, of: on_step(what, done, of) if on_step is not None else None
 
+    reference = Reference(pipeline.config, data, num, seed, pipeline.device, tell("learning features"))
     # Sampling comes first: it refuses arguments that cannot be, before anything is learned.
     progress = tell("sampling")
-    given = None
-    if d.class_names:  # in the proportions of the real images
-        assert labels is not None
-        given = [int(label) for label in labels[third : third + num]]
     generated = pipeline.sample(
-        num, seed=seed, labels=given, guidance=guidance, sampler=sampler, steps=steps, ladder=ladder,
-        threshold=threshold, batch_size=256 if pipeline.device.type == "cuda" else 64,
+        reference.num, seed=seed, labels=reference.labels, guidance=guidance, sampler=sampler, steps=steps,
+        ladder=ladder, threshold=threshold, batch_size=256 if pipeline.device.type == "cuda" else 64,
         on_step=lambda p: progress(p.step, p.steps),
     )  # fmt: skip
-    fakes = np.stack([images.to_array(image, pipeline.channels) for image in generated])
-    trained = train_classifier(
-        real[:third], None if labels is None else labels[:third], seed=seed, device=pipeline.device,
-        on_step=tell("learning features"),
-    )  # fmt: skip
-    other = trained.features(real[third : third + num])
-    distance = frechet(trained.features(fakes), other)
-    floor = frechet(trained.features(real[2 * third :][:num]), other)
-    agreement = None
-    if given is not None:
-        agreement = float((trained.predict(fakes) == np.array(given)).mean())
-    return Report(distance, floor, num, trained.learned, trained.accuracy, agreement)
+    report = reference.compare(generated)
+    if likelihood is None:
+        return report
+    real, labels, unseen = reference.for_likelihood(likelihood_num)
+    bits = likelihoods.of(
+        likelihood, pipeline, real, labels, steps=likelihood_steps, seed=seed, on_step=tell("likelihood")
+    )
+    return replace(report, likelihood=bits, held_out=unseen)

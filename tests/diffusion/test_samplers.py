@@ -215,20 +215,23 @@ def test_watching_and_stopping_midway():
     walk.close()
 
 
-@pytest.mark.parametrize("data_sd", [0.2, 0.5])
+@pytest.mark.parametrize("data_sd", [0.02, 0.1, 0.5, 1.0])
 def test_the_default_ladder_and_sampler_keep_the_variance_of_the_data(data_sd):
-    """25 steps of dpm++2m on the default schedule give a Gaussian's spread back, not a smoothed one."""
+    """The default steps of the default sampler give every Gaussian's spread back, the finest detail's too.
+
+    A ladder uniform in time does not: 25 trailing steps leave 0.43 of a deviation of 0.02.
+    """
     from diffunet import build
     from diffunet.config import Config
 
     config = Config()
     schedule = build.schedule(config)
     ladder = build.ladder(config, schedule, config.diffusion.sample_steps)
-    assert ladder[0] == schedule.sigma_max == 1e9
+    assert ladder[0].item() == pytest.approx(500)  # 1,000 times the data
     x = ladder[0] * torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(1, 1, 3, 3)
 
     def denoise(x, sigma):
         return Denoised(data_sd**2 * x / (data_sd**2 + sigma**2))
 
     end = last(sample(denoise, x, ladder, build.step(config), no_noise))
-    assert torch.allclose(end / data_sd, x / ladder[0], rtol=0.02, atol=1e-6)
+    assert torch.allclose(end / data_sd, x / ladder[0], rtol=0.05, atol=1e-6)

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 import diffunet
+from diffunet.data import images
 from diffunet.data.builtin import load_digits_arrays
 from diffunet.errors import DataError
 from diffunet.evaluation.distances import frechet, near_copies, nearest, variance_ratio
 from diffunet.evaluation.features import train_classifier
-from diffunet.evaluation.report import evaluate
+from diffunet.evaluation.report import Reference, evaluate
 
 
 def test_frechet_of_normals_is_the_closed_form():
@@ -70,6 +71,18 @@ def test_the_distance_tells_good_from_bad():
     noise = np.random.default_rng(0).integers(0, 256, pictures[1200:].shape, dtype=np.uint8)
     distances = [frechet(trained.features(p.astype(np.uint8)), real) for p in (blurred, noise)]
     assert 3 * other < distances[0] < distances[1]
+
+
+def test_samples_are_dealt_the_labels_of_the_floor(run, folder):
+    """So that real images in the place of samples have no excess; labels of those compared with would flatter."""
+    pipe = diffunet.load(run)
+    reference = Reference(pipe.config, folder, 10, 3, pipe.device)
+    floor = reference.gather(reference.chosen[26:][:10])  # 40 images: thirds of 13
+    squares = [bool(picture[0, 0].mean() > 128) for picture in floor]  # bright outside; discs are dark there
+    assert reference.labels == [pipe.class_names.index("square" if each else "disc") for each in squares]
+    report = reference.compare([images.from_array(picture) for picture in floor])
+    assert report.excess == 0
+    assert report.floor > 0
 
 
 def test_evaluating_a_model(run, folder, tmp_path, caplog):

@@ -19,7 +19,7 @@ Settings that make the two the same thing:
   threshold: sample_max_value above any pixel (1, its default, makes it static); their quantile lies between two of
   the values, ours is one of them: 14/15 and 15/16 are the same one of 16 pixels.
 - Last step. final_sigmas_type="zero" (euler_at_final and, in second order, lower_order_final then change nothing). A
-  last step to sigma_min: lower_order_final=False, as ours lowers the order only at 0.
+  last step to sigma_min: lower_order_final=False, as ours lowers the order only at 0, and ours without its GROWTH_MAX.
 - UniPC: bh2, predict_x0. Of third order with lower_order_final=True their last step but one is of second order, ours
   is not: those two are left out; with False and a last sigma of 0 theirs ends in a singular matrix.
 - DPM++ SDE: sde-dpmsolver++, midpoint, is `dpmpp_2m(eta=1)`.
@@ -124,7 +124,7 @@ class Case:
     nets: tuple[str, ...] = ("mixture",)
     timesteps: dict[str, Any] = field(default_factory=dict)  # options of their `set_timesteps`, besides n
     float32: str = "our ladder"  # or "their ladder", or "not compared"
-    any_stride: bool = False  # ours without its rule for long strides
+    any_stride: bool = False  # ours without its rules for long strides
     left_out: int = 0  # last steps that are not the same thing
 
     @property
@@ -196,7 +196,9 @@ CASES: dict[str, Case] = {
     "DPM++ 2M, 20 steps": Case(DPM, dpmpp_2m(), LINEAR | TRAILING, n=20),
     "DPM++ 2M, zero SNR": Case(DPM, dpmpp_2m(), ZERO_SNR),
     "DPM++ 2M, flow": Case(DPM, dpmpp_2m(), FLOW),
-    "DPM++ 2M to sigma_min": Case(DPM, dpmpp_2m(), LINEAR | TRAILING | TO_SIGMA_MIN, float32="their ladder"),
+    "DPM++ 2M to sigma_min": Case(
+        DPM, dpmpp_2m(), LINEAR | TRAILING | TO_SIGMA_MIN, any_stride=True, float32="their ladder"
+    ),
     "DPM++ 2M SDE": Case(DPM, dpmpp_2m(eta=1), LINEAR | TRAILING | SDE),
     "DPM++ 2M SDE, v, cosine": Case(DPM, dpmpp_2m(eta=1), COSINE | TRAILING | PREDICTS_V | SDE, nets=BOTH),
     "DPM++ 2M SDE, flow": Case(DPM, dpmpp_2m(eta=1), FLOW | SDE),
@@ -206,10 +208,13 @@ CASES: dict[str, Case] = {
     "UniPC 2, 20 steps": Case(UNIPC, unipc(2), LINEAR | TRAILING, n=20),
     "UniPC 2, zero SNR": Case(UNIPC, unipc(2), ZERO_SNR),
     "UniPC 2, flow": Case(UNIPC, unipc(2), FLOW),
-    "UniPC 2 to sigma_min": Case(UNIPC, unipc(2), LINEAR | TRAILING | TO_SIGMA_MIN, float32="their ladder"),
+    "UniPC 2 to sigma_min": Case(
+        UNIPC, unipc(2), LINEAR | TRAILING | TO_SIGMA_MIN, any_stride=True, float32="their ladder"
+    ),
     "UniPC 3": Case(UNIPC, unipc(3), LINEAR | TRAILING | {"solver_order": 3}, left_out=2),
     "UniPC 3 to sigma_min, v": Case(
-        UNIPC, unipc(3), COSINE | TRAILING | PREDICTS_V | TO_SIGMA_MIN | {"solver_order": 3}, float32="their ladder"
+        UNIPC, unipc(3), COSINE | TRAILING | PREDICTS_V | TO_SIGMA_MIN | {"solver_order": 3}, any_stride=True,
+        float32="their ladder",
     ),
     "flow Euler": Case(FLOW_EULER, euler(), {}),
     "flow Euler, trailing": Case(FLOW_EULER, euler(), {}, timesteps={"sigmas": np.linspace(1, 0.1, 10)}, nets=BOTH),
@@ -352,6 +357,7 @@ def difference(case: Case, name: str, dtype: torch.dtype) -> float:
         theirs = their_walk(case, scheduler, net, x * scale(case, sigmas[0]), draws, monkeypatch)
         if case.any_stride:
             monkeypatch.setattr(samplers, "STRIDE_MAX", float("inf"))
+            monkeypatch.setattr(samplers, "GROWTH_MAX", float("inf"))
         ours = [x for _, x, _ in sample(denoise, x, sigmas, case.ours, peers.one_by_one(draws))]
     theirs = [x / s for x, s in zip(theirs, scale(case, sigmas[1:]), strict=True)]
     same = case.n - case.left_out

@@ -1,0 +1,133 @@
+"""Commands about models: how good they are, what they cost, and other forms of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from tyro.conf import Positional, arg
+
+from diffunet import outputs
+from diffunet.commands.values import Finite, Model, Number, Seed, Size, Steps
+from diffunet.config import LadderName, SamplerName, ThresholdName
+from diffunet.errors import UsageError
+from diffunet.outputs import Precision
+from diffunet.progress import progress, tell
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[Positional[Path], arg(metavar="DATA")],
+    /,
+    num: Annotated[int, Field(ge=2, le=10**7)] = 10_000,
+    seed: Seed = 0,
+    guidance: Finite = 1.0,
+    guidance_interval: tuple[Finite, Finite] | None = None,
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0,
+    weaker: str | None = None,
+    sampler: SamplerName | None = None,
+    steps: Steps | None = None,
+    ladder: LadderName | None = None,
+    threshold: ThresholdName | None = None,
+    likelihood: Literal["vlb", "ode"] | None = None,
+    likelihood_num: Number = 100,
+    likelihood_steps: Steps | None = None,
+    device: str | None = None,
+    precision: Precision = "fp32",
+) -> None:
+    """Compare generated images with real ones: a feature distance, beside that of real images to real ones.
+
+    Example: diffunet evaluate runs/photos photos --num 1000
+
+    Args:
+        model: A run folder or a model folder.
+        data: Folder of real images; class subfolders make better features.
+        num: Images to compare, at most a third of the real ones.
+        seed: Of the samples and the features.
+        guidance: As for diffunet sample.
+        guidance_interval: As for diffunet sample.
+        guidance_rescale: As for diffunet sample.
+        weaker: As for diffunet sample.
+        sampler: As for diffunet sample.
+        steps: As for diffunet sample.
+        ladder: As for diffunet sample.
+        threshold: As for diffunet sample.
+        likelihood: Also bits per dimension of real images: by the bound of a DDPM schedule (vlb), or the ODE (ode).
+        likelihood_num: Images for that.
+        likelihood_steps: For that: of the chain (by default all), or of the ODE (50).
+        device: cuda, cuda:1, mps, cpu; the best there is if not given.
+        precision: bf16 is faster where it is native.
+    """
+    from diffunet.evaluation.report import evaluate as run
+
+    pipe = outputs.load(model, device, precision)
+    guide = outputs.guidance(pipe, guidance, guidance_interval, guidance_rescale, weaker)
+    with progress("evaluating") as show:
+        report = run(
+            pipe, data, num=num, seed=seed, guidance=guide, sampler=sampler, steps=steps, ladder=ladder,
+            threshold=threshold, likelihood=likelihood, likelihood_num=likelihood_num,
+            likelihood_steps=likelihood_steps, on_step=lambda what, done, total: show(done, total, what),
+        )  # fmt: skip
+    tell("\n".join(report.lines()))
+
+
+def info(
+    model: Annotated[Positional[str], arg(metavar="MODEL_OR_PRESET")],
+    /,
+    image_size: Size | None = None,
+    device: str | None = None,
+) -> None:
+    """Show a net: shapes as an image flows through it, parameters, MACs, memory and time to expect.
+
+    Example: diffunet info default --image-size 64
+
+    Args:
+        model: A run folder, a model folder, or the name of a preset.
+        image_size: The model's own if not given.
+        device: cuda, cuda:1, mps, cpu; the best there is if not given.
+    """
+    from diffunet.info import describe
+
+    for line in describe(model, image_size, device):
+        if not tell(line):
+            return
+
+
+def convert(
+    source: Annotated[Positional[str], arg(metavar="SOURCE")],
+    out: Annotated[Positional[Path], arg(metavar="OUT")],
+    /,
+    ema: Finite | None = None,
+    step: Number | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model folder: of any model, or of another average of a run's weights, chosen after training.
+
+    Example: diffunet convert runs/photos photos-model --ema 0.05
+
+    Args:
+        source: A run folder, a model folder, or a checkpoint such as RUN/checkpoints/step-00001000.
+        out: Model folder to make.
+        ema: Relative width of the average, its spread in time over the length of the run: 0.03 to 0.20 usual, 0.289 is
+            the plain mean. Put together from those stored in a run folder (train.ema_every).
+        step: With --ema, of a step that averages are stored of; the newest if not given.
+        overwrite: Replace what exists.
+    """
+    if step is not None and ema is None:
+        raise UsageError(f"--step goes with --ema; for an earlier checkpoint give {source}/checkpoints/step-{step:08d}")
+    for folder in (out, out.absolute().parent):
+        if (folder / "config.toml").is_file():
+            raise UsageError(f"OUT {out} is in the run folder {folder}, which only training writes to; choose another")
+    outputs.claim(out, file=False, overwrite=overwrite, option="OUT")
+    from diffunet import storage
+    from diffunet.training import snapshots
+
+    if ema is None:
+        model = storage.read_model(source)
+        config, weights, at = model.config, model.denoiser.net.state_dict(), model.step
+    else:
+        with progress("averaging") as show:
+            config, weights, at = snapshots.put_together(Path(source), ema, step, show)
+    storage.export_model(out, config, weights, at)
+    tell(f"the weights of step {at} in {out}. Try: diffunet sample {out} --out samples.png --grid")
