@@ -94,15 +94,18 @@ def draw(figures: Figures, floor: float, out: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    for sampler, row in figures.items():
-        axes.plot(list(row), [distance - floor for distance in row.values()], marker="o", markersize=4, label=sampler)
+    figure, axes = pyplot.subplots(figsize=(8.5, 4.4), layout="constrained")
+    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(name.split("/")[0] for name in figures))}
+    for name, row in figures.items():  # a colour for each sampler; dashed on the trailing ladder
+        sampler, _, ladder = name.partition("/")
+        excess = [distance - floor for distance in row.values()]
+        axes.plot(list(row), excess, "o-" if ladder else "o--", markersize=4, color=colours[sampler], label=name)
     axes.set(xscale="log", yscale="log", xlabel="net evaluations", ylabel="feature distance above real to real")
     ticks = sorted({calls for row in figures.values() for calls in row if calls % 5 == 0})
     axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(out, dpi=110)
 
 

@@ -3,11 +3,13 @@
     python3 scripts/test.py          the quick suite, minutes on two cores
     python3 scripts/test.py --all    also the slow tests
 
-Further arguments go to pytest: `python3 scripts/test.py tests/nn -k odd`.
+Further arguments go to pytest: `python3 scripts/test.py tests/nn -k odd`. Tests run in as many processes as there are
+cores, at most four (some take a gigabyte), with one thread each: `-n 0` runs them in one.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -19,18 +21,21 @@ def main(arguments: list[str]) -> int:
     python = str(environment.python("test"))
     everything = "--all" in arguments
     rest = [argument for argument in arguments if argument != "--all"]
+    chosen = [] if everything else ["-m", "not slow"]
+    workers = ["-n", "auto", "--maxprocesses", "4"]
     checks = {
         "ruff check": [python, "-m", "ruff", "check", "."],
         "ruff format": [python, "-m", "ruff", "format", "--check", "."],
         "mypy": [python, "-m", "mypy"],
         "import contract": [python, "-c", "from importlinter.cli import lint_imports_command as c; c()", "--no-cache"],
-        "pytest": [python, "-m", "pytest", *([] if everything else ["-m", "not slow"]), *rest],
+        "pytest": [python, "-m", "pytest", *chosen, *workers, *rest],
     }
     failed = []
     for name, command in checks.items():
         print(f"== {name}", flush=True)
         start = time.monotonic()
-        code = subprocess.call(command, cwd=environment.ROOT)
+        # Threads of several processes that spin on the same cores slow each other many times.
+        code = subprocess.call(command, cwd=environment.ROOT, env={"OMP_NUM_THREADS": "1", **os.environ})
         print(f"== {name}: {'ok' if code == 0 else 'FAILED'} in {time.monotonic() - start:.0f} s\n", flush=True)
         if code != 0:
             failed.append(name)

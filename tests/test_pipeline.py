@@ -87,7 +87,8 @@ def test_guidance_in_an_interval_by_rescaling_and_by_a_weaker_model(pipe, varian
     everywhere, nowhere = (Guidance(3.0, interval=interval) for interval in ((0.0, 1e10), (1e10, 1e11)))
     assert np.array_equal(sampled(pipe, 0, guidance=everywhere), guided)
     assert np.array_equal(sampled(pipe, 0, guidance=nowhere), plain)
-    assert not np.array_equal(sampled(pipe, 0, guidance=Guidance(3.0, rescale=1.0)), guided)
+    strong, rescaled = (sampled(pipe, 0, guidance=Guidance(100.0, rescale=rescale)) for rescale in (0.0, 1.0))
+    assert not np.array_equal(strong, rescaled)
     itself = sampled(pipe, 0, guidance=Guidance(3.0, weaker=pipe))
     assert abs(np.array(itself) - plain).max() <= 1  # no way to go on
     weaker = sampled(pipe, 0, guidance=Guidance(3.0, weaker=variant))  # of another schedule and target

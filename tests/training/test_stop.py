@@ -15,7 +15,10 @@ from diffunet.training import checkpoint
 from diffunet.training.loop import train
 from diffunet.training.stop import Limits
 
-ENDLESS = {"steps": 10**6, "log_every": 1, "checkpoint_every": 10**6, "validate_every": 10**6, "sample_every": 10**6}
+ENDLESS = {
+    "steps": 10**6, "log_every": 1, "checkpoint_every": 10**6, "validate_every": 10**6, "sample_every": 10**6,
+    "ema_every": 10**6,
+}  # fmt: skip
 
 MAIN = "import sys; from diffunet.cli import main; main(sys.argv[1:])"
 
