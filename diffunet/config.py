@@ -111,8 +111,8 @@ class DiffusionConfig(Section):
     """Default sampler."""
     sample_steps: Annotated[int, Field(ge=1, le=100_000)] = 15
     """Default number of sampling steps."""
-    ladder: LadderName = "log-snr"
-    """How those steps are spaced."""
+    ladder: LadderName | None = None
+    """How those steps are spaced; by default what suits the sampler: log-snr for unipc and dpm++2m, else trailing."""
     threshold: ThresholdName = "none"
     """Keep the predicted clean image within its range: clip it, or scale it back (dynamic), as large guidance needs."""
     sigma_data: Rate | None = None

@@ -147,7 +147,7 @@ class Pipeline:
             guidance: scale of classifier-free guidance, 1 is off; needs a model with classes. Or a `Guidance`.
             sampler: ddpm, ddpm-large, ddpm-learned, ddim, euler, euler-ancestral, heun, dpm++2m, dpm++2m-sde, unipc.
             steps: of the sampler.
-            ladder: how they are spaced: trailing, leading, linspace, karras, log-snr.
+            ladder: how they are spaced: trailing, leading, linspace, karras, log-snr; see `DiffusionConfig.ladder`.
             threshold: none, static or dynamic: what keeps the predicted image within its range. These four are the
                 config's by default.
             batch_size: images at a time.

@@ -215,6 +215,21 @@ def test_watching_and_stopping_midway():
     walk.close()
 
 
+def test_the_default_ladder_suits_the_sampler_and_one_that_is_chosen_stays():
+    from diffunet import build
+    from diffunet.config import Config
+
+    config = Config()
+    schedule = build.schedule(config)
+    trailing, log_snr = uniform_t(schedule, 7), uniform_log_snr(schedule.sigma_min, 500.0, 7)
+    for sampler in build.STEPS:
+        expected = log_snr if sampler in ("unipc", "dpm++2m") else trailing
+        if sampler != "ddpm-learned":
+            assert torch.equal(build.ladder(build.sampling(config, sampler=sampler), schedule, 7), expected), sampler
+    chosen = build.sampling(config, ladder="trailing")
+    assert torch.equal(build.ladder(build.sampling(chosen, sampler="unipc"), schedule, 7), trailing)
+
+
 @pytest.mark.parametrize("data_sd", [0.02, 0.1, 0.5, 1.0])
 def test_the_default_ladder_and_sampler_keep_the_variance_of_the_data(data_sd):
     """The default steps of the default sampler give every Gaussian's spread back, the finest detail's too.
