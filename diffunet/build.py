@@ -29,10 +29,7 @@ STEPS = {
     "dpm++2m-sde": lambda: samplers.dpmpp_2m(eta=1.0),
     "unipc": samplers.unipc,
 }
-CALLS = {"heun": 2}
-"""Net calls of a step, where it is not 1."""
-
-MULTISTEP = ("dpm++2m", "unipc")
+ON_LOG_SNR = ("dpm++2m", "unipc")
 """Samplers at home on a ladder uniform in log-SNR, where at few steps the others are worse than on a trailing one
 (scripts/benchmark_quality.py on CIFAR-10, excess at 15 calls: unipc 0.50 against 0.62, heun 7.2 against 1.2, ddim 7.9
 against 1.6)."""
@@ -118,6 +115,11 @@ def step(config: Config) -> samplers.Step:
     return STEPS[config.diffusion.sampler]()
 
 
+def calls(sampler: str, steps: int) -> int:
+    """Calls of the net that a sampler makes in so many steps; the last one of heun is one of Euler."""
+    return 2 * steps - 1 if sampler == "heun" else steps
+
+
 def sampling(config: Config, **chosen: str | None) -> Config:
     """`config` with what was chosen for sampling (sampler, ladder, threshold); None leaves what it says.
 
@@ -134,7 +136,7 @@ def sampling(config: Config, **chosen: str | None) -> Config:
 
 def ladder(config: Config, noise: schedules.Schedule, n: int) -> Tensor:
     """The sigmas that `n` sampling steps visit, float64 [n + 1]."""
-    name = config.diffusion.ladder or ("log-snr" if config.diffusion.sampler in MULTISTEP else "trailing")
+    name = config.diffusion.ladder or ("log-snr" if config.diffusion.sampler in ON_LOG_SNR else "trailing")
     low, high = noise.sigma_min, min(noise.sigma_max, 500.0)
     if name == "karras":
         return schedules.karras(low, high, n)

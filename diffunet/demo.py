@@ -14,7 +14,8 @@ from PIL import Image
 from diffunet import build, devices
 from diffunet.config import Config, preset
 from diffunet.data import augment, builtin, images
-from diffunet.data.cache import Dataset, split
+from diffunet.data.cache import Dataset
+from diffunet.data.index import HELD_OUT_MAX, split
 from diffunet.errors import Stopped
 from diffunet.evaluation.distances import near_copies, variance_ratio
 from diffunet.pipeline import Pipeline, load
@@ -58,7 +59,7 @@ def run(out: Path, seconds: float) -> None:
 
     dataset = build.dataset(pipe.config, out / "digits")
     real, real_labels = _all(dataset), dataset.labels(pipe.class_names)
-    training, held_out = split(dataset.files, pipe.config.data.held_out, 1000)
+    training, held_out = split(dataset.files, pipe.config.data.held_out, HELD_OUT_MAX)
     images.save(_enlarged(_inpainted(pipe, real[held_out])), out / "inpainted.png")
     tell(
         "3. held-out digits; their lower or right half erased; filled in three times, without being told which digit "

@@ -13,9 +13,8 @@ import torch
 from diffunet import build, devices, storage
 from diffunet.config import Config, preset, preset_names
 from diffunet.errors import CheckpointError, UsageError
-from diffunet.nn.cost import cost
 from diffunet.progress import duration
-from diffunet.training import defaults
+from diffunet.training import defaults, memory
 
 
 def describe(model: str, image_size: int | None = None, device_name: str | None = None) -> Iterator[str]:
@@ -47,8 +46,7 @@ def describe(model: str, image_size: int | None = None, device_name: str | None 
     )
     d = config.diffusion
     yield f"predicts {d.target} on the {d.schedule} schedule; samples by {d.sample_steps} steps of {d.sampler}"
-    with torch.device("meta"):
-        price = cost(build.net(config), size, size)
+    price = memory.price(config.changed("data", image_size=size))
     yield ""
     yield f"{'part':<12}{'output':>18}{'parameters':>14}{'MACs':>10}"
     yield f"{'image':<12}{_shape((config.data.channels, size, size)):>18}"
@@ -97,7 +95,7 @@ def _time(config: Config, size: int, device: torch.device, precision: devices.Ch
 
     learn, use = passes(True), passes(False)
     d = config.diffusion
-    calls = d.sample_steps * build.CALLS.get(d.sampler, 1)
+    calls = build.calls(d.sampler, d.sample_steps)
     yield f"measured on {devices.describe(device)} in {precision.value} ({precision.why}), {batch} images a pass:"
     yield f"  training: {batch / learn:.1f} images a second; 1,000 steps of 64: {duration(64_000 * learn / batch)}"
     yield f"  sampling: 16 images by {calls} calls of the net take {duration(16 * calls * use / batch)}"

@@ -233,6 +233,9 @@ class Pipeline:
         pixels, gap = cut.cut(self.channels)
         walk_of, ladder = self._method(method, steps)
         denoise_for = self._guidance(guidance, self.config)
+        g = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+        if label is None and g.weaker is None and g.scale != 1:
+            raise UsageError(f"guidance {g.scale:g} needs a label to go towards")
         names = self.class_names
         if label is not None and not names:
             raise UsageError("this model has no classes; train with --classes to have labels")

@@ -52,8 +52,8 @@ def main() -> None:
     for name in options.samplers:
         sampler, _, ladder = name.partition("/")
         for wanted in options.evaluations:
-            steps = -(-wanted // build.CALLS.get(sampler, 1))
-            calls = steps * build.CALLS.get(sampler, 1) - (sampler == "heun")  # its last step is one of Euler
+            steps = max(n for n in range(1, wanted + 1) if build.calls(sampler, n) <= wanted)
+            calls = build.calls(sampler, steps)
             key = f"{name} {calls}"
             if key not in known:
                 pictures = pipe.sample(

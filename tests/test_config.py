@@ -67,6 +67,13 @@ def test_every_ddpm_schedule_may_end_in_pure_noise_and_learn_its_variance(schedu
     assert build.denoiser(config, torch.nn.Identity()).learned_variance
 
 
+def test_the_karras_ladder_has_rho_7():
+    """sigma^(1/7) is evenly spaced (Karras et al. 2022, eq. 5)."""
+    config = Config().changed("diffusion", ladder="karras")
+    roots = build.ladder(config, build.schedule(config), 10)[:-1] ** (1 / 7)
+    assert torch.allclose(roots.diff(), roots.diff()[:1].expand(9))
+
+
 def test_names_become_what_they_say():
     """Each name of a sampler, weighting, target and schedule is built; those of samplers are all there are."""
     assert build.STEPS.keys() == set(get_args(SamplerName))

@@ -93,7 +93,20 @@ def test_guidance_in_an_interval_by_rescaling_and_by_a_weaker_model(pipe, varian
     assert abs(np.array(itself) - plain).max() <= 1  # no way to go on
     weaker = sampled(pipe, 0, guidance=Guidance(3.0, weaker=variant))  # of another schedule and target
     assert not np.array_equal(weaker, plain)
+    assert np.array_equal(sampled(pipe, 0, guidance=Guidance(3.0, variant, (1e10, 1e11))), plain)
+    strong, rescaled = (sampled(pipe, 0, guidance=Guidance(9.0, variant, rescale=rescale)) for rescale in (0.0, 1.0))
+    assert not np.array_equal(strong, rescaled)
     assert not np.array_equal(filled(pipe, 0, guidance=Guidance(3.0, weaker=variant)), filled(pipe, 0))
+
+
+def test_guidance_needs_a_label_to_go_towards(pipe):
+    with pytest.raises(UsageError, match="needs a label"):
+        filled(pipe, 0, label=None, guidance=3.0)
+
+
+def test_samplers_that_share_a_function_but_not_what_they_do(pipe):
+    for one, other in (("ddpm", "ddpm-large"), ("dpm++2m", "dpm++2m-sde")):
+        assert not np.array_equal(*(sampled(pipe, 0, sampler=name, ladder="trailing") for name in (one, other)))
 
 
 def test_a_threshold_keeps_what_is_predicted_within_range(pipe):

@@ -59,6 +59,8 @@ def evaluate(
         device: cuda, cuda:1, mps, cpu; the best there is if not given.
         precision: bf16 is faster where it is native.
     """
+    if likelihood is None and (likelihood_num != 100 or likelihood_steps is not None):
+        raise UsageError("--likelihood-num and --likelihood-steps go with --likelihood vlb or ode")
     from diffunet.evaluation.report import evaluate as run
 
     pipe = outputs.load(model, device, precision)
@@ -109,14 +111,14 @@ def convert(
     Args:
         source: A run folder, a model folder, or a checkpoint such as RUN/checkpoints/step-00001000.
         out: Model folder to make.
-        ema: Relative width of the average, its spread in time over the length of the run: 0.03 to 0.20 usual, 0.289 is
-            the plain mean. Put together from those stored in a run folder (train.ema_every).
+        ema: Relative width of the average, its spread in time over the length of the run: 0.03 to 0.20 usual. Put
+            together from those stored in a run folder (train.ema_every).
         step: With --ema, of a step that averages are stored of; the newest if not given.
         overwrite: Replace what exists.
     """
     if step is not None and ema is None:
         raise UsageError(f"--step goes with --ema; for an earlier checkpoint give {source}/checkpoints/step-{step:08d}")
-    for folder in (out, out.absolute().parent):
+    for folder in (out, *list(out.absolute().parents)[:2]):
         if (folder / "config.toml").is_file():
             raise UsageError(f"OUT {out} is in the run folder {folder}, which only training writes to; choose another")
     outputs.claim(out, file=False, overwrite=overwrite, option="OUT")

@@ -187,6 +187,10 @@ def index_hash(image_files: Iterable[ImageFile]) -> str:
     return digest.hexdigest()
 
 
+HELD_OUT_MAX = 1000
+"""Images that training holds out at most, whatever their share."""
+
+
 def split(image_files: Sequence[ImageFile], fraction: float, cap: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(train, held out): ascending indices, about `fraction` of the images held out, at most `cap`.
 

@@ -142,7 +142,10 @@ class DenoisingLoss(nn.Module):
         s = sigma[:, None, None, None]
         x = x0 + s * noise  # float32: in bfloat16 the faintest noise levels vanish
         if self.own is not None:
-            return self.own(self.denoiser(x, sigma, label, concat, augment), x0, sigma)
+            denoised = self.denoiser(x, sigma, label, concat, augment)
+            each = self.own(denoised, x0, sigma)
+            # A parameter without a gradient has no optimizer state to resume from, and other processes wait for it.
+            return each if denoised.logvar is None else each + 0 * denoised.logvar
         target = self.denoiser.target
         output = self.denoiser.output(x, sigma, label, concat, augment)
         error = (output.x0 - target.target(x0, noise, s)).square().mean(dim=(1, 2, 3))

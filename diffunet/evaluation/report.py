@@ -16,9 +16,9 @@ from PIL.Image import Image
 from diffunet import build
 from diffunet.config import Config
 from diffunet.data import augment, images
-from diffunet.data.cache import split
 from diffunet.data.folder import class_names, class_of
 from diffunet.data.images import Pixels
+from diffunet.data.index import HELD_OUT_MAX, split
 from diffunet.errors import DataError, UsageError
 from diffunet.evaluation import likelihood as likelihoods
 from diffunet.evaluation.distances import frechet
@@ -29,9 +29,6 @@ log = logging.getLogger(__name__)
 
 MAX_REAL = 50_000
 """Real images used at most."""
-
-MAX_HELD_OUT = 1_000
-"""Images that training holds out at most."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +66,9 @@ class Report:
         if self.agreement is not None:
             lines.append(f"label agreement:  {self.agreement:.1%} of generated images are taken for their class")
         if self.likelihood is not None:
-            seen = (
-                "that it was not trained on" if self.held_out else "that it may have seen in training, which flatters"
-            )
+            seen = "that training on this folder holds out"
+            if not self.held_out:
+                seen = "that it may have seen in training, which flatters"
             lines += [*self.likelihood.lines(), f"                  of images {seen}"]
         return lines
 
@@ -162,7 +159,7 @@ class Reference:
 
         Where training on this folder holds out none, they are of any but those that the classifier learns from.
         """
-        held_out = split(self.dataset.files, self.config.data.held_out, MAX_HELD_OUT)[1]
+        held_out = split(self.dataset.files, self.config.data.held_out, HELD_OUT_MAX)[1]
         some = self.chosen[self.third :]
         if len(held_out):
             some = np.random.Generator(np.random.Philox(key=[self.seed, 1])).permutation(held_out)

@@ -102,7 +102,7 @@ def train(
             start.same_data(state, dataset, run, Path(data), accept_new_data)
             config = snapshots.only_where_kept(config, found)
         names = start.classes(config, dataset, resumed=found is not None)
-        chosen, held = split(dataset.files, config.data.held_out, 1000)
+        chosen, held = split(dataset.files, config.data.held_out, index.HELD_OUT_MAX)
 
         device = start.device()
         precision = devices.precision(device, config.train.precision)

@@ -27,7 +27,7 @@ def price(config: Config) -> Cost:
     with torch.device("meta"):
         net = build.net(config)
     counted = cost(net, config.data.image_size, config.data.image_size)
-    return dataclasses.replace(counted, averages=1 + len(WIDTHS) if config.train.ema_every else 1)
+    return dataclasses.replace(counted, averages=1 if config.train.ema_every == 0 else 1 + len(WIDTHS))
 
 
 def refuse_what_cannot_fit(config: Config, counted: Cost, device: torch.device, precision: str) -> None:

@@ -117,6 +117,8 @@ def _like_model(config: Config, init: str | Path) -> Config:
             if said and name not in free:
                 raise UsageError(f"--init takes {section}.{name} = {value!r} from {init}; leave it out")
             if not said:
+                if value != content[section][name]:
+                    log.info("--init: %s.%s = %r, as in %s", section, name, value, init)
                 content[section][name] = value
     content["diffusion"]["mean"] = None  # measured anew
     return Config.model_validate(content)

@@ -355,7 +355,7 @@ def test_in_the_report(run, folder, monkeypatch):
     assert found.likelihood.calls == 6
     assert 0 < found.likelihood.num == held < 20
     assert any("bits per dimension" in line for line in found.lines())
-    assert any("not trained on" in line for line in found.lines())
+    assert any("holds out" in line for line in found.lines())
     few = report.evaluate(diffunet.load(run), folder, num=4, steps=2, likelihood="ode", likelihood_num=1)
     assert few.likelihood.num == 1
     assert few.distance == found.distance

@@ -169,8 +169,10 @@ def test_check_prepare_info_evaluate(trained, folder, tmp_path, capsys):
         for words in ("stem", "parameters", "MACs", "memory", "sampling"):
             assert words in said
     how = ["--guidance", 2, "--guidance-interval", 0.1, 9, "--sampler", "unipc", "--ladder", "log-snr"]
+    how += ["--likelihood", "ode", "--likelihood-num", 2, "--likelihood-steps", 4]
     diffunet("evaluate", trained, folder, "--num", 8, "--steps", 2, *how, "--threshold", "static")
     said = capsys.readouterr().out
+    assert "bits per dimension" in said
     assert "feature distance" in said
     assert "excess" in said
     assert "neither a model nor a preset" in refused(capsys, "info", "nothing")
@@ -224,6 +226,7 @@ BAD = [
     (INPAINT + "--num 0", ["--num should be greater than or equal to 1", "not 0"]),
     (INPAINT + "--max-pixels 0", ["--max-pixels should be greater than or equal to 1", "not 0"]),
     ("evaluate MODEL DATA --num 1", ["--num should be greater than or equal to 2", "not 1"]),
+    ("evaluate MODEL DATA --likelihood-num 7", ["--likelihood-num", "go with --likelihood"]),
     ("evaluate MODEL DATA --threshold soft", ["--threshold", "dynamic", "'soft'"]),
     (SAMPLE + "--guidance-rescale 0.5", ["--guidance is 1", "--guidance-rescale"]),
     (SAMPLE + "--guidance-rescale 2", ["--guidance-rescale should be less than or equal to 1", "not 2"]),

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 from small import tiny
 
+from diffunet.data import warp
 from diffunet.errors import Stopped, UsageError
 from diffunet.training import checkpoint
 from diffunet.training.loop import train
@@ -39,3 +40,13 @@ def test_a_model_that_was_told_nothing_starts_one_that_is_and_the_reverse(folder
     assert plain.keys() == first.keys()
     assert all((first[key] - told[key]).abs().max() < 1e-5 for key in first)
     assert told["embedding.augment.weight"].abs().max() < 1e-6
+
+
+def test_what_is_told_is_done(folder, tmp_path, monkeypatch):
+    """The same first step with and without the images being warped: the gradients differ."""
+    config, weights = tiny(data={"augment": 0.9}, train={"steps": 1, "warmup": 0}), {}
+    for name in ("warped", "not"):
+        train(config, folder, tmp_path / name)
+        weights[name] = load_file(tmp_path / name / "model/model.safetensors")
+        monkeypatch.setattr(warp, "warp", lambda x0, told: x0)
+    assert any(not torch.equal(weights["warped"][key], weights["not"][key]) for key in weights["not"])

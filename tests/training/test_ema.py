@@ -405,3 +405,8 @@ def test_they_count_as_memory():
     counted = memory.price(defaults.architecture(tiny(), torch.device("cpu")))
     more = dataclasses.replace(counted, averages=3).training_bytes(1)
     assert more - counted.training_bytes(1) == 2 * 4 * counted.parameters
+
+
+def test_the_last_step_is_stored_too(folder, tmp_path):
+    train(tiny(train={"steps": 7, "ema_every": 3, "previews": 0}), folder, tmp_path / "run")
+    assert {each.step for each in snapshots.find(tmp_path / "run")} == {3, 6, 7}

@@ -76,6 +76,16 @@ def test_it_learns(folder, tmp_path):
     assert discs + 40 < squares  # discs are on dark, squares on bright
 
 
+def test_a_loss_of_ones_own_that_leaves_the_uncertainty_alone_can_be_resumed(folder, tmp_path):
+    def own(denoised, x0, sigma):
+        return (denoised.x0 - x0).square().mean(dim=(1, 2, 3))
+
+    for steps in (2, 3):
+        config = tiny(diffusion={"learned_uncertainty": True}, train={"steps": steps, "previews": 0})
+        train(config, folder, tmp_path / "run", loss=own, resume=steps == 3)
+    assert diffunet.load(tmp_path / "run").config.diffusion.learned_uncertainty
+
+
 def test_a_loss_of_ones_own(folder, tmp_path):
     seen = []
 
