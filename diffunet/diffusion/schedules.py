@@ -17,7 +17,7 @@ FLOW_SIGMA_MAX = 1e9
 
 ZERO_SNR_SIGMA_MAX = 4096.0
 """Where a schedule of zero terminal SNR starts instead of at infinity: there alpha_bar is about 2^-24. Or at sqrt(2)
-times the sigma before it, or where the schedule ends without it, where that is more."""
+times the sigma before it, where that is more. (Cosine ends at 20,291 by itself, so it gains nothing.)"""
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -123,12 +123,11 @@ class DDPMSchedule:
             raise ValueError(f"a DDPM schedule needs at least 2 steps, not {num_steps}")
         self.num_steps, self.kind, self.zero_snr, self.shift = num_steps, kind, zero_snr, shift
         self.beta = betas(kind, num_steps)  # [T]
-        last = torch.prod(1 - self.beta).item()
         if zero_snr:
             self.beta = zero_terminal_snr(self.beta)
         self.alpha_bar = torch.cumprod(1 - self.beta, 0)  # [T]
         if zero_snr:
-            self.alpha_bar[-1] = min(1 / (1 + ZERO_SNR_SIGMA_MAX**2), self.alpha_bar[-2].item() / 2, last)
+            self.alpha_bar[-1] = min(1 / (1 + ZERO_SNR_SIGMA_MAX**2), self.alpha_bar[-2].item() / 2)
         self.sigmas = shift * ((1 - self.alpha_bar) / self.alpha_bar).sqrt()  # [T]
         if shift != 1 or zero_snr:
             self.alpha_bar = 1 / (1 + self.sigmas**2)

@@ -18,7 +18,7 @@ from PIL import Image
 from diffunet.cli import main
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SHORT = "--model.channels 8 --model.num-blocks 1 --batch-size 4 --train.previews 4"
+SHORT = "--model.channels 8 --model.num-blocks 1 --batch-size 4 --train.previews 4 --train.ema-every 1"
 
 
 def blocks(language):

@@ -1,6 +1,5 @@
 """Averages of any width, put together after training, against averages that were kept directly."""
 
-import dataclasses
 import json
 import math
 import re
@@ -402,9 +401,10 @@ def test_a_number_in_them_that_is_not_finite_is_seen_before_a_save():
 
 
 def test_they_count_as_memory():
-    counted = memory.price(defaults.architecture(tiny(), torch.device("cpu")))
-    more = dataclasses.replace(counted, averages=3).training_bytes(1)
-    assert more - counted.training_bytes(1) == 2 * 4 * counted.parameters
+    some, none = (
+        memory.price(defaults.architecture(tiny(train={"ema_every": every}), torch.device("cpu"))) for every in (5, 0)
+    )
+    assert some.training_bytes(1) - none.training_bytes(1) == 2 * 4 * some.parameters
 
 
 def test_the_last_step_is_stored_too(folder, tmp_path):

@@ -84,7 +84,7 @@ def test_counting_is_what_training_takes():
     """The count of parameters against those of the net itself, times weights, gradients, two moments and the EMA."""
     from diffunet import build
 
-    config = defaults.architecture(tiny(model={"dropout": 0.0}), torch.device("cpu"))
+    config = defaults.architecture(tiny(model={"dropout": 0.0}, train={"ema_every": 0}), torch.device("cpu"))
     parameters = sum(p.numel() for p in build.net(config).parameters())
     counted = memory.price(config)
     assert counted.training_bytes(0) == 5 * 4 * parameters
