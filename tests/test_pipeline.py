@@ -18,6 +18,7 @@ from diffunet import Cancelled, DataError, Guidance, UsageError, build
 from diffunet.config import LadderName, SamplerName
 from diffunet.data import masks
 from diffunet.devices import is_out_of_memory
+from diffunet.diffusion import samplers
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,17 @@ def test_guidance_in_an_interval_by_rescaling_and_by_a_weaker_model(pipe, varian
     strong, rescaled = (sampled(pipe, 0, guidance=Guidance(9.0, variant, rescale=rescale)) for rescale in (0.0, 1.0))
     assert not np.array_equal(strong, rescaled)
     assert not np.array_equal(filled(pipe, 0, guidance=Guidance(3.0, weaker=variant)), filled(pipe, 0))
+
+
+def test_repaint_walks_uniformly_in_time_whatever_the_ladder_of_samples(pipe, monkeypatch):
+    seen, plain = [], samplers.sample
+    monkeypatch.setattr(
+        samplers, "sample", lambda d, x, sigmas, *rest: seen.append(sigmas) or plain(d, x, sigmas, *rest)
+    )
+    filled(pipe, 0, method="repaint")
+    steps = sorted(set(seen[0].tolist()), reverse=True)
+    t = torch.tensor(steps[:-1], dtype=torch.float64)
+    assert torch.allclose(t / (1 + t), torch.tensor([1.0, 2 / 3, 1 / 3], dtype=torch.float64))  # flow's time
 
 
 def test_guidance_needs_a_label_to_go_towards(pipe):

@@ -129,6 +129,27 @@ def test_options_of_sampling_reach_the_model(trained, tmp_path, capsys, monkeypa
     assert not new.exists()
 
 
+def test_options_of_sampling_reach_evaluate(trained, folder, monkeypatch):
+    from diffunet.pipeline import Guidance, Pipeline
+
+    class SeenEnough(Exception):
+        pass
+
+    seen = {}
+
+    def sample(pipe, *args, **options):
+        seen.update(options)
+        raise SeenEnough
+
+    monkeypatch.setattr(Pipeline, "sample", sample)
+    how = ["--guidance", 3, "--guidance-rescale", 0.9, "--ladder", "karras", "--threshold", "dynamic", "--steps", 7]
+    with pytest.raises(SeenEnough):
+        main([str(word) for word in ("evaluate", trained, folder, "--num", 8, "--sampler", "heun", *how)])
+    assert seen["guidance"] == Guidance(3.0, None, None, 0.9)
+    names = ("sampler", "steps", "ladder", "threshold")
+    assert [seen[name] for name in names] == ["heun", 7, "karras", "dynamic"]
+
+
 def test_inpainting_files(trained, tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     hole = np.zeros((20, 30), bool)

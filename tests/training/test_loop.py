@@ -99,6 +99,15 @@ def test_a_loss_of_ones_own(folder, tmp_path):
     assert seen[0][2] == (6,)
 
 
+def test_init_leaves_the_weighting_free_and_the_target_not(run, folder, tmp_path):
+    config = tiny(diffusion={"weighting": "p2", "p2_gamma": 0.5}, train={"steps": 1, "previews": 0})
+    train(config, folder, tmp_path / "run", init=run)
+    found = diffunet.load(tmp_path / "run").config.diffusion
+    assert (found.weighting, found.p2_gamma) == ("p2", 0.5)
+    with pytest.raises(UsageError, match=r"--init takes diffusion\.target = 'flow'"):
+        train(tiny(diffusion={"target": "v"}), folder, tmp_path / "other", init=run)
+
+
 def test_init_takes_weights_and_matches_classes_by_name(run, folder, tmp_path):
     other = tmp_path / "pictures"
     for name in ("disc", "triangle", "zebra"):
