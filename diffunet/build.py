@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,7 +15,9 @@ from diffunet.config import Config, LadderName, SamplerName, ThresholdName
 from diffunet.data import warp
 from diffunet.data.cache import Dataset, open_dataset
 from diffunet.diffusion import losses, samplers, schedules
-from diffunet.diffusion.denoiser import EDM, X0, Denoiser, Epsilon, Flow, Target, V
+from diffunet.diffusion.denoiser import EDM, X0, Denoise, Denoised, Denoiser, Epsilon, Flow, Target, V
+from diffunet.diffusion.inpainting import ddnm, keep_known, mmps, resample_ladder
+from diffunet.draws import Noise
 from diffunet.errors import UsageError
 from diffunet.nn.unet import UNet
 
@@ -34,6 +38,13 @@ ON_LOG_SNR = ("dpm++2m", "unipc")
 (scripts/benchmark_quality.py on CIFAR-10, excess at 15 calls: unipc 0.50 against 0.62, heun 7.2 against 1.2, ddim 7.9
 against 1.6)."""
 
+INPAINTING = ("trained", "repaint", "ddnm", "mmps", "replace")
+"""Methods of filling in; see diffusion/inpainting.py."""
+INPAINTING_DEFAULT = "repaint"
+"""Of a model that was not trained to inpaint."""
+JUMPS = {"repaint": (20, 5, 5), "ddnm": (50, 50, 1)}
+"""Steps of the default ladder, into how many stretches it is cut, and how often each is walked."""
+
 
 def net(config: Config) -> UNet:
     """The UNet of a resolved config, freshly initialised from torch's global generator.
@@ -47,7 +58,7 @@ def net(config: Config) -> UNet:
     assert model.attention_levels is not None, "the config is resolved"
     try:
         return UNet(
-            in_channels=data.channels,
+            in_channels=data.channels if config.diffusion.task == "generate" else 2 * data.channels + 1,
             out_channels=data.channels * (2 if config.diffusion.learned_variance else 1),
             channels=model.channels,
             multipliers=model.multipliers,
@@ -107,7 +118,8 @@ def weighting(config: Config) -> losses.Weighting:
 
 def denoiser(config: Config, backbone: nn.Module | None = None) -> Denoiser:
     """Net (or `backbone` in its place), target and schedule in one."""
-    return Denoiser(backbone or net(config), target(config), schedule(config), config.diffusion.learned_variance)
+    d = config.diffusion
+    return Denoiser(backbone or net(config), target(config), schedule(config), d.learned_variance, d.task == "inpaint")
 
 
 def step(config: Config) -> samplers.Step:
@@ -143,6 +155,87 @@ def ladder(config: Config, noise: schedules.Schedule, n: int) -> Tensor:
     if name == "log-snr":
         return schedules.uniform_log_snr(low, high, n)
     return schedules.uniform_t(noise, n, name)
+
+
+Walk = Iterator[tuple[int, Tensor, Denoised]]
+"""See `samplers.sample`."""
+
+
+@dataclass(frozen=True)
+class Inpainting:
+    """A way to fill in: the `ladder` [n + 1] and `walk(denoise, known, keep, x, noise)` down it.
+
+    `known` [B C H W] in [-1, 1], `keep` bool and broadcasting to it, True where pixels are known; x [B C H W] at the
+    first sigma. Where `told`, `denoise` is to be told them too, as a net that is trained for it; see
+    `denoiser.condition`.
+    """
+
+    ladder: Tensor
+    walk: Callable[[Denoise, Tensor, Tensor, Tensor, Noise], Walk]
+    told: bool = False
+
+
+def inpainting(
+    config: Config,
+    noise: schedules.Schedule,
+    method: str = "auto",
+    steps: int | None = None,
+    jump_length: int | None = None,
+    jump_n_sample: int | None = None,
+    below: float = math.inf,
+) -> Inpainting:
+    """The way to fill in that `method`, one of `INPAINTING`, names.
+
+    Args:
+        config: of the model; its sampler and ladder are those of trained, replace and mmps.
+        noise: the model's schedule.
+        method: auto is trained for a model trained to inpaint, else `INPAINTING_DEFAULT`.
+        steps: of the ladder, before it is walked more than once.
+        jump_length, jump_n_sample: see `resample_ladder`; of repaint and ddnm.
+        below: begin at this sigma, with what is left of the ladder.
+
+    Raises:
+        UsageError: for a method that there is not, or that the model or the other arguments do not go with.
+    """
+    trained = config.diffusion.task == "inpaint"
+    if method == "auto":
+        method = "trained" if trained else INPAINTING_DEFAULT
+    if method not in INPAINTING:
+        raise UsageError(f"unknown method {method!r}; there are {', '.join(INPAINTING)}")
+    if method == "trained" and not trained:
+        raise UsageError("method trained needs a model that was trained with --task inpaint, and this one was not")
+    if method not in JUMPS:
+        if jump_length is not None or jump_n_sample is not None:
+            raise UsageError(
+                f"method {method} does not jump back; jump_length and jump_n_sample are of repaint and ddnm"
+            )
+        plain = _below(ladder(config, noise, steps or config.diffusion.sample_steps), below)
+        step = STEPS[config.diffusion.sampler]()
+        given = mmps if method == "mmps" else keep_known
+        return Inpainting(
+            plain,
+            lambda denoise, known, keep, x, noise: samplers.sample(given(denoise, known, keep), x, plain, step, noise),
+            told=method == "trained",
+        )
+    default_steps, stretches, visits = JUMPS[method]
+    steps = steps or default_steps
+    plain = _below(ladder(sampling(config, ladder="trailing"), noise, steps), below)  # uniform in time, as they walk
+    walk = resample_ladder(plain, jump_length or max(1, steps // stretches), jump_n_sample or visits)
+    if method == "ddnm":
+        return Inpainting(
+            walk, lambda denoise, known, keep, x, noise: samplers.sample(denoise, x, walk, ddnm(known, keep), noise)
+        )
+    return Inpainting(
+        walk,
+        lambda denoise, known, keep, x, noise: samplers.sample(
+            keep_known(denoise, known, keep, noise), x, walk, samplers.euler(eta=1.0), noise
+        ),
+    )
+
+
+def _below(sigmas: Tensor, sigma: float) -> Tensor:
+    """What of a ladder is below a sigma, from it on; all of it where that begins lower."""
+    return sigmas if sigmas[0] <= sigma else torch.cat([sigmas.new_tensor([sigma]), sigmas[sigmas < sigma]])
 
 
 def prior_mean(config: Config) -> Tensor:

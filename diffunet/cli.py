@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "evaluate": (models.evaluate, "compare generated images with real ones"),
     "check": (folders.check, "what is in a folder of images, and what cannot be used"),
     "prepare": (folders.prepare, "a known data set as a folder of images"),
+    "masks": (folders.masks, "random masks, to try inpainting with"),
     "convert": (models.convert, "a model folder, of an earlier checkpoint or another average of the weights"),
     "info": (models.info, "shapes, parameters, MACs, memory and time of a net"),
     "demo": (training.demo, "all of it on built-in data, in minutes, on a CPU"),

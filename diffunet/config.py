@@ -29,6 +29,8 @@ SamplerName = Literal[
 ]
 LadderName = Literal["trailing", "leading", "linspace", "karras", "log-snr"]
 ThresholdName = Literal["none", "static", "dynamic"]
+TaskName = Literal["generate", "inpaint"]
+MasksName = Literal["mixed", "box", "half", "wide", "narrow", "scratches", "lines", "grid"]
 
 DDPM_SCHEDULES = ("linear", "scaled-linear", "cosine", "sigmoid")
 
@@ -77,6 +79,8 @@ class ModelConfig(Section):
 class DiffusionConfig(Section):
     """The process: noise, target, and how to sample by default."""
 
+    task: TaskName = "generate"
+    """What the net learns: to generate, or to inpaint, told known pixels and the hole; that model generates too."""
     schedule: Literal["linear", "scaled-linear", "cosine", "sigmoid", "edm", "flow", "flow-logit-normal"] = (
         "flow-logit-normal"
     )
@@ -152,6 +156,8 @@ class DataConfig(Section):
     """Mirror images at random; on below 5,000 images."""
     augment: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of each change (flip, turn, scale, stretch, shift) that the net is told of; for few images, 0.12."""
+    masks: MasksName = "mixed"
+    """Kind of random masks that inpainting is trained with."""
     classes: bool = False
     """Subfolders are classes."""
     class_names: tuple[str, ...] = ()

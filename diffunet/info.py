@@ -45,6 +45,8 @@ def describe(model: str, image_size: int | None = None, device_name: str | None 
         f", {len(config.data.class_names)} classes" if config.data.class_names else ""
     )
     d = config.diffusion
+    if d.task == "inpaint":
+        yield f"learned to inpaint, with random masks ({config.data.masks}), and generates too"
     yield f"predicts {d.target} on the {d.schedule} schedule; samples by {d.sample_steps} steps of {d.sampler}"
     price = memory.price(config.changed("data", image_size=size))
     yield ""
@@ -71,10 +73,10 @@ def describe(model: str, image_size: int | None = None, device_name: str | None 
 
 def _time(config: Config, size: int, device: torch.device, precision: devices.Choice, batch: int) -> Iterator[str]:
     """A few passes of `batch` images through a net with random weights."""
-    denoiser = build.denoiser(config).to(device)
+    net = build.net(config).to(device)
     if device.type == "cpu":
-        denoiser.to(memory_format=torch.channels_last)
-    x = torch.zeros(batch, config.data.channels, size, size, device=device)
+        net.to(memory_format=torch.channels_last)
+    x = torch.zeros(batch, net.in_channels, size, size, device=device)
     c_noise = torch.zeros(batch, device=device)
 
     def passes(learn: bool) -> float:
@@ -85,7 +87,7 @@ def _time(config: Config, size: int, device: torch.device, precision: devices.Ch
                 torch.set_grad_enabled(learn),
                 torch.autocast(device.type, torch.bfloat16, enabled=precision.value == "bf16"),
             ):
-                out = denoiser.net(x, c_noise)
+                out = net(x, c_noise)
             if learn:
                 out.float().square().mean().backward()
             if device.type == "cuda":

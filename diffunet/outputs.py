@@ -14,8 +14,11 @@ from diffunet.errors import ResourceError, UsageError
 from diffunet.progress import progress, say, tell
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
+    from diffunet.data.part import Masked
     from diffunet.pipeline import Guidance, Pipeline, Progress
 
 Precision = Literal["fp32", "bf16"]
@@ -124,6 +127,62 @@ def grid(pictures: list[Image]) -> Image:
 
     arrays = [np.asarray(picture) for picture in pictures]
     return images.grid([array if array.ndim == 3 else array[..., None] for array in arrays])
+
+
+SHEET_WIDTH = 2000
+"""Pixels; the pictures on a sheet are made smaller where it would be wider."""
+HOLE = (255, 0, 255)
+"""Colour of a hole on a sheet, which few images have."""
+
+
+def sheet(masked: Masked, fillings: list[Image]) -> Image:
+    """An RGB picture of the image with its hole in magenta, and then its fillings: in one row up to five in all, else
+    about square. Transparency is laid over white; a colour profile of RGB is kept.
+    """
+    import math
+
+    import numpy as np
+    from PIL import Image as pillow
+
+    from diffunet.data import images
+
+    picture, count = masked.picture, 1 + len(fillings)
+    columns = count if count <= 5 else math.ceil(math.sqrt(count))
+    scale = min(1.0, SHEET_WIDTH / (columns * picture.width))
+    size = max(1, int(picture.width * scale)), max(1, int(picture.height * scale))
+
+    def tile(image: Image) -> NDArray[np.uint8]:
+        return images.to_array(image.resize(size, pillow.Resampling.BILINEAR), 3, white=masked.white)
+
+    hole = tile(images.from_array(np.where(masked.hole, np.uint8(255), np.uint8(0))[..., None])) / 255
+    shown = np.rint((1 - hole) * tile(picture) + hole * np.array(HOLE)).astype(np.uint8)
+    laid = images.grid([shown, *map(tile, fillings)], columns)
+    if picture.mode in ("RGB", "RGBA") and "icc_profile" in picture.info:
+        laid.info["icc_profile"] = picture.info["icc_profile"]
+    return laid
+
+
+_DEEP, _CLEAR = (".tif", ".tiff"), (".png", ".webp", ".tif", ".tiff", ".gif")
+_HELD_BY = {
+    "I;16": (".png", *_DEEP), "I;16B": (".png", *_DEEP), "I": _DEEP, "F": _DEEP, "CMYK": (*_DEEP, ".jpg", ".jpeg"),
+    "LA": _CLEAR, "La": _CLEAR, "PA": _CLEAR, "RGBA": _CLEAR, "RGBa": _CLEAR,
+}  # fmt: skip
+
+
+def held_by(path: Path) -> tuple[str, ...]:
+    """Which files can hold what an image becomes, by the ends of their names, the usual one first; empty where all can.
+
+    Only its header is read; what is wrong with it is said when the rest is.
+    """
+    from PIL import Image as pillow
+
+    from diffunet.data import deep, images
+
+    try:
+        with pillow.open(path, formats=images.FORMATS) as image:
+            return (".png",) if deep.is_deep(image) else _HELD_BY.get(image.mode, ())
+    except Exception:
+        return ()
 
 
 def file_name(label: str) -> str:

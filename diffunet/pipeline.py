@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +16,21 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
-from diffunet import build, devices, draws, storage
+from diffunet import build, conditions, devices, draws, storage
+from diffunet.conditions import Guidance as Guidance
+from diffunet.conditions import Label
 from diffunet.config import Config
-from diffunet.data import images, part, regions
+from diffunet.data import images, part
+from diffunet.data.regions import Region
 from diffunet.diffusion import samplers
-from diffunet.diffusion.denoiser import Denoise, Denoised, Denoiser, bind
-from diffunet.diffusion.guidance import Pair, WithAndWithoutLabel, guided, threshold
-from diffunet.diffusion.inpainting import keep_known, resample_ladder
+from diffunet.diffusion.denoiser import Denoiser
 from diffunet.errors import Cancelled, UsageError
+from diffunet.filling import REFINE, Filler
 
 log = logging.getLogger(__name__)
 
-REPAINT_STEPS, REPAINT_VISITS = 40, 5
-"""Steps of the default ladder, and how often each stretch of a fifth of it is walked: 168 calls of the net."""
-
 INPAINT_BATCH = 16
-"""Fillings at a time."""
-
-Label = int | str | None
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """How samples are pushed away from what a worse denoiser says.
-
-    Args:
-        scale: 1 is off.
-        weaker: a model of the same images that is worse: smaller, or an earlier checkpoint of the same run
-            (autoguidance, Karras et al. 2024). None: the model itself without the label (classifier-free guidance).
-        interval: guide only where low < sigma <= high (Kynkäänniemi et al. 2024).
-        rescale: 0 to 1, how far the deviation of a guided image is brought back (Lin et al. 2023).
-    """
-
-    scale: float = 1.0
-    weaker: Pipeline | None = None
-    interval: tuple[float, float] | None = None
-    rescale: float = 0.0
+"""Fillings of the model's size at a time."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +76,7 @@ class Pipeline:
 
     def __init__(self, config: Config, denoiser: Denoiser, dtype: torch.dtype | None = None) -> None:
         self.config = config
-        self.denoiser = denoiser.eval()
+        self.denoiser = denoiser.eval().requires_grad_(False)
         self.dtype = dtype
         self._lock = threading.RLock()
         if self.device.type == "cpu":  # measured: convolutions take half the time so
@@ -159,21 +137,21 @@ class Pipeline:
             Cancelled: when `on_step` said so.
         """
         _natural(num=num, batch_size=batch_size, seed=seed)
-        numbers = self._labels(labels, num)
+        numbers = conditions.numbers(labels, num, self.class_names)
         config = build.sampling(self.config, sampler=sampler, ladder=ladder, threshold=threshold)
-        denoise_for = self._guidance(guidance, config)
+        denoise_for = conditions.denoising(self, guidance, config)
         step, sigmas = build.step(config), self._ladder(steps, config)
         batch_size = batch_size or (64 if self.device.type == "cuda" else 16)
         shape = (self.channels, self.image_size, self.image_size)
         batches = [range(first, min(first + batch_size, num)) for first in range(0, num, batch_size)]
+        watch = _Watch(on_step, len(batches) * (len(sigmas) - 1))
         done: list[Image] = []
         with self.working(f"with batch_size {batch_size} and num {num}: a smaller batch_size takes less"):
-            for place, batch in enumerate(batches):
+            for batch in batches:
                 noise = draws.streams(seed, batch, shape, self.device)
                 label = None if numbers is None else numbers[batch.start : batch.stop].to(self.device)
                 walk = samplers.sample(denoise_for(label), self._start(noise(), sigmas), sigmas, step, noise)
-                x = self._watch(walk, on_step, place * (len(sigmas) - 1), len(batches) * (len(sigmas) - 1))
-                done += [images.from_array(array) for array in images.to_uint8(x)]
+                done += [images.from_array(array) for array in images.to_uint8(watch(walk))]
         return done
 
     def inpaint(
@@ -186,27 +164,43 @@ class Pipeline:
         method: str = "auto",
         fit: str = "auto",
         steps: int | None = None,
+        jump_length: int | None = None,
+        jump_n_sample: int | None = None,
         label: Label = None,
         guidance: float | Guidance = 1.0,
+        box: tuple[int, int, int, int] | None = None,
         invert_mask: bool = False,
         soft_mask: bool = False,
+        feather: int = 0,
+        resize_mask: bool = False,
         max_pixels: int = images.MAX_PIXELS,
         on_step: OnStep | None = None,
     ) -> list[Image]:
         """Fill in the masked part of an image; every pixel outside it comes back as it was.
+
+        Holes that are far from each other are filled in one by one. One that is the whole image is plain sampling, of
+        the same images as `sample` gives for this seed.
 
         Args:
             image: of any mode and size; a path is opened, and turned as its EXIF says.
             mask: white (at least half) = fill, of the image's size; by default what is not opaque is filled.
             num: different fillings.
             seed: filling i of a seed starts from the same noise at any `num`.
-            method: repaint (resampling, Lugmayr et al. 2022), replace (one walk, known pixels pasted into every
-                denoised image), or auto (repaint).
-            fit: crop (a region round the hole, at the model's size), native (the whole image), or auto.
-            steps: of the ladder; repaint walks most of them five times. The default is 168 calls of the net.
+            method: trained (the net is told the known pixels: of a model trained with --task inpaint), repaint
+                (resampling, Lugmayr et al. 2022), ddnm (Wang et al. 2022), mmps (gradients, Rozet et al. 2024), replace
+                (one walk, known pixels pasted into every denoised image), or auto (trained where the model is, else
+                repaint).
+            fit: crop (a region round each hole, at the model's size), tile (the image's own resolution, by windows of
+                the model's size), native (the whole image at once), or auto, by the sizes of image, hole and model.
+            steps: of the ladder; repaint walks most of them several times.
+            jump_length, jump_n_sample: how many steps repaint (or ddnm, as its time travel) goes back, and how often it
+                walks each stretch. 250 steps with 10 and 10 are RePaint as published, 2,410 calls of the net.
             label, guidance: as for `sample`; without a label, none is told.
+            box: (x0, y0, x1, y1) in pixels, x1 and y1 not included: the hole, instead of a mask.
             invert_mask: black = fill.
             soft_mask: blend by the mask's grey; exact where it is 0.
+            feather: pixels from the edge of the hole, inwards, over which old and new are blended.
+            resize_mask: take a mask of another size to the image's.
             max_pixels: larger images and masks are refused, before they are decoded.
             on_step: called after every step; returning False cancels.
 
@@ -219,59 +213,49 @@ class Pipeline:
             ResourceError: out of memory.
             Cancelled: when `on_step` said so.
         """
-        _natural(num=num, seed=seed, max_pixels=max_pixels)
-        picture, hole, weight = part.read(image, mask, invert_mask, soft_mask, max_pixels)
-        if not hole.any():
-            return [picture.copy() for _ in range(num)]
-        share = float(hole.mean())
+        _natural(
+            num=num, seed=seed, max_pixels=max_pixels, steps=steps, jump_length=jump_length,
+            jump_n_sample=jump_n_sample, feather=feather,
+        )  # fmt: skip
+        masked = part.read(
+            image, mask, box=box, invert=invert_mask, soft=soft_mask, feather=feather, resize_mask=resize_mask,
+            max_pixels=max_pixels,
+        )  # fmt: skip
+        filled = [masked.picture.copy() for _ in range(num)]
+        if not masked.hole.any():
+            return filled
+        share = float(masked.hole.mean())
         if share > 0.9:
             log.warning("the mask fills %.0f%% of the image; for masks with black = fill: --invert-mask", 100 * share)
-        region = regions.choose(hole, self.image_size, fit)
-        if fit == "auto" and (region.fit != "native" or hole.shape != (self.image_size, self.image_size)):
-            log.info("%s", region)
-        cut = part.Part(picture, hole, weight, region, mask is None)
-        pixels, gap = cut.cut(self.channels)
-        walk_of, ladder = self._method(method, steps)
-        denoise_for = self._guidance(guidance, self.config)
-        g = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+        g = conditions.guidance_of(guidance)
         if label is None and g.weaker is None and g.scale != 1:
             raise UsageError(f"guidance {g.scale:g} needs a label to go towards")
-        names = self.class_names
-        if label is not None and not names:
-            raise UsageError("this model has no classes; train with --classes to have labels")
-        number = self._number(label) if names else None
-        batches = [range(first, min(first + INPAINT_BATCH, num)) for first in range(0, num, INPAINT_BATCH)]
-        filled: list[images.Pixels] = []
-        at_once = f"{len(batches[0])} fillings of {region.columns}x{region.rows} at a time"
-        with self.working(f"with {at_once}: a smaller num, or fit crop, takes less"):
-            known = images.to_float(torch.from_numpy(pixels[None]).to(self.device))
-            keep = torch.from_numpy(~gap).to(self.device)
-            for place, batch in enumerate(batches):
-                told = None if number is None else torch.full((len(batch),), number, device=self.device)
-                noise = draws.streams(seed, batch, known.shape[1:], self.device)
-                walk = walk_of(denoise_for(told), known, keep, self._start(noise(), ladder), noise)
-                x = self._watch(walk, on_step, place * (len(ladder) - 1), len(batches) * (len(ladder) - 1))
-                filled += list(images.to_uint8(x))
-        return cut.paste(filled)
+        way = partial(build.inpainting, self.config, self.denoiser.schedule, method, steps, jump_length, jump_n_sample)
+        watch = _Watch(on_step)
+        filler = Filler(
+            self.config, way(), way(below=REFINE), conditions.denoising(self, g, self.config),
+            conditions.number(label, self.class_names), watch, self.device,
+        )  # fmt: skip
+        parts = part.parts(masked, self.image_size, fit)
+        work = [(each, each.levels(self.image_size), self._batches(num, each.region)) for each in parts]
+        watch.total = sum(len(batches) * filler.steps(levels) for _, levels, batches in work)
+        for place, (each, levels, batches) in enumerate(work):
+            if each.is_all_hole(self.image_size):
+                made = self.sample(num, seed=seed, labels=label, guidance=g, steps=steps, on_step=on_step)
+                each.paste(filled, [images.to_array(one, self.channels) for one in made])
+                continue
+            at_once = f"{len(batches[0])} fillings of {each.region.columns}x{each.region.rows} at a time"
+            new: list[images.Pixels] = []
+            with self.working(f"with {at_once}: a smaller num, or fit crop, takes less"):
+                for batch in batches:
+                    new += filler.fill(levels, batch, draws.seed_of("part", seed, place) if place else seed)
+            each.paste(filled, new)
+        return filled
 
-    def _method(
-        self, method: str, steps: int | None
-    ) -> tuple[Callable[..., Iterator[tuple[int, Tensor, Denoised]]], Tensor]:
-        """A way to fill in, as a function that begins the walk, and the ladder that it walks."""
-        if method in ("auto", "repaint"):
-            uniform = build.sampling(self.config, ladder="trailing")  # in time, as RePaint walks
-            plain = self._ladder(REPAINT_STEPS if steps is None else steps, uniform)
-            ladder = resample_ladder(plain, max(1, (len(plain) - 1) // 5), REPAINT_VISITS)
-            return lambda denoise, known, keep, x, noise: samplers.sample(
-                keep_known(denoise, known, keep, noise), x, ladder, samplers.euler(eta=1.0), noise
-            ), ladder
-        if method == "replace":
-            ladder = self._ladder(steps, self.config)
-            step = build.step(self.config)
-            return lambda denoise, known, keep, x, noise: samplers.sample(
-                keep_known(denoise, known, keep), x, ladder, step, noise
-            ), ladder
-        raise UsageError(f"unknown method {method!r}; there are auto, repaint and replace")
+    def _batches(self, num: int, region: Region) -> list[range]:
+        """Which fillings of a region to make at a time: fewer of larger ones."""
+        most = max(1, INPAINT_BATCH * self.image_size**2 // (region.rows * region.columns))
+        return [range(first, min(first + most, num)) for first in range(0, num, most)]
 
     # What sampling and inpainting share.
 
@@ -296,74 +280,22 @@ class Pipeline:
         """Pure noise round the mean of the images: what a real image looks like at the first sigma."""
         return build.prior_mean(self.config).to(noise) + ladder[0] * noise
 
-    def _labels(self, labels: Label | Sequence[Label], num: int) -> Tensor | None:
-        """int64 [num], or None for a model without classes."""
-        names = self.class_names
-        if not names:
-            if labels is not None:
-                raise UsageError("this model has no classes; train with --classes to have labels")
-            return None
-        if labels is None:
-            return torch.arange(num) % len(names)
-        several = [labels] * num if isinstance(labels, int | str) else list(labels)
-        if len(several) != num:
-            raise UsageError(f"{len(several)} labels for {num} images")
-        return torch.tensor([self._number(label) for label in several])
 
-    def _number(self, label: Label) -> int:
-        names = self.class_names
-        if label is None:
-            return len(names)  # the null label
-        if isinstance(label, str) and label in names:
-            return names.index(label)
-        if isinstance(label, str) and label.isdigit():
-            label = int(label)
-        if isinstance(label, int) and 0 <= label < len(names):
-            return label
-        close = difflib.get_close_matches(str(label), names, n=1)
-        shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UsageError(f"there is no class {label!r}; {hint}there are {shown}")
+class _Watch:
+    """Walks to the end of one walk after another, telling `on_step`, and gives the last x [B C H W] of each."""
 
-    def _guidance(self, guidance: float | Guidance, config: Config) -> Callable[[Tensor | None], Denoise]:
-        """From labels to a denoiser with guidance, within the range that the config keeps it to."""
-        g = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
-        if not math.isfinite(g.scale):
-            raise UsageError(f"guidance is a number, not {g.scale}")
-        if not 0 <= g.rescale <= 1:
-            raise UsageError(f"the rescale of guidance is from 0 to 1, not {g.rescale:g}")
-        if g.interval is not None and not 0 <= g.interval[0] < g.interval[1]:
-            raise UsageError(f"the interval of guidance is from a sigma to a larger one, not {g.interval}")
-        if g.weaker is not None:
-            if g.weaker.device != self.device:
-                raise UsageError(f"the weaker model is on {g.weaker.device}, this one on {self.device}: load it there")
-            ours, theirs = ((p.channels, p.image_size, p.class_names) for p in (self, g.weaker))
-            if ours != theirs:
-                raise UsageError("the weaker model is not of the same images: size, channels and classes have to be")
-        elif g.scale != 1 and not self.class_names:
-            raise UsageError(f"guidance {g.scale:g} needs a model with classes, or a weaker model; this one has none")
-        elif g.scale != 1 and not self.config.diffusion.label_dropout:
-            raise UsageError(f"guidance {g.scale:g} needs a model trained with label dropout; this one has none")
+    def __init__(self, on_step: OnStep | None, total: int = 0) -> None:
+        self.on_step = on_step
+        self.total = total
+        self.done = 0
 
-        def denoise_for(label: Tensor | None) -> Denoise:
-            denoise = bind(self.denoiser, label)
-            if g.weaker is not None:
-                denoise = guided(Pair(denoise, bind(g.weaker.denoiser, label)), g.scale, g.interval, g.rescale)
-            elif label is not None:
-                denoise = guided(WithAndWithoutLabel(self.denoiser, label), g.scale, g.interval, g.rescale)
-            kind = config.diffusion.threshold
-            return denoise if kind == "none" else threshold(denoise, kind)
-
-        return denoise_for
-
-    def _watch(
-        self, walk: Iterator[tuple[int, Tensor, Denoised]], on_step: OnStep | None, before: int, total: int
-    ) -> Tensor:
-        """Walk to the end, telling `on_step`, and give the last x."""
+    def __call__(self, walk: build.Walk) -> Tensor:
         x: Tensor | None = None
-        for i, x, denoised in walk:  # noqa: B007
-            if on_step is not None and on_step(Progress(before + i + 1, total, denoised.x0.float())) is False:
-                raise Cancelled(f"cancelled after step {before + i + 1} of {total}")
+        for _, x, denoised in walk:  # noqa: B007
+            self.done += 1
+            told = Progress(self.done, self.total, denoised.x0.float())
+            if self.on_step is not None and self.on_step(told) is False:
+                raise Cancelled(f"cancelled after step {self.done} of {self.total}")
         assert x is not None, "a ladder has at least two sigmas"
         return x.float()
 
@@ -371,6 +303,6 @@ class Pipeline:
 def _natural(**values: int | None) -> None:
     """Raises UsageError for a number that is too small, or too large for anything."""
     for name, value in values.items():
-        least = 0 if name == "seed" else 1
+        least = 0 if name in ("seed", "feather") else 1
         if value is not None and not least <= value < 2**63:
             raise UsageError(f"{name} is at least {least}{' and below 2**63' if value > 0 else ''}, not {value}")

@@ -1,8 +1,9 @@
 """Pictures of a model's work on images that it has not seen: held-out images, with drawn masks, filled in.
 
-    .venv/bin/python scripts/gallery.py runs/emoji emoji --out samples/emoji-inpainted.png
+    .venv/bin/python scripts/gallery.py runs/emoji emoji --out samples/emoji-inpainted.png --method repaint mmps
 
-A column for each image: the original, what is left of it, and the fillings.
+A column for each image: the original, what is left of it, and the fillings, of one method after the other. The kinds of
+masks are dealt in turn.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 import diffunet
 from diffunet import build, draws
 from diffunet.data import augment, images, masks
-from diffunet.data.cache import split
+from diffunet.data.index import HELD_OUT_MAX, split
 
 
 def main() -> None:
@@ -27,14 +28,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--columns", type=int, default=10)
     parser.add_argument("--fillings", type=int, default=3)
-    parser.add_argument("--method", default="auto")
+    parser.add_argument("--method", nargs="+", default=["auto"], help="as `diffunet inpaint`, one or several")
+    parser.add_argument("--masks", nargs="+", default=masks.KINDS, choices=masks.KINDS)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--jump-length", type=int, help="of repaint and ddnm")
+    parser.add_argument("--jump-n-sample", type=int, help="of repaint and ddnm")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     options = parser.parse_args()
 
-    pipe = diffunet.load(options.model, dtype=torch.bfloat16)
+    pipe = diffunet.load(options.model, dtype=torch.bfloat16 if options.precision == "bf16" else None)
     d = pipe.config.data
     dataset = build.dataset(pipe.config, options.data)
-    _, held_out = split(dataset.files, d.held_out, 1000)
+    _, held_out = split(dataset.files, d.held_out, HELD_OUT_MAX)
     chosen = held_out[draws.order(options.seed, range(options.columns), len(held_out))]
     pictures = augment.gather(
         dataset.images, chosen, [None] * len(chosen), image_size=d.image_size, fit=d.fit, flip=False,
@@ -42,15 +48,19 @@ def main() -> None:
     )  # fmt: skip
     columns = []
     for i, picture in enumerate(pictures):
-        kind = masks.KINDS[i % len(masks.KINDS)]
+        kind = options.masks[i % len(options.masks)]
         hole = masks.random_mask(kind, d.image_size, d.image_size, draws.generator(options.seed, 0, i))
-        filled = pipe.inpaint(
-            images.from_array(picture), hole, num=options.fillings, seed=options.seed, method=options.method
-        )
+        filled = []
+        for method in options.method:
+            jumps = {"jump_length": options.jump_length, "jump_n_sample": options.jump_n_sample}
+            filled += pipe.inpaint(
+                images.from_array(picture), hole, num=options.fillings, seed=options.seed, method=method,
+                fit="native", steps=options.steps, **(jumps if method in ("auto", *build.JUMPS) else {}),
+            )  # fmt: skip
         left = np.where(hole[..., None], np.uint8(128), picture)
         columns.append([picture, left, *(images.to_array(image, d.channels) for image in filled)])
         print(f"{i + 1} of {len(pictures)}: {kind}, {hole.mean():.0%} of {dataset.files[chosen[i]].path}", flush=True)
-    rows = [column[row] for row in range(2 + options.fillings) for column in columns]
+    rows = [column[row] for row in range(len(columns[0])) for column in columns]
     images.save(images.grid(rows, columns=len(columns)), options.out)
     print(options.out)
 

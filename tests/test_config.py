@@ -11,12 +11,14 @@ from diffunet.config import (
     Config,
     DiffusionConfig,
     LadderName,
+    MasksName,
     SamplerName,
     preset,
     preset_names,
     read_toml,
     validated,
 )
+from diffunet.data import masks
 from diffunet.errors import UsageError
 
 
@@ -51,6 +53,7 @@ def test_the_default_preset_is_the_default():
         ({"diffusion": {"sampler": "dpm"}}, r"diffusion\.sampler: .*'dpm\+\+2m-sde' or 'unipc', not 'dpm'"),
         ({"diffusion": {"ladder": "rho"}}, r"diffusion\.ladder: .*'karras' or 'log-snr', not 'rho'"),
         ({"diffusion": {"threshold": "soft"}}, r"diffusion\.threshold: .*'none', 'static' or 'dynamic', not 'soft'"),
+        ({"diffusion": {"task": "outpaint"}}, r"diffusion\.task: .*'generate' or 'inpaint', not 'outpaint'"),
         ({"diffusion": {"min_snr_gamma": 0}}, r"diffusion\.min_snr_gamma: .*greater than 0, not 0"),
     ],
 )
@@ -91,6 +94,7 @@ def test_names_become_what_they_say():
     for name in get_args(fields["schedule"].annotation):
         schedule = build.schedule(Config().changed("diffusion", schedule=name))
         assert getattr(schedule, "kind", name) == name
+    assert get_args(MasksName) == ("mixed", *masks.KINDS)
     shift = build.schedule(Config().changed("data", image_size=256))
     assert shift.sigma(torch.tensor(0.5)).item() == pytest.approx(4)
     for name in get_args(LadderName):

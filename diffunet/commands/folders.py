@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
+from pydantic import Field
 from tyro.conf import Positional, arg
 
 from diffunet import outputs
-from diffunet.commands.values import Number, Size
-from diffunet.progress import progress, tell
+from diffunet.commands.values import Number, Seed, Size
+from diffunet.config import MasksName
+from diffunet.errors import DataError, UsageError
+from diffunet.progress import progress, say, tell
+
+Side = Annotated[int, Field(ge=1, le=20_000)]
 
 
 def check(data: Annotated[Positional[Path], arg(metavar="DATA")], /, image_size: Size = 64) -> None:
@@ -55,3 +61,77 @@ def prepare(
             name, out, download_root=download_root, limit=limit, progress=lambda done, total: show(done, total, "")
         )
     tell(f"{count} images in {out}. Try: diffunet train {out} --out runs/{name} --classes")
+
+
+def masks(
+    out: Annotated[Positional[Path], arg(metavar="OUT")],
+    /,
+    kind: MasksName = "mixed",
+    num: Number | None = None,
+    width: Side | None = None,
+    height: Side | None = None,
+    like: Path | None = None,
+    seed: Seed = 0,
+    overwrite: bool = False,
+) -> None:
+    """Write random masks, white = fill, to try a model with or to compare methods on.
+
+    Example: diffunet masks masks --like photos
+
+    Args:
+        out: Folder to make.
+        kind: box, half; wide and narrow strokes of a brush; thin scratches; lines (every second row or column); grid
+            (three of four pixels); mixed is any of these.
+        num: How many; 10 if not given.
+        width: In pixels; 256 if not given.
+        height: In pixels; 256 if not given.
+        like: A folder of images: one mask of the size and name of each.
+        seed: The same seed gives the same masks.
+        overwrite: Replace what exists.
+    """
+    import numpy as np
+
+    from diffunet import draws
+    from diffunet.data import images
+    from diffunet.data.masks import KINDS, random_mask
+
+    if like is not None and not (num is None and width is None and height is None):
+        raise UsageError("--like says how many masks and of what size: leave out --num, --width and --height")
+    outputs.claim(out, file=False, overwrite=overwrite, option="OUT")
+    found = [] if like is None else _like(like, out)
+    bad: list[str] = []
+    total = num or 10 if like is None else len(found)
+    with progress("writing") as show:
+        for i in range(total):
+            generator = draws.generator(seed, 0, i)
+            drawn = KINDS[int(generator.integers(len(KINDS)))] if kind == "mixed" else kind
+            rows, columns, target = height or 256, width or 256, out / f"{i:05d}-{drawn}.png"
+            if like is not None:
+                path, target = found[i]
+                try:
+                    decoded = images.decode(path, draft=1)
+                except DataError as error:
+                    say(f"{path}: {error}")
+                    bad.append(str(path))
+                    continue
+                rows, columns = decoded.height, decoded.width
+            hole = random_mask(drawn, rows, columns, generator)
+            outputs.save(images.from_array(np.where(hole, np.uint8(255), np.uint8(0))[..., None]), target, quiet=True)
+            show(i + 1, total)
+    use = "" if like is None else f". Try: diffunet inpaint MODEL {like} --mask {out} --out filled"
+    tell(f"{(done := total - len(bad))} {'mask' if done == 1 else 'masks'} in {out}{use}")
+    if bad:
+        raise DataError(f"{len(bad)} of {total} images have no mask, since they cannot be read: {', '.join(bad)}")
+
+
+def _like(folder: Path, out: Path) -> list[tuple[Path, Path]]:
+    """Each image of a folder, and the mask that is to have its name."""
+    from diffunet.data.pairs import pairs
+
+    found = [(pair.image, out / f"{pair.name}.png") for pair in pairs([folder], None)]
+    if several := [target for target, times in Counter(target for _, target in found).items() if times > 1]:
+        raise UsageError(f"--like {folder}: several images would have the mask {several[0]}; rename one")
+    taken = {path.resolve() for path, _ in found}
+    if over := [target for _, target in found if target.resolve() in taken]:
+        raise UsageError(f"OUT {out}: the mask {over[0]} would replace an image; choose another folder")
+    return found

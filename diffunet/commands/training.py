@@ -12,7 +12,7 @@ from pydantic import Field
 from tyro.conf import Positional, arg
 
 from diffunet import arguments, outputs
-from diffunet.config import Config, DataConfig, DiffusionConfig, ModelConfig, TrainConfig
+from diffunet.config import Config, DataConfig, DiffusionConfig, ModelConfig, TaskName, TrainConfig
 from diffunet.progress import main_process, progress, tell
 
 
@@ -42,6 +42,8 @@ class Train:
     """Resume with images that are not those that the run began with."""
     classes: bool = False
     """Subfolders are classes."""
+    task: TaskName | None = None
+    """Short for --diffusion.task: generate, or inpaint, for a model that fills in holes (and generates too)."""
     image_size: int | None = None
     """Short for --data.image-size."""
     steps: int | None = None
@@ -66,6 +68,7 @@ def train(args: Sequence[str]) -> None:
     )  # fmt: skip
     config = Config(model=chosen.model, diffusion=chosen.diffusion, data=chosen.data, train=chosen.train)
     for section, name, value in (
+        ("diffusion", "task", chosen.task),
         ("data", "image_size", chosen.image_size),
         ("data", "classes", chosen.classes or None),
         ("train", "steps", chosen.steps),

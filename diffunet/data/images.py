@@ -1,4 +1,5 @@
-"""Opening, converting, resizing and saving pictures: the one place that knows Pillow and the range [-1, 1].
+"""Opening, converting and resizing pictures: with saving, notes and deep the one place that knows Pillow and the range
+[-1, 1].
 
 Shapes: B images, C channels (1 grey, 3 RGB, 4 RGBA), H rows, W columns. Arrays are uint8 [H W C] or [B H W C] in
 0..255, tensors float32 [B C H W] in [-1, 1].
@@ -13,7 +14,7 @@ import stat
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +22,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
-from diffunet import files
-from diffunet.errors import DataError, ResourceError, UsageError
+from diffunet.data import deep, notes
+from diffunet.data.saving import is_lossless as is_lossless
+from diffunet.data.saving import one_line
+from diffunet.data.saving import save as save
+from diffunet.errors import DataError, UsageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 200_000_000
@@ -31,19 +35,6 @@ WHITE = (255, 255, 255)
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for each number of channels
 
 Pixels = NDArray[np.uint8]
-
-_SAVED_AS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {}),
-    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".webp": ("WEBP", {"lossless": True, "exact": True}),  # exact: colours under alpha 0 are kept too
-    ".bmp": ("BMP", {}),
-    ".tif": ("TIFF", {"compression": "tiff_lzw"}),
-    ".tiff": ("TIFF", {"compression": "tiff_lzw"}),
-    ".gif": ("GIF", {}),
-}
-_LOSSY = (".jpg", ".jpeg", ".gif")  # a GIF holds 256 colours
-_OPAQUE = ("JPEG", "BMP")  # Pillow writes alpha into a BMP, but no reader looks for it there
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -74,6 +65,9 @@ class Decoded(NamedTuple):
 
 def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = None) -> Image.Image:
     """The first frame of a file (or of its bytes), decoded, turned as EXIF says, in the mode that the file has.
+
+    Without `draft` its `info` has what the file says beside its pixels, and the low bytes of colours of 16 bits; see
+    `notes` and `deep`.
 
     `draft` is the short side in pixels that is wanted: a JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where
     neither side falls below that, which is much faster.
@@ -110,7 +104,7 @@ def decoding(
         except MemoryError:
             raise DataError("too little memory to decode it") from None
         except Exception as error:  # Pillow's decoders raise anything from struct.error to RecursionError on a bad file
-            raise DataError(f"damaged: {_one_line(error)}") from None
+            raise DataError(f"damaged: {one_line(error)}") from None
         yield decoded
 
 
@@ -128,7 +122,7 @@ def read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise DataError("no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise DataError(f"cannot be read: {_one_line(error)}") from None
+        raise DataError(f"cannot be read: {one_line(error)}") from None
 
 
 def _decode(content: bytes, max_pixels: int, draft: int | None, alone: contextlib.ExitStack) -> Decoded:
@@ -139,7 +133,7 @@ def _decode(content: bytes, max_pixels: int, draft: int | None, alone: contextli
         raise DataError(f"too large: {width} x {height} pixels, at most {max_pixels:,} are read")
     if draft is not None:
         image.draft(None, (draft, draft))  # type: ignore[arg-type,unused-ignore]
-    drafted = image.size
+    drafted, is_deep = image.size, deep.is_deep(image)
     if image.width * image.height > _LARGE:
         alone.enter_context(_large)
     with _own_pixel_cap() if width * height > _LARGE else contextlib.nullcontext():
@@ -152,6 +146,12 @@ def _decode(content: bytes, max_pixels: int, draft: int | None, alone: contextli
     loaded_turned = image.size != drafted  # TIFF is turned by Pillow while it loads
     turn = _TURNS.get(_orientation(image))
     turned = image if turn is None else image.transpose(turn)
+    if draft is None:
+        notes.put(turned, notes.cleaned(image))
+        if is_deep:
+            with _own_pixel_cap():
+                low = deep.take_low(Image.open(io.BytesIO(content), formats=FORMATS))
+            turned.info[deep.LOW] = low if low is None or turn is None else low.transpose(turn)
     sideways = loaded_turned or turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
     if sideways:
         width, height = height, width
@@ -177,28 +177,24 @@ def _own_pixel_cap() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _one_line(error: Exception) -> str:
-    text = (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
-    return " ".join(text.split())[:160]
-
-
-def to_array(image: Image.Image, channels: int, background: tuple[int, int, int] = WHITE) -> Pixels:
+def to_array(
+    image: Image.Image, channels: int, background: tuple[int, int, int] = WHITE, white: float | None = None
+) -> Pixels:
     """Any Pillow image as uint8 [H W C] with C = `channels`, 1 (grey), 3 (RGB) or 4 (RGBA).
 
     With 1 or 3 channels a transparent image is laid over `background` (RGB, 0..255), and grey is taken after that;
     with 4 channels alpha is kept, 255 where there is none. 16-bit values are divided by 257 and rounded.
-    32-bit integers are taken as 8 bits where none is above 255, as 16 bits where none is above 65,535, else their
-    maximum is white; floats likewise, and as 0..1 where none is above 1.
+    32-bit integers and floats are scaled by `white`, that of the image unless it is given; see there.
 
     Raises:
         DataError: Pillow knows no way from the image's mode to RGB.
     """
     assert channels in MODES, channels
     with _converting(image):
-        white = _white(image)
+        top = _white(image) if white is None else white
         array = np.empty((image.height, image.width, channels), np.uint8)
-        for top, strip in _strips(image):
-            array[top : top + strip.height] = _to_array(strip, channels, background, white)
+        for first, strip in _strips(image):
+            array[first : first + strip.height] = _to_array(strip, channels, background, top)
         return array
 
 
@@ -211,7 +207,7 @@ def _converting(image: Image.Image) -> Iterator[None]:
     except MemoryError:
         raise DataError("too little memory to convert it") from None
     except Exception as error:  # Pillow trusts what a file says of its transparency and palette
-        raise DataError(f"cannot be converted from mode {image.mode}: {_one_line(error)}") from None
+        raise DataError(f"cannot be converted from mode {image.mode}: {one_line(error)}") from None
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
@@ -280,8 +276,17 @@ def _eight_bits(image: Image.Image, white: float) -> Image.Image:
     return Image.fromarray(np.rint(_finite(image) * (255.0 / white)).clip(0, 255).astype(np.uint8))
 
 
+def white(image: Image.Image) -> float:
+    """The value of modes I and F that is white; 255 of others.
+
+    It is 255 where no pixel is above 255, 65,535 where none is above that, else the largest there is; 1 of floats
+    of which none is above 1. DataError where the image cannot be read.
+    """
+    with _converting(image):
+        return _white(image)
+
+
 def _white(image: Image.Image) -> float:
-    """The value of modes I and F that is white, see `to_array`."""
     if image.mode not in ("I", "F"):
         return 255.0
     top = max(float(_finite(strip).max()) for _, strip in _strips(image))
@@ -367,38 +372,3 @@ def grid(images: Sequence[Pixels], columns: int | None = None, pad: int = 2) -> 
         top, left = pad + n // columns * (height + pad), pad + n % columns * (width + pad)
         canvas[top : top + height, left : left + width] = image
     return from_array(canvas)
-
-
-def is_lossless(path: Path) -> bool:
-    """Whether `save` under this name keeps every pixel as it is. Raises UsageError where the extension is unknown."""
-    _format_of(path)
-    return path.suffix.lower() not in _LOSSY
-
-
-def save(image: Image.Image, path: Path) -> None:
-    """Write `image` in the format that the extension names; `path` holds the whole picture or what it held before.
-
-    Raises:
-        UsageError: an unknown extension, or a format that cannot hold this image (transparency in a JPEG or BMP).
-        ResourceError: a disk that is full or a folder that cannot be written.
-    """
-    kind, options = _format_of(path)
-    if kind in _OPAQUE and image.has_transparency_data:
-        raise UsageError(f"{path}: a {kind} file holds no transparency; use .png, .webp or .tif")
-    encoded = io.BytesIO()
-    try:
-        image.save(encoded, kind, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{path}: cannot be written as {kind}, use .png: {_one_line(error)}") from None
-    try:
-        files.write_atomic(path, encoded.getvalue())
-    except OSError as error:
-        needed = f"{len(encoded.getvalue()) / 1e6:.2f} MB"
-        raise ResourceError(f"{path}: {needed} cannot be written: {_one_line(error)}; make room") from None
-
-
-def _format_of(path: Path) -> tuple[str, dict[str, Any]]:
-    try:
-        return _SAVED_AS[path.suffix.lower()]
-    except KeyError:
-        raise UsageError(f"{path}: the name must end in one of {' '.join(_SAVED_AS)}") from None

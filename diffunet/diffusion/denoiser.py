@@ -146,14 +146,18 @@ class Denoiser(nn.Module):
         schedule: tells the net its `c_noise`.
         learned_variance: the second half of the net's channels is the fraction `var` of a `Denoised`, as -1 to 1
             (Nichol & Dhariwal 2021, eq. 15).
+        masked: the net is trained to inpaint, and `condition` is its `concat`; None is a hole that is all of the image.
     """
 
-    def __init__(self, net: nn.Module, target: Target, schedule: Schedule, learned_variance: bool = False) -> None:
+    def __init__(
+        self, net: nn.Module, target: Target, schedule: Schedule, learned_variance: bool = False, masked: bool = False
+    ) -> None:
         super().__init__()
         self.net = net
         self.target = target
         self.schedule = schedule
         self.learned_variance = learned_variance
+        self.masked = masked
 
     def output(
         self,
@@ -169,6 +173,8 @@ class Denoiser(nn.Module):
         else:
             c_noise = self.schedule.c_noise(sigma).float()
         scaled = self.target.c_in(_spread(sigma)) * x
+        if concat is None and self.masked:
+            concat = condition(x, torch.zeros_like(x[:, :1], dtype=torch.bool))
         if concat is not None:
             scaled = torch.cat([scaled, concat], dim=1)
         answer, var = self.net(scaled, c_noise, label, augment).to(x.dtype), None
@@ -211,7 +217,31 @@ def _spread(sigma: Tensor) -> Tensor:
     return sigma if sigma.ndim == 0 else sigma[:, None, None, None]
 
 
-def bind(denoiser: Denoiser, label: Tensor | None = None, concat: Tensor | None = None) -> Denoise:
+def condition(known: Tensor, keep: Tensor) -> Tensor:
+    """What a net that is trained to inpaint is told beside the noisy image (Saharia et al. 2022, Palette).
+
+    Args:
+        known: [B C H W].
+        keep: bool [B 1 H W], or broadcasting to it; True where pixels are known.
+
+    Returns:
+        [B C + 1 H W]: the known pixels, 0 elsewhere; and 1 where there is something to fill in.
+    """
+    hole = (~keep).expand(len(known), 1, *known.shape[2:])
+    return torch.cat([torch.where(keep, known, 0), hole.to(known)], dim=1)
+
+
+class Conditional(Protocol):
+    """What is called like a `Denoiser`: one, or one by windows (tiling.py)."""
+
+    net: nn.Module
+
+    def __call__(
+        self, x: Tensor, sigma: Tensor, label: Tensor | None = None, concat: Tensor | None = None
+    ) -> Denoised: ...
+
+
+def bind(denoiser: Conditional, label: Tensor | None = None, concat: Tensor | None = None) -> Denoise:
     """A fresh `Denoise` for one run, with its conditions bound."""
 
     def denoise(x: Tensor, sigma: Tensor) -> Denoised:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffunet.diffusion.denoiser import Denoise, Denoised, Denoiser, bind
+from diffunet.diffusion.denoiser import Conditional, Denoise, Denoised, bind
 
 
 class Pair:
@@ -30,7 +30,7 @@ class Pair:
 class WithAndWithoutLabel(Pair):
     """One net with its labels and with the null label, in a single forward of 2B (Ho & Salimans 2022)."""
 
-    def __init__(self, denoiser: Denoiser, label: Tensor, concat: Tensor | None = None) -> None:
+    def __init__(self, denoiser: Conditional, label: Tensor, concat: Tensor | None = None) -> None:
         self.main = bind(denoiser, label, concat)
         null = torch.full_like(label, int(denoiser.net.null_label))  # type: ignore[arg-type]
         both = None if concat is None else torch.cat([concat, concat])

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from diffunet.diffusion.denoiser import Denoised, Denoiser
+from diffunet.diffusion.denoiser import Denoised, Denoiser, condition
 from diffunet.diffusion.samplers import log_variance
 from diffunet.diffusion.schedules import DDPMSchedule, Schedule
 
@@ -74,7 +74,13 @@ def density(schedule: Schedule, sigma: Tensor) -> Tensor:
 
 
 def vlb_term(
-    denoised: Denoised, x0: Tensor, sigma: Tensor, sigma_next: Tensor, first: float, variance: str = "learned"
+    denoised: Denoised,
+    x0: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    first: float,
+    variance: str = "learned",
+    keep: Tensor | None = None,
 ) -> Tensor:
     """One term of the variational bound (Ho et al. 2020, eq. 5), in bits per dimension [B].
 
@@ -86,6 +92,7 @@ def vlb_term(
         x0: [B C H W] in [-1, 1].
         sigma, sigma_next: [B].
         first: `DDPMSchedule.first_variance`.
+        keep: see `hole_mean`.
     """
     s, s_next = (each.to(x0)[:, None, None, None] for each in (sigma, sigma_next))
     log_var = log_variance(variance, s, s_next, denoised.var, first)
@@ -93,7 +100,15 @@ def vlb_term(
     off = (1 - (s_next / s) ** 2) * (x0 - denoised.x0)  # of the two means
     divergence = 0.5 * (log_var - log_small - 1 + (log_small - log_var).exp() + off**2 * (-log_var).exp())
     terms = torch.where(s_next > 0, divergence, -log_likelihood(x0, denoised.x0, log_var))
-    return terms.mean(dim=(1, 2, 3)) / math.log(2)
+    return hole_mean(terms, keep) / math.log(2)
+
+
+def hole_mean(values: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Of each image's values [B C H W], [B]; with `keep` bool [B 1 H W] of those where it is False, 0 without any."""
+    if keep is None:
+        return values.mean(dim=(1, 2, 3))
+    hole = ~keep
+    return torch.where(hole, values, 0).sum(dim=(1, 2, 3)) / (values.shape[1] * hole.sum(dim=(1, 2, 3)).clamp(min=1))
 
 
 def log_likelihood(x0: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
@@ -110,6 +125,13 @@ def log_likelihood(x0: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     return torch.where(lowest | highest, edge, inner)
 
 
+def _of_hole(own: Loss, denoised: Denoised, x0: Tensor, sigma: Tensor, keep: Tensor) -> Tensor:
+    """A loss of one's own [B] by the hole's share of the pixels; 0 where there is none."""
+    each = own(denoised._replace(x0=torch.where(keep, x0, denoised.x0)), x0, sigma)
+    share = (~keep).to(x0).mean(dim=(1, 2, 3))
+    return torch.where(share > 0, each / share.clamp(min=1e-9), 0)
+
+
 class DenoisingLoss(nn.Module):
     """`loss(x0, noise, sigma, label, ...) -> [B]`: noise, denoise, compare. The module that training wraps.
 
@@ -117,10 +139,15 @@ class DenoisingLoss(nn.Module):
     alone. With a learned uncertainty logvar it is loss / exp(logvar) + logvar (Karras et al. 2024, EDM2, eq. 21), which
     makes all noise levels count the same without knowing beforehand how hard each is.
 
+    For a denoiser that learns to inpaint, all means are over the hole alone (as in Palette, Saharia et al. 2022), so
+    that its area does not change the scale. Noise is everywhere, as it is where samplers call the net.
+
     Args:
         denoiser: what learns.
         weighting: see `Weighting`.
-        own: a loss of one's own, used instead of all that.
+        own: a loss of one's own, used instead of all that. With a hole it sees D with the known pixels of x0 pasted in,
+            and what it says of an image is divided by the hole's share of the pixels, which makes a mean over pixels
+            the mean over the hole.
     """
 
     def __init__(self, denoiser: Denoiser, weighting: Weighting, own: Loss | None = None) -> None:
@@ -135,20 +162,24 @@ class DenoisingLoss(nn.Module):
         noise: Tensor,
         sigma: Tensor,
         label: Tensor | None = None,
-        concat: Tensor | None = None,
+        keep: Tensor | None = None,
         augment: Tensor | None = None,
     ) -> Tensor:
-        """Images and noise [B C H W], sigma [B], float32 on one device -> each image's mean weighted square [B]."""
+        """Images and noise [B C H W], sigma [B], float32 on one device -> each image's mean weighted square [B].
+
+        `keep` bool [B 1 H W] is True where pixels are known, for a denoiser that learns to inpaint; None is nowhere.
+        """
         s = sigma[:, None, None, None]
         x = x0 + s * noise  # float32: in bfloat16 the faintest noise levels vanish
+        concat = None if keep is None else condition(x0, keep)
         if self.own is not None:
             denoised = self.denoiser(x, sigma, label, concat, augment)
-            each = self.own(denoised, x0, sigma)
+            each = self.own(denoised, x0, sigma) if keep is None else _of_hole(self.own, denoised, x0, sigma, keep)
             # A parameter without a gradient has no optimizer state to resume from, and other processes wait for it.
             return each if denoised.logvar is None else each + 0 * denoised.logvar
         target = self.denoiser.target
         output = self.denoiser.output(x, sigma, label, concat, augment)
-        error = (output.x0 - target.target(x0, noise, s)).square().mean(dim=(1, 2, 3))
+        error = hole_mean((output.x0 - target.target(x0, noise, s)).square(), keep)
         c_out = target.c_out(sigma)
         loss = self.weighting(sigma, c_out) * c_out**2 * error
         if output.logvar is not None:
@@ -156,7 +187,7 @@ class DenoisingLoss(nn.Module):
         if output.var is not None:
             chain = self.denoiser.schedule
             assert isinstance(chain, DDPMSchedule), "the config is resolved"
-            mean = self.denoiser.denoised(x, output.x0.detach(), sigma)
-            bound = vlb_term(Denoised(mean, output.var), x0, sigma, chain.previous(sigma), chain.first_variance)
+            said = Denoised(self.denoiser.denoised(x, output.x0.detach(), sigma), output.var)
+            bound = vlb_term(said, x0, sigma, chain.previous(sigma), chain.first_variance, keep=keep)
             loss = loss + VLB_WEIGHT * chain.num_steps * bound
         return loss

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffunet import draws
-from diffunet.data import augment, warp
+from diffunet.data import augment, masks, warp
 from diffunet.data.cache import Dataset
 from diffunet.diffusion.schedules import Schedule
+
+EMPTY = 0.1
+"""Share of the images of which a net that learns to inpaint is told nothing, so that it generates too."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Batch:
     """What one pass through the net learns from; `start` is its first sample's place in the global batch of the step.
 
     `images` uint8 [b H W C], `label` int64 [b] (None for a net without labels), `sigma` float32 [b]; `augment` float32
-    [b 9], what is still to be done to the images (see data/warp.py; None for a run without it).
+    [b 9], what is still to be done to the images (see data/warp.py; None for a run without it); `keep` bool [b 1 H W],
+    True where pixels are known once that is done (None for a run that does not learn to inpaint).
     """
 
     start: int
@@ -31,6 +35,7 @@ class Batch:
     label: Tensor | None
     sigma: Tensor
     augment: Tensor | None = None
+    keep: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """On `device`, without waiting for it."""
@@ -41,8 +46,9 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        label, augment = (None if part is None else change(part) for part in (self.label, self.augment))
-        return Batch(self.start, change(self.images), label, change(self.sigma), augment)
+        optional = (self.label, self.augment, self.keep)
+        label, augment, keep = (None if part is None else change(part) for part in optional)
+        return Batch(self.start, change(self.images), label, change(self.sigma), augment, keep)
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Batches:
         image_size, fit, flip, background: see `augment.gather`.
         pin: put them in memory that a GPU reads from.
         augment: probability of each change that the net is told of, see `warp.draw`.
+        masks: kind of the random masks, see `masks.random_mask`; None for a run that does not learn to inpaint.
     """
 
     dataset: Dataset
@@ -82,6 +89,7 @@ class Batches:
     background: tuple[int, int, int]
     pin: bool
     augment: float = 0.0
+    masks: str | None = None
 
     def step(self, step: int) -> list[Batch]:
         """The passes of this process in one step."""
@@ -102,10 +110,24 @@ class Batches:
         sigma = self.schedule.sigma(torch.from_numpy(u[start : start + size])).float()
         pictures = torch.from_numpy(self.gather(indices, generators))
         told = None
-        if self.augment:  # the last draws of each generator, so that all others are those of a run without it
+        # From here on the last draws of each generator, so that all others are those of a run without it.
+        if self.augment:
             told = torch.from_numpy(np.stack([warp.draw(generator, self.augment) for generator in generators]))
-        batch = Batch(start, pictures, label, sigma, told)
+        batch = Batch(start, pictures, label, sigma, told, self._keep(generators))
         return batch.pinned() if self.pin else batch
+
+    def _keep(self, generators: list[np.random.Generator]) -> Tensor | None:
+        """What is known of each image, bool [b 1 H W]."""
+        if self.masks is None:
+            return None
+        size = self.image_size
+        holes = [
+            np.ones((size, size), bool)
+            if generator.random() < EMPTY
+            else masks.random_mask(self.masks, size, size, generator)
+            for generator in generators
+        ]
+        return torch.from_numpy(~np.stack(holes)[:, None])
 
     def gather(
         self, indices: NDArray[np.int64], generators: list[np.random.Generator] | list[None]
@@ -122,11 +144,13 @@ class Batches:
         )
 
     def held_out(self, indices: NDArray[np.int64]) -> Batch:
-        """A fixed batch for validation: centre crops as they are, their own labels, the same sigmas every time."""
+        """A fixed batch for validation: centre crops as they are, their own labels, the same noise levels and masks."""
         pictures = torch.from_numpy(self.gather(indices, [None] * len(indices)))
         label = None if self.labels is None else torch.from_numpy(self.labels[indices])
         u = (np.arange(len(indices)) * 0.6180339887498949 + 0.5 / len(indices)) % 1.0  # spread evenly, in no order
-        return Batch(0, pictures, label, self.schedule.sigma(torch.from_numpy(u)).float())
+        seed = draws.seed_of("validation", self.seed)
+        keep = self._keep([draws.generator(seed, 0, place) for place in range(len(indices))])
+        return Batch(0, pictures, label, self.schedule.sigma(torch.from_numpy(u)).float(), keep=keep)
 
     def walk(self, first: int, end: int) -> Iterator[tuple[int, list[Batch]]]:
         """(step, its passes) for first ... end - 1, each read by a thread while the one before is in use."""

@@ -66,7 +66,9 @@ def train(
         config: what to train; None in it means "chosen for you", and `RUN/config.toml` has what was chosen.
         data: the folder of images, searched recursively.
         out: the run folder, made here.
-        loss: a loss of one's own, (denoised, x0 [B C H W] in [-1, 1], sigma [B]) -> [B], instead of the config's.
+        loss: a loss of one's own, (denoised, x0 [B C H W] in [-1, 1], sigma [B]) -> [B], instead of the config's. Where
+            the task is to inpaint, denoised.x0 has the known pixels of x0 in it, and what the loss says of an image is
+            divided by the hole's share of its pixels: a mean over pixels so becomes a mean over the hole.
         resume: go on from the newest whole checkpoint of `out`.
         init: start from the weights of this model, with its architecture.
         accept_new_data: resume with images that are not those that the run began with.
@@ -184,7 +186,7 @@ def train(
         batches = Batches(
             dataset, chosen, labels, len(names), config.diffusion.label_dropout, schedule, t.seed, t.batch_size,
             t.grad_accumulation, accelerator.process_index, processes, d.image_size, d.fit, bool(d.flip), d.background,
-            pin=device.type == "cuda", augment=d.augment,
+            pin=device.type == "cuda", augment=d.augment, masks=d.masks if config.diffusion.task == "inpaint" else None,
         )  # fmt: skip
         spread = np.linspace(0, len(held) - 1, min(256, len(held))).astype(np.int64)  # over all classes
         validation = batches.held_out(held[spread]).to(device) if len(held) and main else None
@@ -240,7 +242,7 @@ def train(
                 final = number == len(passes) - 1
                 with contextlib.nullcontext() if final else accelerator.no_sync(model):
                     with autocast():
-                        each = model(x0, noise, batch.sigma, batch.label, augment=batch.augment)  # [b]
+                        each = model(x0, noise, batch.sigma, batch.label, batch.keep, batch.augment)  # [b]
                     # DDP averages over processes; what is wanted is the mean over the global batch.
                     accelerator.backward(each.sum() * (processes / t.batch_size))
                 loss_sum += each.detach().sum() / t.batch_size
@@ -332,8 +334,8 @@ def validate(
         part = slice(first, first + at_once)
         sigma = batch.sigma[part]
         noise = draws.gaussian(draws.seed_of("validation", seed), 0, first, len(sigma), shape, sigma.device)
-        label = None if batch.label is None else batch.label[part]
-        total += judge(images.to_float(batch.images[part]), noise, sigma, label).sum()
+        label, keep = (None if every is None else every[part] for every in (batch.label, batch.keep))
+        total += judge(images.to_float(batch.images[part]), noise, sigma, label, keep).sum()
     return total.item() / len(batch.sigma)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
@@ -110,6 +111,9 @@ def _like_model(config: Config, init: str | Path) -> Config:
         "weighting", "min_snr_gamma", "p2_gamma", "sigmoid_bias",
     }  # fmt: skip
     wanted = {section: list(kept[section]) for section in ("model", "diffusion")} | {"data": ["image_size", "channels"]}
+    wanted["diffusion"].remove("task")  # what is learned is said anew: see `copy_weights`
+    if model.diffusion.task != config.diffusion.task:
+        log.info("--init: %s learned to %s, and this run to %s", init, model.diffusion.task, config.diffusion.task)
     for section, names in wanted.items():
         for name in names:
             value = kept[section][name]
@@ -126,7 +130,11 @@ def _like_model(config: Config, init: str | Path) -> Config:
 
 @torch.no_grad()
 def copy_weights(init: str | Path, net: nn.Module, config: Config) -> None:
-    """The weights of MODEL into `net`; classes are matched by name, and new ones keep their random start."""
+    """The weights of MODEL into `net`; classes are matched by name, and new ones keep their random start.
+
+    A net that learns to inpaint, from one that did not, begins by saying the same whatever it is told of known pixels;
+    the reverse begins by saying what that one says where nothing is known (but at the image's border).
+    """
     model = storage.read_model(init)
     tensors = model.denoiser.net.state_dict()
     name = "embedding.label.weight"
@@ -143,6 +151,12 @@ def copy_weights(init: str | Path, net: nn.Module, config: Config) -> None:
     before = tensors.pop(name, None)
     if name in mine:
         tensors[name] = torch.zeros_like(mine[name]) if before is None else before
+    before, told = tensors["stem.weight"], mine["stem.weight"].shape[1]
+    if before.shape[1] > told:  # a hole that is all of the image is a constant, but for the padding
+        tensors["stem.bias"] = tensors["stem.bias"] + before[:, -1].sum((1, 2))
+        tensors["stem.weight"] = before[:, :told].clone()
+    elif before.shape[1] < told:
+        tensors["stem.weight"] = F.pad(before, (0, 0, 0, 0, 0, told - before.shape[1]))
     storage.load_weights(net, tensors, Path(init))
 
 
@@ -297,6 +311,8 @@ def plan(
     classes = f", {len(d.class_names)} classes" if d.class_names else ""
     bad = f", {len(dataset.rejected)} files skipped" if dataset.rejected else ""
     yield f"images: {training} to train on, {held_out} held out{classes}{bad}; {size}x{size}, {d.channels} channels"
+    if config.diffusion.task == "inpaint":
+        yield f"it learns to inpaint, with random masks ({d.masks}); a tenth are all hole, so that it generates too"
     small = dataset.files.smaller_than(size)
     if small > len(dataset.files) // 2:
         yield f"note: {small} of {len(dataset.files)} images are smaller than {size} pixels and are enlarged"

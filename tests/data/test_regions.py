@@ -1,10 +1,13 @@
-"""Regions and composites: geometry by its definition, and pixels that must not change."""
+"""Regions: geometry by its definition, groups by brute force."""
+
+import tracemalloc
 
 import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from diffunet.data import composite, masks, regions
+from diffunet.data import regions
 from diffunet.errors import UsageError
 
 
@@ -20,7 +23,7 @@ def test_a_crop_holds_the_hole_within_the_image_at_no_less_than_the_models_size(
     height, width, size = (int(n) for n in g.integers(3, 200, 3))
     h, w = int(g.integers(1, height + 1)), int(g.integers(1, width + 1))
     mask = hole(height, width, int(g.integers(0, height - h + 1)), int(g.integers(0, width - w + 1)), h, w)
-    region = regions.choose(mask, size, "crop")
+    [region] = regions.choose(mask, size, "crop")
     assert region.top >= 0
     assert region.left >= 0
     assert region.top + region.height <= height
@@ -36,46 +39,135 @@ def test_a_crop_holds_the_hole_within_the_image_at_no_less_than_the_models_size(
 
 
 def test_a_small_hole_in_a_large_image_is_worked_on_pixel_by_pixel():
-    region = regions.choose(hole(500, 700, 100, 300, 20, 30), 64, "crop")
+    [region] = regions.choose(hole(500, 700, 100, 300, 20, 30), 64, "crop")
     assert (region.height, region.width, region.rows, region.columns) == (64, 64, 64, 64)
     assert not region.resampled
     assert (region.top, region.left) == (78, 283)
 
 
+def fits(mask, size, fit="auto"):
+    return [region.fit for region in regions.choose(mask, size, fit)]
+
+
 def test_auto_takes_native_for_images_of_about_the_models_size():
-    assert regions.choose(hole(64, 64, 1, 1, 5, 5), 64).fit == "native"
-    assert regions.choose(hole(64, 100, 1, 1, 5, 5), 64).fit == "native"
-    assert regions.choose(hole(512, 768, 1, 1, 5, 5), 64).fit == "crop"
-    assert regions.choose(hole(20, 20, 1, 1, 5, 5), 64).fit == "crop"
-    with pytest.raises(UsageError, match="native takes images of up to"):
+    assert fits(hole(64, 64, 1, 1, 5, 5), 64) == ["native"]
+    assert fits(hole(64, 100, 1, 1, 5, 5), 64) == ["native"]
+    assert fits(hole(512, 768, 1, 1, 5, 5), 64) == ["crop"]
+    assert fits(hole(20, 20, 1, 1, 5, 5), 64) == ["crop"]
+    with pytest.raises(UsageError, match=r"native takes images of up to 2,000,000 pixels, not 3000x3000; take"):
         regions.choose(hole(3000, 3000, 1, 1, 5, 5), 64, "native")
+
+
+def test_auto_takes_tiles_where_a_crop_would_lose_too_much():
+    side = int(regions.COARSEST * 64 / regions.CONTEXT)
+    assert fits(hole(512, 768, 100, 100, side, side), 64) == ["crop"]
+    assert fits(hole(512, 768, 100, 100, side + 2, 9), 64) == ["tile"]
+    assert fits(hole(50, 768, 0, 100, 50, 500), 64) == ["crop"], "no tile fits into 50 rows"
+    two = hole(512, 768, 10, 10, 20, 20) | hole(512, 768, 200, 200, 250, 250)
+    assert fits(two, 64) == ["crop", "tile"]
+    assert regions.summary(regions.choose(two, 64)) == "2 regions: 1 crop, 1 tile"
+
+
+def test_tiles_have_context_and_the_images_resolution():
+    [region] = regions.choose(hole(512, 768, 100, 200, 150, 160), 64, "tile")
+    assert (region.top, region.left, region.height, region.width) == (68, 168, 214, 224)
+    assert (region.rows, region.columns) == (214, 224)
+    [region] = regions.choose(hole(512, 768, 0, 760, 3, 8), 64, "tile")
+    assert (region.top, region.left, region.height, region.width) == (0, 696, 67, 72)
+    [region] = regions.choose(np.ones((64, 80), bool), 64, "tile")
+    assert (region.height, region.width) == (64, 80)
+    with pytest.raises(UsageError, match=r"at least 64x64 pixels.*not 80x63; take crop"):
+        regions.choose(np.ones((63, 80), bool), 64, "tile")
+    with pytest.raises(UsageError, match=r"fit tile takes up to 16,000,000 pixels.*piece by piece"):
+        regions.choose(np.ones((4100, 4100), bool), 64, "tile")
+    assert fits(np.ones((4100, 4100), bool), 64) == ["crop"]
+
+
+def together(mask, size):
+    """The sets of hole pixels that a chain of steps, each to a cell next to it, leads through."""
+    cell = max(1, size // 4)
+    cells = {}
+    for y, x in np.argwhere(mask):
+        cells.setdefault((y // cell, x // cell), set()).add((y, x))
+    found = []
+    while cells:
+        group, edge = set(), [next(iter(cells))]
+        while edge:
+            y, x = edge.pop()
+            if (y, x) in cells:
+                group |= cells.pop((y, x))
+                edge += [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+        found.append(frozenset((int(y), int(x)) for y, x in group))
+    return set(found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_groups_share_the_hole_out(data):
+    """Each pixel belongs to one region, each region has those of one group, and their box fits closely."""
+    height, width = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 60))
+    size = data.draw(st.sampled_from([4, 8, 16]))
+    share = data.draw(st.sampled_from([0.002, 0.02, 0.3]))
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    mask = random.random((height, width)) < share
+    mask[random.integers(height), random.integers(width)] = True
+    fit = data.draw(st.sampled_from(["crop", "tile"] if min(height, width) >= size else ["crop"]))
+    found = regions.choose(mask, size, fit)
+    own = set()
+    for region in found:
+        inside = region.own(mask)
+        assert inside.shape == (region.height, region.width)
+        ys, xs = np.nonzero(inside)
+        own.add(frozenset((int(y) + region.top, int(x) + region.left) for y, x in zip(ys, xs, strict=True)))
+        margin = size // 2 if fit == "tile" else 0
+        for at, start, length, limit in (
+            (ys, region.top, region.height, height), (xs, region.left, region.width, width),
+        ):  # fmt: skip
+            assert at.min() >= min(margin, at.min() + start)
+            assert length - 1 - at.max() >= min(margin, limit - 1 - start - at.max())
+            needed = np.ptp(at) + 1 + 2 * margin if fit == "tile" else regions.CONTEXT * max(np.ptp(ys), np.ptp(xs)) + 3
+            assert length <= max(size, needed)
+    assert own == together(mask, size)
+    assert sum(map(len, own)) == mask.sum()
+
+
+@pytest.mark.parametrize(("specks", "size"), [(3000, 64), (40_000, 64), (40_000, 16)])
+def test_thousands_of_specks_are_a_bounded_number_of_regions_at_full_resolution(specks, size, monkeypatch):
+    monkeypatch.setattr(regions, "GROUPS", 100)
+    monkeypatch.setattr(regions, "TILE_PIXELS", 2_000_000)
+    mask = np.zeros((2000, 3000), bool)
+    places = np.random.default_rng(0).integers(0, (1996, 2996), (specks, 2))
+    for y, x in places:
+        mask[y : y + 4, x : x + 4] = True
+    found = regions.choose(mask, size)
+    assert len(found) <= 100
+    assert not any(region.resampled for region in found)
+    covered = np.zeros(mask.shape, np.int32)
+    for region in found:
+        assert region.rows * region.columns <= 2_000_000
+        covered[region.box] += region.own(mask)
+    assert np.array_equal(covered, mask)
+
+
+def test_groups_of_100_megapixels_take_little_memory():
+    mask = np.zeros((10_000, 10_000), bool)
+    for y, x in np.random.default_rng(0).integers(0, 9000, (200, 2)):
+        mask[y : y + 5, x : x + 900] = True
+    tracemalloc.start()
+    found = regions.choose(mask, 64)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) > 10
+    assert most < mask.nbytes
 
 
 def test_a_thin_stroke_survives_and_what_is_in_it_does_not_leak():
     mask = np.zeros((1024, 1024), bool)
     mask[np.arange(1024), np.arange(1024)] = True
-    region = regions.choose(mask, 64, "crop")
+    [region] = regions.choose(mask, 64, "crop")
     bright, dark = (np.where(mask[..., None], np.uint8(v), np.uint8(100)).repeat(3, 2) for v in (255, 0))
     a, small = regions.cut(bright, mask, region)
     b, _ = regions.cut(dark, mask, region)
     assert small.diagonal().all()
     assert np.array_equal(a[~small], b[~small])
     assert (a[~small] == 100).all()
-
-
-@pytest.mark.parametrize("mode", ["L", "RGB", "LA", "RGBA", "I;16", "P", "1", "CMYK"])
-def test_composites_change_the_hole_alone(mode):
-    g = np.random.default_rng(0)
-    if mode == "I;16":
-        picture = Image.fromarray(g.integers(0, 65536, (9, 7)).astype(np.uint16))
-    else:
-        picture = Image.fromarray(g.integers(0, 256, (9, 7, 4), dtype=np.uint8), "RGBA").convert(mode)
-    picture = composite.editable(picture)
-    mask = masks.random_mask("stroke", 9, 7, g)
-    filled = np.full((9, 7, 3), 200, np.uint8)
-    out = composite.composite(picture, filled, mask)
-    assert out.mode == picture.mode
-    before, after = np.asarray(picture), np.asarray(out)
-    assert np.array_equal(before[~mask], after[~mask])
-    colours = after[mask] if after.ndim == 2 else after[mask][..., : 3 if after.shape[2] > 2 else 1]
-    assert (colours == (200 * 257 if mode == "I;16" else 200)).all()

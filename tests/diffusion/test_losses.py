@@ -131,7 +131,7 @@ def test_the_last_term_is_the_likelihood_of_256_levels(dtype):
 
 
 class Said(nn.Module):
-    """A net that says what it is given: mean channels, and the variance's."""
+    """A net that says what it is given: mean channels, and the variance's. `heard` is its last input."""
 
     def __init__(self, answer, variance=None, uncertainty=None):
         super().__init__()
@@ -140,6 +140,8 @@ class Said(nn.Module):
         self.uncertainty = uncertainty
 
     def forward(self, x, c_noise, label=None, augment=None):
+        self.heard = x
+        x = x[:, : self.answer.shape[1]]  # less what a net that inpaints is told
         answer = self.answer.expand_as(x)
         return answer if self.variance is None else torch.cat([answer, self.variance.expand_as(x)], dim=1)
 
@@ -221,3 +223,98 @@ def test_a_learned_uncertainty_is_least_at_the_log_of_the_loss():
     for off in (-0.5, 0.5):
         moved = Denoiser(Said(x0 * 0, uncertainty=Constant(u.u.detach() + off)), V(), FlowSchedule())
         assert (losses.DenoisingLoss(moved, losses.simple())(x0, noise, sigma) > least).all()
+
+
+# The loss of a net that learns to inpaint.
+
+
+class Hardness(nn.Module):
+    """An uncertainty that depends on the noise level."""
+
+    def forward(self, log_snr):
+        return 0.3 * log_snr
+
+
+def absolute(denoised, x0, sigma):
+    return sigma * (denoised.x0 - x0).abs().mean(dim=(1, 2, 3))
+
+
+INPAINTING = {
+    "simple": ({}, losses.simple(), None),
+    "min-snr": ({}, losses.min_snr(5.0), None),
+    "learned uncertainty": ({"uncertainty": Hardness()}, losses.simple(), None),
+    "learned variance": ({"variance": images(2, 3, 6, 6, seed=3).clamp(-1, 1)}, losses.simple(), None),
+    "a loss of one's own": ({}, losses.simple(), absolute),
+}
+RECTANGLES = [(slice(1, 4), slice(2, 6)), (slice(0, 6), slice(5, 6))]
+
+
+def of_rectangles():
+    """`keep` [2 1 6 6]: each image has another hole."""
+    keep = torch.ones(2, 1, 6, 6, dtype=torch.bool)
+    for i, (rows, columns) in enumerate(RECTANGLES):
+        keep[i, :, rows, columns] = False
+    return keep
+
+
+def loss_of(answer, extra, weighting, own, masked):
+    """With the net's answer said, on a chain of 100 steps."""
+    variance = extra.get("variance")
+    net = Said(answer, variance, extra.get("uncertainty"))
+    denoiser = Denoiser(net, V(), DDPMSchedule(100, "linear"), variance is not None, masked)
+    return net, losses.DenoisingLoss(denoiser, weighting, own)
+
+
+@pytest.mark.parametrize(("extra", "weighting", "own"), INPAINTING.values(), ids=INPAINTING)
+def test_with_a_hole_the_loss_is_that_of_the_hole_cut_out(extra, weighting, own):
+    """A net that says something for each pixel on its own: the plain loss of an image that is the hole alone."""
+    x0, noise, answer = images(2, 3, 6, 6).clamp(-1, 1), images(2, 3, 6, 6, seed=1), images(2, 3, 6, 6, seed=2)
+    sigma = DDPMSchedule(100, "linear").sigmas[[0, 60]]
+    _, loss = loss_of(answer, extra, weighting, own, masked=True)
+    ours = loss(x0, noise, sigma, keep=of_rectangles())
+    for i, (rows, columns) in enumerate(RECTANGLES):
+        cut = [each[i : i + 1, :, rows, columns] for each in (x0, noise, answer)]
+        only = {name: part[i : i + 1, :, rows, columns] if name == "variance" else part for name, part in extra.items()}
+        _, plain = loss_of(cut[2], only, weighting, own, masked=False)
+        assert torch.allclose(ours[i : i + 1], plain(cut[0], cut[1], sigma[i : i + 1]), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("extra", "weighting", "own"), INPAINTING.values(), ids=INPAINTING)
+def test_the_gradient_is_of_the_hole_alone_and_no_hole_is_no_loss(extra, weighting, own):
+    x0, noise, answer = images(2, 3, 6, 6).clamp(-1, 1), images(2, 3, 6, 6, seed=1), images(2, 3, 6, 6, seed=2)
+    sigma, keep = DDPMSchedule(100, "linear").sigmas[[0, 60]], of_rectangles()
+    net, loss = loss_of(answer, extra, weighting, own, masked=True)
+    loss(x0, noise, sigma, keep=keep).sum().backward()
+    for learned in (net.answer, net.variance):
+        if learned is not None:
+            assert torch.equal(learned.grad != 0, ~keep.expand_as(learned))
+            learned.grad = None
+    nothing_to_do = loss(x0, noise, sigma, keep=torch.ones_like(keep))
+    logvar = Hardness()(-2 * sigma.log()) if "uncertainty" in extra else torch.zeros(2)
+    assert torch.allclose(nothing_to_do, logvar.to(nothing_to_do))
+    nothing_to_do.sum().backward()
+    assert not net.answer.grad.any()
+
+
+def test_the_holes_area_does_not_change_the_scale():
+    """A net that is off by 0.3 in every number, up or down: 0.09, whatever the hole."""
+    x0, noise, sigma = images(7, 3, 8, 8), images(7, 3, 8, 8, seed=1), SIGMA[[3, 10, 16, 9, 9, 9, 9]]
+    target = Flow().target(x0, noise, sigma[:, None, None, None])
+    off = 0.3 * images(7, 3, 8, 8, seed=2).sign()
+    keep = torch.ones(7, 1, 8, 8, dtype=torch.bool)
+    for i, pixels in enumerate((1, 2, 5, 13, 32, 63, 64)):
+        keep[i].view(-1)[torch.randperm(64, generator=torch.Generator().manual_seed(i))[:pixels]] = False
+    loss = losses.DenoisingLoss(Denoiser(Said(target + off), Flow(), FlowSchedule(), masked=True), losses.simple())
+    assert torch.allclose(loss(x0, noise, sigma, keep=keep), torch.full((7,), 0.09, dtype=torch.float64))
+
+
+def test_a_net_that_inpaints_is_given_noise_everywhere_and_told_what_is_known_and_where():
+    x0, noise, sigma, keep = images(2, 3, 6, 6), images(2, 3, 6, 6, seed=1), SIGMA[[5, 12]], of_rectangles()
+    net = Said(x0 * 0)
+    loss = losses.DenoisingLoss(Denoiser(net, Flow(), FlowSchedule(), masked=True), losses.simple())
+    loss(x0, noise, sigma, keep=keep)
+    s = sigma[:, None, None, None]
+    wanted = [(x0 + s * noise) / (1 + s), x0 * keep, (~keep).double()]
+    assert torch.allclose(net.heard, torch.cat(wanted, dim=1))
+    loss(x0, noise, sigma)  # told of no hole, it takes all of the image for one
+    assert torch.allclose(net.heard, torch.cat([wanted[0], x0 * 0, torch.ones_like(wanted[2])], dim=1))

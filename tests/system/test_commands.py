@@ -163,7 +163,9 @@ def test_inpainting_files(trained, tmp_path, capsys):
     assert np.array_equal(out[~hole], pixels[~hole])
     assert not np.array_equal(out[hole], pixels[hole])
     diffunet("inpaint", trained, tmp_path / "a.png", tmp_path / "b.webp", *mask, "--out", tmp_path / "all", "--num", 2)
-    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["a-0.png", "a-1.png", "b-0.png", "b-1.png"]
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == [
+        "a-0.png", "a-1.png", "a-sheet.png", "b-0.png", "b-1.png", "b-sheet.png",
+    ]  # fmt: skip
     first = ["inpaint", trained, tmp_path / "a.png"]
     assert "exists" in refused(capsys, *first, *mask, "--out", tmp_path / "out.png")
     assert "--lossy-ok" in refused(capsys, *first, *mask, "--out", tmp_path / "out.jpg")
@@ -246,6 +248,11 @@ BAD = [
     (SAMPLE + "--guidance nan", ["--guidance should be a finite number", "not nan"]),
     (INPAINT + "--num 0", ["--num should be greater than or equal to 1", "not 0"]),
     (INPAINT + "--max-pixels 0", ["--max-pixels should be greater than or equal to 1", "not 0"]),
+    (INPAINT + "--box 1,1,3", ["--box takes four whole numbers", "'1,1,3'"]),
+    (INPAINT + "--feather -1", ["--feather should be greater than or equal to 0", "not -1"]),
+    ("masks NEW --kind stroke", ["--kind takes one of mixed, box, half,", "'stroke'"]),
+    ("masks NEW --num 0", ["--num should be greater than or equal to 1", "not 0"]),
+    ("masks NEW --width 30000", ["--width should be less than or equal to 20000", "not 30000"]),
     ("evaluate MODEL DATA --num 1", ["--num should be greater than or equal to 2", "not 1"]),
     ("evaluate MODEL DATA --likelihood-num 7", ["--likelihood-num", "go with --likelihood"]),
     ("evaluate MODEL DATA --threshold soft", ["--threshold", "dynamic", "'soft'"]),
@@ -265,8 +272,8 @@ BAD = [
         ["--sampler takes one of ddpm, ddpm-large, ddpm-learned, ddim,", "'ddin'", "did you mean ddim?"],
     ),
     (SAMPLE + "--precision fp16", ["--precision takes one of fp32, bf16", "'fp16'"]),
-    (INPAINT + "--method repait", ["--method takes one of auto, repaint, replace", "'repait'", "mean repaint?"]),
-    (INPAINT + "--fit stretch", ["--fit takes one of auto, crop, native", "'stretch'"]),
+    (INPAINT + "--method repait", ["--method takes one of auto, trained, repaint,", "'repait'", "mean repaint?"]),
+    (INPAINT + "--fit stretch", ["--fit takes one of auto, crop, native, tile", "'stretch'"]),
     (TRAIN_ + "--train.betas 0.9", ["--train.betas takes 2 values, each a number", "'0.9'"]),
     (TRAIN_ + "--train.betas 0.9 0.8 0.7", ["'0.7' is one too many", "--train.betas takes 2 values"]),
     (TRAIN_ + "--train.betas 0.9 2", ["--train.betas should be less than 1", "not 2.0"]),
@@ -287,6 +294,7 @@ BAD = [
     ("evaluate MODEL", ["DATA is missing"]),
     ("check", ["DATA is missing"]),
     ("prepare digits", ["OUT is missing"]),
+    ("masks", ["OUT is missing"]),
     ("info", ["MODEL_OR_PRESET is missing"]),
     (TRAIN_ + "more", ["'more' is one too many", "--out"]),
     ("check DATA more", ["'more' is one too many", "diffunet check takes DATA"]),
@@ -362,6 +370,7 @@ def writers(trained, out):
         "inpaint": ["inpaint", trained, picture, *mask, "--out", out / "x.png", "--steps", 2],
         "inpaints": ["inpaint", trained, picture, *mask, "--out", out, "--steps", 2],
         "prepare": ["prepare", "digits", out, "--limit", 20],
+        "masks": ["masks", out, "--num", 2],
         "demo": ["demo", "--out", out, "--seconds", 1],
     }
 
@@ -373,7 +382,7 @@ def refused_before_work(capsys, words, code=2):
     """The line; nothing was said before it."""
     line = refused(capsys, *words, code=code)
     assert capsys.readouterr().out == ""
-    assert ("OUT" if words[0] == "prepare" else "--out") in line
+    assert ("OUT" if words[0] in ("prepare", "masks") else "--out") in line
     return line
 
 

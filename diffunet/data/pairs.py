@@ -1,0 +1,74 @@
+"""Which mask goes with which image, by their names."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from diffunet.data import folder
+from diffunet.errors import DataError
+
+log = logging.getLogger(__name__)
+
+NAMED = 3
+"""How many of the files that have a problem are named."""
+
+
+class Pair(NamedTuple):
+    """An image, its mask, if any, and its `name`: the path in its folder without the suffix, as "holiday/beach"."""
+
+    image: Path
+    mask: Path | None
+    name: str
+
+
+def pairs(images: Sequence[Path], mask: Path | None) -> list[Pair]:
+    """Images, each with its mask.
+
+    Args:
+        images: files, and folders, of which all images are taken, those of their subfolders too, as of a data folder.
+        mask: one for all of them; or a folder, in which the mask of holiday/beach.jpg is holiday/beach with any suffix
+            of an image. Masks that no image has are logged.
+
+    Raises:
+        DataError: a file or folder that is not there, a folder without images, images without a mask or with several.
+    """
+    for path in (*images, *(() if mask is None else (mask,))):
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder")
+    named = [(path, name) for source in images for path, name in _images(source)]
+    if mask is None or not mask.is_dir():
+        return [Pair(path, mask, name) for path, name in named]
+    masks: dict[str, list[Path]] = defaultdict(list)
+    for path, name in _images(mask):
+        masks[name].append(path)
+    if without := [path for path, name in named if name not in masks]:
+        example = next(name for _, name in named if name not in masks)
+        raise DataError(
+            f"no mask for {_some(without)} in {mask}: a mask has the name of its image, as {mask / example}.png"
+        )
+    if several := [path for _, name in named if len(masks[name]) > 1 for path in masks[name]]:
+        raise DataError(f"more than one mask for the same image: {_some(several)}; leave one")
+    if unused := [path for name in masks.keys() - {name for _, name in named} for path in masks[name]]:
+        log.warning("no image for %s", _some(sorted(unused)))
+    return [Pair(path, masks[name][0], name) for path, name in named]
+
+
+def _images(source: Path) -> list[tuple[Path, str]]:
+    """The images of a folder, or a file itself, each with its name."""
+    if not source.is_dir():
+        return [(source, source.stem)]
+    found, rejected = folder.list_images(source)
+    for file in rejected:
+        log.warning("%s: %s", source / file.path, file.reason)
+    return [(source / folder.native(path), PurePath(path).with_suffix("").as_posix()) for path in found]
+
+
+def _some(paths: Iterable[Path]) -> str:
+    """The first of them, and how many more there are."""
+    named = [str(path) for path in paths]
+    more = len(named) - NAMED
+    return ", ".join(named[:NAMED]) + (f" and {more} more" if more > 0 else "")
