@@ -16,7 +16,8 @@ from diffunet.data import warp
 from diffunet.data.cache import Dataset, open_dataset
 from diffunet.diffusion import losses, samplers, schedules
 from diffunet.diffusion.denoiser import EDM, X0, Denoise, Denoised, Denoiser, Epsilon, Flow, Target, V
-from diffunet.diffusion.inpainting import ddnm, keep_known, mmps, resample_ladder
+from diffunet.diffusion.guidance import threshold
+from diffunet.diffusion.inpainting import ITERATIONS, ddnm, keep_known, mmps, resample_ladder
 from diffunet.draws import Noise
 from diffunet.errors import UsageError
 from diffunet.nn.unet import UNet
@@ -40,7 +41,7 @@ against 1.6)."""
 
 INPAINTING = ("trained", "repaint", "ddnm", "mmps", "replace")
 """Methods of filling in; see diffusion/inpainting.py."""
-INPAINTING_DEFAULT = "repaint"
+INPAINTING_DEFAULT = "mmps"
 """Of a model that was not trained to inpaint."""
 JUMPS = {"repaint": (20, 5, 5), "ddnm": (50, 50, 1)}
 """Steps of the default ladder, into how many stretches it is cut, and how often each is walked."""
@@ -166,13 +167,19 @@ class Inpainting:
     """A way to fill in: the `ladder` [n + 1] and `walk(denoise, known, keep, x, noise)` down it.
 
     `known` [B C H W] in [-1, 1], `keep` bool and broadcasting to it, True where pixels are known; x [B C H W] at the
-    first sigma. Where `told`, `denoise` is to be told them too, as a net that is trained for it; see
-    `denoiser.condition`.
+    first sigma. `method` is its name; it takes `calls` of the net, passes backwards among them. A net that is `trained`
+    for it is to be told what is known, too; see `denoiser.condition`.
     """
 
+    method: str
     ladder: Tensor
+    calls: int
     walk: Callable[[Denoise, Tensor, Tensor, Tensor, Noise], Walk]
-    told: bool = False
+
+    @property
+    def trained(self) -> bool:
+        """Whether the net is told what is known."""
+        return self.method == "trained"
 
 
 def inpainting(
@@ -209,28 +216,41 @@ def inpainting(
             raise UsageError(
                 f"method {method} does not jump back; jump_length and jump_n_sample are of repaint and ddnm"
             )
-        plain = _below(ladder(config, noise, steps or config.diffusion.sample_steps), below)
-        step = STEPS[config.diffusion.sampler]()
-        given = mmps if method == "mmps" else keep_known
+        sampler = config.diffusion.sampler
+        sigmas, step = _below(ladder(config, noise, steps or config.diffusion.sample_steps), below), STEPS[sampler]()
+        count = calls(sampler, len(sigmas) - 1) * (1 + ITERATIONS if method == "mmps" else 1)
+        given = _mmps if method == "mmps" else keep_known
         return Inpainting(
-            plain,
-            lambda denoise, known, keep, x, noise: samplers.sample(given(denoise, known, keep), x, plain, step, noise),
-            told=method == "trained",
+            method,
+            sigmas,
+            count,
+            lambda denoise, known, keep, x, noise: samplers.sample(given(denoise, known, keep), x, sigmas, step, noise),
         )
     default_steps, stretches, visits = JUMPS[method]
     steps = steps or default_steps
-    plain = _below(ladder(sampling(config, ladder="trailing"), noise, steps), below)  # uniform in time, as they walk
-    walk = resample_ladder(plain, jump_length or max(1, steps // stretches), jump_n_sample or visits)
+    sigmas = _below(ladder(sampling(config, ladder="trailing"), noise, steps), below)  # uniform in time, as they walk
+    sigmas = resample_ladder(sigmas, jump_length or max(1, steps // stretches), jump_n_sample or visits)
+    count = int((sigmas.diff() < 0).sum())
     if method == "ddnm":
         return Inpainting(
-            walk, lambda denoise, known, keep, x, noise: samplers.sample(denoise, x, walk, ddnm(known, keep), noise)
+            method,
+            sigmas,
+            count,
+            lambda denoise, known, keep, x, noise: samplers.sample(denoise, x, sigmas, ddnm(known, keep), noise),
         )
     return Inpainting(
-        walk,
+        method,
+        sigmas,
+        count,
         lambda denoise, known, keep, x, noise: samplers.sample(
-            keep_known(denoise, known, keep, noise), x, walk, samplers.euler(eta=1.0), noise
+            keep_known(denoise, known, keep, noise), x, sigmas, samplers.euler(eta=1.0), noise
         ),
     )
+
+
+def _mmps(denoise: Denoise, known: Tensor, keep: Tensor) -> Denoise:
+    """`mmps` within the range of images: at much noise a net's small error is a large one of its derivative."""
+    return threshold(mmps(denoise, known, keep), "static")
 
 
 def _below(sigmas: Tensor, sigma: float) -> Tensor:

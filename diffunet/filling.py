@@ -15,7 +15,7 @@ from diffunet.config import Config
 from diffunet.data import images
 from diffunet.data.part import Part
 from diffunet.diffusion.denoiser import Denoise, condition
-from diffunet.diffusion.tiling import Tiled
+from diffunet.diffusion.tiling import Tiled, covered
 
 REFINE = 0.5
 """The sigma from which a picture that was filled in at half the resolution or so is denoised again: it hides what the
@@ -55,6 +55,10 @@ class Filler:
         """How many steps on_step is told of for a batch."""
         return len(self.whole.ladder) - 1 + (len(levels) - 1) * (len(self.refining.ladder) - 1)
 
+    def calls(self, levels: Sequence[Part]) -> int:
+        """Passes through the net that a filling takes, of each window."""
+        return self.whole.calls + (len(levels) - 1) * self.refining.calls
+
     def _fill(self, part: Part, coarse: list[images.Pixels] | None, batch: range, seed: int) -> list[images.Pixels]:
         pixels, gap = part.cut(self.config.data.channels)
         known = images.to_float(torch.from_numpy(pixels[None]).to(self.device))
@@ -68,7 +72,10 @@ class Filler:
             start = torch.where(keep, known, images.to_float(larger).to(self.device))
         x = start + way.ladder[0] * noise()
         label = None if self.label is None else torch.full((len(batch),), self.label, device=self.device)
-        told = condition(known, keep).expand(len(batch), -1, -1, -1) if way.told else None
-        wrap = partial(Tiled, size=self.config.data.image_size, wanted=~keep) if part.region.fit == "tile" else None
-        x = self.walk(way.walk(self.denoise_for(label, told, wrap), known, keep, x, noise))
+        told = condition(known, keep).expand(len(batch), -1, -1, -1) if way.trained else None
+        wrap, seen = None, keep
+        if part.region.fit == "tile":
+            size = self.config.data.image_size
+            wrap, seen = partial(Tiled, size=size, wanted=~keep), keep & covered(~keep, size)
+        x = self.walk(way.walk(self.denoise_for(label, told, wrap), known, seen, x, noise))
         return list(images.to_uint8(torch.where(keep, known, x)))

@@ -20,8 +20,7 @@ from diffunet import build, conditions, devices, draws, storage
 from diffunet.conditions import Guidance as Guidance
 from diffunet.conditions import Label
 from diffunet.config import Config
-from diffunet.data import images, part
-from diffunet.data.regions import Region
+from diffunet.data import images, part, regions
 from diffunet.diffusion import samplers
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.errors import Cancelled, UsageError
@@ -189,10 +188,10 @@ class Pipeline:
             method: trained (the net is told the known pixels: of a model trained with --task inpaint), repaint
                 (resampling, Lugmayr et al. 2022), ddnm (Wang et al. 2022), mmps (gradients, Rozet et al. 2024), replace
                 (one walk, known pixels pasted into every denoised image), or auto (trained where the model is, else
-                repaint).
+                mmps).
             fit: crop (a region round each hole, at the model's size), tile (the image's own resolution, by windows of
                 the model's size), native (the whole image at once), or auto, by the sizes of image, hole and model.
-            steps: of the ladder; repaint walks most of them several times.
+            steps: of the ladder; repaint walks most of them several times, mmps also goes backwards at each.
             jump_length, jump_n_sample: how many steps repaint (or ddnm, as its time travel) goes back, and how often it
                 walks each stretch. 250 steps with 10 and 10 are RePaint as published, 2,410 calls of the net.
             label, guidance: as for `sample`; without a label, none is told.
@@ -238,6 +237,13 @@ class Pipeline:
         )  # fmt: skip
         parts = part.parts(masked, self.image_size, fit)
         work = [(each, each.levels(self.image_size), self._batches(num, each.region)) for each in parts]
+        calls = max(filler.calls(levels) for _, levels, _ in work)
+        log.info(
+            "%s; %s, %d calls of the net a filling",
+            regions.summary([each.region for each in parts]),
+            filler.whole.method,
+            calls,
+        )
         watch.total = sum(len(batches) * filler.steps(levels) for _, levels, batches in work)
         for place, (each, levels, batches) in enumerate(work):
             if each.is_all_hole(self.image_size):
@@ -252,7 +258,7 @@ class Pipeline:
             each.paste(filled, new)
         return filled
 
-    def _batches(self, num: int, region: Region) -> list[range]:
+    def _batches(self, num: int, region: regions.Region) -> list[range]:
         """Which fillings of a region to make at a time: fewer of larger ones."""
         most = max(1, INPAINT_BATCH * self.image_size**2 // (region.rows * region.columns))
         return [range(first, min(first + most, num)) for first in range(0, num, most)]
@@ -266,6 +272,7 @@ class Pipeline:
         with (
             devices.enough_memory(needs),
             self._lock,
+            torch.inference_mode(False),  # mmps takes gradients, which the tensors of a caller's would not allow
             torch.no_grad(),
             torch.autocast(self.device.type, self.dtype, enabled=half),
         ):

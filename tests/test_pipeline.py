@@ -383,10 +383,8 @@ def test_known_pixels_are_exact_whatever_is_asked_for(inpainter, data):
     method = data.draw(st.sampled_from(build.INPAINTING))
     kind, seed = data.draw(st.sampled_from(["mixed", "dots", *masks.KINDS])), data.draw(st.integers(0, 99))
     random = np.random.default_rng(seed)
-    if kind == "dots":
-        hole = random.random((height, width)) < 0.03
-    else:
-        hole = masks.random_mask(kind, height, width, random)
+    dots = random.random((height, width)) < 0.03
+    hole = dots if kind == "dots" else masks.random_mask(kind, height, width, random)
     if mode in ("I;16", "I"):
         picture = Image.fromarray(random.integers(0, 65536, (height, width)).astype({"I": "<i4"}.get(mode, "<u2")))
     elif mode == "F":

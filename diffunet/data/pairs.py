@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
@@ -37,10 +38,10 @@ def pairs(images: Sequence[Path], mask: Path | None) -> list[Pair]:
         DataError: a file or folder that is not there, a folder without images, images without a mask or with several.
     """
     for path in (*images, *(() if mask is None else (mask,))):
-        if not path.exists():
+        if not os.path.exists(path):
             raise DataError(f"{path}: no such file or folder")
     named = [(path, name) for source in images for path, name in _images(source)]
-    if mask is None or not mask.is_dir():
+    if mask is None or not os.path.isdir(mask):
         return [Pair(path, mask, name) for path, name in named]
     masks: dict[str, list[Path]] = defaultdict(list)
     for path, name in _images(mask):
@@ -59,7 +60,7 @@ def pairs(images: Sequence[Path], mask: Path | None) -> list[Pair]:
 
 def _images(source: Path) -> list[tuple[Path, str]]:
     """The images of a folder, or a file itself, each with its name."""
-    if not source.is_dir():
+    if not os.path.isdir(source):
         return [(source, source.stem)]
     found, rejected = folder.list_images(source)
     for file in rejected:

@@ -16,6 +16,9 @@ from diffunet.draws import Noise
 ROUNDING = 2 / 255 / 12**0.5
 """Standard deviation of what 8 bits round away, in units of [-1, 1]: known pixels are known that well."""
 
+ITERATIONS = 1
+"""Of conjugate gradients in `mmps`: on images more of them did not pay (scripts/benchmark_inpainting.py)."""
+
 
 def keep_known(denoise: Denoise, known: Tensor, keep: Tensor, noise: Noise | None = None) -> Denoise:
     """A denoiser that knows part of the image: known pixels are pasted into what D says.
@@ -79,12 +82,15 @@ def ddnm(known: Tensor, keep: Tensor, eta: float = 0.85) -> Step:
         if sigma_next == 0:
             return projected.x0, projected, None
         left = (1 - eta**2) ** 0.5 * (x - raw.x0) / sigma
-        return projected.x0 + sigma_next * (eta * noise() + left), projected, None
+        new = eta * noise() if eta > 0 else 0
+        return projected.x0 + sigma_next * (new + left), projected, None
 
     return step
 
 
-def mmps(denoise: Denoise, known: Tensor, keep: Tensor, iterations: int = 3, known_std: float = ROUNDING) -> Denoise:
+def mmps(
+    denoise: Denoise, known: Tensor, keep: Tensor, iterations: int = ITERATIONS, known_std: float = ROUNDING
+) -> Denoise:
     """A denoiser given the known pixels: moment matching posterior sampling (Rozet et al. 2024, algorithm 3).
 
     By Tweedie's formulas the covariance of x0 given x is V = sigma^2 dD/dx. Were x0 normal given x, its mean given the

@@ -36,17 +36,13 @@ class Tiled:
         self.denoiser = denoiser
         self.net = denoiser.net
         self.size = size
-        stride = stride or max(1, size // 2)
-        rows, columns = (starts(length, size, stride) for length in wanted.shape)
-        self.windows = [
-            (top, left) for top, left in product(rows, columns) if wanted[top : top + size, left : left + size].any()
-        ]
+        self.windows = windows(wanted, size, stride)
         ramp = torch.arange(size, device=wanted.device, dtype=torch.float32).add(0.5).div(size).mul(math.pi).sin() ** 2
         self.weight = ramp[:, None] * ramp
         total = torch.zeros(wanted.shape, device=wanted.device)
         for top, left in self.windows:
             total[top : top + size, left : left + size] += self.weight
-        self.covered = total > 0
+        self.covered = covered(wanted, size, stride)
         self.total = torch.where(self.covered, total, 1)
 
     def __call__(
@@ -96,6 +92,20 @@ class Tiled:
         for (top, left), part in zip(windows, parts.chunk(len(windows)), strict=True):
             total[..., top : top + s, left : left + s] += self.weight * part
         return total
+
+
+def windows(wanted: Tensor, size: int, stride: int | None = None) -> list[tuple[int, int]]:
+    """(top, left) of the windows that have a wanted pixel, bool [H W]."""
+    rows, columns = (starts(length, size, stride or max(1, size // 2)) for length in wanted.shape)
+    return [(top, left) for top, left in product(rows, columns) if wanted[top : top + size, left : left + size].any()]
+
+
+def covered(wanted: Tensor, size: int, stride: int | None = None) -> Tensor:
+    """bool [H W]: the pixels of those windows, the only ones of which `Tiled` says anything."""
+    covered = torch.zeros_like(wanted)
+    for top, left in windows(wanted, size, stride):
+        covered[top : top + size, left : left + size] = True
+    return covered
 
 
 def starts(length: int, size: int, stride: int) -> list[int]:

@@ -258,7 +258,7 @@ def fill(
         with pipeline.working(f"with {len(batch)} images at a time"):
             keep = torch.from_numpy(~holes[some, None]).to(pipeline.device)
             known = images.to_float(torch.from_numpy(pictures[some])).to(pipeline.device).where(keep, 0)
-            denoise = bind(pipeline.denoiser, None, condition(known, keep) if way.told else None)
+            denoise = bind(pipeline.denoiser, None, condition(known, keep) if way.trained else None)
             kind = pipeline.config.diffusion.threshold
             denoise = denoise if kind == "none" else threshold(denoise, kind)
             noise = draws.streams(draws.seed_of("filling", seed, filling), batch, known.shape[1:], pipeline.device)

