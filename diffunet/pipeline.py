@@ -155,7 +155,7 @@ class Pipeline:
 
     def inpaint(
         self,
-        image: Image | str | Path,
+        image: Image | str | Path | part.Masked,
         mask: Image | NDArray[Any] | str | Path | None = None,
         *,
         num: int = 1,
@@ -181,7 +181,8 @@ class Pipeline:
         the same images as `sample` gives for this seed.
 
         Args:
-            image: of any mode and size; a path is opened, and turned as its EXIF says.
+            image: of any mode and size; a path is opened, and turned as its EXIF says. Or what `part.read` has made of
+                an image and a mask, and the arguments about these are not looked at.
             mask: white (at least half) = fill, of the image's size; by default what is not opaque is filled.
             num: different fillings.
             seed: filling i of a seed starts from the same noise at any `num`.
@@ -216,10 +217,12 @@ class Pipeline:
             num=num, seed=seed, max_pixels=max_pixels, steps=steps, jump_length=jump_length,
             jump_n_sample=jump_n_sample, feather=feather,
         )  # fmt: skip
-        masked = part.read(
-            image, mask, box=box, invert=invert_mask, soft=soft_mask, feather=feather, resize_mask=resize_mask,
-            max_pixels=max_pixels,
-        )  # fmt: skip
+        masked = image
+        if not isinstance(masked, part.Masked):
+            masked = part.read(
+                masked, mask, box=box, invert=invert_mask, soft=soft_mask, feather=feather, resize_mask=resize_mask,
+                max_pixels=max_pixels,
+            )  # fmt: skip
         filled = [masked.picture.copy() for _ in range(num)]
         if not masked.hole.any():
             return filled

@@ -17,6 +17,7 @@ from diffunet import build, draws
 from diffunet.data import images
 from diffunet.data.index import HELD_OUT_MAX, split
 from diffunet.diffusion.denoiser import Denoised
+from diffunet.diffusion.inpainting import ITERATIONS
 from diffunet.errors import DataError, UsageError
 from diffunet.evaluation import inpainting
 from diffunet.evaluation.features import train_classifier
@@ -209,14 +210,14 @@ def test_filling_many_is_inpainting_one(pipe, name, monkeypatch):
 
 def test_a_method_is_charged_for_every_pass(pipe):
     calls = {}
-    for text in ("mean", "replace:steps=3", "mmps:steps=2", "mmps:steps=2,iterations=1",
+    for text in ("mean", "replace:steps=3", "mmps:steps=2", "mmps:steps=2,iterations=3",
                  "ddnm:steps=4,jump_length=4", "repaint:steps=4,jump_length=2,jump_n_sample=3"):  # fmt: skip
         source, filler = method(text, pipe, pipe, 0, 2)
         with counted(source.denoiser.net) as count:
             filled = filler(pictures(3, 8), boxes(3, 8), 0)
         assert filled.shape == (3, 8, 8, 3)
         calls[text] = (count.forward / 3, count.backward / 3)
-    assert list(calls.values()) == [(0, 0), (3, 0), (2, 6), (2, 2), (4, 0), (4 + 2 * 2, 0)]
+    assert list(calls.values()) == [(0, 0), (3, 0), (2, 2 * ITERATIONS), (2, 6), (4, 0), (4 + 2 * 2, 0)]
 
 
 class Nothing(nn.Module):
