@@ -130,9 +130,8 @@ def inpaint(
         mask: White = fill, of the image's size; or a folder of masks with the images' names. Without it, what is
             transparent is filled.
         box: Fill this rectangle: x0,y0,x1,y1 in pixels from the top left corner, x1 and y1 not included.
-        method: trained is for a model trained with --task inpaint; for any model, repaint (up and down), ddnm, mmps
-            (both better guided, the second by gradients) and replace (once down, plain). auto is trained where the
-            model is.
+        method: trained is for a model trained with --task inpaint; for any model mmps (by gradients), repaint (up and
+            down), ddnm and replace (once down, plain). auto is trained where the model is, else mmps.
         fit: crop works on a region round each hole, at the model's size; tile at the image's own resolution, by
             windows; native on the whole image at once; auto chooses and says which.
         steps: Of the ladder.
@@ -191,9 +190,8 @@ def inpaint(
             continue
         with outputs.watching(f"filling {path.name}") as on_step:
             filled = pipe.inpaint(
-                path, job.mask, num=num, seed=seed, method=method, fit=fit, steps=steps, jump_length=jump_length,
-                jump_n_sample=jump_n_sample, label=label, guidance=guidance, box=corners, invert_mask=invert_mask,
-                soft_mask=soft_mask, feather=feather, resize_mask=resize_mask, max_pixels=max_pixels, on_step=on_step,
+                masked, num=num, seed=seed, method=method, fit=fit, steps=steps, jump_length=jump_length,
+                jump_n_sample=jump_n_sample, label=label, guidance=guidance, on_step=on_step,
             )  # fmt: skip
         for picture, target in zip(filled, job.targets, strict=True):
             outputs.save(picture, target)

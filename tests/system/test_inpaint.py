@@ -426,14 +426,20 @@ def test_names_of_methods_fits_and_kinds_are_those_there_are():
 
 
 def test_options_reach_the_pipeline(model, tmp_path, monkeypatch):
+    from diffunet.data import part
     from diffunet.pipeline import Pipeline
 
-    seen = {}
+    seen, read = {}, part.read
 
-    def inpaint(pipe, image, mask, **options):
+    def reading(image, mask, **options):
         seen.update(options, image=image, mask=mask)
-        return [Image.open(image)]
+        return read(image, mask, **options)
 
+    def inpaint(pipe, masked, **options):
+        seen.update(options)
+        return [masked.picture]
+
+    monkeypatch.setattr(part, "read", reading)
     monkeypatch.setattr(Pipeline, "inpaint", inpaint)
     write(tmp_path / "photo.png", noise(16, 16, 3))
     write(tmp_path / "mask.png", box(8, 8, 2, 2, 4, 4))
@@ -447,7 +453,7 @@ def test_options_reach_the_pipeline(model, tmp_path, monkeypatch):
     assert seen == {
         "image": tmp_path / "photo.png", "mask": tmp_path / "mask.png", "num": 1, "method": "ddnm", "fit": "tile",
         "steps": 7, "jump_length": 3, "jump_n_sample": 2, "seed": 5, "label": "disc", "guidance": 2.0, "box": None,
-        "invert_mask": True, "soft_mask": True, "resize_mask": True, "feather": 4, "max_pixels": 1000,
+        "invert": True, "soft": True, "resize_mask": True, "feather": 4, "max_pixels": 1000,
     }  # fmt: skip
     diffunet(*words, "--box", "1,2,3,4")
     assert (seen["box"], seen["mask"], seen["fit"], seen["method"]) == ((1, 2, 3, 4), None, "auto", "auto")
