@@ -30,9 +30,9 @@ def home(tmp_path, monkeypatch):
     """The folders and pictures that the README speaks of."""
     monkeypatch.chdir(tmp_path)
     generator = np.random.default_rng(0)
-    for folder in ("photos", "animals/cat", "animals/dog"):
+    for folder, count in (("photos", 30), ("animals/cat", 30), ("animals/dog", 30), ("album", 2)):
         Path(folder).mkdir(parents=True)
-        for i in range(30):
+        for i in range(count):
             Image.fromarray(generator.integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(f"{folder}/{i}.png")
     photo = generator.integers(0, 256, (90, 120, 4), dtype=np.uint8)
     photo[..., 3] = 255
@@ -69,7 +69,17 @@ def test_every_command_of_the_readme_runs(home, capsys):
         with pytest.raises(SystemExit) as stop:
             main(words)
         assert stop.value.code == 0, (line, capsys.readouterr().err)
-    for path in ("grid.png", "cats.png", "mended.png", "choices/holiday-3.png", "filled.png", "digits.png"):
+    for path in (
+        "grid.png",
+        "cats.png",
+        "mended.png",
+        "boxed.png",
+        "better.png",
+        "album-mended/1.png",
+        "choices/holiday-3.png",
+        "filled.png",
+        "digits.png",
+    ):
         assert Image.open(path).size
     assert len(list(Path("pictures").iterdir())) == 100
     known = np.asarray(Image.open("holiday-mask.png").convert("L")) < 128
