@@ -15,6 +15,7 @@ from diffunet.config import Config
 from diffunet.data import images
 from diffunet.data.part import Part
 from diffunet.diffusion.denoiser import Denoise, condition
+from diffunet.diffusion.inpainting import keep_known
 from diffunet.diffusion.tiling import Tiled, covered
 
 REFINE = 0.5
@@ -73,9 +74,9 @@ class Filler:
         x = start + way.ladder[0] * noise()
         label = None if self.label is None else torch.full((len(batch),), self.label, device=self.device)
         told = condition(known, keep).expand(len(batch), -1, -1, -1) if way.trained else None
-        wrap, seen = None, keep
-        if part.region.fit == "tile":
-            size = self.config.data.image_size
-            wrap, seen = partial(Tiled, size=size, wanted=~keep), keep & covered(~keep, size)
-        x = self.walk(way.walk(self.denoise_for(label, told, wrap), known, seen, x, noise))
+        tiled, size = part.region.fit == "tile", self.config.data.image_size
+        denoise = self.denoise_for(label, told, partial(Tiled, size=size, wanted=~keep) if tiled else None)
+        if tiled:  # where no window is, nothing is to be filled in
+            denoise = keep_known(denoise, known, ~covered(~keep, size))
+        x = self.walk(way.walk(denoise, known, keep, x, noise))
         return list(images.to_uint8(torch.where(keep, known, x)))

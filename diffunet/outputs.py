@@ -141,7 +141,6 @@ def sheet(masked: Masked, fillings: list[Image]) -> Image:
     """
     import math
 
-    import numpy as np
     from PIL import Image as pillow
 
     from diffunet.data import images
@@ -154,9 +153,9 @@ def sheet(masked: Masked, fillings: list[Image]) -> Image:
     def tile(image: Image) -> NDArray[np.uint8]:
         return images.to_array(image.resize(size, pillow.Resampling.BILINEAR), 3, white=masked.white)
 
-    hole = tile(images.from_array(np.where(masked.hole, np.uint8(255), np.uint8(0))[..., None])) / 255
-    shown = np.rint((1 - hole) * tile(picture) + hole * np.array(HOLE)).astype(np.uint8)
-    laid = images.grid([shown, *map(tile, fillings)], columns)
+    shown = images.to_array(picture, 3, white=masked.white)
+    shown[masked.hole] = HOLE  # before it is made smaller, which would mix erased pixels in beside the hole
+    laid = images.grid([tile(images.from_array(shown)), *map(tile, fillings)], columns)
     if picture.mode in ("RGB", "RGBA") and "icc_profile" in picture.info:
         laid.info["icc_profile"] = picture.info["icc_profile"]
     return laid
@@ -180,7 +179,10 @@ def held_by(path: Path) -> tuple[str, ...]:
 
     try:
         with pillow.open(path, formats=images.FORMATS) as image:
-            return (".png",) if deep.is_deep(image) else _HELD_BY.get(image.mode, ())
+            if deep.is_deep(image):
+                return (".png",)
+            clear = "transparency" in image.info and not image.mode.startswith("I")  # it becomes alpha
+            return _CLEAR if clear else _HELD_BY.get(image.mode, ())
     except Exception:
         return ()
 

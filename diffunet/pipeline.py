@@ -60,8 +60,9 @@ def load(model: str | Path, device: str | torch.device | None = None, dtype: tor
         CheckpointError: for a model that is missing, damaged or of another kind.
         UsageError: for a device that is not there.
     """
-    read = storage.read_model(model)
-    return Pipeline(read.config, read.denoiser.to(devices.device(None if device is None else str(device))), dtype)
+    with torch.inference_mode(False):  # as in `Pipeline.working`
+        read = storage.read_model(model)
+        return Pipeline(read.config, read.denoiser.to(devices.device(None if device is None else str(device))), dtype)
 
 
 class Pipeline:
@@ -181,7 +182,8 @@ class Pipeline:
         the same images as `sample` gives for this seed.
 
         Args:
-            image: of any mode and size; a path is opened, and turned as its EXIF says. Or what `part.read` has made of
+            image: of any mode and size; a path is opened, turned as its EXIF says, and keeps what that says but for
+                thumbnails, which show what is erased; an Image keeps its `info`. Or what `part.read` has made of
                 an image and a mask, and the arguments about these are not looked at.
             mask: white (at least half) = fill, of the image's size; by default what is not opaque is filled.
             num: different fillings.
@@ -223,7 +225,8 @@ class Pipeline:
                 masked, mask, box=box, invert=invert_mask, soft=soft_mask, feather=feather, resize_mask=resize_mask,
                 max_pixels=max_pixels,
             )  # fmt: skip
-        filled = [masked.picture.copy() for _ in range(num)]
+        with devices.enough_memory(f"for {num} copies of the image: a smaller num, or image, takes less"):
+            filled = [masked.picture.copy() for _ in range(num)]
         if not masked.hole.any():
             return filled
         share = float(masked.hole.mean())
@@ -232,27 +235,29 @@ class Pipeline:
         g = conditions.guidance_of(guidance)
         if label is None and g.weaker is None and g.scale != 1:
             raise UsageError(f"guidance {g.scale:g} needs a label to go towards")
-        way = partial(build.inpainting, self.config, self.denoiser.schedule, method, steps, jump_length, jump_n_sample)
         watch = _Watch(on_step)
-        filler = Filler(
-            self.config, way(), way(below=REFINE), conditions.denoising(self, g, self.config),
-            conditions.number(label, self.class_names), watch, self.device,
-        )  # fmt: skip
+        with torch.inference_mode(False):  # as in `working`
+            way = partial(
+                build.inpainting, self.config, self.denoiser.schedule, method, steps, jump_length, jump_n_sample
+            )
+            filler = Filler(
+                self.config, way(), way(below=REFINE), conditions.denoising(self, g, self.config),
+                conditions.number(label, self.class_names), watch, self.device,
+            )  # fmt: skip
         parts = part.parts(masked, self.image_size, fit)
+        if len(parts) == 1 and parts[0].is_all_hole(self.image_size):
+            log.info("nothing is known of the image: plain sampling")
+            made = self.sample(num, seed=seed, labels=label, guidance=g, steps=steps, on_step=on_step)
+            parts[0].paste(filled, [images.to_array(one, self.channels) for one in made])
+            return filled
         work = [(each, each.levels(self.image_size), self._batches(num, each.region)) for each in parts]
-        calls = max(filler.calls(levels) for _, levels, _ in work)
-        log.info(
-            "%s; %s, %d calls of the net a filling",
+        took, calls = (
             regions.summary([each.region for each in parts]),
-            filler.whole.method,
-            calls,
+            sum(filler.calls(levels) for _, levels, _ in work),
         )
+        log.info("%s; %s, %d calls of the net a filling", took, filler.whole.method, calls)
         watch.total = sum(len(batches) * filler.steps(levels) for _, levels, batches in work)
         for place, (each, levels, batches) in enumerate(work):
-            if each.is_all_hole(self.image_size):
-                made = self.sample(num, seed=seed, labels=label, guidance=g, steps=steps, on_step=on_step)
-                each.paste(filled, [images.to_array(one, self.channels) for one in made])
-                continue
             at_once = f"{len(batches[0])} fillings of {each.region.columns}x{each.region.rows} at a time"
             new: list[images.Pixels] = []
             with self.working(f"with {at_once}: a smaller num, or fit crop, takes less"):

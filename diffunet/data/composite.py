@@ -34,7 +34,7 @@ def _editable(image: Image.Image) -> Image.Image:
     if image.mode in SAME:
         return image
     if image.mode in ("I;16B", "I;16L", "I;16N"):  # big-endian TIFF; Pillow's own conversion clips at 255
-        return _from_pixels(np.asarray(image), "I;16")
+        return from_pixels(np.asarray(image), "I;16")
     if image.mode == "1":
         return image.convert("L")
     if image.mode == "La":
@@ -66,12 +66,14 @@ def composite(
     new = _in_mode(filled, image.mode, images.white(image) if white is None else white)[hole]  # [n colours]
     if weight is not None:
         w = weight[hole][:, None]
+        if opaque and image.mode in ("LA", "RGBA"):  # what could not be seen is not blended in
+            w = 1 - (1 - w) * (flat[..., -1:][hole] / np.float32(255))
         old = np.nan_to_num(colours[hole], posinf=0, neginf=0)  # floats may be missing where they are to be filled in
         new = old * (1 - w) + new * w
     colours[hole] = new if image.mode == "F" else np.rint(new).astype(pixels.dtype)
     if opaque and image.mode in ("LA", "RGBA"):
         flat[..., -1][hole] = 255
-    result = _from_pixels(pixels, image.mode)
+    result = from_pixels(pixels, image.mode)
     notes.put(result, notes.of(image))
     if image.mode == "I;16" and "transparency" in image.info and not opaque:  # no mode of 16 bits has alpha
         result.info["transparency"] = image.info["transparency"]
@@ -89,7 +91,7 @@ def _in_mode(filled: Pixels, mode: str, white: float) -> NDArray[Any]:
     return grey if mode in ("L", "LA") else grey * (257.0 if mode == "I;16" else white / 255)
 
 
-def _from_pixels(pixels: NDArray[Any], mode: str) -> Image.Image:
+def from_pixels(pixels: NDArray[Any], mode: str) -> Image.Image:
     """An array [H W] or [H W C] as an image of the mode that it is of."""
     data = pixels.astype("<u2") if mode == "I;16" else pixels
     return Image.frombytes(mode, (pixels.shape[1], pixels.shape[0]), data.tobytes())

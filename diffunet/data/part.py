@@ -37,7 +37,11 @@ class Masked:
     @cached_property
     def white(self) -> float:
         """See `images.white`."""
-        return images.white(self.picture)
+        if self.picture.mode not in ("I", "F"):
+            return 255.0
+        pixels = np.asarray(self.picture)  # what is erased says nothing of the rest
+        known = np.where(self.hole, 0, pixels).astype(pixels.dtype)
+        return images.white(composite.from_pixels(known, self.picture.mode))
 
 
 @enough_memory("while the image and its mask are read: smaller ones take less")

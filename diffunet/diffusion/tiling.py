@@ -8,12 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from diffunet.diffusion.denoiser import Denoised, Denoiser
+
+Window = tuple[int, int]
+"""Its top and left pixel."""
 
 AT_ONCE = 32
 """Windows of one pass through the net."""
@@ -42,7 +46,7 @@ class Tiled:
         total = torch.zeros(wanted.shape, device=wanted.device)
         for top, left in self.windows:
             total[top : top + size, left : left + size] += self.weight
-        self.covered = covered(wanted, size, stride)
+        self.covered = total > 0
         self.total = torch.where(self.covered, total, 1)
 
     def __call__(
@@ -54,47 +58,98 @@ class Tiled:
         augment: Tensor | None = None,
     ) -> Denoised:
         """As `Denoiser.forward`."""
-        sums: list[Tensor | None] = [None, None]
-        for some in batched(self.windows, max(1, AT_ONCE // len(x))):
-            n = len(some)
-            given = (
-                self._cut(x, some),
-                sigma if sigma.ndim == 0 else sigma.repeat(n),
-                None if label is None else label.repeat(n),
-                None if concat is None else self._cut(concat, some),
-                None if augment is None else augment.repeat(n, 1),
-            )
-            # Gradients (mmps) keep what one pass computes, not what all of them do.
-            each = (
-                checkpoint(self._denoise, *given, use_reentrant=False, preserve_rng_state=False)
-                if torch.is_grad_enabled()
-                else self._denoise(*given)
-            )
-            for i, parts in enumerate(each):
-                if parts is not None:
-                    sums[i] = self._add(sums[i], parts, some, x)
-        x0, var = (None if total is None else total / self.total for total in sums)
-        return Denoised(x if x0 is None else torch.where(self.covered, x0, x), var)
+        if not self.windows:
+            return Denoised(x)
+        passes = list(batched(self.windows, max(1, AT_ONCE // len(x))))
+        told = (sigma, label, concat, augment)
+        if torch.is_grad_enabled():  # as mmps asks for
+            cuts = _Cut.apply(x, passes, self.size)
+            # Gradients keep what one pass computes, not what all of them do.
+            answers = [
+                checkpoint(self._pass, part, some, *told, use_reentrant=False, preserve_rng_state=False)
+                for part, some in zip(cuts, passes, strict=True)
+            ]
+            total = _Blend.apply(x, self.weight, passes, *(each.x0 for each in answers))
+            fractions = [None if each.var is None else each.var.detach() for each in answers]
+        else:
+            total, fractions = torch.zeros_like(x), []
+            for some in passes:
+                each = self._pass(cut(x, some, self.size), some, *told)
+                add(total, some, self.weight * each.x0)
+                fractions.append(each.var)
+        var: Tensor | None = None
+        for some, fraction in zip(passes, fractions, strict=True):
+            if fraction is not None:
+                var = torch.zeros_like(x) if var is None else var
+                add(var, some, self.weight * fraction)
+        return Denoised(torch.where(self.covered, total / self.total, x), None if var is None else var / self.total)
 
-    def _denoise(self, *given: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        denoised = self.denoiser(*given)
-        return denoised.x0, denoised.var
+    def _pass(
+        self,
+        parts: Tensor,
+        some: Sequence[Window],
+        sigma: Tensor,
+        label: Tensor | None,
+        concat: Tensor | None,
+        augment: Tensor | None,
+    ) -> Denoised:
+        """What the denoiser says of windows [N B, C S S]."""
+        n = len(some)
+        return self.denoiser(
+            parts,
+            sigma if sigma.ndim == 0 else sigma.repeat(n),
+            None if label is None else label.repeat(n),
+            None if concat is None else cut(concat, some, self.size),
+            None if augment is None else augment.repeat(n, 1),
+        )
 
-    def _cut(self, x: Tensor, windows: Sequence[tuple[int, int]]) -> Tensor:
-        """[B C H W] -> [N B, C S S]."""
-        s = self.size
-        return torch.cat([x[..., top : top + s, left : left + s] for top, left in windows])
 
-    def _add(self, total: Tensor | None, parts: Tensor, windows: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
-        """Add weighted windows [N B, C S S] to [B C H W]."""
-        total = torch.zeros_like(like) if total is None else total
-        s = self.size
-        for (top, left), part in zip(windows, parts.chunk(len(windows)), strict=True):
-            total[..., top : top + s, left : left + s] += self.weight * part
+class _Cut(torch.autograd.Function):
+    """x [B C H W] to the windows of each pass. Backwards it is one sum: a slice's gradient is an image of zeros, and
+    there may be thousands of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, passes: list[Sequence[Window]], size: int) -> tuple[Tensor, ...]:
+        ctx.like, ctx.passes = x.detach(), passes
+        return tuple(cut(x, some, size) for some in passes)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        total = torch.zeros_like(ctx.like)
+        for some, slope in zip(ctx.passes, slopes, strict=True):
+            add(total, some, slope)
+        return total, None, None
+
+
+class _Blend(torch.autograd.Function):
+    """The windows of each pass, weighted [S S] and added up in an image [B C H W] like one that is given."""
+
+    @staticmethod
+    def forward(ctx: Any, like: Tensor, weight: Tensor, passes: list[Sequence[Window]], *parts: Tensor) -> Tensor:
+        ctx.weight, ctx.passes = weight, passes
+        total = torch.zeros_like(like)
+        for some, part in zip(passes, parts, strict=True):
+            add(total, some, weight * part)
         return total
 
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *(ctx.weight * cut(slope, some, len(ctx.weight)) for some in ctx.passes)
 
-def windows(wanted: Tensor, size: int, stride: int | None = None) -> list[tuple[int, int]]:
+
+def cut(x: Tensor, some: Sequence[Window], size: int) -> Tensor:
+    """[B C H W] -> [N B, C S S]."""
+    return torch.cat([x[..., top : top + size, left : left + size] for top, left in some])
+
+
+def add(total: Tensor, some: Sequence[Window], parts: Tensor) -> None:
+    """Add windows [N B, C S S] to [B C H W], in place."""
+    size = parts.shape[-1]
+    for (top, left), part in zip(some, parts.chunk(len(some)), strict=True):
+        total[..., top : top + size, left : left + size] += part
+
+
+def windows(wanted: Tensor, size: int, stride: int | None = None) -> list[Window]:
     """(top, left) of the windows that have a wanted pixel, bool [H W]."""
     rows, columns = (starts(length, size, stride or max(1, size // 2)) for length in wanted.shape)
     return [(top, left) for top, left in product(rows, columns) if wanted[top : top + size, left : left + size].any()]
@@ -114,6 +169,6 @@ def starts(length: int, size: int, stride: int) -> list[int]:
     return [round(i * (length - size) / max(1, n - 1)) for i in range(n)]
 
 
-def batched(windows: Sequence[tuple[int, int]], n: int) -> Iterator[Sequence[tuple[int, int]]]:
+def batched(windows: Sequence[Window], n: int) -> Iterator[Sequence[Window]]:
     """At most `n` at a time."""
     return (windows[first : first + n] for first in range(0, len(windows), n))
