@@ -67,7 +67,8 @@ def composite(
     if weight is not None:
         w = weight[hole][:, None]
         if opaque and image.mode in ("LA", "RGBA"):  # what could not be seen is not blended in
-            w = 1 - (1 - w) * (flat[..., -1:][hole] / np.float32(255))
+            seen = flat[..., -1:][hole].astype(np.float32) / 255
+            w = np.subtract(1, (1 - w) * seen, dtype=np.float32)
         old = np.nan_to_num(colours[hole], posinf=0, neginf=0)  # floats may be missing where they are to be filled in
         new = old * (1 - w) + new * w
     colours[hole] = new if image.mode == "F" else np.rint(new).astype(pixels.dtype)
