@@ -119,3 +119,25 @@ def test_what_a_mode_of_its_own_says_is_kept() -> None:
         edited = composite.editable(image)
         out = composite.composite(edited, np.zeros((9, 7, 3), np.uint8), np.eye(9, 7, dtype=bool))
         assert out.info == said
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_what_could_not_be_seen_is_not_blended_in(mode: str) -> None:
+    """Where transparency is the hole: what shows of the old colour is its weight, times its alpha."""
+    alpha = np.array([[0, 51, 128, 255]] * 3, np.uint8)
+    weight = np.array([[0.25] * 4, [0.5] * 4, [1] * 4], np.float32)
+    hole = np.ones((3, 4), bool)
+    outs = []
+    for hidden in (0, 255):
+        colours = np.full((3, 4, len(mode) - 1), hidden, np.uint8)
+        image = Image.fromarray(np.concatenate([colours, alpha[..., None]], axis=2), mode)
+        new = np.full((3, 4, 3), 100, np.uint8)
+        opaque, plain = (np.asarray(composite.composite(image, new, hole, weight, o)) for o in (True, False))
+        shown = ((1 - weight) * alpha / 255)[..., None]
+        assert np.abs(opaque[..., :-1] - (hidden * shown + 100 * (1 - shown))).max() <= 0.51
+        assert (opaque[..., -1] == 255).all()
+        assert np.abs(plain[..., :-1] - (hidden * (1 - weight) + 100 * weight)[..., None]).max() <= 0.51
+        assert np.array_equal(plain[..., -1], alpha)
+        outs.append(opaque)
+    assert np.array_equal(outs[0][:, 0], outs[1][:, 0])
+    assert not np.array_equal(outs[0][:2, 1], outs[1][:2, 1])

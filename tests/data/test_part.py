@@ -195,3 +195,37 @@ def test_damage_and_size_name_the_file(tmp_path: Path) -> None:
             part.read(*arguments)
     with pytest.raises(DataError, match=r"the image: too large: 20 x 30 pixels.*max_pixels"):
         part.read(Image.new("L", (20, 30)), np.ones((30, 20)), max_pixels=599)
+
+
+@pytest.mark.parametrize("fit", regions.FITS)
+@pytest.mark.parametrize(
+    ("mode", "values"), [("F", (1e20, np.nan, np.inf, -np.inf, 0)), ("I", (60_000, -9, 2**31 - 1))]
+)
+def test_what_is_erased_says_nothing_of_what_is_white(mode: str, values: tuple[float, ...], fit: str) -> None:
+    pixels = noise(20, 30).astype(np.float32 if mode == "F" else np.int32)
+    hole = np.zeros((20, 30), bool)
+    hole[4:12, 5:16] = True
+    pixels[0, 0] = 255
+    seen, done = [], []
+    for value in values:
+        pixels[hole] = value
+        masked = part.read(Image.fromarray(pixels), hole)
+        assert masked.picture.mode == mode
+        assert masked.white == 255
+        seen.append([(cut[~gap], gap) for cut, gap in (one.cut(1) for one in part.parts(masked, 8, fit))])
+        done.append(np.asarray(filled(masked, fit=fit)[0]))
+    for each, after in zip(seen, done, strict=True):
+        for (cut, gap), (first_cut, first_gap) in zip(each, seen[0], strict=True):
+            assert np.array_equal(gap, first_gap)
+            assert np.array_equal(cut, first_cut)
+        assert (after[hole] == 77).all()
+        assert np.array_equal(after[~hole], pixels[~hole])
+
+
+def test_white_is_that_of_the_known_pixels() -> None:
+    for mode, values, white in (("F", [0, 0.5], 1), ("F", [0, 2.0], 255), ("F", [0, 256.0], 65535), ("I", [7], 255),
+                                ("I", [70_000], 70_000), ("F", [np.nan], 1)):  # fmt: skip
+        pixels = np.resize(np.array(values, np.float32), (6, 6)).astype(np.float32 if mode == "F" else np.int32)
+        pixels[2, 2] = 100_000
+        assert part.read(Image.fromarray(pixels), box=(2, 2, 3, 3)).white == white
+    assert part.read(Image.fromarray(noise(4, 4, 3)), box=(0, 0, 1, 1)).white == 255

@@ -1,6 +1,7 @@
 """Regions: geometry by its definition, groups by brute force."""
 
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -171,3 +172,60 @@ def test_a_thin_stroke_survives_and_what_is_in_it_does_not_leak():
     assert small.diagonal().all()
     assert np.array_equal(a[~small], b[~small])
     assert (a[~small] == 100).all()
+
+
+def levels(mask, size, fit="tile"):
+    """Of an image with one group: what its region goes through the net as, level by level."""
+    [region] = regions.choose(mask, size, fit)
+    found = regions.pyramid(region, mask, size)
+    assert found[-1] == region
+    assert all((each.fit, each.box) == (region.fit, region.box) for each in found)
+    return [(each.rows, each.columns) for each in found]
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        # With 32 of context to each side 364, which is 5.7 windows: three steps, of the third root of that each.
+        (hole(768, 512, 200, 100, 300, 300), [(64, 64), (114, 114), (204, 204), (364, 364)]),
+        (hole(768, 512, 200, 100, 66, 200), [(64, 130), (91, 185), (130, 264)]),
+        (hole(768, 512, 200, 100, 64, 200), [(64, 132), (128, 264)]),
+        # Narrower ones until they are half a window: 48 / 32 is 1.5. At the edge of the image it is twice as far.
+        (hole(768, 512, 200, 100, 48, 140), [(75, 136), (112, 204)]),
+        (hole(768, 512, 0, 100, 48, 140), [(64, 117), (112, 204)]),
+        # What a window sees round has one level.
+        (hole(768, 512, 200, 100, 32, 300), [(96, 364)]),
+        (hole(768, 512, 200, 100, 1, 300), [(65, 364)]),
+        (np.eye(300, dtype=bool), [(300, 300)]),
+    ],
+)
+def test_a_wide_hole_is_filled_in_at_half_a_window_first(mask, expected):
+    assert levels(mask, 64) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_pyramid_grows_by_two_at_most_from_about_a_window(data):
+    size = data.draw(st.sampled_from([4, 8, 16]))
+    height, width = data.draw(st.integers(size, 150)), data.draw(st.integers(size, 150))
+    h, w = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
+    top, left = data.draw(st.integers(0, height - h)), data.draw(st.integers(0, width - w))
+    found = levels(hole(height, width, top, left, h, w), size)
+    for (rows, columns), (finer_rows, finer_columns) in pairwise(found):
+        assert size <= rows <= finer_rows
+        assert size <= columns <= finer_columns
+        assert (rows, columns) != (finer_rows, finer_columns)
+        assert finer_rows <= 2 * rows + 1
+        assert finer_columns <= 2 * columns + 1
+
+
+def test_a_hole_that_is_all_of_the_image_is_first_filled_in_as_one_window():
+    assert levels(np.ones((64, 64), bool), 64) == [(64, 64)]
+    assert levels(np.ones((128, 256), bool), 64) == [(64, 128), (128, 256)]
+    assert levels(np.ones((256, 256), bool), 64) == [(64, 64), (128, 128), (256, 256)]
+
+
+def test_what_is_not_tiled_has_one_level():
+    mask = hole(512, 768, 100, 100, 300, 300)
+    for fit, through in (("crop", (64, 64)), ("native", (512, 768))):
+        assert levels(mask, 64, fit) == [through]

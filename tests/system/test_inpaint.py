@@ -457,3 +457,67 @@ def test_options_reach_the_pipeline(model, tmp_path, monkeypatch):
     }  # fmt: skip
     diffunet(*words, "--box", "1,2,3,4")
     assert (seen["box"], seen["mask"], seen["fit"], seen["method"]) == ((1, 2, 3, 4), None, "auto", "auto")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_sheet_that_is_made_smaller_shows_nothing_of_what_was_erased(mode):
+    """Not beside the hole, either, where pixels of it and known ones become one."""
+    known = 100 + noise(400, 4000, *([3] if mode == "RGB" else [])) // 8
+    hole = np.zeros((400, 4000), bool)
+    hole[:, 1001] = hole[203] = hole[np.arange(400), np.arange(400)] = True
+    filled = Image.fromarray(known)
+    sheets = []
+    for value in (0, 255):
+        pixels = known.copy()
+        pixels[hole] = value
+        sheets.append(outputs.sheet(part.Masked(Image.fromarray(pixels), hole, None, False), [filled]))
+    assert sheets[0].size == (2 * 1000 + 3 * 2, 100 + 2 * 2)
+    assert np.array_equal(*sheets)
+    [red, green, blue] = np.asarray(sheets[0]).astype(int)[2 + 90, 2 + 250]
+    assert min(red, blue) > green + 30, "the line is seen, in magenta"
+
+
+def test_hidden_colours_make_no_difference_to_a_feather(model, tmp_path):
+    clear = box(16, 16, 3, 3, 13, 13)
+    for name, hidden in (("black", 0), ("white", 255)):
+        pixels = noise(16, 16, 4)
+        pixels[..., 3] = 255
+        pixels[clear] = (hidden, hidden, hidden, 0)
+        write(tmp_path / f"{name}.png", pixels)
+        words = ("inpaint", model, tmp_path / f"{name}.png", "--out", tmp_path / f"{name}-out.png", *FAST)
+        diffunet(*words, "--feather", 4)
+    black, white = (read(tmp_path / f"{name}-out.png") for name in ("black", "white"))
+    assert np.array_equal(black, white)
+    assert (black[..., 3] == 255).all()
+    assert np.array_equal(black[~clear], pixels[~clear])
+
+
+def declared_clear(mode):
+    """A picture one of whose colours is declared transparent, as PNG and GIF do it; a box of it has that colour."""
+    picture = Image.new("RGB", (10, 10), (200, 100, 50)).convert(mode)
+    clear = {"P": 7, "L": 3, "RGB": (1, 2, 3)}[mode]
+    if mode == "P":
+        picture = Image.new("P", (10, 10), 2)
+        picture.putpalette([value for i in range(16) for value in (i, 2 * i, 3 * i)])
+    picture.paste(clear, (2, 2, 6, 6))
+    return picture, clear
+
+
+@pytest.mark.parametrize(("mode", "given"), [("P", None), ("L", "--box"), ("RGB", None), ("RGB", "--box")])
+def test_a_transparent_colour_is_alpha_in_a_file_that_can_hold_it(given, mode, model, tmp_path, monkeypatch, capsys):
+    picture, clear = declared_clear(mode)
+    picture.save(tmp_path / "photo.png", transparency=clear)
+    picture.save(tmp_path / "plain.png")
+    words = ("inpaint", model, tmp_path / "photo.png", *FAST, *(("--box", "3,3,8,8") if given else ()), "--out")
+    with monkeypatch.context() as before_sampling:
+        before_sampling.setattr(outputs, "load", lambda *_: pytest.fail("a model was loaded"))
+        for suffix in (".bmp", ".jpg"):
+            assert "take .png" in refused(capsys, *words, tmp_path / f"x{suffix}", "--lossy-ok")
+            assert not set(outputs.held_by(tmp_path / "photo.png")) & {suffix, ".jpeg"}
+    assert outputs.held_by(tmp_path / "plain.png") == ()
+    diffunet(*words, tmp_path / "out")
+    assert files(tmp_path / "out") == ["photo.png"]
+    with Image.open(tmp_path / "out/photo.png") as after:
+        assert after.mode == ("LA" if mode == "L" else "RGBA")
+        alpha = np.asarray(after)[..., -1]
+        assert np.array_equal(alpha, np.where(box(10, 10, 2, 2, 6, 6), 0, 255) if given else np.full((10, 10), 255))
