@@ -17,8 +17,8 @@ ROUNDING = 2 / 255 / 12**0.5
 """Standard deviation of what 8 bits round away, in units of [-1, 1]: known pixels are known that well."""
 
 ITERATIONS = 1
-"""Of conjugate gradients in `mmps`: 3 take twice the passes, and on images are level within the error (samples/inpainting.md).
-"""
+"""Of conjugate gradients in `mmps`: 3 take twice the passes, and on images they are level within the error
+(samples/inpainting.md)."""
 
 
 def keep_known(denoise: Denoise, known: Tensor, keep: Tensor, noise: Noise | None = None) -> Denoise:
