@@ -290,3 +290,7 @@ def test_a_finer_level_is_walked_from_refine_on_as_the_whole_ladder_ends(pipe):
     )
     assert refining.tolist() == [filling.REFINE, *(sigma for sigma in whole.tolist() if sigma < filling.REFINE)]
     assert whole[0] > 10 * filling.REFINE
+    picture, told = Image.fromarray(noise(24, 40, 3)), []
+    pipe.inpaint(picture, framed(24, 40), method="replace", fit="tile", steps=15, on_step=lambda p: told.append(p))
+    rows = [p.denoised.shape[2] for p in told]
+    assert [rows.count(each) for each in sorted(set(rows))] == [15, len(refining) - 1, len(refining) - 1]

@@ -254,15 +254,15 @@ def _place(at: slice, length: int, limit: int) -> tuple[int, int]:
 def pyramid(region: Region, hole: Hole, size: int) -> list[Region]:
     """A region of tiles, last, after smaller pictures of all of it, each at most twice as large as the one before.
 
-    A window in the middle of a wide hole sees nothing that is known. So the first level shrinks the widest hole [H W]
-    to half a window, if the region is not less than one window then: what is filled in there is what the next level
-    starts from.
+    A window in the middle of a wide hole sees little that is known. So the first level shrinks the widest hole [H W]
+    to a quarter of a window (with half of it, colours did not go with what is around), if the region is not less than
+    one window then: what is filled in there is what the next level starts from.
     """
     if region.fit != "tile":
         return [region]
     within = hole[region.box]
     wide = inf if within.all() else 2 * float(ndimage.distance_transform_edt(within).max())
-    shrink = min(wide / (size / 2), min(region.height, region.width) / size)
+    shrink = min(wide / (size / 4), min(region.height, region.width) / size)
     steps = max(0, ceil(log2(shrink)))
     sides = [(region.height / shrink ** (i / steps), region.width / shrink ** (i / steps)) for i in range(steps, 0, -1)]
     return [*(replace(region, rows=max(size, round(h)), columns=max(size, round(w))) for h, w in sides), region]

@@ -190,16 +190,16 @@ def levels(mask, size, fit="tile"):
         (hole(768, 512, 200, 100, 300, 300), [(64, 64), (114, 114), (204, 204), (364, 364)]),
         (hole(768, 512, 200, 100, 66, 200), [(64, 130), (91, 185), (130, 264)]),
         (hole(768, 512, 200, 100, 64, 200), [(64, 132), (128, 264)]),
-        # Narrower ones until they are half a window: 48 / 32 is 1.5. At the edge of the image it is twice as far.
-        (hole(768, 512, 200, 100, 48, 140), [(75, 136), (112, 204)]),
-        (hole(768, 512, 0, 100, 48, 140), [(64, 117), (112, 204)]),
+        # Narrower ones until they are a quarter of a window: 20 / 16 is 1.25. At an edge of the image twice as far.
+        (hole(768, 512, 200, 100, 20, 140), [(67, 163), (84, 204)]),
+        (hole(768, 512, 0, 100, 20, 140), [(64, 155), (84, 204)]),
         # What a window sees round has one level.
-        (hole(768, 512, 200, 100, 32, 300), [(96, 364)]),
+        (hole(768, 512, 200, 100, 16, 300), [(80, 364)]),
         (hole(768, 512, 200, 100, 1, 300), [(65, 364)]),
         (np.eye(300, dtype=bool), [(300, 300)]),
     ],
 )
-def test_a_wide_hole_is_filled_in_at_half_a_window_first(mask, expected):
+def test_a_wide_hole_is_filled_in_at_a_quarter_of_a_window_first(mask, expected):
     assert levels(mask, 64) == expected
 
 
