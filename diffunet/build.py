@@ -65,9 +65,15 @@ def net(config: Config) -> UNet:
             multipliers=model.multipliers,
             num_blocks=model.num_blocks,
             attention_levels=model.attention_levels,
+            middle_attention=model.middle_attention,
             head_channels=model.head_channels,
+            num_heads=model.num_heads,
             qk_norm=model.qk_norm,
+            norm_groups=model.norm_groups,
+            norm_eps=model.norm_eps,
             scale_shift=model.scale_shift,
+            resample=model.resample,
+            frequency_shift=model.frequency_shift,
             dropout=model.dropout or 0.0,
             num_classes=len(data.class_names),
             augment_channels=warp.CHANNELS if data.augment else 0,
@@ -87,7 +93,9 @@ def schedule(config: Config) -> schedules.Schedule:
     elif d.schedule.startswith("flow"):
         base = schedules.FlowSchedule(logit_normal=d.schedule == "flow-logit-normal")
     else:
-        base = schedules.DDPMSchedule(d.num_steps, d.schedule, d.zero_snr)
+        base = schedules.DDPMSchedule(
+            d.num_steps, d.schedule, d.zero_snr, beta_range=d.beta_range, rescale_timesteps=d.rescale_timesteps
+        )
     shift = d.sigma_shift if d.sigma_shift is not None else max(1.0, config.data.image_size / 64)
     return schedules.shifted(base, shift)
 

@@ -23,6 +23,8 @@ Rate = Annotated[float, Field(gt=0, le=1e6)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
+Multiplier = Annotated[int, Field(ge=1, le=64)] | Annotated[float, Field(gt=0, le=64)]
+Beta = Annotated[float, Field(gt=0, lt=1)]
 
 SamplerName = Literal[
     "ddpm", "ddpm-large", "ddpm-learned", "ddim", "euler", "euler-ancestral", "heun", "dpm++2m", "dpm++2m-sde", "unipc"
@@ -31,6 +33,12 @@ LadderName = Literal["trailing", "leading", "linspace", "karras", "log-snr"]
 ThresholdName = Literal["none", "static", "dynamic"]
 TaskName = Literal["generate", "inpaint"]
 MasksName = Literal["mixed", "box", "half", "wide", "narrow", "scratches", "lines", "grid"]
+
+UNET_ONLY = (
+    "num_blocks", "head_channels", "num_heads", "qk_norm", "norm_groups", "norm_eps", "scale_shift", "resample",
+    "middle_attention", "checkpointing", "frequency_shift",
+)  # fmt: skip
+"""Options of the net that the classic does not have."""
 
 DDPM_SCHEDULES = ("linear", "scaled-linear", "cosine", "sigmoid")
 
@@ -52,28 +60,50 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The net."""
 
+    net: Literal["unet", "unet2015"] = "unet"
+    """The time-conditioned UNet, or the classic of 2015 with a time embedding."""
     channels: Annotated[int, Field(ge=4, le=2048)] | None = None
     """Feature channels at full size; chosen by image size and device."""
-    multipliers: (
-        Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=10)] | None
-    ) = None
-    """Times `channels`, one for each level; chosen by image size."""
+    multipliers: Annotated[tuple[Multiplier, ...], Field(min_length=1, max_length=10)] | None = None
+    """Times `channels`, one for each level; chosen by image size. Of unet2015 they are 1 2 4 and so on."""
     num_blocks: Annotated[int, Field(ge=1, le=16)] = 2
     """Residual blocks of a level."""
     attention_resolutions: tuple[Positive, ...] = (16, 8)
     """Sizes of feature maps that get self-attention, or the nearest there are."""
     attention_levels: tuple[Annotated[int, Field(ge=0, le=9)], ...] | None = None
     """The same by level, 0 is full size; from the resolutions and the image size."""
-    head_channels: Annotated[int, Field(ge=1, le=1024)] = 64
+    middle_attention: bool = True
+    """Self-attention between the two blocks of the middle, too."""
+    head_channels: Annotated[int, Field(ge=1, le=4096)] = 64
     """Channels of an attention head."""
+    num_heads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Number of heads, whatever their channels; as many as head-channels makes."""
     qk_norm: bool = False
     """Normalise queries and keys."""
+    norm_groups: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Groups of GroupNorm, 32 in DDPM and all that came of it; by default groups of 16 channels, faster on a CPU."""
+    norm_eps: Annotated[float, Field(gt=0, le=1)] = 1e-5
+    """Of GroupNorm."""
     scale_shift: bool = True
     """The noise level scales and shifts features (True) or is added (False)."""
+    resample: Literal["convolution", "asymmetric", "residual"] = "convolution"
+    """Halve and double by a convolution, by one that pads asymmetrically (DDPM), or inside residual blocks (ADM)."""
+    frequency_shift: Annotated[int, Field(ge=0, le=1)] = 0
+    """1 for DDPM's frequencies of the time embedding."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """In residual blocks; 0.1 below 5,000 images, else 0."""
     checkpointing: bool = False
     """Less memory, about a third more time."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.net == "unet2015":
+            if self.multipliers is not None and self.multipliers != tuple(2**i for i in range(len(self.multipliers))):
+                raise ValueError("net unet2015 doubles its channels at each level: multipliers are 1 2 4 and so on")
+            for name in UNET_ONLY:
+                if getattr(self, name) != ModelConfig.model_fields[name].default:
+                    raise ValueError(f"net unet2015 has no {name.replace('_', '-')}")
+        return self
 
 
 class DiffusionConfig(Section):
@@ -87,6 +117,10 @@ class DiffusionConfig(Section):
     """Which noise levels there are, and how often training meets each."""
     num_steps: Annotated[int, Field(ge=2, le=100_000)] = 1000
     """Steps of a DDPM schedule (linear, scaled-linear, cosine, sigmoid)."""
+    beta_range: tuple[Beta, Beta] | None = None
+    """First and last beta of linear and scaled-linear; theirs as published, scaled to the number of steps."""
+    rescale_timesteps: bool = False
+    """Tell the net timesteps from 0 to 1,000 whatever num-steps is (improved diffusion)."""
     zero_snr: bool = False
     """Change a DDPM schedule so that it ends in pure noise (not with target epsilon)."""
     target: Literal["epsilon", "x0", "v", "flow", "edm"] = "flow"
@@ -132,7 +166,9 @@ class DiffusionConfig(Section):
             )
         if self.zero_snr and self.target == "epsilon":
             raise ValueError("zero-snr starts from pure noise, of which target epsilon cannot be learned; take v or x0")
-        for name in ("zero_snr", "learned_variance"):
+        if self.beta_range is not None and self.schedule not in ("linear", "scaled-linear"):
+            raise ValueError(f"beta-range is of the schedules linear and scaled-linear, not {self.schedule}")
+        for name in ("zero_snr", "learned_variance", "rescale_timesteps"):
             if getattr(self, name) and self.schedule not in DDPM_SCHEDULES:
                 option = name.replace("_", "-")
                 raise ValueError(f"{option} is of a DDPM schedule ({', '.join(DDPM_SCHEDULES)}), not {self.schedule}")

@@ -55,23 +55,27 @@ class Schedule(Protocol):
         """The inverse of `sigma_at`."""
 
 
-def betas(kind: str, num_steps: int) -> Tensor:
+def betas(kind: str, num_steps: int, beta_range: tuple[float, float] | None = None) -> Tensor:
     """beta_t, float64 [num_steps], of a DDPM schedule.
 
     linear: Ho et al. 2020, 1e-4 to 0.02 over 1,000 steps; scaled by 1000 / num_steps, so that its end stays.
     scaled-linear: Rombach et al. 2022, 0.00085 to 0.012, uniform in sqrt(beta); scaled likewise.
     cosine: Nichol & Dhariwal 2021, eq. 17, with s = 0.008 and beta <= 0.999.
     sigmoid: Jabri et al. 2022, algorithm 1 (start -3, end 3, tau 1), of alpha_bar, with beta <= 0.999.
+    `beta_range` is the first and the last beta of linear and scaled-linear in place of theirs, not scaled.
 
     Raises:
-        ValueError: for an unknown `kind`.
+        ValueError: for an unknown `kind`, or a `beta_range` of a kind that has none.
     """
     scale = 1000 / num_steps
     if kind == "linear":
-        return torch.linspace(scale * 1e-4, scale * 0.02, num_steps, dtype=torch.float64).clamp(max=0.999)
+        first, last = beta_range or (scale * 1e-4, scale * 0.02)
+        return torch.linspace(first, last, num_steps, dtype=torch.float64).clamp(max=0.999)
     if kind == "scaled-linear":
-        roots = torch.linspace(0.00085**0.5, 0.012**0.5, num_steps, dtype=torch.float64)
-        return (scale * roots**2).clamp(max=0.999)
+        first, last = beta_range or (scale * 0.00085, scale * 0.012)
+        return (torch.linspace(first**0.5, last**0.5, num_steps, dtype=torch.float64) ** 2).clamp(max=0.999)
+    if beta_range is not None:
+        raise ValueError(f"a beta_range is of linear and scaled-linear, not of {kind}")
     t = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
     if kind == "cosine":
         alpha_bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -116,13 +120,24 @@ class DDPMSchedule:
         zero_snr: see `zero_terminal_snr`; sigma, infinite at the end, is `ZERO_SNR_SIGMA_MAX` there. Not for a
             net that predicts epsilon, which says nothing of the image where x is nothing but noise.
         shift: multiplies every sigma, and alpha_bar and beta change to match: see `shifted`.
+        beta_range: see `betas`.
+        rescale_timesteps: tell the net 1000 t / T in place of t, as improved diffusion does.
     """
 
-    def __init__(self, num_steps: int = 1000, kind: str = "linear", zero_snr: bool = False, shift: float = 1.0) -> None:
+    def __init__(
+        self,
+        num_steps: int = 1000,
+        kind: str = "linear",
+        zero_snr: bool = False,
+        shift: float = 1.0,
+        beta_range: tuple[float, float] | None = None,
+        rescale_timesteps: bool = False,
+    ) -> None:
         if num_steps < 2:
             raise ValueError(f"a DDPM schedule needs at least 2 steps, not {num_steps}")
         self.num_steps, self.kind, self.zero_snr, self.shift = num_steps, kind, zero_snr, shift
-        self.beta = betas(kind, num_steps)  # [T]
+        self.beta_range, self.rescale_timesteps = beta_range, rescale_timesteps
+        self.beta = betas(kind, num_steps, beta_range)  # [T]
         if zero_snr:
             self.beta = zero_terminal_snr(self.beta)
         self.alpha_bar = torch.cumprod(1 - self.beta, 0)  # [T]
@@ -161,8 +176,8 @@ class DDPMSchedule:
     def c_noise(self, sigma: Tensor) -> Tensor:
         """The timestep, 0 to T-1. A sigma of float32 still gives the integer that it stands for."""
         t = self._t(sigma)
-        t = torch.where((t - t.round()).abs() < 5e-3, t.round(), t)
-        return t.clamp(0, self.num_steps - 1)
+        t = torch.where((t - t.round()).abs() < 5e-3, t.round(), t).clamp(0, self.num_steps - 1)
+        return t * (1000 / self.num_steps) if self.rescale_timesteps else t
 
     @property
     def first_variance(self) -> float:
@@ -307,7 +322,8 @@ def shifted(schedule: Schedule, factor: float) -> Schedule:
     if factor == 1:
         return schedule
     if isinstance(schedule, DDPMSchedule):  # stays a chain, with the beta and alpha_bar of its new sigmas
-        return DDPMSchedule(schedule.num_steps, schedule.kind, schedule.zero_snr, schedule.shift * factor)
+        s = schedule
+        return DDPMSchedule(s.num_steps, s.kind, s.zero_snr, s.shift * factor, s.beta_range, s.rescale_timesteps)
     return ShiftedSchedule(schedule, factor)
 
 

@@ -6,6 +6,7 @@ Legend: B batch, C channels, H W height and width, E width of the embedding, N =
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -20,26 +21,37 @@ def zero(module: nn.Module) -> nn.Module:
     return module
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm (Wu & He 2018) with groups of 16 channels, or a little more where `channels` does not divide by 16.
+def group_norm(channels: int, groups: int | None = None, eps: float = 1e-5) -> nn.GroupNorm:
+    """GroupNorm (Wu & He 2018) with `groups`, else of 16 channels each, or a little more where that does not divide.
 
     Measured: on a CPU in bfloat16 and channels_last, the 32 groups of DDPM (2 to 4 channels each) make a whole training
     step take 1.6 to 1.9 times as long; Wu & He (table 3) find 16 channels a group as good.
+
+    Raises:
+        ValueError: for `groups` that do not divide `channels`.
     """
-    groups = max(1, channels // 16)
-    while channels % groups:
-        groups -= 1
-    return nn.GroupNorm(groups, channels)
+    if groups is None:
+        groups = max(1, channels // 16)
+        while channels % groups:
+            groups -= 1
+    if channels % groups:
+        raise ValueError(f"{channels} channels cannot be normalised in {groups} groups")
+    return nn.GroupNorm(groups, channels, eps)
 
 
-def sinusoids(c_noise: Tensor, width: int) -> Tensor:
-    """Sines and cosines of `c_noise` [B] at frequencies from 1 to 1/10000, float32 [B width].
+Norm = Callable[[int], nn.Module]
+"""From a number of channels to their normalisation."""
 
-    Vaswani et al. 2017, section 3.5; Ho et al. 2020 use it for the timestep. In float32 always: bfloat16 cannot tell
-    timestep 999 from 1000.
+
+def sinusoids(c_noise: Tensor, width: int, shift: int = 0) -> Tensor:
+    """Cosines and sines of `c_noise` [B] at frequencies from 1 to about 1/10000, float32 [B width].
+
+    Vaswani et al. 2017, section 3.5; Ho et al. 2020 use it for the timestep, with `shift` 1: the last frequency is
+    1/10000 itself. In float32 always: bfloat16 cannot tell timestep 999 from 1000.
     """
     half = width // 2
-    frequencies = torch.exp(torch.arange(half, device=c_noise.device) * (-math.log(10_000) / half))  # [half]
+    step = -math.log(10_000) / (half - shift)
+    frequencies = torch.exp(torch.arange(half, device=c_noise.device) * step)  # [half]
     angles = c_noise.float()[:, None] * frequencies  # [B half]
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
 
@@ -52,11 +64,15 @@ class Embedding(nn.Module):
         out_width: E.
         num_classes: 0 for a net without labels. Label `num_classes` is the null label: "no class said".
         augment_channels: size of the augmentation vector, 0 for none.
+        frequency_shift: see `sinusoids`.
     """
 
-    def __init__(self, width: int, out_width: int, num_classes: int = 0, augment_channels: int = 0) -> None:
+    def __init__(
+        self, width: int, out_width: int, num_classes: int = 0, augment_channels: int = 0, frequency_shift: int = 0
+    ) -> None:
         super().__init__()
         self.width = width
+        self.frequency_shift = frequency_shift
         self.mlp = nn.Sequential(nn.Linear(width, out_width), nn.SiLU(), nn.Linear(out_width, out_width))
         self.label = None
         if num_classes:
@@ -66,7 +82,8 @@ class Embedding(nn.Module):
 
     def forward(self, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         """`c_noise` [B], `label` int64 [B], `augment` [B A] -> [B E]."""
-        e = self.mlp(sinusoids(c_noise, self.width).to(next(self.parameters()).dtype))
+        told = sinusoids(c_noise, self.width, self.frequency_shift)
+        e = self.mlp(told.to(self.mlp[0].weight.dtype))
         if self.label is not None:
             if label is None:
                 label = torch.full(c_noise.shape, self.label.num_embeddings - 1, device=c_noise.device)
@@ -99,28 +116,34 @@ class ResBlock(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, embedding: int, dropout: float = 0.0, scale_shift: bool = True
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding: int,
+        dropout: float = 0.0,
+        scale_shift: bool = True,
+        norm: Norm = group_norm,
     ) -> None:
         super().__init__()
         self.scale_shift = scale_shift
-        self.norm1 = group_norm(in_channels)
+        self.norm1 = norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.embedding = nn.Linear(embedding, 2 * out_channels if scale_shift else out_channels)
-        self.norm2 = group_norm(out_channels)
+        self.norm2 = norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        """`x` [B C H W], `e` [B E] -> [B C' H W]."""
-        h = self.conv1(F.silu(self.norm1(x)))
+    def forward(self, x: Tensor, e: Tensor, resize: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+        """`x` [B C H W], `e` [B E] -> [B C' H' W'], where `resize` takes H W to H' W', of both branches."""
+        h = self.conv1(resize(F.silu(self.norm1(x))))
         told = rearrange(self.embedding(e), "b c -> b c 1 1")
         if self.scale_shift:
             scale, shift = told.chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
         else:
             h = self.norm2(h + told)
-        return self.shortcut(x) + self.conv2(self.dropout(F.silu(h)))
+        return self.shortcut(resize(x)) + self.conv2(self.dropout(F.silu(h)))
 
 
 class Attention(nn.Module):
@@ -128,16 +151,16 @@ class Attention(nn.Module):
 
     Args:
         channels: C.
-        head_channels: channels of a head; C must be a multiple of it.
+        heads: number of heads, which must divide C.
         qk_norm: RMS-normalise queries and keys (Henry et al. 2020), which keeps long bf16 runs from blowing up.
     """
 
-    def __init__(self, channels: int, head_channels: int = 64, qk_norm: bool = False) -> None:
+    def __init__(self, channels: int, heads: int = 1, qk_norm: bool = False, norm: Norm = group_norm) -> None:
         super().__init__()
-        self.heads = max(1, channels // head_channels)
-        if channels % self.heads:
-            raise ValueError(f"attention on {channels} channels cannot be divided into heads of {head_channels}")
-        self.norm = group_norm(channels)
+        self.heads = heads
+        if channels % heads:
+            raise ValueError(f"attention on {channels} channels cannot be divided into {heads} heads")
+        self.norm = norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.q_norm = nn.RMSNorm(channels // self.heads) if qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(channels // self.heads) if qk_norm else nn.Identity()
@@ -153,14 +176,22 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size, rounded up: a 3x3 convolution of stride 2."""
+    """Half the size, rounded up: a 3x3 convolution of stride 2.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: C.
+        asymmetric: pad an even size at its right and bottom alone, as TensorFlow does, and so DDPM's own code.
+    """
+
+    def __init__(self, channels: int, asymmetric: bool = False) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.asymmetric = asymmetric
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if asymmetric else 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B C H W] -> [B C ceil(H/2) ceil(W/2)]."""
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        """`x` [B C H W], `e` of no use here -> [B C ceil(H/2) ceil(W/2)]."""
+        if self.asymmetric:
+            x = F.pad(x, (x.shape[3] % 2, 1, x.shape[2] % 2, 1))
         return self.conv(x)
 
 
@@ -171,6 +202,30 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """[B C H W] -> [B C *size]."""
+    def forward(self, x: Tensor, e: Tensor, size: tuple[int, int]) -> Tensor:
+        """`x` [B C H W], `e` of no use here -> [B C *size]."""
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+class ResidualDownsample(nn.Module):
+    """Half the size, rounded up, inside a residual block: means of 2x2 (Dhariwal & Nichol 2021, after BigGAN)."""
+
+    def __init__(self, res: ResBlock) -> None:
+        super().__init__()
+        self.res = res
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        """`x` [B C H W], `e` [B E] -> [B C ceil(H/2) ceil(W/2)]."""
+        return self.res(x, e, lambda each: F.avg_pool2d(each, 2, ceil_mode=True))
+
+
+class ResidualUpsample(nn.Module):
+    """Nearest neighbours to a wanted size, inside a residual block (Dhariwal & Nichol 2021, after BigGAN)."""
+
+    def __init__(self, res: ResBlock) -> None:
+        super().__init__()
+        self.res = res
+
+    def forward(self, x: Tensor, e: Tensor, size: tuple[int, int]) -> Tensor:
+        """`x` [B C H W], `e` [B E] -> [B C *size]."""
+        return self.res(x, e, lambda each: F.interpolate(each, size=size, mode="nearest"))

@@ -9,12 +9,25 @@ Legend: B batch, C channels, H W height and width, E width of the embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffunet.nn.layers import Attention, Downsample, Embedding, ResBlock, Uncertainty, Upsample, group_norm, zero
+from diffunet.nn.layers import (
+    Attention,
+    Downsample,
+    Embedding,
+    ResBlock,
+    ResidualDownsample,
+    ResidualUpsample,
+    Uncertainty,
+    Upsample,
+    group_norm,
+    zero,
+)
 
 
 class Block(nn.Module):
@@ -39,14 +52,14 @@ class Block(nn.Module):
 class DownBlock(nn.Module):
     """One level of the encoder: halve the size (but for the first level), then blocks; every result is a skip."""
 
-    def __init__(self, down: Downsample | None, blocks: Sequence[Block]) -> None:
+    def __init__(self, down: Downsample | ResidualDownsample | None, blocks: Sequence[Block]) -> None:
         super().__init__()
-        self.down = down if down is not None else nn.Identity()
+        self.down = down
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor, e: Tensor) -> list[Tensor]:
         """`x` [B C 2H 2W] (first level: [B C H W]) -> the skips [B C' H W], the last of which is the output."""
-        skips = [self.down(x)]
+        skips = [x if self.down is None else self.down(x, e)]
         for block in self.blocks:
             skips.append(block(skips[-1], e))
         return skips
@@ -55,7 +68,7 @@ class DownBlock(nn.Module):
 class UpBlock(nn.Module):
     """One level of the decoder: resample to the size of its skips, then a block for each skip, last skip first."""
 
-    def __init__(self, up: Upsample | None, blocks: Sequence[Block]) -> None:
+    def __init__(self, up: Upsample | ResidualUpsample | None, blocks: Sequence[Block]) -> None:
         super().__init__()
         self.up = up
         self.blocks = nn.ModuleList(blocks)
@@ -64,7 +77,7 @@ class UpBlock(nn.Module):
         """`x` [B C H/2 W/2] (deepest level: [B C H W]), skips [B C' H W] -> [B C'' H W]."""
         if self.up is not None:
             height, width = skips[-1].shape[-2:]
-            x = self.up(x, (height, width))
+            x = self.up(x, e, (height, width))
         for block, skip in zip(self.blocks, reversed(skips), strict=True):
             x = block(torch.cat([x, skip], dim=1), e)
         return x
@@ -76,13 +89,19 @@ class UNet(nn.Module):
     Args:
         in_channels: channels of the input, conditions concatenated to the image included.
         out_channels: channels of the output; `in_channels` by default.
-        channels: feature channels of the first level.
+        channels: C; the embedding is 4 C wide.
         multipliers: one for each level, times `channels`. Each level but the first halves the size.
         num_blocks: residual blocks of a level of the encoder; the decoder has one more.
-        attention_levels: levels (0 is full size) whose blocks are followed by self-attention. The middle always has it.
+        attention_levels: levels (0 is full size) whose blocks are followed by self-attention.
+        middle_attention: self-attention between the two blocks of the middle.
         head_channels: channels of an attention head.
+        num_heads: number of heads, whatever their channels; None: as many as `head_channels` makes.
         qk_norm: RMS-normalise queries and keys.
+        norm_groups, norm_eps: of GroupNorm; None: groups of 16 channels.
         scale_shift: the embedding scales and shifts (True, ADM) or is added (False, DDPM).
+        resample: sizes are halved and doubled by a convolution, by one that pads asymmetrically (DDPM), or inside
+            residual blocks (ADM).
+        frequency_shift: 1 for DDPM's frequencies of the embedding, see `layers.sinusoids`.
         dropout: in every residual block, 0 to 1.
         num_classes: 0 for a net without labels; else labels are 0 ... num_classes - 1, and `null_label` = num_classes.
         augment_channels: size of the augmentation vector, 0 for none.
@@ -90,7 +109,7 @@ class UNet(nn.Module):
         checkpointing: keep only block inputs for the backward pass: less memory, about a third more time.
 
     Raises:
-        ValueError: for channels that cannot be divided into heads.
+        ValueError: for channels that cannot be divided into heads or groups.
     """
 
     def __init__(
@@ -98,12 +117,18 @@ class UNet(nn.Module):
         in_channels: int = 3,
         out_channels: int | None = None,
         channels: int = 64,
-        multipliers: Sequence[int] = (1, 2, 2, 2),
+        multipliers: Sequence[float] = (1, 2, 2, 2),
         num_blocks: int = 2,
         attention_levels: Sequence[int] = (2, 3),
+        middle_attention: bool = True,
         head_channels: int = 64,
+        num_heads: int | None = None,
         qk_norm: bool = False,
+        norm_groups: int | None = None,
+        norm_eps: float = 1e-5,
         scale_shift: bool = True,
+        resample: Literal["convolution", "asymmetric", "residual"] = "convolution",
+        frequency_shift: int = 0,
         dropout: float = 0.0,
         num_classes: int = 0,
         augment_channels: int = 0,
@@ -115,38 +140,47 @@ class UNet(nn.Module):
         self.out_channels = in_channels if out_channels is None else out_channels
         self.num_classes = num_classes
         e = 4 * channels
-        widths = [channels * multiplier for multiplier in multipliers]
+        widths = [round(channels * multiplier) for multiplier in multipliers]
+        norm = partial(group_norm, groups=norm_groups, eps=norm_eps)
+
+        def res(c_in: int, c_out: int) -> ResBlock:
+            return ResBlock(c_in, c_out, e, dropout, scale_shift, norm)
 
         def block(c_in: int, c_out: int, attention: bool) -> Block:
+            heads = num_heads or max(1, c_out // head_channels)
             return Block(
-                ResBlock(c_in, c_out, e, dropout, scale_shift),
-                Attention(c_out, head_channels, qk_norm) if attention else None,
-                checkpointing,
+                res(c_in, c_out), Attention(c_out, heads, qk_norm, norm) if attention else None, checkpointing
             )
 
-        self.embedding = Embedding(channels, e, num_classes, augment_channels)
+        def down(c: int) -> Downsample | ResidualDownsample:
+            return ResidualDownsample(res(c, c)) if resample == "residual" else Downsample(c, resample == "asymmetric")
+
+        def up(c: int) -> Upsample | ResidualUpsample:
+            return ResidualUpsample(res(c, c)) if resample == "residual" else Upsample(c)
+
+        self.embedding = Embedding(channels, e, num_classes, augment_channels, frequency_shift)
         self.uncertainty = Uncertainty() if uncertainty else None
-        self.stem = nn.Conv2d(in_channels, channels, 3, padding=1)
+        c = min(channels, widths[0])  # of the stem: ADM's net for 512 pixels begins with half of C
+        self.stem = nn.Conv2d(in_channels, c, 3, padding=1)
         self.down = nn.ModuleList()
         skips: list[list[int]] = []  # channels of each level's skips
-        c = channels
         for level, width in enumerate(widths):
             levels_skips = [c] + [width] * num_blocks
             blocks = [block(a, width, level in attention_levels) for a in levels_skips[:-1]]
-            self.down.append(DownBlock(Downsample(c) if level else None, blocks))
+            self.down.append(DownBlock(down(c) if level else None, blocks))
             skips.append(levels_skips)
             c = width
-        self.middle = nn.ModuleList([block(c, c, attention=True), block(c, c, attention=False)])
+        self.middle = nn.ModuleList([block(c, c, middle_attention), block(c, c, attention=False)])
         self.up = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
-            up = Upsample(c) if level < len(widths) - 1 else None
+            enlarge = up(c) if level < len(widths) - 1 else None
             blocks = []
             for skip in reversed(skips[level]):
                 blocks.append(block(c + skip, width, level in attention_levels))
                 c = width
-            self.up.append(UpBlock(up, blocks))
+            self.up.append(UpBlock(enlarge, blocks))
         # Zero at the start: the first prediction is the best one that knows nothing, and early gradients are calm.
-        self.out = nn.Sequential(group_norm(c), nn.SiLU(), zero(nn.Conv2d(c, self.out_channels, 3, padding=1)))
+        self.out = nn.Sequential(norm(c), nn.SiLU(), zero(nn.Conv2d(c, self.out_channels, 3, padding=1)))
 
     @property
     def null_label(self) -> int:

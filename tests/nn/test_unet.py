@@ -74,7 +74,7 @@ def test_checkpointing_changes_memory_and_nothing_else():
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_attention_is_softmax_of_products(qk_norm):
-    layer = awake(Attention(8, head_channels=4, qk_norm=qk_norm))
+    layer = awake(Attention(8, heads=2, qk_norm=qk_norm))
     x = torch.randn(2, 8, 3, 5)
     q, k, v = layer.qkv(layer.norm(x)).flatten(2).chunk(3, dim=1)  # each [B 8 N]
     heads = []
@@ -93,7 +93,7 @@ def test_attention_is_softmax_of_products(qk_norm):
 
 def test_heads_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="heads"):
-        Attention(10, head_channels=3)
+        Attention(10, heads=3)
 
 
 def test_sinusoids_tell_neighbouring_timesteps_apart_and_are_the_papers():
