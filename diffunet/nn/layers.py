@@ -83,7 +83,7 @@ class Embedding(nn.Module):
     def forward(self, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         """`c_noise` [B], `label` int64 [B], `augment` [B A] -> [B E]."""
         told = sinusoids(c_noise, self.width, self.frequency_shift)
-        e = self.mlp(told.to(self.mlp[0].weight.dtype))
+        e = self.mlp(told.to(next(self.parameters()).dtype))
         if self.label is not None:
             if label is None:
                 label = torch.full(c_noise.shape, self.label.num_embeddings - 1, device=c_noise.device)

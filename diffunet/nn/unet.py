@@ -148,9 +148,7 @@ class UNet(nn.Module):
 
         def block(c_in: int, c_out: int, attention: bool) -> Block:
             heads = num_heads or max(1, c_out // head_channels)
-            return Block(
-                res(c_in, c_out), Attention(c_out, heads, qk_norm, norm) if attention else None, checkpointing
-            )
+            return Block(res(c_in, c_out), Attention(c_out, heads, qk_norm, norm) if attention else None, checkpointing)
 
         def down(c: int) -> Downsample | ResidualDownsample:
             return ResidualDownsample(res(c, c)) if resample == "residual" else Downsample(c, resample == "asymmetric")
