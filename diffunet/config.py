@@ -225,7 +225,7 @@ class TrainConfig(Section):
     """AdamW's."""
     clip: Rate = 1.0
     """Largest norm of a gradient."""
-    ema_halflife: Rate = 500_000
+    ema_halflife: Annotated[float, Field(gt=0, le=1e9)] = 500_000
     """Of the averaged weights, in images."""
     ema_ramp: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Half-life at most this share of the images seen so far."""

@@ -184,3 +184,20 @@ def test_a_shift_multiplies_sigma_and_tells_the_net_the_same(base):
     assert moved.sigma_min == pytest.approx(4 * base.sigma_min)
     assert moved.sigma_max == pytest.approx(min(4 * base.sigma_max, 1e9))
     assert shifted(base, 1) is base
+
+
+def test_betas_from_one_to_another_are_as_given():
+    schedule = DDPMSchedule(500, "linear", beta_range=(1e-4, 0.02))  # as diffusers has it: not scaled to 500 steps
+    assert schedule.beta.tolist() == pytest.approx([1e-4 + (0.02 - 1e-4) * t / 499 for t in range(500)])
+    roots = [0.001**0.5 + (0.01**0.5 - 0.001**0.5) * t / 9 for t in range(10)]
+    given = DDPMSchedule(10, "scaled-linear", beta_range=(0.001, 0.01))
+    assert given.beta.tolist() == pytest.approx([root**2 for root in roots])
+    assert shifted(given, 2.0).sigmas.tolist() == pytest.approx((2 * given.sigmas).tolist())
+    with pytest.raises(ValueError, match="cosine"):
+        DDPMSchedule(10, "cosine", beta_range=(0.1, 0.2))
+
+
+def test_rescaled_timesteps_are_of_a_thousand():
+    schedule = DDPMSchedule(4000, "cosine", rescale_timesteps=True)
+    assert schedule.c_noise(schedule.sigmas).tolist() == pytest.approx([t / 4 for t in range(4000)])
+    assert shifted(schedule, 2.0).c_noise(2 * schedule.sigmas)[400].item() == pytest.approx(100)
