@@ -28,6 +28,7 @@ _HOME = {
     "ResourceError": "errors",
     "Stopped": "errors",
     "UNet": "nn.unet",
+    "UNet2015": "nn.unet2015",
     "UsageError": "errors",
     "load": "pipeline",
     "train": "training.loop",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from diffunet.errors import Stopped as Stopped
     from diffunet.errors import UsageError as UsageError
     from diffunet.nn.unet import UNet as UNet
+    from diffunet.nn.unet2015 import UNet2015 as UNet2015
     from diffunet.pipeline import Guidance as Guidance
     from diffunet.pipeline import Pipeline as Pipeline
     from diffunet.pipeline import Progress as Progress

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from diffunet.diffusion.inpainting import ITERATIONS, ddnm, keep_known, mmps, re
 from diffunet.draws import Noise
 from diffunet.errors import UsageError
 from diffunet.nn.unet import UNet
+from diffunet.nn.unet2015 import UNet2015
 
 STEPS = {
     "ddpm": lambda: samplers.ddpm("small"),
@@ -47,8 +48,8 @@ JUMPS = {"repaint": (20, 5, 5), "ddnm": (50, 50, 1)}
 """Steps of the default ladder, into how many stretches it is cut, and how often each is walked."""
 
 
-def net(config: Config) -> UNet:
-    """The UNet of a resolved config, freshly initialised from torch's global generator.
+def net(config: Config) -> UNet | UNet2015:
+    """The net of a resolved config, freshly initialised from torch's global generator.
 
     Raises:
         UsageError: for channels that cannot be divided as asked.
@@ -57,10 +58,19 @@ def net(config: Config) -> UNet:
     assert model.channels is not None, "the config is resolved"
     assert model.multipliers is not None, "the config is resolved"
     assert model.attention_levels is not None, "the config is resolved"
+    shared: dict[str, Any] = {
+        "in_channels": data.channels if config.diffusion.task == "generate" else 2 * data.channels + 1,
+        "out_channels": data.channels * (2 if config.diffusion.learned_variance else 1),
+        "dropout": model.dropout or 0.0,
+        "num_classes": len(data.class_names),
+        "augment_channels": warp.CHANNELS if data.augment else 0,
+        "uncertainty": config.diffusion.learned_uncertainty,
+    }
+    if model.net == "unet2015":
+        layers = len(model.multipliers) - 1
+        return UNet2015(layers=layers, base_channels=model.channels, padding="same", time=True, **shared)
     try:
         return UNet(
-            in_channels=data.channels if config.diffusion.task == "generate" else 2 * data.channels + 1,
-            out_channels=data.channels * (2 if config.diffusion.learned_variance else 1),
             channels=model.channels,
             multipliers=model.multipliers,
             num_blocks=model.num_blocks,
@@ -74,11 +84,8 @@ def net(config: Config) -> UNet:
             scale_shift=model.scale_shift,
             resample=model.resample,
             frequency_shift=model.frequency_shift,
-            dropout=model.dropout or 0.0,
-            num_classes=len(data.class_names),
-            augment_channels=warp.CHANNELS if data.augment else 0,
-            uncertainty=config.diffusion.learned_uncertainty,
             checkpointing=model.checkpointing,
+            **shared,
         )
     except ValueError as error:
         raise UsageError(f"model: {error}") from None

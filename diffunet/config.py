@@ -100,6 +100,8 @@ class ModelConfig(Section):
         if self.net == "unet2015":
             if self.multipliers is not None and self.multipliers != tuple(2**i for i in range(len(self.multipliers))):
                 raise ValueError("net unet2015 doubles its channels at each level: multipliers are 1 2 4 and so on")
+            if self.attention_levels:
+                raise ValueError("net unet2015 has no attention-levels")
             for name in UNET_ONLY:
                 if getattr(self, name) != ModelConfig.model_fields[name].default:
                     raise ValueError(f"net unet2015 has no {name.replace('_', '-')}")

@@ -17,6 +17,10 @@ from diffunet.progress import duration
 from diffunet.training import defaults, memory
 
 
+WORTH_MEASURING = 150 * 10**9
+"""MACs of a pass, some seconds of a CPU, above which time is measured with fewer images."""
+
+
 def describe(model: str, image_size: int | None = None, device_name: str | None = None) -> Iterator[str]:
     """Lines about a model or preset: shapes, parameters, MACs, memory, and a short measurement of time.
 
@@ -50,11 +54,11 @@ def describe(model: str, image_size: int | None = None, device_name: str | None 
     yield f"predicts {d.target} on the {d.schedule} schedule; samples by {d.sample_steps} steps of {d.sampler}"
     price = memory.price(config.changed("data", image_size=size))
     yield ""
-    yield f"{'part':<12}{'output':>18}{'parameters':>14}{'MACs':>10}"
-    yield f"{'image':<12}{_shape((config.data.channels, size, size)):>18}"
+    yield f"{'part':<14}{'output':>18}{'parameters':>14}{'MACs':>14}"
+    yield f"{'image':<14}{_shape((config.data.channels, size, size)):>18}"
     for row in price.rows:
-        yield f"{row.name:<12}{_shape(row.shape):>18}{row.parameters:>14,}{row.macs / 1e6:>9,.1f}M"
-    yield f"{'all':<12}{'':>18}{price.parameters:>14,}{price.macs / 1e6:>9,.1f}M"
+        yield f"{row.name:<14}{_shape(row.shape):>18}{row.parameters:>14,}{row.macs / 1e6:>13,.1f}M"
+    yield f"{'all':<14}{'':>18}{price.parameters:>14,}{price.macs / 1e6:>13,.1f}M"
     yield ""
     yield f"memory to train, float32: {_gib(price.training_bytes(1))} at 1 image a pass, " + ", ".join(
         f"{_gib(price.training_bytes(batch))} at {batch}" for batch in (16, 64)
@@ -63,7 +67,10 @@ def describe(model: str, image_size: int | None = None, device_name: str | None 
     yield ""
     precision, there = devices.precision(device, config.train.precision), devices.memory(device)
     fits = [
-        n for n in (8, 4, 2, 1) if there is None or 2 * price.training_bytes(n, precision.value, device.type) < there
+        n
+        for n in (8, 4, 2, 1)
+        if (there is None or 2 * price.training_bytes(n, precision.value, device.type) < there)
+        and (n == 1 or n * price.macs < WORTH_MEASURING)
     ]
     if fits:
         yield from _time(config, size, device, precision, fits[0])

@@ -12,6 +12,18 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("DIFFUNET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture
+def parity(record_property):
+    """`parity(pair, difference, limit)`: asserts that a difference from what others compute is small, and tells
+    scripts/parity.py, which prints all of them."""
+
+    def check(pair: str, difference: float, limit: float) -> None:
+        record_property("parity", (pair, float(difference), limit))
+        assert difference < limit, pair
+
+    return check
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """40 pictures of 8x8 in two classes: bright discs on dark, dark squares on bright."""

@@ -44,8 +44,9 @@ class Cost:
         return (4 + self.averages) * 4 * self.parameters + int(batch * self.activation_bytes * share)
 
 
-def cost(net: nn.Module, height: int, width: int) -> Cost:
-    """Run `net(x, c_noise)` for one image of `height` x `width` on torch's meta device and count.
+def cost(net: nn.Module, height: int, width: int, time: bool = True) -> Cost:
+    """Run `net(x, c_noise)`, or `net(x)` without `time`, for one image of `height` x `width` on torch's meta device and
+    count.
 
     `net` has `in_channels`; it is copied, not changed.
     """
@@ -83,20 +84,20 @@ def cost(net: nn.Module, height: int, width: int) -> Cost:
 
     alive: list[Tensor] = []
     x = torch.empty(1, int(net.in_channels), height, width, device="meta")  # type: ignore[arg-type]
-    c_noise = torch.empty(1, device="meta")
+    told = (torch.empty(1, device="meta"),) if time else ()
     with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        net(x, c_noise)
+        net(x, *told)
     for handle in handles:
         handle.remove()
     return Cost(tuple(rows), _count(net), counter.get_total_flops() // 2, sum(kept.values()))
 
 
 def _parts(net: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The children of a net, lists of them opened."""
+    """The children of a net; lists of them are opened, and modules that say so by an attribute `opened`."""
     parts: list[tuple[str, nn.Module]] = []
     for name, child in net.named_children():
-        if isinstance(child, nn.ModuleList):
-            parts += [(f"{name}.{i}", part) for i, part in enumerate(child)]
+        if isinstance(child, nn.ModuleList) or getattr(child, "opened", False):
+            parts += [(f"{name}.{inner}", part) for inner, part in _parts(child)]
         else:
             parts.append((name, child))
     return parts

@@ -29,12 +29,15 @@ def architecture(config: Config, device: torch.device) -> Config:
     """`config` with channels, multipliers and attention levels filled in."""
     size = config.data.image_size
     multipliers = config.model.multipliers
-    if multipliers is None:
+    classic = config.model.net == "unet2015"
+    if multipliers is None and classic:  # at most four poolings, as in the paper; the deepest maps are 4 pixels or more
+        multipliers = tuple(2**level for level in range(max(1, min(4, int(math.log2(size)) - 2)) + 1))
+    elif multipliers is None:
         multipliers = next((value for limit, value in MULTIPLIERS.items() if size <= limit), MULTIPLIERS[256])
     channels = config.model.channels
     if channels is None:
         channels = (128 if size <= 64 else 96) if device.type == "cuda" else (64 if size <= 32 else 32)
-    levels = config.model.attention_levels
+    levels = () if classic else config.model.attention_levels
     if levels is None:
         sizes = [-(-size // 2**level) for level in range(len(multipliers))]
         near = {_nearest(sizes, wanted) for wanted in config.model.attention_resolutions}

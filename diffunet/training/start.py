@@ -151,12 +151,14 @@ def copy_weights(init: str | Path, net: nn.Module, config: Config) -> None:
     before = tensors.pop(name, None)
     if name in mine:
         tensors[name] = torch.zeros_like(mine[name]) if before is None else before
-    before, told = tensors["stem.weight"], mine["stem.weight"].shape[1]
+    first = next(name for name, tensor in mine.items() if tensor.ndim == 4)  # the convolution that sees the image
+    before, told = tensors[first], mine[first].shape[1]
     if before.shape[1] > told:  # a hole that is all of the image is a constant, but for the padding
-        tensors["stem.bias"] = tensors["stem.bias"] + before[:, -1].sum((1, 2))
-        tensors["stem.weight"] = before[:, :told].clone()
+        bias = first.replace("weight", "bias")
+        tensors[bias] = tensors[bias] + before[:, -1].sum((1, 2))
+        tensors[first] = before[:, :told].clone()
     elif before.shape[1] < told:
-        tensors["stem.weight"] = F.pad(before, (0, 0, 0, 0, 0, told - before.shape[1]))
+        tensors[first] = F.pad(before, (0, 0, 0, 0, 0, told - before.shape[1]))
     storage.load_weights(net, tensors, Path(init))
 
 

@@ -381,8 +381,9 @@ def differences() -> dict[tuple[str, str, torch.dtype], float]:
 
 
 @pytest.mark.parametrize(("name", "net", "dtype"), compared())
-def test_same_walk(name, net, dtype):
-    assert difference(CASES[name], net, dtype) < LIMITS[dtype]
+def test_same_walk(name, net, dtype, parity):
+    pair = f"diffusers, {CASES[name].scheduler.__name__}, {str(dtype).removeprefix('torch.')}"
+    parity(pair, difference(CASES[name], net, dtype), LIMITS[dtype])
 
 
 LADDERS = [

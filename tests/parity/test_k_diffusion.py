@@ -158,8 +158,9 @@ def differences() -> dict[tuple[str, torch.dtype], float]:
 
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("name", CASES)
-def test_same_end_as_recorded(name, dtype):
-    assert difference(name, dtype) < LIMITS[dtype]
+def test_same_end_as_recorded(name, dtype, parity):
+    pair = f"k-diffusion, {CASES[name].function} (recorded), {str(dtype).removeprefix('torch.')}"
+    parity(pair, difference(name, dtype), LIMITS[dtype])
 
 
 def test_same_ladders_as_recorded():
@@ -179,5 +180,6 @@ def test_the_library_says_what_was_recorded(name):
 
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("name", CASES)
-def test_same_end_with_a_unet(name, dtype):
-    assert unet_difference(name, dtype) < LIMITS[dtype]
+def test_same_end_with_a_unet(name, dtype, parity):
+    pair = f"k-diffusion, {CASES[name].function}, {str(dtype).removeprefix('torch.')}"
+    parity(pair, unet_difference(name, dtype), LIMITS[dtype])
