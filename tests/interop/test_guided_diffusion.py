@@ -217,7 +217,7 @@ def difference(ours: Tensor, theirs: list[float], count: int = 90) -> float:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_answers(name, vectors, tmp_path):
+def test_answers(name, vectors, tmp_path, parity):
     case, told = CASES[name], vectors[name]
     model = read(tmp_path, state_dict(vectors, name), case.flags, case.dialect)
     config, denoiser = model.config, model.denoiser
@@ -225,18 +225,20 @@ def test_answers(name, vectors, tmp_path):
     given = labels if "label_emb" in told["weights"] else None
 
     answer = denoiser.net(x, torch.tensor(told["timesteps"]), given)
-    assert difference(answer, told["answer"]) < LIMIT
+    pair = f"{case.dialect}, {name} (recorded)"
+    parity(f"{pair}, answer", difference(answer, told["answer"]), LIMIT)
 
     # The whole process: timesteps as the net is told them, target, variance. Their x is ours / sqrt(1 + sigma^2).
     sigma = denoiser.schedule.sigmas[t].float()
     denoised = denoiser(x * (1 + sigma**2).sqrt()[:, None, None, None], sigma, given)
     units = torch.ones(3) if config.diffusion.target == "x0" else 1 + sigma  # of what an error of the answer becomes
     for x0, theirs, unit in zip(denoised.x0, told["x0"], units.tolist(), strict=True):
-        assert difference(x0, theirs, 20) < LIMIT * unit
+        parity(f"{pair}, x0", difference(x0, theirs, 20) / unit, LIMIT)
     if config.diffusion.learned_variance:
         small = torch.stack([denoiser.schedule.posterior(x[:1], x[:1], int(each))[1] for each in t])
         low, high = (each.log()[:, None, None, None] for each in (small, denoiser.schedule.beta[t]))
-        assert difference(denoised.var * high + (1 - denoised.var) * low, told["log variance"], 30) < LIMIT
+        logvar = denoised.var * high + (1 - denoised.var) * low
+        parity(f"{pair}, log variance", difference(logvar, told["log variance"], 30), LIMIT)
     else:
         assert denoised.var is None
 
