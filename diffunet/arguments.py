@@ -95,8 +95,21 @@ def _refuse_empty(args: Sequence[str]) -> None:
             raise UsageError(f"{word[:-1]} is empty")
 
 
+def _joined(args: Sequence[str]) -> list[str]:
+    """`--flags "--a 1 --b 2"` as `--flags="--a 1 --b 2"`: a word with a space in its name is no option but a value."""
+    joined: list[str] = []
+    for word in args:
+        named = word.startswith("--") and " " not in word.partition("=")[0]
+        if joined and word.startswith("--") and not named and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
 def _tyro(made: Any, takes: Mapping[str, Any], args: Sequence[str], command: str, **options: Any) -> Any:
     _refuse_empty(args)
+    args = _joined(args)
     complaint = io.StringIO()
     try:
         with writing_results(), contextlib.redirect_stderr(complaint), _wide_enough():

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from diffunet import arguments
-from diffunet.commands import folders, models, pictures, training
+from diffunet.commands import converting, folders, models, pictures, training
 from diffunet.errors import Error, ResourceError, UsageError
 from diffunet.progress import main_process, say, silence, tell, writing_results
 
@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "check": (folders.check, "what is in a folder of images, and what cannot be used"),
     "prepare": (folders.prepare, "a known data set as a folder of images"),
     "masks": (folders.masks, "random masks, to try inpainting with"),
-    "convert": (models.convert, "a model folder, of an earlier checkpoint or another average of the weights"),
+    "convert": (converting.convert, "from and to other forms: diffusers, guided-diffusion, ONNX, the hub, averages"),
     "info": (models.info, "shapes, parameters, MACs, memory and time of a net"),
     "demo": (training.demo, "all of it on built-in data, in minutes, on a CPU"),
 }

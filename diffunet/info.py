@@ -10,12 +10,12 @@ from statistics import median
 
 import torch
 
-from diffunet import build, devices, storage
+from diffunet import build, devices
 from diffunet.config import Config, preset, preset_names
 from diffunet.errors import CheckpointError, UsageError
+from diffunet.interop import hub, models
 from diffunet.progress import duration
 from diffunet.training import defaults, memory
-
 
 WORTH_MEASURING = 150 * 10**9
 """MACs of a pass, some seconds of a CPU, above which time is measured with fewer images."""
@@ -39,11 +39,11 @@ def describe(model: str, image_size: int | None = None, device_name: str | None 
             found = Path(model).exists()
         except OSError as error:
             raise CheckpointError(f"{model} cannot be read: {error.strerror}") from None
-        if not found:
+        if not found and not hub.is_name(model):
             close = difflib.get_close_matches(model, preset_names(), n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise UsageError(f"{model} is neither a model nor a preset; {hint}presets: {', '.join(preset_names())}")
-        config = storage.read_config(storage.find_model(model))
+        config = models.read_config(model)
     size = image_size or config.data.image_size
     yield f"{model}: {size}x{size}, {config.data.channels} channels" + (
         f", {len(config.data.class_names)} classes" if config.data.class_names else ""

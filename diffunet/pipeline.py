@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
-from diffunet import build, conditions, devices, draws, storage
+from diffunet import build, conditions, devices, draws
 from diffunet.conditions import Guidance as Guidance
 from diffunet.conditions import Label
 from diffunet.config import Config
@@ -25,6 +25,7 @@ from diffunet.diffusion import samplers
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.errors import Cancelled, UsageError
 from diffunet.filling import REFINE, Filler
+from diffunet.interop import models
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def load(model: str | Path, device: str | torch.device | None = None, dtype: tor
     """Load a model for sampling and inpainting.
 
     Args:
-        model: a run folder or a model folder.
+        model: a run folder, a model folder, a diffusers folder, or a name of the hub (owner/name).
         device: the best there is by default.
         dtype: torch.bfloat16 runs the net in it, faster where it is native; float32 by default.
 
@@ -61,7 +62,7 @@ def load(model: str | Path, device: str | torch.device | None = None, dtype: tor
         UsageError: for a device that is not there.
     """
     with torch.inference_mode(False):  # as in `Pipeline.working`
-        read = storage.read_model(model)
+        read = models.read_model(model)
         return Pipeline(read.config, read.denoiser.to(devices.device(None if device is None else str(device))), dtype)
 
 

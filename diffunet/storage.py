@@ -70,9 +70,7 @@ def read_tensors(path: Path, like: Mapping[str, Tensor] | None = None) -> tuple[
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             if like is not None:
-                # Meta tensors of the shapes that the header claims: nothing is read or allocated for them.
-                claimed = {name: _claimed(file.get_slice(name)) for name in names}
-                _same(claimed, like, path)
+                refuse_others(_claimed(file), like, path)
             # Cloned: a view would keep the file mapped, and Windows would then not let training replace it.
             tensors = {name: file.get_tensor(name).clone() for name in names}
             metadata = dict(file.metadata() or {})
@@ -100,13 +98,34 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
-def _claimed(part: Any) -> Tensor:
-    """A tensor of torch's meta device with the shape of a part of a file, and a type that is of the same kind."""
-    number = torch.float32 if part.get_dtype() in ("F64", "F32", "F16", "BF16") else torch.int64
-    return torch.empty(part.get_shape(), dtype=number, device="meta")
+def claimed(path: Path) -> dict[str, Tensor]:
+    """What the header of a safetensors file claims to hold, on torch's meta device: nothing is read or allocated.
+
+    Raises:
+        CheckpointError: for a file that is missing or is not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _claimed(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
-def _same(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: Path) -> None:
+def _claimed(file: Any) -> dict[str, Tensor]:
+    parts = {name: file.get_slice(name) for name in list(file.keys())}
+    kinds = {name: part.get_dtype() in ("F64", "F32", "F16", "BF16") for name, part in parts.items()}
+    return {
+        name: torch.empty(part.get_shape(), dtype=torch.float32 if kinds[name] else torch.int64, device="meta")
+        for name, part in parts.items()
+    }
+
+
+def refuse_others(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: Path) -> None:
+    """Refuse tensors (any may be on the meta device) that have other names or shapes, or are not of floating point.
+
+    Raises:
+        CheckpointError: listing what is missing, extra, or of another shape.
+    """
     problems = [f"{name} is missing" for name in wanted if name not in tensors]
     problems += [f"{ascii(name)[1:-1][:80]} is not of this model" for name in tensors if name not in wanted]
     for name in wanted.keys() & tensors.keys():
@@ -126,7 +145,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: Path) 
         CheckpointError: listing what is missing, extra, or of another shape.
     """
     wanted = module.state_dict()
-    _same(tensors, wanted, where)
+    refuse_others(tensors, wanted, where)
     with torch.no_grad():
         for name, value in wanted.items():
             if not value.is_meta:

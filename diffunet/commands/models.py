@@ -1,4 +1,4 @@
-"""Commands about models: how good they are, what they cost, and other forms of them."""
+"""Commands about models: how good they are, and what they cost."""
 
 from __future__ import annotations
 
@@ -94,42 +94,3 @@ def info(
     for line in describe(model, image_size, device):
         if not tell(line):
             return
-
-
-def convert(
-    source: Annotated[Positional[str], arg(metavar="SOURCE")],
-    out: Annotated[Positional[Path], arg(metavar="OUT")],
-    /,
-    ema: Finite | None = None,
-    step: Number | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write a model folder: of any model, or of another average of a run's weights, chosen after training.
-
-    Example: diffunet convert runs/photos photos-model --ema 0.05
-
-    Args:
-        source: A run folder, a model folder, or a checkpoint such as RUN/checkpoints/step-00001000.
-        out: Model folder to make.
-        ema: Relative width of the average, its spread in time over the length of the run: 0.03 to 0.20 usual. Put
-            together from those stored in a run folder (train.ema_every).
-        step: With --ema, of a step that averages are stored of; the newest if not given.
-        overwrite: Replace what exists.
-    """
-    if step is not None and ema is None:
-        raise UsageError(f"--step goes with --ema; for an earlier checkpoint give {source}/checkpoints/step-{step:08d}")
-    for folder in (out, *list(out.absolute().parents)[:2]):
-        if (folder / "config.toml").is_file():
-            raise UsageError(f"OUT {out} is in the run folder {folder}, which only training writes to; choose another")
-    outputs.claim(out, file=False, overwrite=overwrite, option="OUT")
-    from diffunet import storage
-    from diffunet.training import snapshots
-
-    if ema is None:
-        model = storage.read_model(source)
-        config, weights, at = model.config, model.denoiser.net.state_dict(), model.step
-    else:
-        with progress("averaging") as show:
-            config, weights, at = snapshots.put_together(Path(source), ema, step, show)
-    storage.export_model(out, config, weights, at)
-    tell(f"the weights of step {at} in {out}. Try: diffunet sample {out} --out samples.png --grid")

@@ -25,6 +25,7 @@ from diffunet.data import index
 from diffunet.data.cache import Dataset
 from diffunet.data.folder import Rejected, class_names, printable
 from diffunet.errors import DataError, UsageError
+from diffunet.interop import models
 from diffunet.nn.cost import Cost
 from diffunet.training import checkpoint
 
@@ -104,7 +105,7 @@ def _same_run(given: Config, stored: Config) -> Config:
 
 def _like_model(config: Config, init: str | Path) -> Config:
     """`config` with the architecture, and the meaning of its input and output, of the model `init`."""
-    model = storage.read_config(storage.find_model(init))
+    model = models.read_config(init)
     content, plain, kept = config.model_dump(), Config().model_dump(), model.model_dump()
     free = {
         "dropout", "checkpointing", "sampler", "sample_steps", "ladder", "threshold", "label_dropout", "image_size",
@@ -135,7 +136,7 @@ def copy_weights(init: str | Path, net: nn.Module, config: Config) -> None:
     A net that learns to inpaint, from one that did not, begins by saying the same whatever it is told of known pixels;
     the reverse begins by saying what that one says where nothing is known (but at the image's border).
     """
-    model = storage.read_model(init)
+    model = models.read_model(init)
     tensors = model.denoiser.net.state_dict()
     name = "embedding.label.weight"
     mine, old = net.state_dict(), model.config.data.class_names

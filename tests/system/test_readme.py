@@ -18,7 +18,7 @@ from PIL import Image
 from diffunet.cli import main
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SHORT = "--model.channels 8 --model.num-blocks 1 --batch-size 4 --train.previews 4 --train.ema-every 1"
+SHORT = "--model.channels 8 --batch-size 4 --train.previews 4 --train.ema-every 1"
 
 
 def blocks(language):
@@ -53,7 +53,8 @@ def short(words, reached):
     reached[out] = reached.get(out, 1) + 1
     words = [*words, "--steps", str(reached[out])]
     if "--resume" not in words and "--init" not in words:
-        words += shlex.split(SHORT)
+        words += shlex.split(SHORT) if "--model.norm-groups" not in words else shlex.split(SHORT.replace("8", "32"))
+        words += ["--model.num-blocks", "1"] if "unet2015" not in words else []
     return words
 
 

@@ -1,0 +1,215 @@
+"""Folders of diffusers, read and written: a pipeline with a UNet2DModel and its scheduler, or the UNet2DModel alone.
+
+Their package is not needed: a folder is JSON and weights. What is written loads with
+`diffusers.DDPMPipeline.from_pretrained(folder)`, and holds our config beside theirs, so that it reads back the same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffunet import build, files, storage
+from diffunet.config import Config, validated
+from diffunet.errors import CheckpointError, ResourceError, UsageError
+from diffunet.interop import diffusers_export as exporting
+from diffunet.interop import diffusers_import as importing
+from diffunet.interop import diffusers_weights as weights
+from diffunet.storage import Model
+
+log = logging.getLogger(__name__)
+
+INDEX = "model_index.json"
+CONFIG, SCHEDULER_CONFIG = "config.json", "scheduler_config.json"
+OURS = "diffunet.json"
+"""Our whole config, in a folder that diffunet wrote."""
+
+PROCESS = ("num_train_timesteps", "prediction_type", "rescale_betas_zero_snr", "trained_betas")
+"""Options of a scheduler that a net is trained for."""
+
+DROPPED = ("uncertainty.", "embedding.augment.")
+"""Weights that take part in training alone."""
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder of diffusers: a pipeline, a net, or a checkpoint of their train_unconditional.py."""
+    if (path / INDEX).is_file() or (path / "unet" / CONFIG).is_file():
+        return True
+    try:
+        return (path / CONFIG).is_file() and "_class_name" in weights.read_json(path / CONFIG)
+    except CheckpointError:
+        return False
+
+
+def read_config(folder: Path) -> Config:
+    """The config of a folder of diffusers, everything resolved; its weights are not looked at.
+
+    Raises:
+        CheckpointError: as `read`.
+    """
+    return _read_config(folder)[0]
+
+
+def read(folder: Path) -> Model:
+    """A model of diffusers, on the CPU, for use and not for training.
+
+    It may be a pipeline folder (with unet/ and scheduler/, or both at its root), a folder of a UNet2DModel alone, whose
+    scheduler is then taken to be DDPM's, or a checkpoint of train_unconditional.py, of which the averaged weights are
+    taken. Weights are float32 whatever they were. A net of K classes has K + 1 labels here; the one that says nothing,
+    of which theirs has none, is the mean of the others, and guidance, which needs it learned, is refused.
+
+    Raises:
+        CheckpointError: for what is missing or damaged, or cannot be said here, by the name of the file and the option.
+        ResourceError: for weights that do not fit into memory.
+    """
+    config, step, unet, where = _read_config(folder)
+    try:
+        with torch.device("meta"):  # nothing is allocated before the file has shown that it fits
+            net = build.net(config)
+        own = (folder / OURS).is_file()
+        if own:
+            _refuse_changed(folder, config, net, unet)
+    except UsageError as error:
+        raise CheckpointError(f"{where / CONFIG}: {error}") from None
+    like = net.state_dict()
+    wanted = weights.to_diffusers(like)
+    if unet.num_class_embeds and not own:
+        wanted[weights.LABEL] = wanted[weights.LABEL][:-1]
+    tensors, path = weights.read(where, wanted)
+    spoilt = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if spoilt:
+        raise CheckpointError(f"the weights in {path} are damaged: {spoilt[0]} is not finite")
+    storage.load_weights(net, weights.from_diffusers(tensors, like, unet.flip_sin_to_cos), path)
+    denoiser = build.denoiser(config, net)
+    denoiser.eval().requires_grad_(False)
+    return Model(config, denoiser, step)
+
+
+def _read_config(folder: Path) -> tuple[Config, int, importing.UNet2D, Path]:
+    """Our config, the step, the options of the net, and the folder that it is in."""
+    where, scheduler = _find(folder)
+    unet = importing.read_unet(weights.read_json(where / CONFIG), str(where / CONFIG))
+    if (folder / OURS).is_file():
+        return *_read_ours(folder / OURS), unet, where
+    process = None
+    if scheduler is not None:
+        process = importing.read_scheduler(weights.read_json(scheduler), str(scheduler))
+    return importing.config(unet, process, str(folder)), 0, unet, where
+
+
+def _find(folder: Path) -> tuple[Path, Path | None]:
+    """The folder that holds the net, and the file that tells of the scheduler, where there is one."""
+    names = ["unet"]
+    if (folder / INDEX).is_file():
+        for name, value in weights.read_json(folder / INDEX).items():
+            if not name.startswith("_") and name not in ("unet", "scheduler") and value not in (None, [None, None]):
+                raise CheckpointError(
+                    f"{folder / INDEX}: a pipeline with a {name} cannot be said here, only a UNet2DModel of pixels and "
+                    "its scheduler"
+                )
+    else:
+        names = ["unet_ema", "unet"]
+    where = next((folder / name for name in names if (folder / name / CONFIG).is_file()), folder)
+    for above in (folder / "scheduler", folder, folder.absolute().parent / "scheduler"):
+        if (above / SCHEDULER_CONFIG).is_file():
+            return where, above / SCHEDULER_CONFIG
+    if (folder / INDEX).is_file():
+        raise CheckpointError(f"{folder} has no scheduler/{SCHEDULER_CONFIG}, which says what its net predicts")
+    return where, None
+
+
+def _read_ours(path: Path) -> tuple[Config, int]:
+    content: Any = weights.read_json(path)
+    if content.get("format") != storage.FORMAT or content.get("version") != storage.VERSION:
+        raise CheckpointError(f"{path} is not of this diffunet: update it, or delete the file to read the rest")
+    try:
+        config = validated(content.get("config"), str(path))
+    except UsageError as error:
+        raise CheckpointError(str(error)) from None
+    if None in (config.model.channels, config.model.multipliers, config.model.attention_levels):
+        raise CheckpointError(f"{path} leaves open what the net is: delete it to read the rest of the folder")
+    step = content.get("step")
+    return config, step if isinstance(step, int) else 0
+
+
+def _refuse_changed(folder: Path, config: Config, net: torch.nn.Module, unet: importing.UNet2D) -> None:
+    """Our config must still be that of what is beside it: somebody may have put another model into the folder."""
+    stated, written = unet.model_dump(mode="json"), exporting.unet_options(config, net)
+    _, scheduler = _find(folder)
+    if scheduler is not None:
+        stated |= {name: value for name, value in weights.read_json(scheduler).items() if name in PROCESS}
+        written |= exporting.scheduler_options(config)
+    for name, value in written.items():
+        if name in stated and stated[name] != value:
+            raise CheckpointError(
+                f"{folder / OURS} is of another model than the one beside it, by {name}: delete it to read that one"
+            )
+
+
+def write(model: Model, folder: Path) -> None:
+    """A folder that `diffusers.DDPMPipeline.from_pretrained` loads; what it holds of one is replaced.
+
+    Left out, as sampling has no use for them: what the net is told of augmentation, and what it expects its loss to be.
+    The label that says nothing is the last of the classes.
+
+    Raises:
+        UsageError: for a model that diffusers cannot say, by the name of the option and how to mend it.
+        ResourceError: where the disk does not take it; what was there before is whole.
+    """
+    config = model.config
+    if config.data.augment or config.diffusion.learned_uncertainty:
+        config = config.changed("data", augment=0.0).changed("diffusion", learned_uncertainty=False)
+    net = model.denoiser.net
+    unet, scheduler = exporting.unet_options(config, net), exporting.scheduler_options(config)
+    _tell(config, scheduler)
+    contents = {
+        Path("unet", CONFIG): unet,
+        Path("scheduler", SCHEDULER_CONFIG): scheduler,
+        Path(OURS): {
+            "format": storage.FORMAT, "version": storage.VERSION, "step": model.step,
+            "config": config.model_dump(mode="json"),
+        },
+        Path(INDEX): {
+            "_class_name": "DDPMPipeline", "_diffusers_version": exporting.VERSION,
+            "scheduler": ["diffusers", scheduler["_class_name"]], "unet": ["diffusers", unet["_class_name"]],
+        },
+    }  # fmt: skip
+    kept = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith(DROPPED)}
+    theirs = {name: tensor.clone() for name, tensor in weights.to_diffusers(kept).items()}
+    temporary = folder / f".model.{os.getpid()}.tmp"
+    try:
+        storage.write_tensors(temporary / "unet" / weights.FILE, theirs, {"format": "pt"})
+        for path, content in contents.items():
+            files.write_atomic(temporary / path, json.dumps(content, indent=2) + "\n")
+        for path in (Path("unet", weights.FILE), *contents):
+            files.mkdir((folder / path).parent)
+            files.replace(temporary / path, folder / path)
+    except OSError as error:
+        needed = sum(tensor.nbytes for tensor in theirs.values())
+        raise ResourceError(
+            f"the model {folder} ({storage.size(needed)}) could not be written: {error.strerror or error}; make room"
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _tell(config: Config, scheduler: dict[str, Any]) -> None:
+    """Say what differs when their pipeline samples."""
+    d = config.diffusion
+    if config.data.class_names:
+        log.warning(
+            "DDPMPipeline gives its net no labels, and this one wants some: call unet(x, t, labels); no class is %d",
+            len(config.data.class_names),
+        )
+    steps = scheduler["num_train_timesteps"]
+    if steps < 1000:
+        log.warning("DDPMPipeline takes 1,000 steps if not told: call it with num_inference_steps of at most %d", steps)
+    off = max(abs(value) for value in d.mean or (0.0,)) / build.schedule(config).sigma_max
+    if off > 0.01:
+        log.warning("DDPMPipeline starts at noise alone, and diffunet at the mean of the images: %.3f apart", off)

@@ -1,0 +1,99 @@
+"""A hub on this machine: the few addresses of huggingface.co that pull and push ask."""
+
+import base64
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Hub:
+    """Serves `repositories`, name -> {path: bytes}, at `endpoint`.
+
+    `asked` has (method, path) of each request, `fetched` the files that were downloaded; `refused`, name -> (status,
+    X-Error-Code), answers for a repository; what is uploaded comes into `repositories` and `private`.
+    """
+
+    def __init__(self):
+        self.repositories, self.private, self.refused = {}, {}, {}
+        self.asked, self.fetched = [], []
+        self.down = False
+
+        class Handler(BaseHTTPRequestHandler):
+            hub = self
+
+            def log_message(self, *_):
+                pass
+
+            def do_GET(self):
+                self.hub.answer(self)
+
+            do_POST = do_HEAD = do_GET
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def answer(self, request):
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        parts = request.path.split("?")[0].strip("/").split("/")
+        self.asked.append((request.command, request.path))
+        if self.down:
+            return send(request, 503)
+        if parts[:2] == ["api", "repos"]:
+            made = json.loads(body)
+            name = f"{made['organization']}/{made['name']}"
+            self.repositories[name], self.private[name] = {}, made.get("visibility") == "private" or made.get("private")
+            return send(request, 200, {"url": f"{self.endpoint}/{name}"})
+        if parts[:2] == ["api", "validate-yaml"]:
+            return send(request, 200, {"errors": [], "warnings": []})
+        name = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
+        if name in self.refused or name not in self.repositories:
+            status, code = self.refused.get(name, (401, "RepoNotFound"))
+            return send(request, status, headers={"X-Error-Code": code})
+        there = self.repositories[name]
+        commit = hashlib.sha1(repr(sorted(there)).encode()).hexdigest()
+        if parts[0] != "api":  # owner/name/resolve/commit/path
+            path = "/".join(parts[4:])
+            if path not in there:
+                return send(request, 404, headers={"X-Error-Code": "EntryNotFound"})
+            if request.command == "GET":
+                self.fetched.append(path)
+            headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha1(there[path]).hexdigest()}"'}
+            return send(request, 200, there[path], headers)
+        what = parts[4] if len(parts) > 4 else "info"
+        if what == "tree":
+            entries = [
+                {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for path, content in there.items()
+            ]
+            return send(request, 200, entries)
+        if what == "preupload":
+            answers = [
+                {"path": each["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+                for each in json.loads(body)["files"]
+            ]
+            return send(request, 200, {"files": answers})
+        if what == "commit":
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    there[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            done = {"commitUrl": f"{self.endpoint}/{name}/commit/{commit}", "commitOid": commit, "success": True}
+            return send(request, 200, done)
+        siblings = [{"rfilename": path} for path in there]
+        about = {"id": name, "sha": commit, "private": bool(self.private.get(name)), "siblings": siblings, "tags": []}
+        return send(request, 200, about)
+
+
+def send(request, status, content=b"", headers=()):
+    content = content if isinstance(content, bytes) else json.dumps(content).encode()
+    request.send_response(status)
+    for key, value in {"Content-Length": str(len(content)), **dict(headers)}.items():
+        request.send_header(key, value)
+    request.end_headers()
+    if request.command != "HEAD":
+        request.wfile.write(content)
