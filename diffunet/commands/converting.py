@@ -33,12 +33,15 @@ def convert(
 ) -> None:
     """Write a model in another form: as a model folder, for diffusers, as ONNX, to the hub. Reads other projects' too.
 
-    Examples:
-      diffunet convert runs/photos photos-model --ema 0.05
-      diffunet convert runs/photos photos-diffusers --to diffusers
-      diffunet convert runs/photos photos.onnx
-      diffunet convert google/ddpm-cifar10-32 cifar10
-      diffunet convert 64x64_diffusion.pt adm --flags="--image_size 64 --num_channels 192 ..."
+    Example: diffunet convert runs/photos photos-diffusers --to diffusers
+
+    Example: diffunet convert runs/photos photos-model --ema 0.05
+
+    Example: diffunet convert runs/photos photos.onnx
+
+    Example: diffunet convert google/ddpm-cifar10-32 cifar10-model
+
+    Example: diffunet convert 64x64_diffusion.pt adm64 --flags="--image_size 64 --num_channels 192 ..."
 
     Args:
         source: A run folder, a model folder, a checkpoint such as RUN/checkpoints/step-00001000, a diffusers folder, a
