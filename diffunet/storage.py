@@ -225,8 +225,11 @@ def _find(path: Path) -> Path:
         raise CheckpointError(f"the run {path} has no model yet: it has not reached its first checkpoint")
     if not path.exists():
         raise CheckpointError(
-            f"there is no model {path}: give a run folder (diffunet train ... --out {path}) or a model folder"
+            f"there is no model {path}: give a run folder (diffunet train ... --out {path}), a model folder, a "
+            "folder of diffusers, or a name of the hub (owner/name)"
         )
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file, and a model is a folder; diffunet convert --flags reads a .pt")
     raise CheckpointError(f"{path} is not a model: it has no {CONFIG} and {WEIGHTS}, nor a folder 'model' with them")
 
 

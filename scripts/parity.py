@@ -39,13 +39,13 @@ class Pairs:
 
     def __init__(self) -> None:
         self.worst: dict[str, tuple[float, float]] = {}
-        self.failed: list[str] = []
+        self.failed: dict[str, str] = {}
         self.skipped: dict[str, int] = {}
 
     def pytest_runtest_logreport(self, report) -> None:  # type: ignore[no-untyped-def]
         """Called by pytest after each phase of each test."""
         if report.failed:
-            self.failed.append(report.nodeid)
+            self.failed[report.nodeid] = _why(report)
         if report.skipped:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             self.skipped[reason] = self.skipped.get(reason, 0) + 1
@@ -59,7 +59,7 @@ class Pairs:
     def pytest_collectreport(self, report) -> None:  # type: ignore[no-untyped-def]
         """Called by pytest after each file."""
         if report.failed:
-            self.failed.append(report.nodeid)
+            self.failed[report.nodeid] = _why(report)
         if report.skipped:
             self.skipped[str(report.longrepr[2])] = 1
 
@@ -71,10 +71,16 @@ class Pairs:
             print(f"{pair:<{width}} {difference:20.1e} {limit:9.0e}{'' if difference < limit else '   TOO LARGE'}")
         for reason, count in self.skipped.items():
             print(f"not compared ({count} tests): {reason.removeprefix('Skipped: ')}")
-        for name in self.failed:
-            print(f"FAILED {name}")
+        for name, why in self.failed.items():
+            print(f"FAILED {name}: {why}")
         print(f"{len(self.worst)} pairs, {len(self.failed)} failures")
         return 1 if self.failed or not self.worst else 0
+
+
+def _why(report) -> str:  # type: ignore[no-untyped-def]
+    """The first line of what went wrong."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return (crash.message if crash else str(report.longrepr)).partition("\n")[0]
 
 
 if __name__ == "__main__":

@@ -102,21 +102,28 @@ def main() -> None:
 
 
 def read(folder: Path, masks: Path | None) -> list[Example]:
-    """The images of a folder as grey, each with its mask, which is white above a half.
+    """The images of a folder as grey, each with its mask, which is white above a half; others are named and left out.
 
     Raises:
         UsageError: no folder of masks.
-        DataError: images without masks, of other sizes, or that cannot be read.
+        DataError: images without masks, or none that can be used.
     """
     if masks is None or not masks.is_dir():
         raise UsageError("--images DIR needs --masks DIR, a folder with a mask for each image, by its name")
     examples = []
     for image, mask, name in pairs([folder], masks):
         assert mask is not None
-        pixels, wanted = (images.to_array(images.open_image(path), 1)[..., 0] for path in (image, mask))
+        try:
+            pixels, wanted = (images.to_array(images.open_image(path), 1)[..., 0] for path in (image, mask))
+        except DataError as error:
+            print(f"left out: {name}: {error}")
+            continue
         if pixels.shape != wanted.shape:
-            raise DataError(f"{name}: the image is {pixels.shape[::-1]}, its mask {wanted.shape[::-1]} pixels")
+            print(f"left out: {name}: the image is {pixels.shape[::-1]}, its mask {wanted.shape[::-1]} pixels")
+            continue
         examples.append(Example(pixels, wanted > 127))
+    if not examples:
+        raise DataError(f"no image of {folder} can be used with its mask")
     return examples
 
 

@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from diffunet import outputs
 from diffunet.commands.values import Finite, Number
-from diffunet.errors import UsageError
+from diffunet.errors import CheckpointError, UsageError
 from diffunet.progress import progress, tell
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def convert(
     model = _read(source, flags, dialect, ema, step)
     if to == "diffunet":
         _export(model, Path(out))
-        tell(f"the weights of step {model.step} in {out}. Try: diffunet sample {out} --out samples.png --grid")
+        what = f"the weights of step {model.step}" if model.step else "the model"
+        tell(f"{what} in {out}. Try: diffunet sample {out} --out samples.png --grid")
     elif to == "diffusers":
         from diffunet.interop import diffusers
 
@@ -94,7 +95,9 @@ def _read(source: str, flags: str | None, dialect: Dialect | None, ema: float | 
     from diffunet.interop import guided_diffusion, models
     from diffunet.training import snapshots
 
-    if source.endswith((".pt", ".pth")) and Path(source).is_file():
+    if source.endswith((".pt", ".pth")) and not Path(source).is_dir():
+        if not Path(source).is_file():
+            raise CheckpointError(f"there is no file {source}")
         if flags is None:
             raise UsageError(
                 f'{source} does not say what net it is of: --flags="..." with the flags that its README gives for it'

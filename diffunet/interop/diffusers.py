@@ -109,9 +109,10 @@ def _find(folder: Path) -> tuple[Path, Path | None]:
     if (folder / INDEX).is_file():
         for name, value in weights.read_json(folder / INDEX).items():
             if not name.startswith("_") and name not in ("unet", "scheduler") and value not in (None, [None, None]):
+                kind = weights.read_json(folder / INDEX).get("_class_name", "pipeline")
                 raise CheckpointError(
-                    f"{folder / INDEX}: a pipeline with a {name} cannot be said here, only a UNet2DModel of pixels and "
-                    "its scheduler"
+                    f"{folder / INDEX}: a {str(kind)[:60]} with a {name[:60]} cannot be said here, only a "
+                    "UNet2DModel of pixels and its scheduler"
                 )
     else:
         names = ["unet_ema", "unet"]

@@ -113,6 +113,7 @@ def _like_model(config: Config, init: str | Path) -> Config:
     }  # fmt: skip
     wanted = {section: list(kept[section]) for section in ("model", "diffusion")} | {"data": ["image_size", "channels"]}
     wanted["diffusion"].remove("task")  # what is learned is said anew: see `copy_weights`
+    wanted["diffusion"].remove("mean")  # measured anew
     if model.diffusion.task != config.diffusion.task:
         log.info("--init: %s learned to %s, and this run to %s", init, model.diffusion.task, config.diffusion.task)
     for section, names in wanted.items():
@@ -125,7 +126,7 @@ def _like_model(config: Config, init: str | Path) -> Config:
                 if value != content[section][name]:
                     log.info("--init: %s.%s = %r, as in %s", section, name, value, init)
                 content[section][name] = value
-    content["diffusion"]["mean"] = None  # measured anew
+    content["diffusion"]["mean"] = None
     return Config.model_validate(content)
 
 

@@ -105,7 +105,14 @@ def test_a_folder_of_pairs(tmp_path, monkeypatch, capsys):
     read = segment.read(tmp_path / "images", tmp_path / "masks")
     assert all(np.array_equal(read[i].mask, cells(60 + i, seed=i).mask) for i in range(5))
     Image.new("1", (9, 9)).save(tmp_path / "masks" / "3.bmp")
-    with pytest.raises(DataError, match="3: the image is"):
+    damaged = tmp_path / "images" / "1.png"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    assert len(segment.read(tmp_path / "images", tmp_path / "masks")) == 3
+    printed = capsys.readouterr().out
+    assert "left out: 3: the image is" in printed
+    assert "left out: 1: damaged" in printed
+    (tmp_path / "masks" / "2.bmp").unlink()
+    with pytest.raises(DataError, match="no mask for"):
         segment.read(tmp_path / "images", tmp_path / "masks")
     with pytest.raises(UsageError, match="--masks"):
         segment.read(tmp_path / "images", None)
