@@ -247,4 +247,6 @@ def _out_of_bounds(error: ValidationError) -> str:
         value = f", not {item['input']!r}" if isinstance(item["input"], str | int | float) else ""
         words = item["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("Tuple ")
         problems.setdefault((name, value), []).append(words)
-    return "; ".join(f"{name} {' or '.join(words)}{value}".strip() for (name, value), words in problems.items())
+    return "; ".join(
+        f"{name} {' or '.join(dict.fromkeys(words))}{value}".strip() for (name, value), words in problems.items()
+    )

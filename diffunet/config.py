@@ -23,7 +23,7 @@ Rate = Annotated[float, Field(gt=0, le=1e6)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
-Multiplier = Annotated[int, Field(ge=1, le=64)] | Annotated[float, Field(gt=0, le=64)]
+Multiplier = Annotated[int, Field(ge=1, le=64)] | Annotated[float, Field(ge=0.25, le=64)]
 Beta = Annotated[float, Field(gt=0, lt=1)]
 
 SamplerName = Literal[
@@ -170,6 +170,8 @@ class DiffusionConfig(Section):
             raise ValueError("zero-snr starts from pure noise, of which target epsilon cannot be learned; take v or x0")
         if self.beta_range is not None and self.schedule not in ("linear", "scaled-linear"):
             raise ValueError(f"beta-range is of the schedules linear and scaled-linear, not {self.schedule}")
+        if self.beta_range is not None and self.beta_range[0] > self.beta_range[1]:
+            raise ValueError(f"beta-range falls from {self.beta_range[0]} to {self.beta_range[1]}; betas rise")
         for name in ("zero_snr", "learned_variance", "rescale_timesteps"):
             if getattr(self, name) and self.schedule not in DDPM_SCHEDULES:
                 option = name.replace("_", "-")

@@ -75,7 +75,7 @@ def claim(path: Path, *, file: bool, overwrite: bool = True, option: str = "--ou
     """
     try:
         if path.is_dir() and file:
-            raise UsageError(f"{option} {path} is a folder, and the picture is a file: give it another name")
+            raise UsageError(f"{option} {path} is a folder, and a file is needed here: give it another name")
         if path.exists() and not path.is_dir() and not file:
             raise UsageError(f"{option} {path} is not a folder, and one is needed here")
         if not overwrite and path.exists() and (file or any(path.iterdir())):

@@ -301,14 +301,21 @@ def read_model(model: str | Path) -> Model:
         path = folder / AVERAGE
         _refuse_damaged(path)
     tensors, metadata = read_tensors(path, net.state_dict())
+    step = metadata.get("step", "0")
+    return with_weights(config, net, tensors, path, int(step) if step.isdecimal() and len(step) < 19 else 0)
+
+
+def with_weights(config: Config, net: nn.Module, tensors: Mapping[str, Tensor], where: Path, step: int = 0) -> Model:
+    """A model for use and not for training; `net` is of `config`, and may be on torch's meta device.
+
+    Raises:
+        CheckpointError: for weights of other names or shapes, or not finite; `where` says whose.
+    """
     spoilt = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if spoilt:
-        raise CheckpointError(f"the weights in {path} are damaged: {spoilt[0]} is not finite")
-    load_weights(net, tensors, path)
-    denoiser = build.denoiser(config, net)
-    denoiser.eval().requires_grad_(False)
-    step = metadata.get("step", "0")
-    return Model(config, denoiser, int(step) if step.isdecimal() and len(step) < 19 else 0)
+        raise CheckpointError(f"the weights in {where} are damaged: {spoilt[0]} is not finite")
+    load_weights(net, tensors, where)
+    return Model(config, build.denoiser(config, net).eval().requires_grad_(False), step)
 
 
 def _refuse_damaged(path: Path) -> None:

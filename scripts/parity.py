@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import environment
 
@@ -27,7 +26,6 @@ def main(arguments: list[str]) -> int:
         return subprocess.call(command, cwd=environment.ROOT, env={"OMP_NUM_THREADS": "2", **os.environ, CHILD: "1"})
     import pytest
 
-    sys.path.remove(str(Path(__file__).resolve().parent))  # where this file is `parity`, which the tests have too
     pairs = Pairs()
     quiet = ["-q", "--no-header", "--no-summary", "--disable-warnings", "-m", "not slow"]
     pytest.main([*quiet, "tests/parity", "tests/interop", *arguments], plugins=[pairs])

@@ -32,6 +32,7 @@ from torch import Tensor
 from diffunet.data import images
 from diffunet.data.images import Pixels
 from diffunet.data.pairs import pairs
+from diffunet.data.saving import is_lossless
 from diffunet.errors import DataError, Error, UsageError
 from diffunet.nn.overlap_tile import mirrored, overlap_tile
 from diffunet.nn.unet2015 import UNet2015, input_size, margin, output_size
@@ -69,6 +70,12 @@ def main() -> None:
     parser.add_argument("--border-weight", type=float, default=10, help="w0 of the paper's equation 2")
     parser.add_argument("--rows", type=int, default=4, help="of the picture")
     options = parser.parse_args()
+    is_lossless(options.out)  # refuses a name that is no picture's, before the work
+    for name in ("minutes", "tile", "batch_size", "rows", "layers", "base_channels"):
+        if getattr(options, name) <= 0:
+            raise UsageError(f"--{name.replace('_', '-')} is to be above 0")
+    if options.masks is not None and options.images is None:
+        raise UsageError("--masks goes with --images")
 
     generator = np.random.default_rng(options.seed)
     if options.images is not None:

@@ -70,6 +70,7 @@ def convert(
             if (folder / "config.toml").is_file():
                 raise UsageError(f"OUT {out} is in the run folder {folder}, which only training writes to")
         outputs.claim(Path(out), file=to == "onnx", overwrite=overwrite, option="OUT")
+        _refuse_other_form(Path(out), to)
     model = _read(source, flags, dialect, ema, step)
     if to == "diffunet":
         _export(model, Path(out))
@@ -87,6 +88,19 @@ def convert(
         tell(f"the net in {out}; its inputs are {', '.join(onnx.inputs(model))}")
     else:
         _push(model, source, out, private)
+
+
+def _refuse_other_form(out: Path, to: str) -> None:
+    """What is there of another form would stay beside the model, and be taken for it."""
+    from diffunet import storage
+    from diffunet.interop import diffusers
+
+    theirs, ours = diffusers.is_folder(out), (out / storage.WEIGHTS).is_file()
+    if (to == "diffunet" and theirs) or (to == "diffusers" and ours):
+        form = "a folder of diffusers" if theirs else "a model folder"
+        raise UsageError(
+            f"OUT {out} is {form}, which --overwrite does not make another form: choose another, or delete it"
+        )
 
 
 def _read(source: str, flags: str | None, dialect: Dialect | None, ema: float | None, step: int | None) -> Model:
@@ -111,9 +125,7 @@ def _read(source: str, flags: str | None, dialect: Dialect | None, ema: float | 
         return models.read_model(source)
     with progress("averaging") as show:
         config, weights, at = snapshots.put_together(Path(source), ema, step, show)
-    net = build.net(config)
-    storage.load_weights(net, weights, Path(source))
-    return storage.Model(config, build.denoiser(config, net).eval().requires_grad_(False), at)
+    return storage.with_weights(config, build.net(config), weights, Path(source), at)
 
 
 def _export(model: Model, folder: Path) -> None:

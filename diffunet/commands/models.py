@@ -41,7 +41,7 @@ def evaluate(
     Example: diffunet evaluate runs/photos photos --num 1000
 
     Args:
-        model: A run folder or a model folder.
+        model: A run folder, a model folder, a folder of diffusers, or a name of the hub (owner/name).
         data: Folder of real images; class subfolders make better features.
         num: Images to compare, at most a third of the real ones.
         seed: Of the samples and the features.
@@ -85,7 +85,7 @@ def info(
     Example: diffunet info default --image-size 64
 
     Args:
-        model: A run folder, a model folder, or the name of a preset.
+        model: A run folder, a model folder, a folder of diffusers, a name of the hub, or the name of a preset.
         image_size: The model's own if not given.
         device: cuda, cuda:1, mps, cpu; the best there is if not given.
     """

@@ -46,7 +46,7 @@ def sample(
     Example: diffunet sample runs/photos --out samples.png --grid
 
     Args:
-        model: A run folder or a model folder.
+        model: A run folder, a model folder, a folder of diffusers, or a name of the hub (owner/name).
         out: A file for one picture or a grid, else a folder.
         num: How many.
         seed: The same seed gives the same images.
@@ -124,7 +124,7 @@ def inpaint(
     Example: diffunet inpaint runs/photos holiday.png --mask holiday-mask.png --out mended.png
 
     Args:
-        model: A run folder or a model folder.
+        model: A run folder, a model folder, a folder of diffusers, or a name of the hub (owner/name).
         images: Images of any size, and folders of them; with several, --out is a folder.
         out: A file for one picture, else a folder.
         mask: White = fill, of the image's size; or a folder of masks with the images' names. Without it, what is

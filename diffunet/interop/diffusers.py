@@ -82,13 +82,7 @@ def read(folder: Path) -> Model:
     if unet.num_class_embeds and not own:
         wanted[weights.LABEL] = wanted[weights.LABEL][:-1]
     tensors, path = weights.read(where, wanted)
-    spoilt = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if spoilt:
-        raise CheckpointError(f"the weights in {path} are damaged: {spoilt[0]} is not finite")
-    storage.load_weights(net, weights.from_diffusers(tensors, like, unet.flip_sin_to_cos), path)
-    denoiser = build.denoiser(config, net)
-    denoiser.eval().requires_grad_(False)
-    return Model(config, denoiser, step)
+    return storage.with_weights(config, net, weights.from_diffusers(tensors, like, unet.flip_sin_to_cos), path, step)
 
 
 def _read_config(folder: Path) -> tuple[Config, int, importing.UNet2D, Path]:

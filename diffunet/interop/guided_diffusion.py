@@ -74,13 +74,7 @@ def read(path: Path, flags: str, dialect: Dialect) -> storage.Model:
         if not devices.is_out_of_memory(error):
             raise
         raise ResourceError(f"out of memory: {path} has {storage.size(path.stat().st_size)}") from None
-    spoilt = [theirs for ours, theirs in renamed.items() if not tensors[ours].isfinite().all()]
-    if spoilt:
-        raise CheckpointError(f"the weights in {path} are damaged: {spoilt[0]} is not finite")
-    storage.load_weights(net, tensors, path)
-    denoiser = build.denoiser(config, net)
-    denoiser.eval().requires_grad_(False)
-    return storage.Model(config, denoiser, 0)
+    return storage.with_weights(config, net, tensors, path)
 
 
 def names(net: UNet) -> dict[str, str]:

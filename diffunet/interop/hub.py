@@ -25,6 +25,9 @@ TIMEOUT = 5.0
 PICTURE = "samples.png"
 """Of a repository: what its card shows."""
 
+ADDRESS = "https://huggingface.co/"
+"""Of a model, before its name."""
+
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _NAME = re.compile(f"{_PART}/{_PART}")
 
@@ -36,7 +39,9 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` is a name of the hub, owner/name, and not a path: neither it nor a folder "owner" is here."""
+    """Whether `text` is a name of the hub, owner/name (or its address), and not a path: neither it nor a folder "owner"
+    is here."""
+    text = text.removeprefix(ADDRESS)
     return _is_valid(text) and not Path(text).exists() and not Path(text).parent.exists()
 
 
@@ -67,6 +72,7 @@ def pull(name: str) -> Path:
             be reached.
         ResourceError: the disk does not take it.
     """
+    name = name.removeprefix(ADDRESS)
     library = _library(f"there is no folder {name}, and hub names need another package")
     try:
         with _quiet():

@@ -18,10 +18,9 @@ def find(model: str | Path) -> Path:
         CheckpointError: where there is none, saying what is there instead, or why the hub could not be asked.
         UsageError: a name of the hub, and what asks it is not installed.
     """
-    name = str(model).removeprefix("https://huggingface.co/")
-    if hub.is_name(name):
-        model = hub.pull(name)
     try:
+        if hub.is_name(str(model)):
+            model = hub.pull(str(model))
         return Path(model) if diffusers.is_folder(Path(model)) else storage.find_model(model)
     except OSError as error:
         raise CheckpointError(f"{model} cannot be read: {error.strerror}") from None

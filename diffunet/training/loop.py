@@ -140,7 +140,7 @@ def train(
         # The net. Its random start is drawn from a key, like everything else.
         torch.manual_seed(draws.seed_of("init", t.seed))
         denoiser = build.denoiser(config)
-        if init is not None:
+        if init is not None and found is None:
             start.copy_weights(init, denoiser.net, config)
         denoiser.to(device)
         if device.type == "cpu":  # measured: half the time of a convolution on two cores with AVX-512

@@ -108,12 +108,13 @@ def _like_model(config: Config, init: str | Path) -> Config:
     model = models.read_config(init)
     content, plain, kept = config.model_dump(), Config().model_dump(), model.model_dump()
     free = {
-        "dropout", "checkpointing", "sampler", "sample_steps", "ladder", "threshold", "label_dropout", "image_size",
+        "dropout", "checkpointing", "sampler", "sample_steps", "ladder", "threshold", "image_size",
         "weighting", "min_snr_gamma", "p2_gamma", "sigmoid_bias",
     }  # fmt: skip
     wanted = {section: list(kept[section]) for section in ("model", "diffusion")} | {"data": ["image_size", "channels"]}
     wanted["diffusion"].remove("task")  # what is learned is said anew: see `copy_weights`
     wanted["diffusion"].remove("mean")  # measured anew
+    wanted["diffusion"].remove("label_dropout")  # 0 of models of others, and guidance needs some
     if model.diffusion.task != config.diffusion.task:
         log.info("--init: %s learned to %s, and this run to %s", init, model.diffusion.task, config.diffusion.task)
     for section, names in wanted.items():

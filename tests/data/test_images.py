@@ -480,4 +480,4 @@ def test_to_float_takes_read_only_arrays_and_orders_axes() -> None:
     batch.setflags(write=False)
     x = images.to_float(batch)
     assert x.shape == (2, 3, 4, 5)
-    assert x[1, 2, 3, 4] == pytest.approx(batch[1, 3, 4, 2] / 127.5 - 1)
+    assert x[1, 2, 3, 4] == pytest.approx(batch[1, 3, 4, 2] / 127.5 - 1, abs=1e-6)

@@ -498,7 +498,7 @@ def damaged(kind, folder, weights):
     if kind == "not finite":
         weights["conv_in.bias"][3] = float("nan")
         save_file(weights, path)
-        return "conv_in.bias is not finite"
+        return "stem.bias is not finite"
     if kind == "integers":
         save_file(weights | {"conv_in.bias": torch.zeros(8, dtype=torch.int64)}, path)
         return "conv_in.bias is not of floating point"

@@ -1,11 +1,15 @@
 """MODEL, wherever it may be from: the same commands and Python for ours, diffusers' folders and names of the hub."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from small import tiny
 
 import diffunet
 from diffunet.cli import main
+from diffunet.config import read_toml
 from diffunet.errors import CheckpointError, UsageError
 from diffunet.interop import hub, models
 
@@ -59,8 +63,6 @@ def test_there_and_back(theirs, tmp_path):
 
 
 def test_a_run_starts_from_it(theirs, folder, tmp_path):
-    from small import tiny
-
     config = tiny(model={"channels": None, "multipliers": None, "attention_resolutions": (16, 8), "num_blocks": 2})
     out = tmp_path / "run"
     diffunet.train(config.changed("train", steps=1), folder, out, init=theirs)
@@ -98,3 +100,46 @@ def test_names_of_the_hub_and_mistyped_paths(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError):
         models.find("somebody/cats")
     assert asked == ["somebody/cats"]
+
+
+def test_a_folder_of_another_form_is_not_written_into(theirs, tmp_path, capsys):
+    ours, other = tmp_path / "ours", tmp_path / "other"
+    assert command("convert", theirs, ours) == 0
+    assert command("convert", theirs, other, "--to", "diffusers") == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert command("convert", ours, other, "--overwrite") == UsageError.exit_code
+    assert command("convert", theirs, ours, "--to", "diffusers", "--overwrite") == UsageError.exit_code
+    assert "does not make another form" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert command("convert", ours, ours.with_name("third"), "--to", "diffusers") == 0
+    assert command("convert", theirs, ours, "--overwrite") == 0
+
+
+def test_what_init_takes_of_a_model_of_others(theirs, folder, tmp_path, caplog):
+    config = tiny(model={"channels": None, "multipliers": None, "attention_resolutions": (16, 8), "num_blocks": 2})
+    out = tmp_path / "run"
+    with caplog.at_level("INFO", "diffunet"):
+        diffunet.train(config.changed("train", steps=1), folder, out, init=theirs)
+    d = diffunet.load(out).config.diffusion
+    assert d.target == "epsilon"
+    assert d.label_dropout == 0.1  # theirs has none, and guidance needs some
+    assert d.mean != (0, 0, 0)
+    assert "mean" not in caplog.text
+
+
+def test_a_run_goes_on_without_the_model_that_it_began_from(theirs, folder, tmp_path):
+    gone = shutil.copytree(theirs, tmp_path / "gone")
+    config = tiny(model={"channels": None, "multipliers": None, "attention_resolutions": (16, 8), "num_blocks": 2})
+    out = tmp_path / "run"
+    diffunet.train(config.changed("train", steps=1), folder, out, init=gone)
+    shutil.rmtree(gone)
+    stored = read_toml(out / "config.toml")
+    diffunet.train(stored.changed("train", steps=2), folder, out, init=gone, resume=True)
+    assert models.read_model(out).step == 2
+
+
+@pytest.mark.parametrize("address", ["somebody/cats", "https://huggingface.co/somebody/cats"])
+def test_an_address_is_a_name(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert hub.is_name(address)
+    assert not hub.is_name("https://elsewhere.org/somebody/cats")

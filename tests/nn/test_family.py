@@ -113,6 +113,19 @@ def test_what_cannot_be_divided_is_refused(options, words):
         build.net(config)
 
 
+@pytest.mark.parametrize(
+    ("section", "option", "words"),
+    [
+        ("diffusion", {"schedule": "linear", "beta_range": (0.1, 0.01)}, "beta-range falls"),
+        ("diffusion", {"schedule": "cosine", "beta_range": (0.01, 0.1)}, "not cosine"),
+        ("model", {"multipliers": (0.01, 1)}, "0.25"),
+    ],
+)
+def test_options_out_of_their_range(section, option, words):
+    with pytest.raises(UsageError, match=words):
+        Config().changed(section, **({"target": "v"} if section == "diffusion" else {}), **option)
+
+
 def test_the_classic_has_no_options_of_the_other_net():
     with pytest.raises(UsageError, match="unet2015 has no qk-norm"):
         Config().changed("model", net="unet2015", qk_norm=True)
