@@ -11,6 +11,7 @@ from interop.fake_hub import Hub
 from small import tiny
 
 from diffunet import build, storage
+from diffunet.cli import main
 from diffunet.errors import CheckpointError, ResourceError, UsageError
 from diffunet.interop import hub
 
@@ -231,3 +232,23 @@ def test_nothing_is_printed_but_progress_on_a_terminal(server, model, capfd):
     hub.push(model, "a/b", "")
     hub.pull("a/b")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_run_goes_there_and_comes_back_by_commands(server, run, tmp_path, capsys):
+    """As a user types it: `convert RUN owner/name --to hub`, and MODEL is owner/name."""
+
+    def command(*words):
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+        return stop.value.code or 0
+
+    assert command("convert", run, "me/cats", "--to", "hub", "--private") == 0
+    assert f"{server.endpoint}/me/cats" in capsys.readouterr().out
+    there = server.repositories["me/cats"]
+    assert set(there) == {"config.json", "model.safetensors", "README.md", "samples.png"}
+    assert "me/cats" in server.private
+    assert b"| optimizer steps | 8 |" in there["README.md"]
+    assert command("sample", "me/cats", "--out", tmp_path / "one.png", "--num", 1, "--steps", 2) == 0
+    assert command("convert", "me/cats", tmp_path / "mine") == 0
+    same(run / "model", tmp_path / "mine")
+    assert command("convert", run, "cats", "--to", "hub") == UsageError.exit_code

@@ -143,3 +143,12 @@ def test_an_address_is_a_name(address, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert hub.is_name(address)
     assert not hub.is_name("https://elsewhere.org/somebody/cats")
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(monkeypatch):
+    def locked(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(models.Path, "exists", locked)  # as root nothing is locked
+    with pytest.raises(CheckpointError, match="locked/model cannot be read: Permission denied"):
+        models.find("locked/model")
