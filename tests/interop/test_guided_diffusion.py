@@ -4,8 +4,8 @@ Their code is no part of this repository. `record_guided_diffusion.py` built the
 that `fill` follows again, and wrote what they answered to `vectors/guided_diffusion.json`, with the names and shapes of
 their weights. Here the file is made from those, read as a user's is, and asked the same.
 
-Largest differences measured (guided-diffusion 22e0df8, improved-diffusion 1bc7bbb, torch 2.15, CPU, two threads, float32),
-as scripts/parity.py prints them; another number of threads rounds otherwise:
+Largest differences as scripts/parity.py prints them (guided-diffusion 22e0df8, improved-diffusion 1bc7bbb, torch 2.15,
+CPU, two threads, float32; another number of threads rounds otherwise):
 
                                         answer     x0         log variance
     the defaults                        1.8e-06    9.6e-07
