@@ -1,8 +1,8 @@
 """Nets of guided-diffusion and improved-diffusion, read from their files, against what their own code says.
 
 Their code is no part of this repository. `record_guided_diffusion.py` built their nets, gave them weights by a rule
-that `openai_nets.fill` follows again, and wrote what they answered to `vectors/guided_diffusion.json`, with the names and shapes of
-their weights. Here the file is made from those, read as a user's is, and asked the same.
+that `openai_nets.fill` follows again, and wrote what they answered to `vectors/guided_diffusion.json`, with the names
+and shapes of their weights. Here the file is made from those, read as a user's is, and asked the same.
 
 Largest differences as scripts/parity.py prints them (guided-diffusion 22e0df8, improved-diffusion 1bc7bbb, torch 2.15,
 CPU, two threads, float32; another number of threads rounds otherwise):
