@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from diffunet.config import Config, LadderName, SamplerName, ThresholdName
+from diffunet.compute import Compute
+from diffunet.config import Config, LadderName, SamplerName, ThresholdName, TrainConfig
 from diffunet.data import warp
 from diffunet.data.cache import Dataset, open_dataset
 from diffunet.diffusion import losses, samplers, schedules
@@ -20,6 +22,8 @@ from diffunet.diffusion.guidance import threshold
 from diffunet.diffusion.inpainting import ITERATIONS, ddnm, keep_known, mmps, resample_ladder
 from diffunet.draws import Noise
 from diffunet.errors import UsageError
+from diffunet.nn.footprint import Footprint
+from diffunet.nn.footprint import footprint as count
 from diffunet.nn.unet import UNet
 from diffunet.nn.unet2015 import UNet2015
 
@@ -84,11 +88,24 @@ def net(config: Config) -> UNet | UNet2015:
             scale_shift=model.scale_shift,
             resample=model.resample,
             frequency_shift=model.frequency_shift,
-            checkpointing=model.checkpointing,
+            checkpointing=bool(model.checkpointing),
             **shared,
         )
     except ValueError as error:
         raise UsageError(f"model: {error}") from None
+
+
+def footprint(config: Config, how: Compute, *, learn: bool) -> Footprint:
+    """The memory that the net of a resolved config takes as `how` computes it; see `nn.footprint`."""
+    return _footprint(config.model_copy(update={"train": TrainConfig()}), how, learn)  # of which it is no function
+
+
+@functools.lru_cache(maxsize=8)
+def _footprint(config: Config, how: Compute, learn: bool) -> Footprint:
+    size = config.data.image_size
+    with torch.device("meta"):
+        meta = net(config)
+    return count(meta, size, size, how.dtype, how.device.type, learn=learn)
 
 
 def schedule(config: Config) -> schedules.Schedule:

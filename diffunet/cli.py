@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from diffunet import arguments
+from diffunet import arguments, variables
 from diffunet.commands import converting, folders, models, pictures, training
 from diffunet.errors import Error, ResourceError, UsageError
 from diffunet.progress import main_process, say, silence, tell, writing_results
@@ -52,6 +52,7 @@ def _usage() -> str:
 
 def main(args: Sequence[str] | None = None) -> None:
     """The `diffunet` command; always exits."""
+    variables.wait_asleep()
     _streams()
     with _signals():
         try:
@@ -75,7 +76,7 @@ def _outcome(args: list[str]) -> int:
         say(f"diffunet: {' '.join(str(error).split())}")
         return error.exit_code
     except (MemoryError, RuntimeError) as error:
-        from diffunet.devices import is_out_of_memory
+        from diffunet.compute import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from diffunet.diffusion.denoiser import Conditional, Denoise, Denoiser, bind
 from diffunet.diffusion.guidance import Pair, WithAndWithoutLabel, guided, threshold
 from diffunet.errors import UsageError
 
-Label = int | str | None
+Label = SupportsIndex | str | None
+"""A class by name or number (any integer: Python's, numpy's, torch's), or None: none is told."""
 
 
 class Model(Protocol):
@@ -63,17 +65,28 @@ def number(label: Label, names: Sequence[str]) -> int | None:
         return len(names)
     if isinstance(label, str) and label in names:
         return names.index(label)
-    if isinstance(label, str) and label.isdigit():
-        label = int(label)
-    if isinstance(label, int) and 0 <= label < len(names):
-        return label
+    place = _index(label)
+    if place is not None and 0 <= place < len(names):
+        return place
     close = difflib.get_close_matches(str(label), names, n=1)
     shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
     hint = f"did you mean {close[0]}? " if close else ""
     raise UsageError(f"there is no class {label!r}; {hint}there are {shown}")
 
 
-def numbers(labels: Label | Sequence[Label], num: int, names: Sequence[str]) -> Tensor | None:
+def _index(label: object) -> int | None:
+    """The number that a label is, or None: "3" and every kind of integer, but neither "²" nor True."""
+    if isinstance(label, str):
+        return int(label) if label.isdecimal() and len(label) < 10 else None
+    if isinstance(label, bool):
+        return None
+    try:
+        return operator.index(label)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def numbers(labels: Label | Iterable[Label], num: int, names: Sequence[str]) -> Tensor | None:
     """The classes of `num` images, int64 [num]: of a label, one for each, or by default all classes in turn. None for a
     model without classes.
 
@@ -82,7 +95,10 @@ def numbers(labels: Label | Sequence[Label], num: int, names: Sequence[str]) -> 
     """
     if labels is None:
         return torch.arange(num) % len(names) if names else None
-    several = [labels] * num if isinstance(labels, int | str) else list(labels)
+    if isinstance(labels, str) or _index(labels) is not None or not isinstance(labels, Iterable):
+        several: list[Label] = [labels] * num  # type: ignore[list-item]
+    else:
+        several = list(labels)
     found = [number(label, names) for label in several]
     if len(several) != num:
         raise UsageError(f"{len(several)} labels for {num} images")

@@ -40,6 +40,9 @@ UNET_ONLY = (
 )  # fmt: skip
 """Options of the net that the classic does not have."""
 
+NOT_CHECKPOINTED = {"checkpointing": False}
+"""What the configs of nets say that have no checkpointing, too."""
+
 DDPM_SCHEDULES = ("linear", "scaled-linear", "cosine", "sigmoid")
 
 PRESETS = Path(__file__).parent / "presets"
@@ -92,8 +95,8 @@ class ModelConfig(Section):
     """1 for DDPM's frequencies of the time embedding."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """In residual blocks; 0.1 below 5,000 images, else 0."""
-    checkpointing: bool = False
-    """Less memory, about a third more time."""
+    checkpointing: bool | None = None
+    """Keep less for the backward pass: less memory, about a third more time. On above 128 pixels where it is needed."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
@@ -103,7 +106,7 @@ class ModelConfig(Section):
             if self.attention_levels:
                 raise ValueError("net unet2015 has no attention-levels")
             for name in UNET_ONLY:
-                if getattr(self, name) != ModelConfig.model_fields[name].default:
+                if getattr(self, name) not in (ModelConfig.model_fields[name].default, NOT_CHECKPOINTED.get(name)):
                     raise ValueError(f"net unet2015 has no {name.replace('_', '-')}")
         return self
 
@@ -216,11 +219,11 @@ class TrainConfig(Section):
     steps: Positive | None = None
     """Optimizer steps in all; 100,000 on a GPU, 10,000 on a CPU."""
     batch_size: Annotated[int, Field(ge=1, le=2**20)] | Literal["auto"] | None = None
-    """Images of one optimizer step, over all processes; chosen to fit a card of 8 GB. auto: as many as fit, tried."""
-    grad_accumulation: Annotated[int, Field(ge=1, le=2**20)] = 1
-    """Divide a step into this many passes, for less memory."""
-    learning_rate: Rate = 3e-4
-    """After the warm-up."""
+    """Images of one optimizer step, over all processes and passes; by the image size. auto: what one pass holds."""
+    grad_accumulation: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    """Passes that a step is divided into, for less memory; as few as the free memory of the device allows."""
+    learning_rate: Rate | None = None
+    """After the warm-up; 3e-4 for a batch of 32, and by the square root of the batch."""
     warmup: Count = 500
     """Steps over which the rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
@@ -235,8 +238,12 @@ class TrainConfig(Section):
     """Half-life at most this share of the images seen so far."""
     ema_every: Count | None = None
     """Steps between stored averages for `diffunet convert --ema`; a sixteenth of the steps; 0: none, as below 100."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 only where it is native."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of convolutions and products: bf16 where it is native, else fp16 (with a loss scale) on GPUs, else fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the net, which takes minutes at the start; on CUDA where the run is long enough."""
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Threads of the CPU to compute with; all cores."""
     deterministic: bool = False
     """Bit-equal runs on CUDA too (slower)."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

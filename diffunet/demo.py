@@ -7,11 +7,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffunet import build, devices
+from diffunet import build
 from diffunet.config import Config, preset
 from diffunet.data import augment, builtin, images
 from diffunet.data.cache import Dataset
@@ -45,8 +44,7 @@ def run(out: Path, seconds: float) -> None:
     builtin.prepare("digits", out / "digits")
     _train(config, out, seconds)
 
-    bf16 = devices.precision(devices.device()).value == "bf16"
-    pipe = load(out / "run", dtype=torch.bfloat16 if bf16 else None)
+    pipe = load(out / "run")
     with progress("sampling") as show:
         generated = pipe.sample(
             JUDGED, guidance=GUIDANCE, batch_size=100, on_step=lambda p: show(p.step, p.steps, "")

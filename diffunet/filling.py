@@ -16,7 +16,7 @@ from diffunet.data import images
 from diffunet.data.part import Part
 from diffunet.diffusion.denoiser import Denoise, condition
 from diffunet.diffusion.inpainting import keep_known
-from diffunet.diffusion.tiling import Tiled, covered
+from diffunet.diffusion.tiling import AT_ONCE, Tiled, covered
 
 REFINE = 0.5
 """The sigma from which a picture that was filled in at half the resolution or so is denoised again: it hides what the
@@ -34,6 +34,7 @@ class Filler:
         label: number of the class, or None for a model without.
         walk: goes to the end of a walk, which gives x [B C H W].
         device: of the model.
+        at_once: windows of an image that are denoised at once.
     """
 
     config: Config
@@ -43,12 +44,13 @@ class Filler:
     label: int | None
     walk: Callable[[build.Walk], Tensor]
     device: torch.device
+    at_once: int = AT_ONCE
 
     def fill(self, levels: Sequence[Part], batch: range, seed: int) -> list[images.Pixels]:
         """Fillings `batch` of a seed, uint8 [rows columns C] each: of the coarsest level first, of the last at last."""
         filled: list[images.Pixels] | None = None
         for i, level in enumerate(levels):
-            filled = self._fill(level, filled, batch, draws.seed_of("level", seed, i) if i else seed)
+            filled = self._fill(level, filled, batch, draws.key_of("level", seed, i) if i else seed)
         assert filled is not None, "a part has at least one level"
         return filled
 
@@ -75,7 +77,9 @@ class Filler:
         label = None if self.label is None else torch.full((len(batch),), self.label, device=self.device)
         told = condition(known, keep).expand(len(batch), -1, -1, -1) if way.trained else None
         tiled, size = part.region.fit == "tile", self.config.data.image_size
-        denoise = self.denoise_for(label, told, partial(Tiled, size=size, wanted=~keep) if tiled else None)
+        denoise = self.denoise_for(
+            label, told, partial(Tiled, size=size, wanted=~keep, at_once=self.at_once) if tiled else None
+        )
         if tiled:  # where no window is, nothing is to be filled in
             denoise = keep_known(denoise, known, ~covered(~keep, size))
         x = self.walk(way.walk(denoise, known, keep, x, noise))

@@ -10,7 +10,8 @@ from statistics import median
 
 import torch
 
-from diffunet import build, devices
+from diffunet import build, compute
+from diffunet.compute import Compute
 from diffunet.config import Config, preset, preset_names
 from diffunet.errors import CheckpointError, UsageError
 from diffunet.interop import hub, models
@@ -28,12 +29,12 @@ def describe(model: str, image_size: int | None = None, device_name: str | None 
         UsageError: neither a model nor a preset.
         CheckpointError: a model that cannot be read.
     """
-    device = devices.device(device_name)
+    how = compute.choose(device_name)
     if model in preset_names():
         config = preset(model)
         if image_size is not None:
             config = config.changed("data", image_size=image_size)
-        config = defaults.architecture(config, device)
+        config = defaults.architecture(config, how.device)
     else:
         try:
             found = Path(model).exists()
@@ -60,52 +61,50 @@ def describe(model: str, image_size: int | None = None, device_name: str | None 
         yield f"{row.name:<14}{_shape(row.shape):>18}{row.parameters:>14,}{row.macs / 1e6:>13,.1f}M"
     yield f"{'all':<14}{'':>18}{price.parameters:>14,}{price.macs / 1e6:>13,.1f}M"
     yield ""
-    yield f"memory to train, float32: {_gib(price.training_bytes(1))} at 1 image a pass, " + ", ".join(
-        f"{_gib(price.training_bytes(batch))} at {batch}" for batch in (16, 64)
+    config = config.changed("data", image_size=size)
+
+    def needed(batch: int) -> int:
+        return memory.training_bytes(config, how, batch)
+
+    yield f"memory to train in {how.precision}: {_gib(needed(1))} at 1 image a pass, " + ", ".join(
+        f"{_gib(needed(batch))} at {batch}" for batch in (16, 64)
     )
     yield f"weights on disk: {price.parameters * 4 / 2**20:.0f} MiB"
     yield ""
-    precision, there = devices.precision(device, config.train.precision), devices.memory(device)
-    fits = [
-        n
-        for n in (8, 4, 2, 1)
-        if (there is None or 2 * price.training_bytes(n, precision.value, device.type) < there)
-        and (n == 1 or n * price.macs < WORTH_MEASURING)
-    ]
-    if fits:
-        yield from _time(config, size, device, precision, fits[0])
+    most = max(1, min(8, WORTH_MEASURING // max(1, price.macs)))
+    batch = how.fits(needed, most=most, free=how.free_memory() // 2)
+    if batch:
+        yield from _time(config, size, how, batch)
     else:
-        yield f"time not measured: {devices.describe(device)} with {_gib(there or 0)} is too small for it"
+        yield f"time not measured: {compute.describe(how.device)} has too little free memory for it"
 
 
-def _time(config: Config, size: int, device: torch.device, precision: devices.Choice, batch: int) -> Iterator[str]:
+def _time(config: Config, size: int, how: Compute, batch: int) -> Iterator[str]:
     """A few passes of `batch` images through a net with random weights."""
-    net = build.net(config).to(device)
-    if device.type == "cpu":
-        net.to(memory_format=torch.channels_last)
-    x = torch.zeros(batch, net.in_channels, size, size, device=device)
-    c_noise = torch.zeros(batch, device=device)
+    net = build.net(config)
+    how.prepare(net)
+    x = torch.zeros(batch, net.in_channels, size, size, device=how.device)
+    c_noise = torch.zeros(batch, device=how.device)
 
     def passes(learn: bool) -> float:
         seconds = []
         for _ in range(4):
             began = time.perf_counter()
-            with (
-                torch.set_grad_enabled(learn),
-                torch.autocast(device.type, torch.bfloat16, enabled=precision.value == "bf16"),
-            ):
+            with torch.set_grad_enabled(learn), how.autocast():
                 out = net(x, c_noise)
             if learn:
                 out.float().square().mean().backward()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            how.synchronize()
             seconds.append(time.perf_counter() - began)
         return median(seconds[1:])  # the first pass prepares things
 
-    learn, use = passes(True), passes(False)
+    with how.kernels():
+        learn = passes(True)
+        how.prepare(net, frozen=True)
+        use = passes(False)
     d = config.diffusion
     calls = build.calls(d.sampler, d.sample_steps)
-    yield f"measured on {devices.describe(device)} in {precision.value} ({precision.why}), {batch} images a pass:"
+    yield f"measured on {compute.describe(how.device)} in {how.precision} ({how.why}), {batch} images a pass:"
     yield f"  training: {batch / learn:.1f} images a second; 1,000 steps of 64: {duration(64_000 * learn / batch)}"
     yield f"  sampling: 16 images by {calls} calls of the net take {duration(16 * calls * use / batch)}"
 

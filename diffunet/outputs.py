@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from diffunet.data.part import Masked
     from diffunet.pipeline import Guidance, Pipeline, Progress
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-def load(model: str, device: str | None, precision: Precision) -> Pipeline:
+def load(
+    model: str, device: str | None, precision: Precision, *, threads: int | None = None, compile: bool = False
+) -> Pipeline:
     """The model, after a loud line where a GPU lies idle.
 
     Raises:
@@ -32,12 +34,14 @@ def load(model: str, device: str | None, precision: Precision) -> Pipeline:
     """
     import torch
 
-    from diffunet import devices, pipeline
+    from diffunet import compute, pipeline
 
-    loud = devices.warning()
+    loud = compute.warning()
     if loud and device is None:
         say(loud)
-    return pipeline.load(model, device, torch.bfloat16 if precision == "bf16" else None)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return pipeline.load(model, device, compute.PRECISIONS.get(precision), compile=compile)
 
 
 def guidance(

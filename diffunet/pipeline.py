@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,29 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
-from diffunet import build, conditions, devices, draws
+from diffunet import build, compute, conditions, draws
+from diffunet.compute import Compute
 from diffunet.conditions import Guidance as Guidance
 from diffunet.conditions import Label
 from diffunet.config import Config
 from diffunet.data import images, part, regions
 from diffunet.diffusion import samplers
 from diffunet.diffusion.denoiser import Denoiser
-from diffunet.errors import Cancelled, UsageError
+from diffunet.diffusion.tiling import AT_ONCE
+from diffunet.errors import Cancelled, DivergedError, UsageError
 from diffunet.filling import REFINE, Filler
 from diffunet.interop import models
 
 log = logging.getLogger(__name__)
 
+WORTH = {"cuda": 256, "mps": 32, "cpu": 16}
+"""Images of 64x64 at a time above which a device gains little."""
+
+SMALL = 64
+"""Up to this image size a CPU's batch takes less than a gigabyte, and is not counted, which takes a second or two."""
+
 INPAINT_BATCH = 16
-"""Fillings of the model's size at a time."""
+"""Fillings of the model's size at a time, at most."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +57,39 @@ OnStep = Callable[[Progress], Any]
 """Returning False cancels."""
 
 
-def load(model: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Pipeline:
+def load(
+    model: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    compile: bool = False,
+) -> Pipeline:
     """Load a model for sampling and inpainting.
+
+    A program that does so on a CPU should set `OMP_WAIT_POLICY` or `GOMP_SPINCOUNT=1000` before it imports torch, as
+    the commands do: else it may take ten times as long where another program is busy.
 
     Args:
         model: a run folder, a model folder, a diffusers folder, or a name of the hub (owner/name).
         device: the best there is by default.
-        dtype: torch.bfloat16 runs the net in it, faster where it is native; float32 by default.
+        dtype: of convolutions, products and attention. By default, as in training, torch.bfloat16 where the device has
+            it natively, torch.float16 on older GPUs, else torch.float32.
+        compile: put the net through `torch.compile`: the first picture of each size takes a minute or more, and all
+            that follow less.
 
     Raises:
         CheckpointError: for a model that is missing, damaged or of another kind.
-        UsageError: for a device that is not there.
+        UsageError: for a device that is not there, or another `dtype`.
     """
+    precision = "auto" if dtype is None else next((name for name, t in compute.PRECISIONS.items() if t is dtype), None)
+    if precision is None:
+        raise UsageError(f"dtype is torch.float32, torch.bfloat16 or torch.float16, not {dtype}")
     with torch.inference_mode(False):  # as in `Pipeline.working`
+        how = compute.choose(device, precision, compiled=compile)
         read = models.read_model(model)
-        return Pipeline(read.config, read.denoiser.to(devices.device(None if device is None else str(device))), dtype)
+        how.prepare(read.denoiser, frozen=True)
+        how.compile(read.denoiser.net)
+        return Pipeline(read.config, read.denoiser, how)
 
 
 class Pipeline:
@@ -71,22 +97,26 @@ class Pipeline:
 
     Args:
         config: the model's, resolved.
-        denoiser: with its weights, where it is to run.
-        dtype: see `load`.
+        denoiser: with its weights; `how` brings it to its device.
+        how: to compute; by default where the denoiser is, in float32.
     """
 
-    def __init__(self, config: Config, denoiser: Denoiser, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, config: Config, denoiser: Denoiser, how: Compute | None = None) -> None:
         self.config = config
         self.denoiser = denoiser.eval().requires_grad_(False)
-        self.dtype = dtype
+        self.how = how or compute.choose(next(denoiser.parameters()).device, "fp32")
         self._lock = threading.RLock()
-        if self.device.type == "cpu":  # measured: convolutions take half the time so
-            denoiser.to(memory_format=torch.channels_last)
+        self.how.prepare(denoiser)
 
     @property
     def device(self) -> torch.device:
         """Where the net is."""
-        return next(self.denoiser.parameters()).device
+        return self.how.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in, see `load`."""
+        return self.how.dtype
 
     @property
     def image_size(self) -> int:
@@ -108,7 +138,7 @@ class Pipeline:
         num: int = 16,
         *,
         seed: int = 0,
-        labels: Label | Sequence[Label] = None,
+        labels: Label | Iterable[Label] = None,
         guidance: float | Guidance = 1.0,
         sampler: str | None = None,
         steps: int | None = None,
@@ -122,19 +152,22 @@ class Pipeline:
         Args:
             num: how many.
             seed: image i of a seed starts from the same noise at any `num` and `batch_size`, on any device.
-            labels: a class name or number, or one for each image; by default the classes in turn.
+            labels: a class name or number, or one for each image (a list, an array, a tensor); the classes in turn if
+                not given.
             guidance: scale of classifier-free guidance, 1 is off; needs a model with classes. Or a `Guidance`.
             sampler: ddpm, ddpm-large, ddpm-learned, ddim, euler, euler-ancestral, heun, dpm++2m, dpm++2m-sde, unipc.
             steps: of the sampler.
             ladder: how they are spaced: trailing, leading, linspace, karras, log-snr; see `DiffusionConfig.ladder`.
             threshold: none, static or dynamic: what keeps the predicted image within its range. These four are the
                 config's by default.
-            batch_size: images at a time.
+            batch_size: images at a time; by default as many as are worth it and counted to fit into free memory. Where
+                that proves too many, half of it is gone on with.
             on_step: called after every step; returning False cancels.
 
         Raises:
             UsageError: for arguments that cannot be.
-            ResourceError: out of memory.
+            ResourceError: out of memory with one image at a time.
+            DivergedError: the images are not finite, as where float16 is too narrow for the model.
             Cancelled: when `on_step` said so.
         """
         _natural(num=num, batch_size=batch_size, seed=seed)
@@ -142,17 +175,24 @@ class Pipeline:
         config = build.sampling(self.config, sampler=sampler, ladder=ladder, threshold=threshold)
         denoise_for = conditions.denoising(self, guidance, config)
         step, sigmas = build.step(config), self._ladder(steps, config)
-        batch_size = batch_size or (64 if self.device.type == "cuda" else 16)
+        if batch_size is None:
+            batch_size = max(1, self._fits(2 if conditions.guidance_of(guidance).scale != 1 else 1))
+        batch_size = min(batch_size, num)
         shape = (self.channels, self.image_size, self.image_size)
-        batches = [range(first, min(first + batch_size, num)) for first in range(0, num, batch_size)]
-        watch = _Watch(on_step, len(batches) * (len(sigmas) - 1))
+        watch = _Watch(on_step)
         done: list[Image] = []
-        with self.working(f"with batch_size {batch_size} and num {num}: a smaller batch_size takes less"):
-            for batch in batches:
-                noise = draws.streams(seed, batch, shape, self.device)
-                label = None if numbers is None else numbers[batch.start : batch.stop].to(self.device)
-                walk = samplers.sample(denoise_for(label), self._start(noise(), sigmas), sigmas, step, noise)
-                done += [images.from_array(array) for array in images.to_uint8(watch(walk))]
+
+        def make(first: int, count: int) -> None:
+            watch.total = watch.done + -(-(num - first) // count) * (len(sigmas) - 1)
+            # A compiled net sees batches of one size: the last is filled up with images that nobody asked for.
+            batch = range(first, first + count) if self.how.compiled else range(first, min(first + count, num))
+            noise = draws.streams(seed, batch, shape, self.device)
+            label = None if numbers is None else numbers[[i % num for i in batch]].to(self.device)
+            walk = samplers.sample(denoise_for(label), self._start(noise(), sigmas), sigmas, step, noise)
+            done.extend(images.from_array(array) for array in images.to_uint8(watch(walk))[: num - first])
+
+        with self.working("with one image at a time"):
+            self._in_batches(num, batch_size, make)
         return done
 
     def inpaint(
@@ -226,7 +266,7 @@ class Pipeline:
                 masked, mask, box=box, invert=invert_mask, soft=soft_mask, feather=feather, resize_mask=resize_mask,
                 max_pixels=max_pixels,
             )  # fmt: skip
-        with devices.enough_memory(f"for {num} copies of the image: a smaller num, or image, takes less"):
+        with compute.enough_memory(f"for {num} copies of the image: a smaller num, or image, takes less"):
             filled = [masked.picture.copy() for _ in range(num)]
         if not masked.hole.any():
             return filled
@@ -251,41 +291,82 @@ class Pipeline:
             made = self.sample(num, seed=seed, labels=label, guidance=g, steps=steps, on_step=on_step)
             parts[0].paste(filled, [images.to_array(one, self.channels) for one in made])
             return filled
-        work = [(each, each.levels(self.image_size), self._batches(num, each.region)) for each in parts]
-        took, calls = (
-            regions.summary([each.region for each in parts]),
-            sum(filler.calls(levels) for _, levels, _ in work),
-        )
+        fits = self._fits(2 if g.scale != 1 else 1, learn=filler.whole.method == "mmps", most=AT_ONCE)
+        filler = replace(filler, at_once=max(1, fits))
+        levels = [each.levels(self.image_size) for each in parts]
+        counts = [self._fillings(num, each.region, min(fits, INPAINT_BATCH)) for each in parts]
+        walks = [filler.steps(each) for each in levels]
+        took, calls = regions.summary([each.region for each in parts]), sum(map(filler.calls, levels))
         log.info("%s; %s, %d calls of the net a filling", took, filler.whole.method, calls)
-        watch.total = sum(len(batches) * filler.steps(levels) for _, levels, batches in work)
-        for place, (each, levels, batches) in enumerate(work):
-            at_once = f"{len(batches[0])} fillings of {each.region.columns}x{each.region.rows} at a time"
+        for place, each in enumerate(parts):
             new: list[images.Pixels] = []
-            with self.working(f"with {at_once}: a smaller num, or fit crop, takes less"):
-                for batch in batches:
-                    new += filler.fill(levels, batch, draws.seed_of("part", seed, place) if place else seed)
+
+            def make(first: int, count: int, place: int = place, new: list[images.Pixels] = new) -> None:
+                later = sum(-(-num // n) * s for n, s in zip(counts[place + 1 :], walks[place + 1 :], strict=True))
+                watch.total = watch.done + -(-(num - first) // count) * walks[place] + later
+                batch = range(first, min(first + count, num))
+                new.extend(filler.fill(levels[place], batch, draws.key_of("part", seed, place) if place else seed))
+
+            def fewer_windows() -> bool:
+                nonlocal filler
+                halved = filler.at_once > 1
+                filler = replace(filler, at_once=max(1, filler.at_once // 2))
+                return halved
+
+            tiled, size = each.region.fit == "tile", f"{each.region.columns}x{each.region.rows}"
+            with self.working(f"with one filling of {size} at a time: fit crop takes less"):
+                self._in_batches(num, counts[place], make, fewer_windows if tiled else None)
             each.paste(filled, new)
         return filled
 
-    def _batches(self, num: int, region: regions.Region) -> list[range]:
-        """Which fillings of a region to make at a time: fewer of larger ones."""
-        most = max(1, INPAINT_BATCH * self.image_size**2 // (region.rows * region.columns))
-        return [range(first, min(first + most, num)) for first in range(0, num, most)]
+    def _fillings(self, num: int, region: regions.Region, at_once: int) -> int:
+        """How many fillings of a region to make at a time: fewer of larger ones."""
+        return min(num, max(1, at_once * self.image_size**2 // (region.rows * region.columns)))
 
     # What sampling and inpainting share.
 
     @contextmanager
     def working(self, needs: str) -> Iterator[None]:
         """Alone with the net, in the pipeline's autocast, not the caller's. `needs`: as `enough_memory`."""
-        half = self.dtype not in (None, torch.float32)
         with (
-            devices.enough_memory(needs),
+            compute.enough_memory(needs),
             self._lock,
             torch.inference_mode(False),  # mmps takes gradients, which the tensors of a caller's would not allow
             torch.no_grad(),
-            torch.autocast(self.device.type, self.dtype, enabled=half),
+            self.how.kernels(),
+            self.how.autocast(),
         ):
             yield
+
+    def _fits(self, copies: int, *, learn: bool = False, most: int | None = None) -> int:
+        """How many images, `copies` of each, to put through the net at once; 0 where not even one is counted to fit."""
+        if most is None:
+            most = WORTH[self.device.type]
+            if self.device.type == "cpu":
+                most = max(most, min(256, most * SMALL**2 // self.image_size**2))
+        if self.device.type == "cpu" and self.image_size <= SMALL:
+            return most
+        counted = build.footprint(self.config, self.how, learn=learn)
+        return self.how.fits(lambda n: counted.peak(n * copies), most=most)
+
+    def _in_batches(
+        self, num: int, count: int, make: Callable[[int, int], None], smaller: Callable[[], bool] | None = None
+    ) -> None:
+        """Call `make(first, count)` until `num` are made. Where memory runs out half of `count` is gone on with, or
+        with one at a time what `smaller` makes smaller; it says whether it did."""
+        first = 0
+        while first < num:
+            try:
+                make(first, count)
+            except (MemoryError, RuntimeError) as error:
+                halved = count > 1
+                if not compute.is_out_of_memory(error) or not (halved or (smaller is not None and smaller())):
+                    raise
+                count = max(1, count // 2)
+                log.warning("out of memory; going on with %s", f"{count} at a time" if halved else "smaller pieces")
+                compute.give_back(error)
+            else:
+                first += count
 
     def _ladder(self, steps: int | None, config: Config) -> Tensor:
         steps = config.diffusion.sample_steps if steps is None else steps
@@ -313,6 +394,11 @@ class _Watch:
             if self.on_step is not None and self.on_step(told) is False:
                 raise Cancelled(f"cancelled after step {self.done} of {self.total}")
         assert x is not None, "a ladder has at least two sigmas"
+        if not x.isfinite().all():
+            raise DivergedError(
+                "the model's images are not finite: float16 may be too narrow for it (--precision fp32; in Python, "
+                "dtype=torch.float32), or it is damaged"
+            )
         return x.float()
 
 

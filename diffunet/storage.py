@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffunet import build, devices, files
+from diffunet import build, compute, files
 from diffunet.config import MAX_BYTES, Config, read_toml, validated
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.errors import CheckpointError, Error, ResourceError
@@ -77,7 +77,7 @@ def read_tensors(path: Path, like: Mapping[str, Tensor] | None = None) -> tuple[
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     except Exception as error:
-        if not devices.is_out_of_memory(error):
+        if not compute.is_out_of_memory(error):
             raise
         raise ResourceError(f"out of memory: {path} has {size(path.stat().st_size)}") from None
     if like is not None:

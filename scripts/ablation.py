@@ -33,7 +33,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -44,9 +43,10 @@ from ablation_nets import NETS, make
 from torch import nn
 
 import diffunet
-from diffunet import build, devices, draws, files
+from diffunet import build, compute, draws, files
+from diffunet.compute import Compute
 from diffunet.config import Config, preset
-from diffunet.data import builtin, images
+from diffunet.data import builtin
 from diffunet.data.folder import class_names
 from diffunet.data.index import HELD_OUT_MAX, split
 from diffunet.diffusion.denoiser import Denoiser
@@ -57,7 +57,7 @@ from diffunet.nn.cost import cost
 from diffunet.pipeline import Pipeline
 from diffunet.training import defaults
 from diffunet.training.batches import Batches
-from diffunet.training.ema import EMA
+from diffunet.training.learner import Learner
 from diffunet.training.loop import validate
 from diffunet.training.stop import StopFlag
 
@@ -82,30 +82,30 @@ class Bench:
         data: a folder with a subfolder for each class.
         seconds: of training.
         num: samples to compare.
-        device: where.
+        how: to compute.
     """
 
-    def __init__(self, config: Config, data: Path, seconds: float, num: int, device: torch.device) -> None:
-        self.seconds, self.device = seconds, device
+    def __init__(self, config: Config, data: Path, seconds: float, num: int, how: Compute) -> None:
+        self.seconds = seconds
         self.dataset = build.dataset(config, data)
         names = class_names(self.dataset.files.paths)
         chosen, held = split(self.dataset.files, config.data.held_out, HELD_OUT_MAX)
-        self.bf16 = devices.precision(device, config.train.precision).value == "bf16"
+        self.how = how
         self.config = config = defaults.resolve(
             config, images=len(chosen), class_names=names, mean=self.dataset.mean, sigma_data=self.dataset.sigma_data,
-            device=device, precision="bf16" if self.bf16 else "fp32",
-        )  # fmt: skip
+            how=how,
+        ).changed("train", ema_every=0, grad_accumulation=1)  # fmt: skip
         d, t = config.data, config.train
         assert isinstance(t.batch_size, int), "the config is resolved"
         self.batch_size, self.shape = t.batch_size, (d.channels, d.image_size, d.image_size)
         self.batches = Batches(
             self.dataset, chosen, self.dataset.labels(names), len(names), config.diffusion.label_dropout,
             build.schedule(config), 0, self.batch_size, 1, 0, 1, d.image_size, d.fit, bool(d.flip), d.background,
-            pin=device.type == "cuda",
+            pin=how.device.type == "cuda",
         )  # fmt: skip
         spread = held[np.linspace(0, len(held) - 1, min(256, len(held))).astype(np.int64)]
-        self.held_out = self.batches.held_out(np.tile(spread, DRAWS)).to(device)
-        self.reference = Reference(config, data, num, 0, device)
+        self.held_out = self.batches.held_out(np.tile(spread, DRAWS)).to(how.device)
+        self.reference = Reference(config, data, num, 0, how.device)
 
     def settings(self) -> dict[str, Any]:
         """What rows that are compared have in common."""
@@ -113,7 +113,7 @@ class Bench:
         return {
             "data": self.dataset.index_hash, "image_size": d.image_size,
             "unet": self.config.model.model_dump(mode="json"), "batch_size": self.batch_size,
-            "steps_of_warmup": t.warmup, "precision": "bf16" if self.bf16 else "fp32", "device": self.device.type,
+            "steps_of_warmup": t.warmup, "precision": self.how.precision, "device": self.how.device.type,
             "seconds": self.seconds, "images": self.reference.num,
         }  # fmt: skip
 
@@ -123,7 +123,7 @@ class Bench:
         net = make(name, self.config)
         price = cost(net, *self.shape[1:])
         average, curve = self.learn(net, rate, seed)
-        pictures = Pipeline(self.config, average, torch.bfloat16 if self.bf16 else None).sample(
+        pictures = Pipeline(self.config, average, self.how).sample(
             self.reference.num, seed=seed, labels=self.reference.labels, batch_size=128
         )
         report = self.reference.compare(pictures)
@@ -135,38 +135,21 @@ class Bench:
 
     def learn(self, net: nn.Module, rate: float, seed: int) -> tuple[Denoiser, list[dict[str, float]]]:
         """Train as `diffunet train` does, for `seconds`: the averaged denoiser, and its held-out loss at `MARKS`."""
-        t, device = self.config.train, self.device
-        denoiser = build.denoiser(self.config, net).to(device).train()
-        if device.type == "cpu":
-            denoiser.to(memory_format=torch.channels_last)
-        ema = EMA(net, t.ema_halflife, t.ema_ramp)
-        average = build.denoiser(self.config, ema.net)
-        weighting = build.weighting(self.config)
-        model, judge = DenoisingLoss(denoiser, weighting), DenoisingLoss(average, weighting)
-        optimizer = torch.optim.AdamW(net.parameters(), rate, t.betas, weight_decay=t.weight_decay, fused=True)
-        autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=self.bf16)
+        config = self.config.changed("train", seed=seed, learning_rate=rate)
+        denoiser = build.denoiser(config, net)
+        self.how.prepare(denoiser)
+        learner = Learner(config, denoiser, self.how)
+        average = build.denoiser(config, learner.state.ema.net)
+        judge = DenoisingLoss(average, build.weighting(config))
         curve: list[dict[str, float]] = []
         spent, began = 0.0, self.now()
-        for step, (batch,) in replace(self.batches, seed=seed).walk(0, 10**9):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * min(1.0, (step + 1) / max(1, t.warmup))
-            batch = batch.to(device)
-            noise = draws.gaussian(seed, step, 0, self.batch_size, self.shape, device)
-            torch.manual_seed(draws.seed_of("dropout", seed, step, 0, 0))
-            with autocast():
-                loss = model(images.to_float(batch.images), noise, batch.sigma, batch.label).mean()
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(net.parameters(), t.clip)
-            bad = (~(norm.isfinite() & loss.isfinite())).float()
-            optimizer.found_inf = bad  # type: ignore[attr-defined]  # as in the loop: such a step changes nothing
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.update(net, step, self.batch_size, bad)
-            if device.type == "cuda" and step % 20:  # looking at the clock waits for the device
+        for step, passes in replace(self.batches, seed=seed).walk(0, 10**9):
+            learner.step(step, passes)
+            if self.how.device.type == "cuda" and step % 20:  # looking at the clock waits for the device
                 continue
             passed = spent + self.now() - began
             if passed >= MARKS[len(curve)] * self.seconds:
-                with autocast():
+                with self.how.autocast():
                     value = validate(judge, self.held_out, 0, self.shape, 128, StopFlag())
                 curve.append({"seconds": passed, "steps": step + 1, "loss": value})
                 if len(curve) == len(MARKS):
@@ -176,9 +159,9 @@ class Bench:
 
     def now(self) -> float:
         """Seconds: of this process on a CPU; of the clock on CUDA, when all is done."""
-        if self.device.type == "cpu":
+        if self.how.device.type == "cpu":
             return time.process_time()
-        torch.cuda.synchronize(self.device)
+        self.how.synchronize()
         return time.perf_counter()
 
 
@@ -351,19 +334,19 @@ def main() -> None:
 
 def bench_of(options: argparse.Namespace, folder: Path) -> Bench:
     """The bench that the options ask for; digits are written to `folder`."""
-    device = devices.device()
-    if device.type == "cpu":
+    how = compute.choose()
+    if how.device.type == "cpu":
         torch.set_num_threads(1)
     if options.data is None:
         config = preset("digits")
         config = config.changed("model", channels=options.channels or 32, num_blocks=1)
         config = config.changed("train", batch_size=options.batch_size or 32)
         builtin.prepare("digits", folder / "digits")
-        return Bench(config, folder / "digits", options.seconds, options.num, device)
+        return Bench(config, folder / "digits", options.seconds, options.num, how)
     config = Config().changed("data", classes=True, image_size=options.image_size, flip=True)
     config = config.changed("model", channels=options.channels, attention_resolutions=(8,))
     config = config.changed("train", batch_size=options.batch_size or 128)
-    return Bench(config, options.data, options.seconds, options.num, device)
+    return Bench(config, options.data, options.seconds, options.num, how)
 
 
 if __name__ == "__main__":

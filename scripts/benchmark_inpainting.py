@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 import diffunet
-from diffunet import build, devices, draws, files
+from diffunet import build, compute, draws, files
 from diffunet.data import images, masks
 from diffunet.data.images import Pixels
 from diffunet.data.masks import Hole
@@ -117,7 +117,7 @@ def run(options: argparse.Namespace, kept: Path) -> None:
             if any(key.items() <= row.items() for row in rows):
                 continue
             row = key | measure(filler, source.denoiser.net, held_out, holes, options.fillings)
-            rows.append(row | {"device": devices.describe(source.device), "batch": options.batch_size})
+            rows.append(row | {"device": compute.describe(source.device), "batch": options.batch_size})
             files.write_atomic(kept, json.dumps(found, indent=1))
             print(
                 f"{text}, {kind}: PSNR {row['psnr']:.2f}, SSIM {row['ssim']:.3f}, excess {row['excess']:.4f} "

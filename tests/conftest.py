@@ -5,6 +5,10 @@ import pytest
 from PIL import Image
 from small import tiny
 
+from diffunet import variables
+
+variables.wait_asleep()  # several processes test on few cores; torch is not imported yet
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):

@@ -18,9 +18,9 @@ from small import tiny
 
 import diffunet
 from diffunet import Cancelled, DataError, Guidance, UsageError, build
+from diffunet.compute import is_out_of_memory
 from diffunet.config import LadderName, SamplerName
 from diffunet.data import masks
-from diffunet.devices import is_out_of_memory
 from diffunet.diffusion import samplers
 
 

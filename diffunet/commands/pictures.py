@@ -13,7 +13,7 @@ from pydantic import Field
 from tyro.conf import Positional, arg
 
 from diffunet import outputs
-from diffunet.commands.values import Finite, Model, Number, Seed, Steps
+from diffunet.commands.values import Finite, Model, Number, Seed, Steps, Threads
 from diffunet.config import LadderName, SamplerName, ThresholdName
 from diffunet.errors import DataError, UsageError
 from diffunet.outputs import Precision
@@ -38,7 +38,9 @@ def sample(
     grid: bool = False,
     batch_size: Number | None = None,
     device: str | None = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
+    compile: bool = False,
+    threads: Threads | None = None,
     overwrite: bool = False,
 ) -> None:
     """Generate images with a model.
@@ -62,7 +64,10 @@ def sample(
         grid: One picture of them all.
         batch_size: Images at a time.
         device: cuda, cuda:1, mps, cpu; the best there is if not given.
-        precision: bf16 is faster where it is native.
+        precision: Of the net's convolutions and products; auto is bf16 where the device has it, else fp16 on a GPU,
+            else fp32.
+        compile: Compile the net first, which takes a minute or more and makes what follows faster; for many images.
+        threads: Threads of the CPU to compute with; all cores if not given.
         overwrite: Replace what exists.
     """
     is_file = bool(out.suffix)
@@ -73,7 +78,7 @@ def sample(
     if is_file:
         outputs.lossless(out)  # refuses what is no picture's name
     outputs.claim(out, file=is_file, overwrite=overwrite)
-    pipe = outputs.load(model, device, precision)
+    pipe = outputs.load(model, device, precision, threads=threads, compile=compile)
     guide = outputs.guidance(pipe, guidance, guidance_interval, guidance_rescale, weaker)
     names = pipe.class_names
     chosen = steps or pipe.config.diffusion.sample_steps
@@ -116,7 +121,9 @@ def inpaint(
     lossy_ok: bool = False,
     max_pixels: Annotated[int, Field(ge=1, le=10**12)] = 200_000_000,
     device: str | None = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
+    compile: bool = False,
+    threads: Threads | None = None,
     overwrite: bool = False,
 ) -> None:
     """Fill in the masked part of images; every pixel outside the mask comes back as it was.
@@ -149,7 +156,10 @@ def inpaint(
         lossy_ok: Allow an output such as .jpg, which changes known pixels.
         max_pixels: Larger images are refused, before they are decoded.
         device: cuda, cuda:1, mps, cpu; the best there is if not given.
-        precision: bf16 is faster where it is native.
+        precision: Of the net's convolutions and products; auto is bf16 where the device has it, else fp16 on a GPU,
+            else fp32.
+        compile: Compile the net first, which takes a minute or more and makes what follows faster; for many images.
+        threads: Threads of the CPU to compute with; all cores if not given.
         overwrite: Replace what exists.
     """
     if not images:
@@ -169,7 +179,7 @@ def inpaint(
         raise UsageError(f"--out {out} is lossy: known pixels would change. Take .png, or say --lossy-ok")
     corners = None if box is None else _corners(box)
     jobs = _jobs(images, mask, out, num, overwrite)
-    pipe = outputs.load(model, device, precision)
+    pipe = outputs.load(model, device, precision, threads=threads, compile=compile)
 
     from diffunet.data import part
 

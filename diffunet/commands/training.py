@@ -11,7 +11,7 @@ import tyro
 from pydantic import Field
 from tyro.conf import Positional, arg
 
-from diffunet import arguments, outputs
+from diffunet import arguments, outputs, variables
 from diffunet.config import Config, DataConfig, DiffusionConfig, ModelConfig, TaskName, TrainConfig
 from diffunet.progress import main_process, progress, tell
 
@@ -52,6 +52,10 @@ class Train:
     """Short for --train.batch-size: images of one step, over all processes; auto: as many as fit, by trial."""
     seed: int | None = None
     """Short for --train.seed."""
+    device: str | None = None
+    """Where to train: cuda, cuda:1, mps, cpu; the best there is if not given. Of several processes each has its GPU."""
+    threads: int | None = None
+    """Short for --train.threads: threads of the CPU to compute with."""
     model: ModelConfig = field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -74,9 +78,13 @@ def train(args: Sequence[str]) -> None:
         ("train", "steps", chosen.steps),
         ("train", "batch_size", chosen.batch_size),
         ("train", "seed", chosen.seed),
+        ("train", "threads", chosen.threads),
     ):
         if value is not None:
             config = config.changed(section, **{name: value})
+
+    if config.train.deterministic:
+        variables.deterministic()
 
     from diffunet.training.stop import StopFlag, on_signals
 
@@ -89,7 +97,7 @@ def train(args: Sequence[str]) -> None:
 
         model = run(
             config, chosen.folder, chosen.out, resume=chosen.resume, init=chosen.init,
-            accept_new_data=chosen.accept_new_data, on_step=on_step,
+            accept_new_data=chosen.accept_new_data, device=chosen.device, on_step=on_step,
         )  # fmt: skip
     if main_process():
         tell(f"done: {model}. Try: diffunet sample {chosen.out} --out samples.png --grid")

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
+from diffunet.compute import enough_memory
 from diffunet.data import composite, deep, images, masks, regions
-from diffunet.devices import enough_memory
 from diffunet.errors import DataError, UsageError
 
 log = logging.getLogger(__name__)

@@ -118,11 +118,22 @@ def log_likelihood(x0: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     # log(cdf(above) - cdf(below)), from the tail in which the difference keeps its digits.
     flip = above + below > 0
     above, below = torch.where(flip, -below, above), torch.where(flip, -above, below)
-    log_above, log_below = torch.special.log_ndtr(above), torch.special.log_ndtr(below)
+    log_above, log_below = log_normal_cdf(above), log_normal_cdf(below)
     inner = log_above + torch.log1p(-(log_below - log_above).exp().clamp(max=1 - 1e-7))
     lowest, highest = x0 < -0.999, x0 > 0.999
-    edge = torch.special.log_ndtr(torch.where(lowest, x0 - mean + 1 / 255, mean - x0 + 1 / 255) * inverse)
+    edge = log_normal_cdf(torch.where(lowest, x0 - mean + 1 / 255, mean - x0 + 1 / 255) * inverse)
     return torch.where(lowest | highest, edge, inner)
+
+
+def log_normal_cdf(x: Tensor) -> Tensor:
+    """log of the standard normal's distribution function, exact far into the lower tail.
+
+    As `torch.special.log_ndtr`, for which Apple's GPUs have no kernel, from functions for which they do.
+    """
+    t = x * 0.5**0.5
+    low, high = t.clamp(max=-1.0), t.clamp(min=-1.0)  # each branch within its range: a gradient of inf would spoil both
+    tail = (torch.special.erfcx(-low) / 2).log() - low**2
+    return torch.where(t < -1, tail, torch.log1p(-torch.erfc(high) / 2))
 
 
 def _of_hole(own: Loss, denoised: Denoised, x0: Tensor, sigma: Tensor, keep: Tensor) -> Tensor:

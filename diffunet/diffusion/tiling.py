@@ -20,7 +20,7 @@ Window = tuple[int, int]
 """Its top and left pixel."""
 
 AT_ONCE = 32
-"""Windows of one pass through the net."""
+"""Windows of one pass through the net, where memory allows it."""
 
 
 class Tiled:
@@ -34,10 +34,14 @@ class Tiled:
         size: S, that it was trained at.
         wanted: bool [H W], at least S each way: pixels that need an answer; all windows that have one are computed.
         stride: from a window to the next, at most.
+        at_once: windows of one pass through the net.
     """
 
-    def __init__(self, denoiser: Denoiser, size: int, wanted: Tensor, stride: int | None = None) -> None:
+    def __init__(
+        self, denoiser: Denoiser, size: int, wanted: Tensor, stride: int | None = None, at_once: int = AT_ONCE
+    ) -> None:
         self.denoiser = denoiser
+        self.at_once = at_once
         self.net = denoiser.net
         self.size = size
         self.windows = windows(wanted, size, stride)
@@ -60,7 +64,7 @@ class Tiled:
         """As `Denoiser.forward`."""
         if not self.windows:
             return Denoised(x)
-        passes = list(batched(self.windows, max(1, AT_ONCE // len(x))))
+        passes = list(batched(self.windows, max(1, self.at_once // len(x))))
         told = (sigma, label, concat, augment)
         if torch.is_grad_enabled():  # as mmps asks for
             cuts = _Cut.apply(x, passes, self.size)

@@ -66,7 +66,7 @@ class Trained:
     def features(self, pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
         """uint8 [N H W C] -> float64 [N WIDTH]."""
         parts = [
-            self.classifier.features(images.to_float(torch.from_numpy(part)).to(self.device)).double().cpu().numpy()
+            self.classifier.features(images.to_float(torch.from_numpy(part)).to(self.device)).cpu().double().numpy()
             for part in np.array_split(pictures, max(1, len(pictures) // 256))
         ]
         return np.concatenate(parts)

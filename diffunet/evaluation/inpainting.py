@@ -261,7 +261,7 @@ def fill(
             denoise = bind(pipeline.denoiser, None, condition(known, keep) if way.trained else None)
             kind = pipeline.config.diffusion.threshold
             denoise = denoise if kind == "none" else threshold(denoise, kind)
-            noise = draws.streams(draws.seed_of("filling", seed, filling), batch, known.shape[1:], pipeline.device)
+            noise = draws.streams(draws.key_of("filling", seed, filling), batch, known.shape[1:], pipeline.device)
             x = build.prior_mean(pipeline.config).to(known) + way.ladder[0] * noise()
             filled.append(images.to_uint8(last(way.walk(denoise, known, keep, x, noise))))
     return np.where(holes[..., None], np.concatenate(filled), pictures)

@@ -169,7 +169,7 @@ def vlb(
         raise UsageError(f"unknown variance {variance!r}; of this model there are {', '.join(there)}")
 
     def of(denoise: Denoise, x0: Tensor, numbers: range, called: Called) -> Tensor:
-        noise = draws.streams(draws.seed_of("vlb", seed), numbers, x0.shape[1:], x0.device)
+        noise = draws.streams(draws.key_of("vlb", seed), numbers, x0.shape[1:], x0.device)
         return variational_bound(threshold(denoise, "static"), x0, sigmas, variance, noise, called)
 
     bits = _in_batches(pipeline, images, labels, of, len(sigmas), batch_size, on_step)

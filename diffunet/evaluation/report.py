@@ -213,7 +213,7 @@ def evaluate(
     progress = tell("sampling")
     generated = pipeline.sample(
         reference.num, seed=seed, labels=reference.labels, guidance=guidance, sampler=sampler, steps=steps,
-        ladder=ladder, threshold=threshold, batch_size=256 if pipeline.device.type == "cuda" else 64,
+        ladder=ladder, threshold=threshold,
         on_step=lambda p: progress(p.step, p.steps),
     )  # fmt: skip
     report = reference.compare(generated)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffunet import devices, storage
+from diffunet import compute, storage
 from diffunet.config import MAX_BYTES
 from diffunet.errors import CheckpointError, ResourceError
 
@@ -166,7 +166,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     except CheckpointError:
         raise
     except Exception as error:  # whatever an unpickler meets in a damaged file
-        if devices.is_out_of_memory(error):
+        if compute.is_out_of_memory(error):
             raise ResourceError(f"out of memory: {path} has {storage.size(path.stat().st_size)}") from None
         raise CheckpointError(
             f"{path} cannot be read: it is damaged, of a torch before 1.6, or holds more than weights, which is never "

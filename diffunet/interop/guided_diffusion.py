@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from diffunet import build, devices, storage
+from diffunet import build, compute, storage
 from diffunet.errors import CheckpointError, ResourceError
 from diffunet.interop.guided_flags import GUIDED_ONLY, MULTIPLIERS, Dialect, Flags, parse, to_config, written
 from diffunet.nn.layers import Attention
@@ -71,7 +71,7 @@ def read(path: Path, flags: str, dialect: Dialect) -> storage.Model:
             for ours, theirs in renamed.items()
         }
     except RuntimeError as error:
-        if not devices.is_out_of_memory(error):
+        if not compute.is_out_of_memory(error):
             raise
         raise ResourceError(f"out of memory: {path} has {storage.size(path.stat().st_size)}") from None
     return storage.with_weights(config, net, tensors, path)
@@ -162,7 +162,7 @@ def _load(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # by what is wrong with the file, nearly any
-        if devices.is_out_of_memory(error):
+        if compute.is_out_of_memory(error):
             raise ResourceError(f"out of memory: {path} has {storage.size(path.stat().st_size)}") from None
         raise CheckpointError(
             f"{path} cannot be read: it is cut short, not of torch, or holds more than tensors, which is never run"

@@ -1,4 +1,4 @@
-"""What a net costs: shapes as a tensor flows through it, parameters, MACs, memory; nothing is computed for it."""
+"""What a net costs: shapes as a tensor flows through it, parameters, MACs; nothing is computed for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -23,25 +23,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Cost:
-    """`parameters` and `macs` (multiply-accumulates of one image) of a net, and bytes that training keeps.
-
-    `activation_bytes` is what one float32 image holds for the backward pass; `averages` of the weights are kept.
-    """
+    """`parameters` and `macs` (multiply-accumulates of one image) of a net, in all and by its parts."""
 
     rows: tuple[Row, ...]
     parameters: int
     macs: int
-    activation_bytes: int
-    averages: int = 1
-
-    def training_bytes(self, batch: int, precision: str = "fp32", device: str = "cpu") -> int:
-        """Memory of one training step: weights, gradients, two Adam moments and averages in float32, and activations.
-
-        Under bf16 autocast a CPU keeps 0.55 of the float32 activations; CUDA keeps norms in float32, 0.86 (counted on a
-        CPU that does the same, not on a GPU).
-        """
-        share = 1.0 if precision != "bf16" else 0.9 if device == "cuda" else 0.6
-        return (4 + self.averages) * 4 * self.parameters + int(batch * self.activation_bytes * share)
 
 
 def cost(net: nn.Module, height: int, width: int, time: bool = True) -> Cost:
@@ -73,23 +59,13 @@ def cost(net: nn.Module, height: int, width: int, time: bool = True) -> Cost:
 
     for name, part in parts:
         handles += [part.register_forward_pre_hook(before(name)), part.register_forward_hook(after(name))]
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            storage = tensor.untyped_storage()
-            kept[storage._cdata] = storage.nbytes()
-            alive.append(tensor)  # a freed storage's address may be used again, and would then be missed
-        return tensor
-
-    alive: list[Tensor] = []
     x = torch.empty(1, int(net.in_channels), height, width, device="meta")  # type: ignore[arg-type]
     told = (torch.empty(1, device="meta"),) if time else ()
-    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with counter:
         net(x, *told)
     for handle in handles:
         handle.remove()
-    return Cost(tuple(rows), _count(net), counter.get_total_flops() // 2, sum(kept.values()))
+    return Cost(tuple(rows), _count(net), counter.get_total_flops() // 2)
 
 
 def _parts(net: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -169,8 +169,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B C H W] -> [B C H W]."""
         height = x.shape[2]
-        qkv = self.qkv(self.norm(x))
-        q, k, v = rearrange(qkv, "b (three heads c) h w -> three b heads (h w) c", three=3, heads=self.heads)
+        # Side by side in memory, as fused kernels of attention need the numbers of a token: a copy only of NCHW.
+        tokens = rearrange(self.qkv(self.norm(x)), "b c h w -> b (h w) c").contiguous()
+        q, k, v = rearrange(tokens, "b n (three heads c) -> three b heads n c", three=3, heads=self.heads)
         h = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)  # [B heads N c]
         return x + self.out(rearrange(h, "b heads (h w) c -> b (heads c) h w", h=height))
 

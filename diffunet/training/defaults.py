@@ -7,19 +7,32 @@ from collections.abc import Sequence
 
 import torch
 
+from diffunet import build, compute
+from diffunet.compute import Compute
 from diffunet.config import Config
 from diffunet.errors import UsageError
-from diffunet.training.memory import WORTH, price
+from diffunet.training.ema import WIDTHS
+from diffunet.training.memory import training_bytes
 
 SMALL = 5000
 """Images below which a model learns them by heart: flips and dropout are on."""
 
-MEMORY = 6 * 2**30
-"""Bytes that training aims at: a card of 8 GB, of which a desktop and the allocator take their part."""
+BATCH = {64: 128, 128: 64}
+"""Images of a step on a GPU, by the image size up to which they are meant; `LARGE_BATCH` above. What fits into memory
+decides how many passes make a step, not how many images: a run is the same on a card of 8 GB and on one of 80."""
 
-STORED, WORTH_STORING = 16, 100
+LARGE_BATCH, CPU_BATCH = 32, 32
+"""On a CPU a step of more images takes seconds."""
+
+RATE, RATE_BATCH = 3e-4, 32
+"""The learning rate and the batch that it is for; for others it goes with the square root (Malladi et al. 2022)."""
+
+CHECKPOINTING_ABOVE, FEW = 128, 4
+"""Above this image size blocks are checkpointed where fewer than so many images would fit a pass without."""
+
+STORED, WORTH_STORING, STORED_BYTES = 16, 100, 10**9
 """Times that averages are stored for `convert --ema` (measured: 32 in float16 are no better between widths 0.03 and
-0.20, at twice the disk), and steps below which they are not."""
+0.20, at twice the disk), steps below which they are not, and the disk that they take at most."""
 
 MULTIPLIERS = {16: (1, 2, 2), 32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
 """By the image size up to which they are meant; the deepest maps are 4 to 8 pixels wide (ADM, table 3)."""
@@ -58,16 +71,24 @@ def resolve(
     class_names: tuple[str, ...],
     mean: tuple[float, ...],
     sigma_data: float,
-    device: torch.device,
-    precision: str,
+    how: Compute,
     processes: int = 1,
+    free: int | None = None,
 ) -> Config:
-    """`config` with nothing left open but a batch size of "auto", which takes trial.
+    """`config` with nothing left open but what a batch size of "auto" leaves, which takes trial: see `after_trial`.
+
+    Args:
+        config: as it was asked for.
+        images: to train on.
+        class_names, mean, sigma_data: of the images.
+        how: how to compute.
+        processes: that divide a step.
+        free: bytes of memory that a process may take; how by default.
 
     Raises:
         UsageError: for a batch that processes and accumulation do not divide.
     """
-    config = architecture(config, device)
+    config = architecture(config, how.device)
     small = images < SMALL
     if config.model.dropout is None:
         config = config.changed("model", dropout=0.1 if small else 0.0)
@@ -82,28 +103,76 @@ def resolve(
         sigma_data=max(sigma_data, 0.01) if d.sigma_data is None else d.sigma_data,
     )
     if config.train.steps is None:
-        config = config.changed("train", steps=100_000 if device.type == "cuda" else 10_000)
+        config = config.changed("train", steps=100_000 if how.device.type == "cuda" else 10_000)
+    assert config.train.steps is not None, "just set"
     if config.train.ema_every is None:
-        assert config.train.steps is not None, "just set"
-        every = -(-config.train.steps // STORED) if config.train.steps >= WORTH_STORING else 0
-        config = config.changed("train", ema_every=every)
-    share = processes * config.train.grad_accumulation
+        config = config.changed("train", ema_every=stored_every(config, config.train.steps))
     if config.train.batch_size is None:
-        config = config.changed("train", batch_size=_batch(config, device, precision, share))
+        config = config.changed("train", batch_size=_batch(config, how.device, processes))
+    if config.model.checkpointing is None:
+        config = config.changed("model", checkpointing=_needs_checkpointing(config, how, free))
     batch = config.train.batch_size
-    if isinstance(batch, int) and batch % share:
+    if isinstance(batch, int):
+        config = _passes(config, how, batch, processes, free)
+        config = config.changed("train", learning_rate=config.train.learning_rate or rate_for(batch))
+    assert config.train.steps is not None, "set above"
+    compiled, _ = compute.pays_to_compile(how, config.train.steps, config.train.deterministic)
+    if config.train.compile == "auto":
+        config = config.changed("train", compile="on" if compiled else "off")
+    return config.changed("train", precision=how.precision)
+
+
+def after_trial(config: Config, fits: int, processes: int) -> Config:
+    """`config` of a batch size of "auto" once it is known how many images fit a pass."""
+    passes = config.train.grad_accumulation or 1
+    batch = fits * processes * passes
+    rate = config.train.learning_rate or rate_for(batch)
+    return config.changed("train", batch_size=batch, grad_accumulation=passes, learning_rate=rate)
+
+
+def rate_for(batch: int) -> float:
+    """The learning rate for a batch, to three digits."""
+    return float(f"{RATE * math.sqrt(batch / RATE_BATCH):.3g}")
+
+
+def stored_every(config: Config, steps: int) -> int:
+    """Steps between stored averages: `STORED` times in a run, or as often as `STORED_BYTES` hold; 0 is never."""
+    with torch.device("meta"):
+        net = build.net(config)
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    times = min(STORED, STORED_BYTES // (len(WIDTHS) * 2 * parameters))  # in float16
+    return -(-steps // times) if steps >= WORTH_STORING and times else 0
+
+
+def _batch(config: Config, device: torch.device, processes: int) -> int:
+    """The images of a step, a multiple of what has to divide it."""
+    size, share = config.data.image_size, processes * (config.train.grad_accumulation or 1)
+    wanted = next((batch for limit, batch in BATCH.items() if size <= limit), LARGE_BATCH)
+    return -(-(wanted if device.type == "cuda" else CPU_BATCH) // share) * share
+
+
+def _needs_checkpointing(config: Config, how: Compute, free: int | None) -> bool:
+    if config.data.image_size <= CHECKPOINTING_ABOVE or config.model.net != "unet":
+        return False
+    return how.fits(lambda n: training_bytes(config, how, n), most=FEW, free=free) < FEW
+
+
+def _passes(config: Config, how: Compute, batch: int, processes: int, free: int | None) -> Config:
+    """`config` with as few passes as memory allows, which divide the images of a process.
+
+    Raises:
+        UsageError: for a batch that processes, or the passes asked for, do not divide.
+    """
+    asked = config.train.grad_accumulation
+    share = processes * (asked or 1)
+    if batch % share:
         near = max(share, batch // share * share)
         raise UsageError(
             f"--batch-size {batch} is the batch of one step and must divide by {processes} processes x "
-            f"{config.train.grad_accumulation} passes; try {near} or {near + share}"
+            f"{asked or 1} passes; try {near} or {near + share}"
         )
-    return config
-
-
-def _batch(config: Config, device: torch.device, precision: str, share: int) -> int:
-    """The largest power of two, times `share`, that fits `MEMORY` in one pass, up to what is worth it on the device."""
-    counted, worth = price(config), WORTH.get(device.type, WORTH["cpu"])
-    part = 1
-    while part * 2 * share <= worth and counted.training_bytes(part * 2, precision, device.type) <= MEMORY:
-        part *= 2
-    return part * share
+    if asked is None:
+        each = batch // processes
+        fits = max(1, how.fits(lambda n: training_bytes(config, how, n), most=2 * each, free=free))
+        asked = next(n for n in range(1, each + 1) if each % n == 0 and each // n <= fits)
+    return config.changed("train", grad_accumulation=asked)

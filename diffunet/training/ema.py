@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -24,68 +24,58 @@ WIDEST = float(12**-0.5)
 """Relative width of the plain mean over the whole run, gamma = 0; those of gamma > 0 are below."""
 
 
-class EMA:
-    """Exponential moving average of a net's weights, with a half-life in images that ramps up from nothing.
+class Average:
+    """A running average of a net's weights: average += share(t) * (net - average) after update t = 1, 2, ...
+
+    A step that is skipped counts like any other, since the weights stand still in it: nothing waits for the device to
+    say that one was.
+
+    Args:
+        net: what is averaged. `average.net` is a copy of it, float32, on the same device.
+        share: 1 - beta by t; see `exponential` and `power`.
+        name: "ema", or the relative width of a power average such as "0.050".
+    """
+
+    def __init__(self, net: nn.Module, share: Callable[[int], float], name: str = "ema") -> None:
+        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+        self.share, self.name = share, name
+        self.updates = 0
+        self._mine: list[Tensor] = list(self.net.parameters())
+        self._theirs: list[Tensor] = list(net.parameters())
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the net's weights as they are now."""
+        self.updates += 1
+        torch._foreach_lerp_(self._mine, self._theirs, self.share(self.updates))
+
+
+def exponential(halflife: float, ramp: float, batch: int) -> Callable[[int], float]:
+    """1 - beta of an exponential average with a half-life in images that ramps up from nothing.
 
     Karras et al. 2022, appendix F.2: the half-life is at most `ramp` of the images seen so far, so that the average
     forgets the random start; after one step it *is* the net.
-
-    Args:
-        net: what is averaged. `ema.net` is a copy of it, float32, on the same device.
-        halflife: in images.
-        ramp: share of the images seen.
     """
-
-    def __init__(self, net: nn.Module, halflife: float, ramp: float) -> None:
-        self.net = copy.deepcopy(net).eval().requires_grad_(False)
-        self.halflife, self.ramp = halflife, ramp
-
-    def decay(self, step: int, batch: int) -> float:
-        """beta of the update after step number `step` (from 0)."""
-        return float(0.5 ** (batch / min(self.halflife, self.ramp * (step + 1) * batch)))
-
-    @torch.no_grad()
-    def update(self, net: nn.Module, step: int, batch: int, skipped: Tensor) -> None:
-        """ema = beta * ema + (1 - beta) * net; nothing where `skipped` (float [], on the device) is 1."""
-        # Gated on the device: nobody waits.
-        _approach(self.net, net, torch.where(skipped > 0, 0.0, 1 - self.decay(step, batch)))
+    return lambda t: 1 - 0.5 ** (batch / min(halflife, ramp * t * batch))
 
 
-class PowerEMA:
-    """Average of a net's weights by a power function of time; beta_t = (1 - 1/t)^(gamma + 1).
+def power(width: float) -> Callable[[int], float]:
+    """1 - beta of an average by a power function of time; beta_t = (1 - 1/t)^(gamma + 1).
 
     With this beta the weights after update k count as the integral of p over [k - 1, k]: the average is that of weights
     that stand still between updates, with nothing left out, and so what `posthoc` assumes is exact.
 
-    Time counts updates. A skipped step is none: neither the average nor `updates` changes, and the profile stays a
-    power function (were t the step, what was before a skipped step would count too much). In a run t is then the step
-    less the steps skipped; since the batch is fixed, images would only be another unit.
-
     Args:
-        net: what is averaged. `average.net` is a copy of it, float32, on the same device.
         width: relative, in (0, `WIDEST`].
     """
-
-    def __init__(self, net: nn.Module, width: float) -> None:
-        self.net = copy.deepcopy(net).eval().requires_grad_(False)
-        self.width, self.gamma = width, gamma_of(width)
-        self.updates = torch.zeros((), dtype=torch.int64, device=next(net.parameters()).device)
-
-    @torch.no_grad()
-    def update(self, net: nn.Module, skipped: Tensor) -> None:
-        """average = beta * average + (1 - beta) * net; nothing where `skipped` (float [], on the device) is 1."""
-        self.updates += skipped == 0
-        share = -torch.expm1((self.gamma + 1) * torch.log1p(-1 / self.updates))  # 1 - beta without its cancellation
-        _approach(self.net, net, torch.where(skipped > 0, 0.0, share))
+    gamma = gamma_of(width)
+    return lambda t: 1.0 if t == 1 else -math.expm1((gamma + 1) * math.log1p(-1 / t))
 
 
-def _approach(average: nn.Module, net: nn.Module, weight: Tensor) -> None:
-    """average += weight * (net - average)."""
-    mine: list[Tensor] = list(average.parameters())
-    theirs: list[Tensor] = list(net.parameters())
-    change = torch._foreach_sub(theirs, mine)
-    torch._foreach_mul_(change, weight)
-    torch._foreach_add_(mine, change)
+def averages(net: nn.Module, halflife: float, ramp: float, batch: int, stored: bool) -> tuple[Average, ...]:
+    """The average that sampling uses and, where averages are `stored` along the run, those of `WIDTHS`."""
+    wide = tuple(Average(net, power(width), f"{width:.3f}") for width in WIDTHS if stored)
+    return (Average(net, exponential(halflife, ramp, batch)), *wide)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from diffunet import devices
+from diffunet import compute
 from diffunet.config import Config
 from diffunet.errors import DataError, DivergedError, Error, ResourceError, Stopped
 from diffunet.training import record
@@ -80,7 +80,7 @@ def explained(error: Exception, where: Where) -> Exception:
     """`error` as a person can mend it, or itself where it is our fault."""
     if isinstance(error, Error):
         return error
-    if devices.is_out_of_memory(error):
+    if compute.is_out_of_memory(error):
         return ResourceError(out_of_memory(where.config, where.config.train.batch_size, begun=where.saved > 0))
     if lost_contact(error):
         first = str(error).strip().splitlines()[0]

@@ -12,31 +12,30 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from diffunet import build, devices, draws, files, storage
+from diffunet import build, compute, draws, files, storage
 from diffunet.config import Config
-from diffunet.data import images, index, warp
+from diffunet.data import images, index
 from diffunet.data.cache import split
 from diffunet.diffusion.losses import DenoisingLoss, Loss
-from diffunet.errors import Cancelled, Stopped
+from diffunet.errors import Cancelled, Stopped, UsageError
 from diffunet.pipeline import Pipeline
 from diffunet.training import checkpoint, defaults, failures, memory, snapshots, start
 from diffunet.training.batches import Batch, Batches
-from diffunet.training.ema import EMA, WIDTHS, PowerEMA
+from diffunet.training.learner import Learner, rate
 from diffunet.training.record import Record, write_status
-from diffunet.training.state import State
 from diffunet.training.stop import Limits, StopFlag, on_signals
 
 log = logging.getLogger(__name__)
+
+PREVIEW_SAMPLER, PREVIEW_STEPS, PREVIEW_LADDER = "unipc", 15, "log-snr"
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,14 @@ def train(
     resume: bool = False,
     init: str | Path | None = None,
     accept_new_data: bool = False,
+    device: str | None = None,
     on_step: Callable[[TrainProgress], Any] | None = None,
 ) -> Path:
     """Train a model on a folder of images.
+
+    A program that trains should set `OMP_WAIT_POLICY` or `GOMP_SPINCOUNT=1000` before it imports torch, as the commands
+    do: else a step may take ten times as long on a CPU where another program is busy. With `train.deterministic` on
+    CUDA it has to set `CUBLAS_WORKSPACE_CONFIG=:4096:8` before it first uses the GPU.
 
     Args:
         config: what to train; None in it means "chosen for you", and `RUN/config.toml` has what was chosen.
@@ -72,6 +76,7 @@ def train(
         resume: go on from the newest whole checkpoint of `out`.
         init: start from the weights of this model, with its architecture.
         accept_new_data: resume with images that are not those that the run began with.
+        device: cpu, cuda, cuda:1, mps; the best there is by default.
         on_step: called after every step on the main process; returning False stops the run with everything saved.
 
     Returns:
@@ -106,61 +111,68 @@ def train(
         names = start.classes(config, dataset, resumed=found is not None)
         chosen, held = split(dataset.files, config.data.held_out, index.HELD_OUT_MAX)
 
-        device = start.device()
-        precision = devices.precision(device, config.train.precision)
-        accelerator = start.accelerator(config, device)
-        device, processes = accelerator.device, accelerator.num_processes
+        if state is not None:
+            config = start.as_it_was(config, state["environment"])
+        how = compute.choose(start.device(device), config.train.precision)
+        stack.enter_context(start.end_of_group())
+        accelerator = start.accelerator(config, how.device)
+        processes, rank = accelerator.num_processes, accelerator.process_index
         start.same_everywhere(dataset, accelerator)
-        # The caller's generators stay as they are.
-        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        # The caller's generators, threads and kernels stay as they are.
+        stack.enter_context(torch.random.fork_rng([how.device] if how.device.type == "cuda" else []))
+        threads = stack.enter_context(compute.use_threads(config.train.threads))
+        if config.train.deterministic:
+            start.warn_where_too_late(how)
+        stack.enter_context(how.kernels(config.train.deterministic))
+        left_open = config.train.compile == "auto"
+        free = start.smallest(start.free_memory(how), accelerator)
         config = defaults.resolve(
             config,
             images=len(chosen),
             class_names=names,
             mean=dataset.mean,
             sigma_data=dataset.sigma_data,
-            device=device,
-            precision=precision.value,
+            how=how,
             processes=processes,
-        )
+            free=free,
+        ).changed("train", threads=threads)
         where.config = config
         price = memory.price(config)
-        memory.refuse_what_cannot_fit(config, price, device, precision.value)
+        memory.refuse_what_cannot_fit(config, how)
         if config.train.batch_size == "auto":
-            mine = torch.tensor(memory.images_per_pass(config, price, device, precision.value), device=device)
-            fits = int(accelerator.gather(mine).min().item())  # on the smallest of several GPUs
-            config = config.changed("train", batch_size=fits * processes * config.train.grad_accumulation)
-            where.config = config
-        t, d, bf16 = config.train, config.data, precision.value == "bf16"
+            fits = start.smallest(memory.images_per_pass(config, how, free), accelerator)
+            config = where.config = defaults.after_trial(config, fits, processes)
+        t, d = config.train, config.data
         assert t.steps is not None, "the config is resolved"
         assert isinstance(t.batch_size, int), "the config is resolved"
-        if t.deterministic:
-            stack.enter_context(start.deterministic())
+        assert t.grad_accumulation is not None, "the config is resolved"
 
         # The net. Its random start is drawn from a key, like everything else.
         torch.manual_seed(draws.seed_of("init", t.seed))
         denoiser = build.denoiser(config)
         if init is not None and found is None:
             start.copy_weights(init, denoiser.net, config)
-        denoiser.to(device)
-        if device.type == "cpu":  # measured: half the time of a convolution on two cores with AVX-512
-            denoiser.to(memory_format=torch.channels_last)
-        net = denoiser.net
-        ema = EMA(net, t.ema_halflife, t.ema_ramp)
-        optimizer = torch.optim.AdamW(
-            net.parameters(), lr=t.learning_rate, betas=t.betas, weight_decay=t.weight_decay, fused=True
-        )
-        power = tuple(PowerEMA(net, width) for width in WIDTHS) if t.ema_every else ()
-        learned = State(net, ema, optimizer, power)
-        counters = {"skipped": 0, "streak": 0}  # steps without a finite gradient: in all, and in a row up to now
+        how.prepare(denoiser)
+        one_pass = t.batch_size // processes // t.grad_accumulation
+        learner = Learner(config, denoiser, replace(how, compiled=t.compile == "on"), loss, accelerator)
+        if why := start.trouble_compiling(learner, one_pass, accelerator):
+            if left_open:
+                log.warning("the net is not compiled: %s", why)
+                config = where.config = config.changed("train", compile="off")
+            else:
+                raise UsageError(f"the net cannot be compiled: {why}; --train.compile off does without")
+        learned = learner.state
+        # Steps without a finite gradient: in all, in a row up to now, and those that float16's scale explains.
+        counters = {"skipped": 0, "streak": 0, "overflows": 0}
 
         # Going on where a run stopped.
         first_step = 0
-        environment = start.environment(device, processes, precision.value)
+        environment = start.environment(how, config, processes)
         if found is not None and state is not None:
             start.say_differences(state["environment"], environment)
-            learned.load(found)
-            first_step, counters = state["step"], state["counters"]
+            learned.load(found, state["step"])
+            learner.scale.load(state.get("loss_scale", {}))
+            first_step, counters = state["step"], counters | state["counters"]
             log.info("resuming %s at step %d", run, first_step)
         elif resume:
             log.info("no checkpoint in %s yet: starting at step 0", run)
@@ -171,7 +183,7 @@ def train(
             if state is None or state["index_hash"] != dataset.index_hash:
                 index.write_index(run / start.IMAGES, dataset.files)
             if found is not None and storage.model_step(run / "model") != first_step:  # a crash came between the two
-                storage.write_model(run / "model", config, ema.net.state_dict(), first_step)
+                storage.write_model(run / "model", config, learned.ema.net.state_dict(), first_step)
         if first_step >= t.steps:
             log.info("%s has reached step %d already; raise --steps to go on", run, first_step)
             if main:  # a crash may have come after the last checkpoint
@@ -180,45 +192,44 @@ def train(
                 write_status(run, "done", first_step, steps=t.steps, exit_code=0)
             return run / "model"
 
-        autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
         schedule = denoiser.schedule
         labels = dataset.labels(names) if names else None
+        masks = d.masks if config.diffusion.task == "inpaint" else None
         batches = Batches(
             dataset, chosen, labels, len(names), config.diffusion.label_dropout, schedule, t.seed, t.batch_size,
-            t.grad_accumulation, accelerator.process_index, processes, d.image_size, d.fit, bool(d.flip), d.background,
-            pin=device.type == "cuda", augment=d.augment, masks=d.masks if config.diffusion.task == "inpaint" else None,
+            t.grad_accumulation, rank, processes, d.image_size, d.fit, bool(d.flip), d.background,
+            pin=how.device.type == "cuda", augment=d.augment, masks=masks,
         )  # fmt: skip
         spread = np.linspace(0, len(held) - 1, min(256, len(held))).astype(np.int64)  # over all classes
-        validation = batches.held_out(held[spread]).to(device) if len(held) and main else None
-        model = accelerator.prepare(DenoisingLoss(denoiser, build.weighting(config), loss)).train()
-        judge = DenoisingLoss(build.denoiser(config, ema.net), build.weighting(config), loss)
-        pipeline = Pipeline(config, judge.denoiser, dtype=torch.bfloat16 if bf16 else None)
+        validation = batches.held_out(held[spread]).to(how.device) if len(held) and main else None
+        judge = DenoisingLoss(build.denoiser(config, learned.ema.net), build.weighting(config), loss)
+        pipeline = Pipeline(config, judge.denoiser, how)
         record = None
         if main:
             record = Record(run, first_step, t.tensorboard)
             stack.callback(record.close)
             record.status("running", first_step, steps=t.steps)
-        for line in start.plan(config, price, dataset, len(chosen), len(held), device, precision, processes):
+        for line in start.plan(config, price, dataset, len(chosen), len(held), how, processes):
             log.info("%s", line)
 
-        parameters = list(net.parameters())
-        skipped, streak = (torch.tensor(float(counters[name]), device=device) for name in ("skipped", "streak"))
-        longest = streak.clone()  # streak since the last line of metrics
-        window = torch.zeros(3, device=device)  # since then: sums of loss and gradient norm, and of good steps
+        # Counted on the device: nobody waits for it.
+        counted = {name: torch.tensor(float(number), device=how.device) for name, number in counters.items()}
+        longest = counted["streak"].clone()  # since the last line of metrics
+        window = torch.zeros(3, device=how.device)  # since then: sums of loss and gradient norm, and of good steps
         last_loss, window_began, window_steps = math.nan, time.monotonic(), 0
-        shape = (d.channels, d.image_size, d.image_size)
-        one_pass = t.batch_size // processes // t.grad_accumulation
+        shape, fp16 = (d.channels, d.image_size, d.image_size), how.precision == "fp16"
 
         def save() -> None:
             state = {
                 "step": where.step,
-                "counters": {"skipped": int(skipped.item()), "streak": int(streak.item())},
+                "counters": {name: int(number.item()) for name, number in counted.items()},
+                "loss_scale": learner.scale.state(),
                 "index_hash": dataset.index_hash,
                 "config_hash": config.hash(),
                 "environment": environment,
             }
             checkpoint.save(run, where.step, learned.tensors(), state)
-            storage.write_model(run / "model", config, ema.net.state_dict(), where.step)
+            storage.write_model(run / "model", config, learned.ema.net.state_dict(), where.step)
             checkpoint.prune(run, where.step, t.keep_every)
             where.saved = where.step
 
@@ -226,41 +237,13 @@ def train(
             stack.enter_context(failures.saved_first(where, save))
         flag.begin(timedelta(minutes=t.timeout))
         for step, passes in batches.walk(first_step, t.steps):
-            rate = t.learning_rate * min(1.0, (step + 1) / max(1, t.warmup))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-
-            loss_sum = torch.zeros((), device=device)
-            for number, batch in enumerate(passes):
-                batch = batch.to(device)
-                noise = draws.gaussian(t.seed, step, batch.start, len(batch.sigma), shape, device)
-                if config.model.dropout:  # knows only torch's global generator
-                    torch.manual_seed(draws.seed_of("dropout", t.seed, step, number, accelerator.process_index))
-                x0 = images.to_float(batch.images)
-                if batch.augment is not None:
-                    x0 = warp.warp(x0, batch.augment)  # in float32, so not under autocast
-                final = number == len(passes) - 1
-                with contextlib.nullcontext() if final else accelerator.no_sync(model):
-                    with autocast():
-                        each = model(x0, noise, batch.sigma, batch.label, batch.keep, batch.augment)  # [b]
-                    # DDP averages over processes; what is wanted is the mean over the global batch.
-                    accelerator.backward(each.sum() * (processes / t.batch_size))
-                loss_sum += each.detach().sum() / t.batch_size
-
-            # A step with anything that is not finite, on any process, changes nothing; nobody waits for the device.
-            norm = nn.utils.clip_grad_norm_(parameters, t.clip).detach()
-            bad = (~(norm.isfinite() & loss_sum.isfinite())).float()
-            bad = (accelerator.reduce(bad) > 0).float()
-            optimizer.found_inf = bad  # type: ignore[attr-defined]  # fused AdamW does nothing where it is 1
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.update(net, step, t.batch_size, bad)
-            for average in power:
-                average.update(net, bad)
-            skipped += bad
-            streak = (streak + bad) * bad
-            longest = torch.maximum(longest, streak)
-            window += torch.where(bad > 0, 0.0, torch.stack([loss_sum, norm, torch.ones_like(norm)]))
+            loss_of, norm, bad, overflow = learner.step(step, passes)
+            nothing = bad + overflow
+            counted["skipped"] += bad
+            counted["overflows"] += overflow
+            counted["streak"] = (counted["streak"] + bad) * torch.where(overflow > 0, 1.0, bad)
+            longest = torch.maximum(longest, counted["streak"])
+            window += torch.where(nothing > 0, 0.0, torch.stack([loss_of, norm, torch.ones_like(norm)]))
             window_steps += 1
             where.step = done = step + 1
 
@@ -277,24 +260,27 @@ def train(
                         done,
                         loss=last_loss,
                         grad_norm=norm_total / good if good else math.nan,
-                        learning_rate=rate,
+                        learning_rate=rate(config, step),
                         images_per_second=window_steps * t.batch_size / (time.monotonic() - window_began),
-                        skipped=int(skipped.item()),
+                        skipped=int(counted["skipped"].item()),
+                        **({"overflows": int(counted["overflows"].item())} | learner.scale.state() if fp16 else {}),
                     )
                 failures.refuse_divergence(where, int(longest.item()), saving and not learned.finite())
-                longest = streak.clone()
+                longest = counted["streak"].clone()
                 window.zero_()
                 window_began, window_steps = time.monotonic(), 0
             if record is not None:
                 if t.ema_every and (done % t.ema_every == 0 or done == t.steps):
-                    snapshots.write(run, done, power)  # first: a checkpoint says that all up to it is on the disk
+                    snapshots.write(
+                        run, done, learned.power
+                    )  # first: a checkpoint says that all up to it is on the disk
                 if saving:
                     save()
                     record.status("running", done, steps=t.steps)
                 # Who is asked to stop may have half a minute: saving comes first, and these are broken off.
                 with contextlib.suppress(Cancelled):
                     if validation is not None and (done == t.steps or done % t.validate_every == 0):
-                        with autocast():
+                        with how.autocast():
                             value = validate(judge, validation, t.seed, shape, one_pass, flag)
                         record.metrics(done, validation_loss=value)
                     if t.previews and (done == t.steps or done % t.sample_every == 0):
@@ -342,8 +328,13 @@ def validate(
 def preview(pipeline: Pipeline, num: int, path: Path, at_once: int, flag: StopFlag) -> None:
     """A grid of samples, from the same noise every time, so that previews of a run can be compared.
 
+    By a fast sampler, whatever the model's own: one of 4,000 calls would take longer than the training between two.
+
     Raises:
         Cancelled: where a stop is asked for.
     """
-    pictures = pipeline.sample(num, batch_size=at_once, on_step=lambda _: not flag.wanted)
+    pictures = pipeline.sample(
+        num, sampler=PREVIEW_SAMPLER, steps=PREVIEW_STEPS, ladder=PREVIEW_LADDER, batch_size=at_once,
+        on_step=lambda _: not flag.wanted,
+    )  # fmt: skip
     images.save(images.grid([images.to_array(picture, pipeline.channels) for picture in pictures]), path)

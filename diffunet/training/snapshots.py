@@ -24,7 +24,7 @@ from diffunet import build, files, storage
 from diffunet.config import Config
 from diffunet.errors import CheckpointError, ResourceError, UsageError
 from diffunet.training.checkpoint import POWER
-from diffunet.training.ema import WIDEST, PowerEMA, mismatch, posthoc
+from diffunet.training.ema import WIDEST, Average, mismatch, posthoc
 
 log = logging.getLogger(__name__)
 
@@ -44,17 +44,17 @@ class Snapshot:
     sha256: str
 
 
-def write(run: Path, step: int, averages: Sequence[PowerEMA]) -> None:
+def write(run: Path, step: int, averages: Sequence[Average]) -> None:
     """Store the averages after a step.
 
     Raises:
         ResourceError: where the disk does not take it; what was there before is whole.
     """
     for average in averages:
-        path = run / "ema" / f"step-{step:08d}-{average.width:.3f}.safetensors"
+        path = run / "ema" / f"step-{step:08d}-{average.name}.safetensors"
         weights = {name: tensor.half().cpu() for name, tensor in average.net.state_dict().items()}
         needed = storage.size(sum(tensor.nbytes for tensor in weights.values()))
-        about = {"step": step, "updates": int(average.updates), "sha256": _digest(weights)}
+        about = {"step": step, "updates": average.updates, "sha256": _digest(weights)}
         try:  # one name: safetensors writes several in any order, and a resumed run writes the same bytes
             storage.write_tensors(path, weights, {"average": json.dumps(about)})
         except OSError as error:

@@ -14,20 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
-from diffunet import __version__, devices, files, storage
+from diffunet import __version__, compute, files, storage, variables
+from diffunet.compute import Compute
 from diffunet.config import Config, read_toml
 from diffunet.data import index
 from diffunet.data.cache import Dataset
 from diffunet.data.folder import Rejected, class_names, printable
-from diffunet.errors import DataError, UsageError
+from diffunet.errors import DataError, Stopped, UsageError
 from diffunet.interop import models
 from diffunet.nn.cost import Cost
-from diffunet.training import checkpoint
+from diffunet.training import checkpoint, memory
+from diffunet.training.learner import Learner
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +45,7 @@ FREE = {
     "train": {
         "steps", "grad_accumulation", "log_every", "validate_every", "sample_every", "previews", "checkpoint_every",
         "keep_every", "tensorboard", "max_skipped", "learning_rate", "precision", "deterministic", "stop_after",
-        "timeout", "ema_every",
+        "timeout", "ema_every", "compile", "threads",
     },
 }  # fmt: skip
 """What may change when a run is resumed. The rest decides what the weights mean, or which draws were made."""
@@ -100,6 +104,8 @@ def _same_run(given: Config, stored: Config) -> Config:
             if name not in FREE[section]:
                 raise UsageError(f"--resume goes on with {section}.{name} = {known!r}; it cannot become {value!r}")
             theirs[section][name] = value
+    if said.get("train", {}).get("threads") in (None, stored.train.threads) and (stored.train.threads or 0) > _cores():
+        theirs["train"]["threads"] = None  # of a machine with more cores
     return Config.model_validate(theirs)
 
 
@@ -108,11 +114,12 @@ def _like_model(config: Config, init: str | Path) -> Config:
     model = models.read_config(init)
     content, plain, kept = config.model_dump(), Config().model_dump(), model.model_dump()
     free = {
-        "dropout", "checkpointing", "sampler", "sample_steps", "ladder", "threshold", "image_size",
+        "dropout", "sampler", "sample_steps", "ladder", "threshold", "image_size",
         "weighting", "min_snr_gamma", "p2_gamma", "sigmoid_bias",
     }  # fmt: skip
     wanted = {section: list(kept[section]) for section in ("model", "diffusion")} | {"data": ["image_size", "channels"]}
     wanted["diffusion"].remove("task")  # what is learned is said anew: see `copy_weights`
+    wanted["model"].remove("checkpointing")  # by the memory that is there
     wanted["diffusion"].remove("mean")  # measured anew
     wanted["diffusion"].remove("label_dropout")  # 0 of models of others, and guidance needs some
     if model.diffusion.task != config.diffusion.task:
@@ -165,14 +172,55 @@ def copy_weights(init: str | Path, net: nn.Module, config: Config) -> None:
     storage.load_weights(net, tensors, Path(init))
 
 
-def device() -> torch.device:
-    """Where this process trains: the GPU of its rank on its machine, or what there is."""
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
-        return devices.device("cpu")
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        return devices.device(f"cuda:{torch.cuda.current_device()}")
-    return devices.device()
+def device(name: str | None) -> torch.device:
+    """Where this process trains: where it was asked to, the GPU of its rank on its machine, or what there is.
+
+    Raises:
+        UsageError: for a device that is not there, or one of several processes that all would take the same GPU.
+    """
+    if name is None and os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        name = "cpu"
+    several, kind = int(os.environ.get("WORLD_SIZE", 1)) > 1, (name or "cuda").partition(":")[0]
+    if kind != "cuda" or not torch.cuda.is_available():
+        return compute.find_device(name)
+    if several and name is not None and ":" in name:
+        raise UsageError(f"--device {name} would be the GPU of every process: --device cuda gives each its own")
+    if several or name is None:
+        rank, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if rank >= there:
+            raise UsageError(
+                f"process {rank + 1} of this machine has no GPU of its own, as torch sees {there}: start at most "
+                f"{there} processes (--num_processes), or let it see more (CUDA_VISIBLE_DEVICES)"
+            )
+        name = f"cuda:{rank}" if several else f"cuda:{torch.cuda.current_device()}"
+    found = compute.find_device(name)
+    torch.cuda.set_device(found)
+    return found
+
+
+def free_memory(how: Compute) -> int:
+    """Bytes that this process may take: of a CPU, what those on this machine share."""
+    free = how.free_memory()
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if how.device.type == "cpu" else free
+
+
+def smallest(number: int, processes: Accelerator) -> int:
+    """The smallest of the processes' numbers, so that all of them choose alike."""
+    return int(processes.gather(torch.tensor([number], device=processes.device)).min().item())
+
+
+def as_it_was(config: Config, environment: dict[str, Any]) -> Config:
+    """What a run of diffunet 0.1 left open in its config, as its checkpoint says that it was."""
+    if config.train.precision == "auto" and environment.get("precision") in compute.PRECISIONS:
+        config = config.changed("train", precision=environment["precision"])
+    if config.train.threads is None and type(environment.get("threads")) is int:
+        config = config.changed("train", threads=min(max(1, environment["threads"]), _cores()))
+    return config
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def accelerator(config: Config, found: torch.device) -> Accelerator:
@@ -185,7 +233,7 @@ def accelerator(config: Config, found: torch.device) -> Accelerator:
         mixed_precision="no",
         cpu=found.type == "cpu",
         kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=exact),
+            DistributedDataParallelKwargs(find_unused_parameters=exact, gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=timedelta(minutes=config.train.timeout)),
         ],
     )
@@ -224,33 +272,73 @@ def decoding(main: bool) -> Callable[[int, int], None] | None:
 
 
 @contextlib.contextmanager
-def deterministic() -> Iterator[None]:
-    """Deterministic kernels on CUDA, for as long as it lasts."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
+def end_of_group() -> Iterator[None]:
+    """End the group of processes that is made meanwhile, where all of them come to the end: what is left of it would
+    keep a program from ending, and from training again. What the caller has joined stays."""
+    theirs = bool(AcceleratorState._shared_state or PartialState._shared_state) or dist.is_initialized()
     try:
         yield
-    finally:
-        torch.use_deterministic_algorithms(before)
+    except Stopped:
+        _leave(theirs)
+        raise
+    _leave(theirs)
 
 
-def environment(device: torch.device, processes: int, precision: str) -> dict[str, Any]:
+def _leave(theirs: bool) -> None:
+    if not theirs:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def trouble_compiling(learner: Learner, batch: int, processes: Accelerator) -> str | None:
+    """Compile the net where asked for; why that failed, on any process, or None. It then is a plain net again."""
+    why = None
+    try:
+        learner.compile(batch)
+    except Exception as error:
+        if compute.is_out_of_memory(error):
+            raise
+        why = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    if smallest(why is None, processes):
+        return None
+    learner.state.net._compiled_call_impl = None
+    return why or "another process could not"
+
+
+def warn_where_too_late(how: Compute) -> None:
+    """Say where bit-equal runs were asked for after cuBLAS has begun, which reads its setting only once."""
+    if how.device.type == "cuda" and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
+        if torch.cuda.is_initialized():
+            log.warning(
+                "train.deterministic: CUDA was in use before CUBLAS_WORKSPACE_CONFIG was set, so that products may "
+                "still differ from run to run: set it to :4096:8 before this program uses torch"
+            )
+        variables.deterministic()
+
+
+def environment(how: Compute, config: Config, processes: int) -> dict[str, Any]:
     """What the bits of a run depend on beside its config and images."""
     return {
         "diffunet": __version__,
         "torch": torch.__version__,
-        "device": devices.describe(device),
+        "device": compute.describe(how.device),
         "threads": torch.get_num_threads(),
         "processes": processes,
-        "precision": precision,
+        "passes": config.train.grad_accumulation,
+        "precision": how.precision,
+        "compile": config.train.compile,
         "python": platform.python_version(),
     }
 
 
 def say_differences(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Say where bits may differ from those of a run that was not stopped."""
-    changes = [f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if before.get(name) != value]
+    changes = [
+        f"{name} was {before[name]}, is {value}"
+        for name, value in now.items()
+        if name in before and before[name] != value  # diffunet 0.1 noted fewer of them
+    ]
     if changes:
         log.warning("resuming sees the same images and noise, but bits may differ: %s", "; ".join(changes))
 
@@ -300,19 +388,23 @@ def plan(
     dataset: Dataset,
     training: int,
     held_out: int,
-    device: torch.device,
-    precision: devices.Choice,
+    how: Compute,
     processes: int,
 ) -> Iterator[str]:
     """What is about to happen, in lines for the person who waits."""
     t, d, size = config.train, config.data, config.data.image_size
     assert t.steps is not None, "the config is resolved"
     assert isinstance(t.batch_size, int), "the config is resolved"
-    loud = devices.warning()
+    assert t.grad_accumulation is not None, "the config is resolved"
+    loud = compute.warning()
     if loud:
         yield loud
     many = f" x {processes} processes" if processes > 1 else ""
-    yield f"device: {devices.describe(device)}{many}; precision: {precision.value} ({precision.why})"
+    yield f"device: {compute.describe(how.device)}{many}; precision: {how.precision} ({how.why})"
+    pays, why = compute.pays_to_compile(how, t.steps, t.deterministic)
+    if t.compile == "on" or how.device.type == "cuda":
+        as_asked = "compiled, as asked" if t.compile == "on" else "not compiled, as asked, or as it could not be"
+        yield f"the net is {why if pays == (t.compile == 'on') else as_asked}"
     classes = f", {len(d.class_names)} classes" if d.class_names else ""
     bad = f", {len(dataset.rejected)} files skipped" if dataset.rejected else ""
     yield f"images: {training} to train on, {held_out} held out{classes}{bad}; {size}x{size}, {d.channels} channels"
@@ -321,14 +413,15 @@ def plan(
     small = dataset.files.smaller_than(size)
     if small > len(dataset.files) // 2:
         yield f"note: {small} of {len(dataset.files)} images are smaller than {size} pixels and are enlarged"
-    memory = price.training_bytes(t.batch_size // processes // t.grad_accumulation, precision.value, device.type)
+    passes = "" if t.grad_accumulation == 1 else f" in {t.grad_accumulation} passes"
+    needed = memory.training_bytes(config, how, t.batch_size // processes // t.grad_accumulation)
     yield (
         f"model: {price.parameters / 1e6:.1f} M parameters, {price.macs / 1e9:.2f} GMACs an image; "
-        f"about {memory / 2**30:.1f} GiB to train"
+        f"about {needed / 2**30:.1f} GiB to train" + (" (blocks checkpointed)" if config.model.checkpointing else "")
     )
     yield (
-        f"steps: {t.steps} of {t.batch_size} images, {t.steps * t.batch_size / training:.0f} times through them; "
-        "time left is shown once some are done"
+        f"steps: {t.steps} of {t.batch_size} images{passes}, {t.steps * t.batch_size / training:.0f} times through "
+        "them; time left is shown once some are done"
     )
     if training < 1000:
         yield f"note: {training} images are few; --init MODEL, a model of similar images, helps"

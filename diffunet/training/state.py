@@ -10,17 +10,27 @@ from torch import Tensor, nn
 
 from diffunet import storage
 from diffunet.training.checkpoint import POWER
-from diffunet.training.ema import EMA, PowerEMA
+from diffunet.training.ema import Average
 
 
 @dataclass(frozen=True)
 class State:
-    """The net that learns, its average, the optimizer, and the averages that `convert --ema` is made from, or none."""
+    """The net that learns, the optimizer, and averages of its weights: the one that sampling uses, then those that
+    `convert --ema` is made from, if any."""
 
     net: nn.Module
-    ema: EMA
     optimizer: torch.optim.AdamW
-    power: tuple[PowerEMA, ...] = ()
+    averages: tuple[Average, ...]
+
+    @property
+    def ema(self) -> Average:
+        """The average that sampling uses."""
+        return self.averages[0]
+
+    @property
+    def power(self) -> tuple[Average, ...]:
+        """Those that are stored along the run."""
+        return self.averages[1:]
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All of it, by file of a checkpoint and name."""
@@ -34,8 +44,8 @@ class State:
         """The power averages by relative width and name, such as "0.050.stem.weight" and "0.050.updates"."""
         found: dict[str, Tensor] = {}
         for average in self.power:
-            named = {"updates": average.updates, **average.net.state_dict()}
-            found |= {f"{average.width:.3f}.{name}": tensor for name, tensor in named.items()}
+            named = {"updates": torch.tensor(average.updates), **average.net.state_dict()}
+            found |= {f"{average.name}.{name}": tensor for name, tensor in named.items()}
         return found
 
     @torch.no_grad()
@@ -45,8 +55,8 @@ class State:
         device = next(self.net.parameters()).device
         return bool(torch.stack([tensor.isfinite().all().to(device) for tensor in every]).all())
 
-    def load(self, folder: Path) -> None:
-        """The tensors of a checkpoint, copied into place: memory layouts stay, and with them every later bit.
+    def load(self, folder: Path, step: int) -> None:
+        """The tensors of a checkpoint of `step`, copied into place: memory layouts stay, and with them every later bit.
 
         Raises:
             CheckpointError: for tensors of another net.
@@ -69,9 +79,11 @@ class State:
                     for key in ("exp_avg", "exp_avg_sq")
                 },
             }
+        self.ema.updates = step
         if self.power:
-            mine = self._power()
-            averages, _ = storage.read_tensors(folder / POWER, mine)
-            with torch.no_grad():
-                for name, tensor in mine.items():
-                    tensor.copy_(averages[name])
+            averages, _ = storage.read_tensors(folder / POWER, self._power())
+            for average in self.power:
+                own = {name: averages[f"{average.name}.{name}"] for name in average.net.state_dict()}
+                storage.load_weights(average.net, own, folder / POWER)
+                # Less than the step in runs of diffunet 0.1, which did not count steps that were skipped.
+                average.updates = int(averages[f"{average.name}.updates"])

@@ -12,7 +12,7 @@ from small import tiny
 
 from diffunet.errors import DivergedError
 from diffunet.training import checkpoint
-from diffunet.training.ema import EMA
+from diffunet.training.ema import averages
 from diffunet.training.failures import Where, refuse_divergence
 from diffunet.training.loop import train
 from diffunet.training.state import State
@@ -53,8 +53,10 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(folder, tmp_pa
     train(config, folder, tmp_path / "run", loss=spoilt({3, 4}, kind))
     before, after, later = (content(tmp_path / "run", step) for step in (2, 4, 5))
     for part in before:
-        same = [torch.equal(before[part][name], after[part][name]) for name in before[part]]
-        assert all(same), part
+        if part != "ema":  # which comes nearer to weights that stand still
+            same = [torch.equal(before[part][name], after[part][name]) for name in before[part]]
+            assert all(same), part
+        assert all(tensor.isfinite().all() for tensor in after[part].values())
         assert not all(torch.equal(after[part][name], later[part][name]) for name in before[part])
     entries = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
     assert [entry["skipped"] for entry in entries if "skipped" in entry] == [0, 0, 1, 2, 2, 2]
@@ -104,7 +106,7 @@ def test_a_number_that_is_not_finite_is_seen_before_a_save(where):
     optimizer = torch.optim.AdamW(net.parameters())
     net(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    state = State(net, EMA(net, 1.0, 1.0), optimizer)
+    state = State(net, optimizer, averages(net, 1.0, 1.0, 1, stored=False))
     assert state.finite()
     with torch.no_grad():
         {"net": net.weight, "ema": state.ema.net.bias, "optimizer": optimizer.state[net.weight]["exp_avg"]}[where][
@@ -114,10 +116,11 @@ def test_a_number_that_is_not_finite_is_seen_before_a_save(where):
 
 
 def test_what_is_said_of_weights_that_are_not_finite(tmp_path):
+    resolved = tiny(train={"learning_rate": 1e-3})
     with pytest.raises(DivergedError, match="weights are not finite, at step 7; start anew"):
-        refuse_divergence(Where(tmp_path, tiny(), step=7), 0, True)
+        refuse_divergence(Where(tmp_path, resolved, step=7), 0, True)
     with pytest.raises(DivergedError, match="the checkpoint of step 6 is whole: --resume"):
-        refuse_divergence(Where(tmp_path, tiny(), step=7, saved=6), 0, True)
+        refuse_divergence(Where(tmp_path, resolved, step=7, saved=6), 0, True)
 
 
 TWO = """

@@ -13,16 +13,15 @@ from safetensors import SafetensorError
 from small import tiny
 
 import diffunet
-from diffunet import storage
+from diffunet import compute, storage
 from diffunet.cli import main
 from diffunet.config import read_toml
 from diffunet.errors import CheckpointError, ResourceError, Stopped
-from diffunet.training import checkpoint, defaults, ema, loop, memory, snapshots
-from diffunet.training.ema import PowerEMA, gamma_of, inner_product, mismatch, posthoc, width_of
+from diffunet.training import checkpoint, defaults, ema, memory, snapshots
+from diffunet.training.ema import Average, averages, gamma_of, inner_product, mismatch, posthoc, power, width_of
 from diffunet.training.loop import train
 from diffunet.training.state import State
 
-GOOD, SKIPPED = torch.tensor(0.0), torch.tensor(1.0)
 DIRECT = {0.03: 0.02, 0.07: 0.005, 0.15: 0.005, 0.20: 0.01}
 """Widths that are not stored, and the relative error allowed with 16 stored pairs: of the L2 norm of what is put
 together less the direct average, over that of the direct average less the newest weights."""
@@ -84,21 +83,15 @@ def test_mismatch_by_quadrature_and_no_other_coefficients_are_better():
         assert error(best + 0.01 * (change - change.mean())) > error(best)
 
 
-def test_power_average_of_weights_is_the_integral_of_the_profile_and_a_skipped_step_is_no_time():
+def test_power_average_of_weights_is_the_integral_of_the_profile():
     net = torch.nn.Linear(12, 1, bias=False)
-    average = PowerEMA(net, 0.1)
+    average = Average(net, power(0.1))
     for k in range(1, 13):
         with torch.no_grad():
             net.weight.copy_(torch.eye(12)[k - 1 : k])  # after update k the weights are the k-th unit vector
-        average.update(net, GOOD)
-        if k in (1, 5):  # what the net has now is not seen
-            before = average.net.weight.clone()
-            with torch.no_grad():
-                net.weight.fill_(7.0)
-            average.update(net, SKIPPED)
-            assert torch.equal(before, average.net.weight)
+        average.update()
     edges = (np.arange(13) / 12) ** (gamma_of(0.1) + 1)  # integral of the profile from 0 to k
-    assert int(average.updates) == 12
+    assert average.updates == 12
     assert np.allclose(average.net.weight.numpy()[0], np.diff(edges), rtol=1e-5, atol=1e-12)
 
 
@@ -110,23 +103,23 @@ def flat(tensors):
 def test_put_together_from_a_random_walk(skip):
     torch.manual_seed(0)
     net = torch.nn.Linear(60, 60)
-    averages = {width: PowerEMA(net, width) for width in (*ema.WIDTHS, *DIRECT)}
+    kept = {width: Average(net, power(width)) for width in (*ema.WIDTHS, *DIRECT)}
     stored = {}
     for step in range(1, 801):
-        skipped = SKIPPED if skip and step % 7 in (1, 2) else GOOD
+        skipped = skip and step % 7 in (1, 2)  # the weights stand still, and it is a step like any other
         with torch.no_grad():
             for parameter in net.parameters():
-                parameter.add_(0.003 * torch.randn_like(parameter) * (1 - skipped))
-        for average in averages.values():
-            average.update(net, skipped)
+                parameter.add_(0.003 * torch.randn_like(parameter) * (not skipped))
+        for average in kept.values():
+            average.update()
         if step % 50 == 0:
             for width in ema.WIDTHS:
-                stored[int(averages[width].updates), width] = flat(averages[width].net.parameters())
-    t, now = int(averages[0.05].updates), flat(net.parameters())
+                stored[kept[width].updates, width] = flat(kept[width].net.parameters())
+    t, now = kept[0.05].updates, flat(net.parameters())
     for width, allowed in DIRECT.items():
         coefficients = posthoc(list(stored), t, width)
         made = sum(c * weights for c, weights in zip(coefficients, stored.values(), strict=True))
-        direct = flat(averages[width].net.parameters())
+        direct = flat(kept[width].net.parameters())
         assert (made - direct).norm() < allowed * (direct - now).norm(), width
     [exact] = np.flatnonzero(posthoc(list(stored), t, 0.1))
     assert list(stored)[exact] == (t, 0.1)
@@ -140,10 +133,10 @@ def long(folder, tmp_path_factory):
     """A run with 16 stored pairs, whose checkpoint holds averages of other widths too, kept directly in float32."""
     out = tmp_path_factory.mktemp("runs") / "long"
     quiet = {"previews": 0, "validate_every": 1000, "log_every": 16, "checkpoint_every": 16, "ema_every": 2}
-    write = snapshots.write
+    write, pair = snapshots.write, ema.WIDTHS
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "WIDTHS", (*ema.WIDTHS, *DIRECT))
-        patch.setattr(snapshots, "write", lambda run, step, averages: write(run, step, averages[: len(ema.WIDTHS)]))
+        patch.setattr(ema, "WIDTHS", (*pair, *DIRECT))
+        patch.setattr(snapshots, "write", lambda run, step, averages: write(run, step, averages[: len(pair)]))
         train(tiny(train={"steps": STEPS, "learning_rate": 3e-3, **quiet}), folder, out)
     return out
 
@@ -378,7 +371,7 @@ def test_how_often_by_default():
     def every(**values):
         config = defaults.resolve(
             tiny(train=values), images=9, class_names=(), mean=(0.0,) * 3, sigma_data=0.5,
-            device=torch.device("cpu"), precision="fp32",
+            how=compute.choose("cpu", "fp32"),
         )  # fmt: skip
         return config.train.ema_every
 
@@ -393,7 +386,7 @@ def test_a_number_in_them_that_is_not_finite_is_seen_before_a_save():
     optimizer = torch.optim.AdamW(net.parameters())
     net(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    state = State(net, ema.EMA(net, 1.0, 1.0), optimizer, (PowerEMA(net, 0.05), PowerEMA(net, 0.1)))
+    state = State(net, optimizer, averages(net, 1.0, 1.0, 1, stored=True))
     assert state.finite()
     with torch.no_grad():
         state.power[1].net.bias[0] = math.nan
@@ -401,10 +394,10 @@ def test_a_number_in_them_that_is_not_finite_is_seen_before_a_save():
 
 
 def test_they_count_as_memory():
-    some, none = (
-        memory.price(defaults.architecture(tiny(train={"ema_every": every}), torch.device("cpu"))) for every in (5, 0)
-    )
-    assert some.training_bytes(1) - none.training_bytes(1) == 2 * 4 * some.parameters
+    how = compute.choose("cpu", "fp32")
+    some, none = (defaults.architecture(tiny(train={"ema_every": every}), how.device) for every in (5, 0))
+    more = memory.training_bytes(some, how, 1) - memory.training_bytes(none, how, 1)
+    assert more == 2 * 4 * memory.price(some).parameters
 
 
 def test_the_last_step_is_stored_too(folder, tmp_path):

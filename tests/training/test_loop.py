@@ -11,10 +11,11 @@ from small import tiny
 
 import diffunet
 from diffunet import draws, storage
+from diffunet.compute import Compute
 from diffunet.config import Config
 from diffunet.errors import UsageError
-from diffunet.training import defaults
-from diffunet.training.ema import EMA
+from diffunet.training import defaults, memory
+from diffunet.training.ema import Average, exponential
 from diffunet.training.loop import train
 
 
@@ -29,7 +30,7 @@ def test_what_a_run_leaves_behind(run, folder):
     assert config.diffusion.sigma_data == pytest.approx(pixels.std(), rel=1e-3)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     assert [line["step"] for line in lines if "loss" in line] == [2, 3, 4, 6, 8]
-    assert lines[0]["learning_rate"] == pytest.approx(3e-4 * 2 / 3)
+    assert lines[0]["learning_rate"] == pytest.approx(3e-4 * (6 / 32) ** 0.5 * 2 / 3, rel=2e-3)
     assert any("validation_loss" in line for line in lines)
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["step"], status["exit_code"]) == ("done", 8, 0)
@@ -144,38 +145,108 @@ def test_attention_goes_where_maps_are_nearest_to_what_was_asked_for(size, level
 def test_ema_by_its_recursion():
     torch.manual_seed(0)
     net = torch.nn.Linear(3, 2)
-    ema = EMA(net, halflife=40.0, ramp=0.1)
-    expected, batch = net.weight.detach().clone(), 4
+    batch = 4
+    ema, expected = Average(net, exponential(40.0, 0.1, batch)), net.weight.detach().clone()
     for step in range(50):
         with torch.no_grad():
             net.weight.add_(torch.randn_like(net.weight))
-        ema.update(net, step, batch, torch.tensor(0.0))
+        ema.update()
         beta = 0.5 ** (batch / min(40.0, 0.1 * (step + 1) * batch))
         expected = beta * expected + (1 - beta) * net.weight.detach()
         assert torch.allclose(ema.net.weight, expected, atol=1e-6)
         if step == 0:
             assert torch.allclose(ema.net.weight, net.weight, atol=1e-2)
-    before = ema.net.weight.clone()
-    ema.update(net, 50, batch, torch.tensor(1.0))  # a skipped step
-    assert torch.equal(before, ema.net.weight)
 
 
-def test_defaults_are_sensible_on_little_and_much_and_fit_a_small_card():
-    for device, images in (("cpu", 100), ("cpu", 100_000), ("cuda", 100), ("cuda", 100_000)):
-        for size in (16, 32, 64, 128, 256):
-            config = defaults.resolve(
-                Config().changed("data", image_size=size), images=images, class_names=(), mean=(0.0,) * 3,
-                sigma_data=0.5, device=torch.device(device), precision="bf16",
-            )  # fmt: skip
-            assert config.data.flip == (images < 5000)
-            assert (config.model.dropout > 0) == (images < 5000)
-            assert 1 <= config.train.batch_size <= 256
-            assert config.train.steps >= 10_000
-    with pytest.raises(UsageError, match="must divide by 2 processes x 2 passes"):
-        defaults.resolve(
-            tiny(train={"batch_size": 6, "grad_accumulation": 2}), images=9, class_names=(), mean=(0.0,) * 3,
-            sigma_data=0.5, device=torch.device("cpu"), precision="fp32", processes=2,
-        )  # fmt: skip
+def resolved(config, *, device="cuda", images=100, gigabytes=1000, processes=1, precision="bf16"):
+    """What `config` becomes on a device with so much free memory, which need not be there."""
+    return defaults.resolve(
+        config, images=images, class_names=(), mean=(0.0,) * 3, sigma_data=0.5, processes=processes,
+        how=Compute(torch.device(device), precision), free=gigabytes * 2**30,
+    )  # fmt: skip
+
+
+def sized(size, **train):
+    return Config().changed("data", image_size=size).changed("train", **train)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_defaults_are_sensible_on_little_and_much(device):
+    for images, size in ((100, 16), (100_000, 64), (100, 256)):
+        config = resolved(sized(size), device=device, images=images)
+        assert config.data.flip == (images < 5000)
+        assert (config.model.dropout > 0) == (images < 5000)
+        assert config.train.steps >= 10_000
+        assert config.train.precision == "bf16"
+
+
+def test_the_batch_is_by_the_image_size_and_passes_by_memory():
+    for size, batch in ((16, 128), (64, 128), (100, 64), (128, 64), (256, 32)):
+        assert resolved(sized(size, grad_accumulation=1, ema_every=0)).train.batch_size == batch
+    small, large = (resolved(sized(64), gigabytes=gigabytes) for gigabytes in (6, 75))
+    assert small.train.batch_size == large.train.batch_size == 128
+    assert small.train.learning_rate == large.train.learning_rate
+    for config, free in ((small, 6), (large, 75)):
+        how, one_pass = Compute(torch.device("cuda"), "bf16"), 128 // config.train.grad_accumulation
+        assert memory.training_bytes(config, how, one_pass) < 0.9 * free * 2**30
+    assert resolved(sized(64), gigabytes=75).train.grad_accumulation == 1
+    assert resolved(sized(64), gigabytes=6).train.grad_accumulation > 1
+    assert resolved(sized(64), device="cpu").train.batch_size == 32
+
+
+def test_blocks_are_checkpointed_above_128_pixels_where_a_card_is_small():
+    assert resolved(sized(256), gigabytes=6).model.checkpointing
+    assert not resolved(sized(256), gigabytes=75).model.checkpointing
+    assert not resolved(sized(128), gigabytes=3).model.checkpointing
+    classic = sized(256).changed("model", net="unet2015")
+    assert not resolved(classic, gigabytes=3).model.checkpointing
+    asked = sized(256).changed("model", checkpointing=False)
+    assert not resolved(asked, gigabytes=6).model.checkpointing
+
+
+def test_the_rate_follows_the_square_root_of_the_batch_and_what_is_said_stands():
+    assert resolved(sized(64, batch_size=32)).train.learning_rate == pytest.approx(3e-4)
+    assert resolved(sized(64, batch_size=128)).train.learning_rate == pytest.approx(6e-4)
+    assert resolved(sized(64, batch_size=2048)).train.learning_rate == pytest.approx(2.4e-3)
+    said = resolved(sized(64, learning_rate=1e-5, grad_accumulation=4, batch_size=64)).train
+    assert (said.learning_rate, said.grad_accumulation, said.batch_size) == (1e-5, 4, 64)
+    assert defaults.after_trial(sized(64, batch_size="auto"), 8, processes=4).train.learning_rate == 3e-4
+
+
+def test_a_batch_that_processes_and_passes_do_not_divide():
+    assert resolved(sized(64), processes=3).train.batch_size == 129
+    with pytest.raises(UsageError, match="must divide by 2 processes x 2 passes; try 4 or 8"):
+        resolved(sized(16, batch_size=6, grad_accumulation=2), processes=2)
+
+
+def test_a_long_run_on_cuda_is_compiled_and_no_other():
+    def chosen(device="cuda", **train):
+        return resolved(sized(16, **train), device=device).train.compile
+
+    pytest.importorskip("triton")
+    assert chosen(steps=100_000) == "on"
+    assert chosen(steps=1000) == chosen(deterministic=True) == chosen(device="cpu") == "off"
+    assert chosen(device="cpu", compile="on") == "on"
+
+
+def test_averages_take_a_gigabyte_at_most():
+    def disk(size, channels, steps=100_000):
+        config = resolved(sized(size, steps=steps).changed("model", channels=channels))
+        parameters = memory.price(config).parameters
+        every = config.train.ema_every
+        return 2 * 2 * parameters * -(-steps // every) if every else 0, every
+
+    for channels in (32, 128, 192):
+        taken, every = disk(64, channels)
+        assert taken <= 10**9
+        assert every in (
+            6250,
+            -(
+                -100_000
+                // (10**9 // 4 // memory.price(resolved(sized(64).changed("model", channels=channels))).parameters)
+            ),
+        )
+    assert disk(64, 512) == (0, 0)  # of a net of 1.5 billion parameters not one pair fits
 
 
 def test_batches_are_the_draws_that_the_design_names(folder, tmp_path):

@@ -7,6 +7,7 @@ import torch
 from launching import finish, start
 from small import tiny
 
+from diffunet import compute
 from diffunet.config import read_toml
 from diffunet.errors import ResourceError, UsageError
 from diffunet.training import defaults, memory
@@ -35,7 +36,7 @@ LARGE = {"channels": 32, "multipliers": (1, 2), "dropout": 0.0}
 
 
 def test_out_of_memory_is_one_line_with_what_to_do(folder, tmp_path):
-    config = tiny(model=LARGE, train={"batch_size": 2**14, "precision": "fp32"})
+    config = tiny(model=LARGE, train={"batch_size": 2**14, "precision": "fp32", "grad_accumulation": 1})
     [code], said = limited(1000, folder, config, tmp_path / "run")
     assert code == 6, said
     assert "Traceback" not in said
@@ -48,8 +49,9 @@ def test_out_of_memory_is_one_line_with_what_to_do(folder, tmp_path):
 def test_auto_finds_a_batch_that_fits_and_writes_it_down(folder, tmp_path):
     big = {**LARGE, "channels": 64}
     config = tiny(
-        model=big, data={"image_size": 48}, train={"batch_size": "auto", "precision": "fp32", "steps": 2, "previews": 1}
-    )
+        model=big, data={"image_size": 48},
+        train={"batch_size": "auto", "grad_accumulation": 1, "precision": "fp32", "steps": 2, "previews": 1},
+    )  # fmt: skip
     [code], said = limited(900, folder, config, tmp_path / "run")
     assert code == 0, said
     chosen = read_toml(tmp_path / "run/config.toml").train.batch_size
@@ -68,7 +70,7 @@ def test_auto_takes_what_is_worth_it_where_all_fits_and_leaves_the_generators_al
     before = torch.get_rng_state()
     config = tiny(train={"batch_size": "auto", "grad_accumulation": 2, "steps": 1, "previews": 0})
     train(config, folder, tmp_path / "run")
-    assert read_toml(tmp_path / "run/config.toml").train.batch_size == 2 * memory.WORTH["cpu"]
+    assert read_toml(tmp_path / "run/config.toml").train.batch_size == 2 * compute.WORTH["cpu"]
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -86,6 +88,6 @@ def test_counting_is_what_training_takes():
 
     config = defaults.architecture(tiny(model={"dropout": 0.0}, train={"ema_every": 0}), torch.device("cpu"))
     parameters = sum(p.numel() for p in build.net(config).parameters())
-    counted = memory.price(config)
-    assert counted.training_bytes(0) == 5 * 4 * parameters
-    assert counted.training_bytes(2) > counted.training_bytes(1) > counted.training_bytes(0)
+    how = compute.choose("cpu", "fp32")
+    one, two, three = (memory.training_bytes(config, how, batch) for batch in (1, 2, 3))
+    assert three > two > one > 5 * 4 * parameters > one / 2
