@@ -33,6 +33,9 @@ from diffunet.training import defaults
 PARAMETERS = 7_000_000
 """Of the largest net: in bf16 its weights are 14 MB."""
 
+CHANNELS = (16, 24, 32, 40, 48, 64)
+"""That can be divided into heads."""
+
 FILES = (
     "metrics.jsonl", "config.toml", "samples.png", "inpainted.png", "evaluate.txt", "model/config.json",
     "model/model.safetensors",
@@ -82,20 +85,19 @@ def parameters(config: Config) -> int:
 
 
 def widest(size: int, names: tuple[str, ...]) -> int:
-    """The channels, a multiple of 8, of the widest default net of at most `PARAMETERS`, for such images."""
+    """The channels, some of `CHANNELS`, of the widest default net of at most `PARAMETERS` for such images."""
     config = preset("default").changed("data", image_size=size, class_names=names)
-    fitting = [n for n in range(8, 257, 8) if parameters(config.changed("model", channels=n)) <= PARAMETERS]
-    return max(fitting)
+    return max(n for n in CHANNELS if parameters(config.changed("model", channels=n)) <= PARAMETERS)
 
 
 def training(data: Path, minutes: float, asked: Words, tiny: bool) -> Words:
     """Options for `diffunet train`. What is `asked` for replaces what is chosen here."""
     size, names = size_of(data), classes_of(data)
-    chosen = {
-        "--image-size": [size], "--model.channels": [widest(size, names)], "--steps": [ENOUGH], "--train.compile": ["off"],
-        "--train.stop-after": [round(minutes, 3)], "--train.log-every": [20], "--train.validate-every": [500],
-        "--train.checkpoint-every": [1000], "--train.ema-every": [0], "--train.previews": [0],
-        "--train.no-tensorboard": [],
+    chosen: dict[str, list[object]] = {
+        "--image-size": [size], "--model.channels": [widest(size, names)], "--steps": [ENOUGH],
+        "--train.compile": ["off"], "--train.stop-after": [round(minutes, 3)], "--train.log-every": [20],
+        "--train.validate-every": [500], "--train.checkpoint-every": [1000], "--train.ema-every": [0],
+        "--train.previews": [0], "--train.no-tensorboard": [],
     }  # fmt: skip
     if tiny:
         asked = [*shlex.split(TINY), *asked]
@@ -110,13 +112,13 @@ class Commands:
     """Runs commands within a time, and keeps what they said and how they ended.
 
     Args:
-        folder: to keep it in: a file NAME.txt for each command.
+        folder: to keep it in: NAME.txt and NAME.log (its standard error) for each command, and run.json.
         deadline: on the monotonic clock, when what still runs is killed.
+        found: what run.json is to hold; how each command ended is added.
     """
 
-    def __init__(self, folder: Path, deadline: float) -> None:
-        self.folder, self.deadline = folder, deadline
-        self.ended: dict[str, str] = {}
+    def __init__(self, folder: Path, deadline: float, found: dict[str, Any]) -> None:
+        self.folder, self.deadline, self.found = folder, deadline, found
 
     def left(self) -> float:
         """Seconds."""
@@ -125,11 +127,14 @@ class Commands:
     def run(self, name: str, words: Sequence[object], right: Sequence[int] = (0,), spare: float = 0.0) -> bool:
         """Run `python WORDS`; whether it ended with one of the exit codes that are `right`, `spare` seconds before the
         deadline at the latest."""
-        began, limit = time.monotonic(), max(1.0, self.left() - spare)
+        began, limit = time.monotonic(), self.left() - spare
+        if limit < 1:
+            self.found.setdefault("commands", {})[name] = "not begun: no time was left"
+            return False
         command = [sys.executable, *map(str, words)]
         print(shlex.join(command), flush=True)
-        with (self.folder / f"{name}.txt").open("w") as said:
-            process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        with (self.folder / f"{name}.txt").open("w") as said, (self.folder / f"{name}.log").open("w") as log:
+            process = subprocess.Popen(command, stdout=said, stderr=log)
             try:
                 code = process.wait(limit)
                 how = f"exit code {code}"
@@ -141,9 +146,22 @@ class Commands:
                     process.kill()
                     code = process.wait()
                 how = f"stopped after its {limit:.0f} seconds, exit code {code}"
-        self.ended[name] = f"{how}, {time.monotonic() - began:.1f} s"
-        print(f"{name}: {self.ended[name]}", flush=True)
+        how += f", {time.monotonic() - began:.1f} s"
+        self.found.setdefault("commands", {})[name] = how
+        self.keep()
+        print(f"{name}: {how}", flush=True)
         return code in right
+
+    def said(self, name: str) -> list[str]:
+        """The lines of a file that a command may have written."""
+        path = self.folder / name
+        return path.read_text().strip().splitlines() if path.exists() else []
+
+    def keep(self) -> None:
+        """Write run.json."""
+        there = {name for name in FILES if (self.folder / name).is_file() and (self.folder / name).stat().st_size}
+        self.found["missing"] = [name for name in FILES if name not in there]
+        (self.folder / "run.json").write_text(json.dumps(self.found, indent=1))
 
 
 def halved(model: Path, out: Path) -> None:
@@ -157,20 +175,19 @@ def halved(model: Path, out: Path) -> None:
 def figures(run: Path) -> dict[str, Any]:
     """What metrics.jsonl says in the end: the step, the losses, images a second by the middle of its lines."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    found: dict[str, Any] = {"step": max(line["step"] for line in lines)}
-    for name in ("loss", "validation_loss", "skipped"):
-        found |= {name: line[name] for line in lines if name in line}
+    last: dict[str, Any] = {}
+    for line in lines:
+        last |= line
+    found = {name: last[name] for name in ("step", "loss", "validation_loss", "skipped") if name in last}
     speeds = sorted(line["images_per_second"] for line in lines if "images_per_second" in line)
     return found | {"images_per_second": round(speeds[len(speeds) // 2], 1)}
 
 
-def work(options: argparse.Namespace, found: dict[str, Any]) -> None:
-    """Do all of it; what is known is in `found` at any moment that `keep` is called."""
-    out, began = options.out, time.monotonic()
-    commands = Commands(out, began + options.seconds)
-    found["ended"] = commands.ended
+def work(options: argparse.Namespace, commands: Commands) -> None:
+    """Do all of it."""
+    out, found = options.out, commands.found
     reserve = min(75.0, max(15.0, 0.25 * options.seconds))  # for what comes after training
-    data, run, model = unpacked(options.data, out / "images"), out / "run", out / "model"
+    data, run, model = unpacked(options.data, out / "images"), out / "run-folder", out / "model"
     minutes = max(0.05, (commands.left() - reserve - STARTING) / 60)
     words = training(data, minutes, shlex.split(options.train), options.tiny)
     found |= {"data": options.data.name, "command": shlex.join(["diffunet", "train", "DATA", "--out", "RUN", *words])}
@@ -179,7 +196,7 @@ def work(options: argparse.Namespace, found: dict[str, Any]) -> None:
         train = ["-m", "diffunet", "train", data, "--out", run, *words, *device]
         right = commands.run("train", train, (0, 75), reserve - 10)
         if not right and not (run / "model" / storage.WEIGHTS).is_file():
-            raise RuntimeError((out / "train.txt").read_text().strip().rpartition("\n")[2] or "training said nothing")
+            raise RuntimeError((commands.said("train.log") or ["training said nothing"])[-1])
         for name in ("metrics.jsonl", "config.toml"):
             shutil.copyfile(run / name, out / name)
         config = read_toml(out / "config.toml")
@@ -198,14 +215,14 @@ def work(options: argparse.Namespace, found: dict[str, Any]) -> None:
         commands.run(
             "evaluate", ["-m", "diffunet", "evaluate", model, data, "--num", 8 if few else 1000, *device],
         )  # fmt: skip
-        found["evaluate"] = (out / "evaluate.txt").read_text().splitlines()
+        found["evaluate"] = commands.said("evaluate.txt")
     finally:
         shutil.rmtree(out / "images", ignore_errors=True)
-        found["files"] = [name for name in FILES if (out / name).is_file()]
 
 
 def main() -> int:
     """Work, and keep in run.json what was done; 1 where that failed."""
+    began = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="a folder of images, or an archive of one")
     parser.add_argument("--out", type=Path, required=True, help="a folder that is empty or not there")
@@ -216,14 +233,14 @@ def main() -> int:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("DIFFUNET_CACHE", str(options.out / "cache"))
-    found: dict[str, Any] = {}
+    commands = Commands(options.out, began + options.seconds, {})
     try:
-        work(options, found)
+        work(options, commands)
     except Exception as error:
-        found["failed"] = f"{type(error).__name__}: {error}"
-        print(found["failed"], flush=True)
-    (options.out / "run.json").write_text(json.dumps(found, indent=1))
-    return 1 if "failed" in found else 0
+        commands.found["failed"] = f"{type(error).__name__}: {error}"
+        print(commands.found["failed"], flush=True)
+    commands.keep()
+    return 1 if "failed" in commands.found else 0
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
     python scripts/gpu_speed.py --out speed.json --seconds 90
 
-For the default net at 64 and 32 pixels and for DDPM's at 32: *training*, a whole step of `Learner` on a batch that is on
-the device (noise, forward, backward, clipping, AdamW, the average of the weights), and *forward*, the net alone with
+For the default net at 64 and 32 pixels and for DDPM's at 32: *training*, a whole step of `Learner` on a batch that is
+on the device (noise, forward, backward, clipping, AdamW, the average of the weights), and *forward*, the net alone with
 weights that do not change. Each in bf16 and float32 (products of which are TF32's on CUDA), channels last and NCHW,
 eager and compiled. Beside them
 
-- diffusers: its UNet2DModel with the weights of DDPM's net, a step being noise, forward, backward, clipping and AdamW as
-  in its train_unconditional.py without the average;
+- diffusers: its UNet2DModel with the weights of DDPM's net, a step being noise, forward, backward, clipping and AdamW
+  as in its train_unconditional.py without the average;
 - convolutions: those of the net alone, with weights in the precision already: no net of these layers is faster with
   these kernels.
 
@@ -57,7 +57,7 @@ Once = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """One row: which `net`, `by` whom ("diffunet", "diffusers", "convolutions"), `what` ("training", "forward"), how."""
+    """One row: a `net`, `by` whom ("diffunet", "diffusers", "convolutions"), `what` ("training", "forward"), how."""
 
     net: str
     by: str
@@ -295,9 +295,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--seconds", type=float, default=90.0, help="after which no row begins")
     parser.add_argument("--device", help="the best there is by default")
-    parser.add_argument("--tiny", action="store_true", help="nets of a few channels, one run")
+    parser.add_argument("--tiny", action="store_true", help="nets of a few channels, one run, the first rows")
     options = parser.parse_args()
-    cases = plan()
+    cases = [case for case in plan() if not options.tiny or case.rank < 2]
     found: dict[str, Any] = {"planned": [asdict(case) for case in cases], "rows": []}
     options.out.write_text(json.dumps(found, indent=1))
     bench = Bench(options.device, options.tiny)

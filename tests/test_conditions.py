@@ -11,6 +11,7 @@ from small import tiny
 import diffunet
 from diffunet import Guidance, build, conditions
 from diffunet.diffusion.tiling import Tiled
+from diffunet.errors import UsageError
 
 SIZE = 8
 
@@ -97,3 +98,27 @@ def test_guidance_goes_away_from_what_the_weaker_model_says_of_all_windows():
         guided = conditions.denoising(main, Guidance(2.5, weaker=weaker), main.config)(None, None, wrap)(x, sigma).x0
     assert (ours - theirs).abs().mean() > 0.1
     assert torch.allclose(guided, theirs + 2.5 * (ours - theirs), atol=1e-5)
+
+
+@pytest.mark.parametrize("label", [1, "1", np.int64(1), np.uint8(1), torch.tensor(1), np.array(1), "b"])
+def test_a_label_of_any_kind_of_integer(label):
+    assert conditions.number(label, ("a", "b", "c")) == 1
+    assert conditions.numbers(label, 2, ("a", "b", "c")).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[2, "a"], (2, 0), np.array([2, 0]), np.array(["c", "a"]), torch.tensor([2, 0]), np.array([2, 0], np.uint8),
+     iter([2, 0])],
+    ids=lambda labels: type(labels).__name__,
+)  # fmt: skip
+def test_labels_as_a_list_an_array_or_a_tensor(labels):
+    assert conditions.numbers(labels, 2, ("a", "b", "c")).tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    "label", ["²", "\uff11\uff12", True, 1.0, np.float32(1), torch.tensor([0, 1]), -1, 3, "d", "9" * 5000]
+)
+def test_a_label_that_there_is_not_is_one_line(label):
+    with pytest.raises(UsageError, match="there is no class"):
+        conditions.number(label, ("a", "b", "c"))

@@ -40,7 +40,7 @@ def test_the_default_preset_is_the_default():
         ({"modle": {}}, r"there is no option modle; did you mean model\?"),
         ({"train": {"learning_rate": float("nan")}}, r"train\.learning_rate"),
         ({"train": {"steps": 0}}, r"train\.steps: .*not 0"),
-        ({"train": {"precision": "fp16"}}, "'auto', 'fp32' or 'bf16', not 'fp16'"),
+        ({"train": {"precision": "fp8"}}, "'auto', 'fp32', 'bf16' or 'fp16', not 'fp8'"),
         ({"data": {"channels": 2}}, r"data\.channels"),
         ({"diffusion": {"schedule": "flow", "target": "epsilon"}}, "epsilon cannot be learned on a flow schedule"),
         (

@@ -68,7 +68,7 @@ def footprint(
 
 
 class _Alive(TorchDispatchMode):
-    """Notes after each operation how many bytes of storage are alive, of all and of each image; the weights are there."""
+    """Notes after each operation how many bytes are alive, in all and of each image, beginning with the weights."""
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
         super().__init__()

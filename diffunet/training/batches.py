@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -13,9 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffunet import draws
+from diffunet.compute import Compute
 from diffunet.data import augment, masks, warp
 from diffunet.data.cache import Dataset
 from diffunet.diffusion.schedules import Schedule
+
+STORED = 0.05
+"""Share of a GPU's free memory that the images of a run may take."""
 
 EMPTY = 0.1
 """Share of the images of which a net that learns to inpaint is told nothing, so that it generates too."""
@@ -28,6 +33,9 @@ class Batch:
     `images` uint8 [b H W C], `label` int64 [b] (None for a net without labels), `sigma` float32 [b]; `augment` float32
     [b 9], what is still to be done to the images (see data/warp.py; None for a run without it); `keep` bool [b 1 H W],
     True where pixels are known once that is done (None for a run that does not learn to inpaint).
+
+    Where the images of the run are on the device already, `store` uint8 [N H W C] is all of them, and `images` int64
+    [b 2]: which one, and whether it is mirrored.
     """
 
     start: int
@@ -36,10 +44,17 @@ class Batch:
     sigma: Tensor
     augment: Tensor | None = None
     keep: Tensor | None = None
+    store: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """On `device`, without waiting for it."""
-        return self._each(lambda part: part.to(device, non_blocking=True))
+        """On `device`, without waiting for it; what is in the store is taken out."""
+        batch = self._each(lambda part: part.to(device, non_blocking=True))
+        if batch.store is None:
+            return batch
+        rows, mirrored = batch.images.unbind(1)
+        images = batch.store[rows]
+        images = torch.where(mirrored[:, None, None, None] > 0, images.flip(2), images)
+        return replace(batch, images=images, store=None)
 
     def pinned(self) -> Batch:
         """In memory that a GPU reads from while the CPU goes on."""
@@ -48,7 +63,7 @@ class Batch:
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         optional = (self.label, self.augment, self.keep)
         label, augment, keep = (None if part is None else change(part) for part in optional)
-        return Batch(self.start, change(self.images), label, change(self.sigma), augment, keep)
+        return Batch(self.start, change(self.images), label, change(self.sigma), augment, keep, self.store)
 
 
 @dataclass(frozen=True)
@@ -70,6 +85,7 @@ class Batches:
         pin: put them in memory that a GPU reads from.
         augment: probability of each change that the net is told of, see `warp.draw`.
         masks: kind of the random masks, see `masks.random_mask`; None for a run that does not learn to inpaint.
+        store: the chosen images as the net sees them, uint8 [N H W C], where they lie on the device; see `stored`.
     """
 
     dataset: Dataset
@@ -90,6 +106,21 @@ class Batches:
     pin: bool
     augment: float = 0.0
     masks: str | None = None
+    store: Tensor | None = None
+
+    def stored(self, how: Compute) -> Batches:
+        """The same batches out of images that lie on a GPU, where they take little of its memory: nothing is then cut
+        out and sent at each step. Random crops are of too many kinds for it."""
+        room = STORED * how.free_memory() if how.device.type == "cuda" else 0
+        shape = (self.image_size, self.image_size, len(self.dataset.mean))
+        if self.fit == "random" or len(self.chosen) * math.prod(shape) > room:
+            return self
+        return replace(self, store=self.all_images(how.device))
+
+    def all_images(self, device: torch.device) -> Tensor:
+        """The chosen images, not mirrored, uint8 [N H W C] on `device`."""
+        parts = np.array_split(self.chosen, max(1, len(self.chosen) // 1024))
+        return torch.cat([torch.from_numpy(self.gather(part, [None] * len(part))).to(device) for part in parts])
 
     def step(self, step: int) -> list[Batch]:
         """The passes of this process in one step."""
@@ -103,17 +134,22 @@ class Batches:
         generators = [draws.generator(self.seed, step, place) for place in places]
         dropped = [generator.random() < self.label_dropout for generator in generators]
         samples = np.arange(start, start + size) + step * self.batch_size
-        indices = self.chosen[draws.order(self.seed, samples, len(self.chosen))]
+        rows = draws.order(self.seed, samples, len(self.chosen))
+        indices = self.chosen[rows]
         label = None
         if self.labels is not None:
             label = torch.from_numpy(np.where(dropped, self.null_label, self.labels[indices]))
         sigma = self.schedule.sigma(torch.from_numpy(u[start : start + size])).float()
-        pictures = torch.from_numpy(self.gather(indices, generators))
+        if self.store is None:
+            pictures = torch.from_numpy(self.gather(indices, generators))
+        else:  # the same draw as in `augment.gather`
+            mirrored = [generator.random() < 0.5 and self.flip for generator in generators]
+            pictures = torch.from_numpy(np.stack([rows, mirrored], axis=1).astype(np.int64))
         told = None
         # From here on the last draws of each generator, so that all others are those of a run without it.
         if self.augment:
             told = torch.from_numpy(np.stack([warp.draw(generator, self.augment) for generator in generators]))
-        batch = Batch(start, pictures, label, sigma, told, self._keep(generators))
+        batch = Batch(start, pictures, label, sigma, told, self._keep(generators), self.store)
         return batch.pinned() if self.pin else batch
 
     def _keep(self, generators: list[np.random.Generator]) -> Tensor | None:

@@ -201,6 +201,7 @@ def train(
             pin=how.device.type == "cuda", augment=d.augment, masks=masks,
         )  # fmt: skip
         spread = np.linspace(0, len(held) - 1, min(256, len(held))).astype(np.int64)  # over all classes
+        batches = batches.stored(how)
         validation = batches.held_out(held[spread]).to(how.device) if len(held) and main else None
         judge = DenoisingLoss(build.denoiser(config, learned.ema.net), build.weighting(config), loss)
         pipeline = Pipeline(config, judge.denoiser, how)

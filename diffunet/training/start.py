@@ -276,19 +276,23 @@ def end_of_group() -> Iterator[None]:
     """End the group of processes that is made meanwhile, where all of them come to the end: what is left of it would
     keep a program from ending, and from training again. What the caller has joined stays."""
     theirs = bool(AcceleratorState._shared_state or PartialState._shared_state) or dist.is_initialized()
+    ended = False
     try:
         yield
+        ended = True
     except Stopped:
-        _leave(theirs)
+        ended = True
         raise
-    _leave(theirs)
+    finally:
+        # Where one process fails others may still be waiting for it: their group is left to end with them.
+        if not theirs and (ended or not dist.is_initialized()):
+            _leave()
 
 
-def _leave(theirs: bool) -> None:
-    if not theirs:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        AcceleratorState._reset_state(reset_partial_state=True)
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def trouble_compiling(learner: Learner, batch: int, processes: Accelerator) -> str | None:

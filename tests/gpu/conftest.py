@@ -12,23 +12,26 @@ import pytest
 import torch
 from small import tiny
 
-from diffunet import build, compute, variables
-from diffunet.config import Config
+from diffunet import build, variables
 from diffunet.training import defaults
 from diffunet.training.learner import Learner
 from diffunet.training.loop import train
 
 ASKED = "DIFFUNET_TEST_DEVICE"
 
-EVERYTHING = {
-    "diffusion": {"task": "inpaint", "learned_uncertainty": True},
-    "data": {"augment": 0.5},
-    "train": {"grad_accumulation": 2},
+KINDS = {
+    "plain": {},
+    "inpaint": {"diffusion": {"task": "inpaint"}},
+    # Of a DDPM schedule, whose levels are a table, and with the variational bound in its loss.
+    "variance": {"diffusion": {"schedule": "cosine", "target": "v", "learned_variance": True}},
+    # All that a step can have.
+    "everything": {
+        "diffusion": {"task": "inpaint", "learned_uncertainty": True},
+        "data": {"augment": 0.5},
+        "train": {"grad_accumulation": 2},
+    },
 }
-"""A config in which a step has all that a step can have."""
-
-VARIANCE = {"diffusion": {"schedule": "cosine", "target": "v", "learned_variance": True}}
-"""One of a DDPM schedule, whose levels are a table, and with the variational bound in its loss."""
+"""What configs have beside what all tiny ones have."""
 
 
 @pytest.fixture(scope="session")
@@ -54,37 +57,43 @@ def cuda(device):
 
 
 @pytest.fixture(scope="session")
-def learner_of(device):
-    """`learner_of(precision, loss, **sections)`: a `Learner` of a tiny net of two classes, ready for a step."""
+def config_of():
+    """`config_of(kind, **train)`: one of `KINDS`, with values of its section train."""
 
-    def make(precision="auto", loss=None, **sections):
-        return learner(tiny(**sections), compute.choose(device, precision), loss)
+    def make(kind="plain", **train):
+        config = tiny(**KINDS[kind])
+        return config.changed("train", **train) if train else config
 
     return make
 
 
-def learner(config: Config, how: compute.Compute, loss=None) -> Learner:
-    """A `Learner` of a config, as training makes it."""
-    passes = config.train.grad_accumulation or 1
-    config = defaults.resolve(
-        config.changed("train", grad_accumulation=passes), images=40, class_names=("disc", "square"),
-        mean=(0.0,) * config.data.channels, sigma_data=0.5, how=how,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    denoiser = build.denoiser(config)
-    how.prepare(denoiser)
-    return Learner(config, denoiser, how, loss)
+@pytest.fixture(scope="session")
+def learner_of(device):
+    """`learner_of(config, how, loss)`: a `Learner` as training makes it, of two classes, ready for a step."""
+
+    def make(config, how, loss=None):
+        passes = config.train.grad_accumulation or 1
+        config = defaults.resolve(
+            config.changed("train", grad_accumulation=passes), images=40, class_names=("disc", "square"),
+            mean=(0.0,) * config.data.channels, sigma_data=0.5, how=how,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        denoiser = build.denoiser(config)
+        how.prepare(denoiser)
+        return Learner(config, denoiser, how, loss)
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def trained(device, folder, tmp_path_factory):
-    """`trained(name, **sections)`: a run of `tiny(**sections)` on the device; once for a name."""
+def trained(device, config_of, folder, tmp_path_factory):
+    """`trained(kind)`: a run of one of `KINDS` on the device, the same for all tests."""
     runs = {}
 
-    def make(name, **sections):
-        if name not in runs:
-            runs[name] = tmp_path_factory.mktemp("gpu") / name
-            train(tiny(**sections), folder, runs[name], device=device)
-        return runs[name]
+    def make(kind):
+        if kind not in runs:
+            runs[kind] = tmp_path_factory.mktemp("gpu") / kind
+            train(config_of(kind), folder, runs[kind], device=device)
+        return runs[kind]
 
     return make

@@ -1,4 +1,4 @@
-"""Compiled nets on the device: each takes half a minute, so there are two, of few parts."""
+"""A compiled net on the device: of few parts, as it takes half a minute."""
 
 import json
 

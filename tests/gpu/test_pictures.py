@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from gpu.conftest import VARIANCE
 from PIL import Image
 
 import diffunet
@@ -12,8 +11,6 @@ from diffunet.evaluation.report import evaluate
 from diffunet.info import describe
 
 pytestmark = pytest.mark.gpu
-
-INPAINT = {"diffusion": {"task": "inpaint"}}
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +22,13 @@ def pipe(device, trained):
 @pytest.fixture(scope="module")
 def learned(device, trained):
     """Of a model that has learned the variance of its steps."""
-    return diffunet.load(trained("variance", **VARIANCE), device)
+    return diffunet.load(trained("variance"), device)
 
 
 @pytest.fixture(scope="module")
 def inpainter(device, trained):
     """Of a model that has learned to fill in."""
-    return diffunet.load(trained("inpainter", **INPAINT), device)
+    return diffunet.load(trained("inpaint"), device)
 
 
 def pixels(pictures):

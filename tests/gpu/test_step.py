@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from gpu.conftest import EVERYTHING, VARIANCE, learner
 from small import tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -48,11 +47,11 @@ def no_wait(device):
 
 @pytest.mark.parametrize("deterministic", [False, True], ids=["", "deterministic"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("sections", [{}, EVERYTHING, VARIANCE], ids=["plain", "everything", "variance"])
-def test_a_step_waits_for_nothing(device, learner_of, monkeypatch, sections, precision, deterministic):
+@pytest.mark.parametrize("kind", ["plain", "everything", "variance"])
+def test_a_step_waits_for_nothing(device, config_of, learner_of, monkeypatch, kind, precision, deterministic):
     if not device.startswith("cuda"):  # where reading a table of the host's would look like a wait
         monkeypatch.setattr(DDPMSchedule, "first_variance", 1e-4)
-    learns = learner_of(precision, **sections)
+    learns = learner_of(config_of(kind), compute.choose(device, precision))
     passes = [learns.imagined(6 // learns.config.train.grad_accumulation)] * learns.config.train.grad_accumulation
     with learns.how.kernels(deterministic):
         learns.step(0, passes)
@@ -61,8 +60,8 @@ def test_a_step_waits_for_nothing(device, learner_of, monkeypatch, sections, pre
     assert math.isfinite(outcome.loss.item())
 
 
-def test_a_step_does_not_wait_for_its_images(cuda, learner_of):
-    learns = learner_of()
+def test_a_step_does_not_wait_for_its_images(cuda, config_of, learner_of):
+    learns = learner_of(config_of(), compute.choose(cuda))
     there = learns.imagined(6)
     here = replace(there, images=there.images.cpu(), label=there.label.cpu(), sigma=there.sigma.cpu()).pinned()
     learns.step(0, [here])
@@ -72,7 +71,7 @@ def test_a_step_does_not_wait_for_its_images(cuda, learner_of):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_changes_no_weight(learner_of, precision, kind):
+def test_a_step_that_is_not_finite_changes_no_weight(device, config_of, learner_of, precision, kind):
     spoilt = []
 
     def loss(denoised, x0, sigma):
@@ -82,7 +81,7 @@ def test_a_step_that_is_not_finite_changes_no_weight(learner_of, precision, kind
         # The square root of 0 has no slope, so that the gradient alone is not finite.
         return value * math.nan if kind == "loss" else value + (value - value.detach()).abs().sqrt()
 
-    learns = learner_of(precision, loss)
+    learns = learner_of(config_of(), compute.choose(device, precision), loss)
     batch = learns.imagined(6)
     learns.step(0, [batch])
     before = contents(learns)
@@ -103,14 +102,14 @@ def contents(learns):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointed"])
-def test_a_step_takes_the_memory_that_was_counted(cuda, precision, checkpointing):
+def test_a_step_takes_the_memory_that_was_counted(cuda, learner_of, record_property, precision, checkpointing):
     sections = {"model": {"channels": 64, "checkpointing": checkpointing}, "train": {"batch_size": 64, "ema_every": 0}}
     how = compute.choose(cuda, precision)
     gc.collect()
     torch.cuda.empty_cache()
     empty = torch.cuda.memory_allocated(cuda)
     with how.kernels():
-        learns = learner(Config.model_validate(sections), how)
+        learns = learner_of(Config.model_validate(sections), how)
         batch = learns.imagined(64)
         learns.step(0, [batch])  # the moments of Adam are there after it, and kernels are chosen
         torch.cuda.synchronize()
@@ -119,7 +118,7 @@ def test_a_step_takes_the_memory_that_was_counted(cuda, precision, checkpointing
         torch.cuda.synchronize()
     taken = torch.cuda.max_memory_allocated(cuda) - empty
     counted = memory.training_bytes(learns.config, how, 64)
-    print(f"{precision}: {taken / 2**20:.0f} MiB taken, {counted / 2**20:.0f} counted")
+    record_property("memory", f"{precision}: {taken / 2**20:.0f} MiB taken, {counted / 2**20:.0f} counted")
     assert counted > 2**29, "a small net shows nothing"
     assert 0.85 < taken / counted < 1.15
 
@@ -148,7 +147,7 @@ def test_attention_is_fused(device, monkeypatch, name, channels_last, precision)
     assert MATH not in chosen
 
 
-def test_queries_that_are_normalised_are_fused_too(device, monkeypatch):
+def test_queries_that_are_normalised_are_fused_too(device, learner_of, monkeypatch):
     chosen = []
     attention = F.scaled_dot_product_attention
 
@@ -157,7 +156,7 @@ def test_queries_that_are_normalised_are_fused_too(device, monkeypatch):
         return attention(q, k, v)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", seen)
-    learns = learner(tiny(model={"qk_norm": True}), compute.choose(device))
+    learns = learner_of(tiny(model={"qk_norm": True}), compute.choose(device))
     learns.step(0, [learns.imagined(6)])
     assert chosen
     assert MATH not in chosen

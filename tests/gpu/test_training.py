@@ -5,8 +5,6 @@ import math
 
 import pytest
 import torch
-from gpu.conftest import EVERYTHING
-from small import tiny
 
 import diffunet
 from diffunet import compute, storage
@@ -28,10 +26,10 @@ STEPS = 20
 SHORT = {"steps": STEPS, "log_every": 5, "checkpoint_every": STEPS, "validate_every": STEPS, "sample_every": STEPS}
 
 
-@pytest.mark.parametrize("task", ["generate", "inpaint"])
+@pytest.mark.parametrize("kind", ["plain", "inpaint"])
 @pytest.mark.parametrize("way", WAYS)
-def test_twenty_steps(device, folder, tmp_path, way, task):
-    config = tiny(diffusion={"task": task}, train=SHORT | {"learning_rate": 3e-3, **WAYS[way]})
+def test_twenty_steps(device, config_of, folder, tmp_path, way, kind):
+    config = config_of(kind, **SHORT, learning_rate=3e-3, **WAYS[way])
     train(config, folder, tmp_path / "run", device=device)
     status = json.loads((tmp_path / "run/status.json").read_text())
     assert (status["state"], status["step"]) == ("done", STEPS)
@@ -48,9 +46,9 @@ def test_twenty_steps(device, folder, tmp_path, way, task):
     assert picture.size == (8, 8)
 
 
-@pytest.mark.parametrize("sections", [{}, EVERYTHING], ids=["plain", "everything"])
-def test_a_deterministic_run_resumes_to_the_bit(device, folder, tmp_path, sections):
-    config = tiny(**sections | {"train": sections.get("train", {}) | {"deterministic": True}})
+@pytest.mark.parametrize("kind", ["plain", "everything"])
+def test_a_deterministic_run_resumes_to_the_bit(device, config_of, folder, tmp_path, kind):
+    config = config_of(kind, deterministic=True)
     train(config, folder, tmp_path / "whole", device=device)
     with pytest.raises(Stopped):
         train(config, folder, tmp_path / "parts", device=device, on_step=lambda progress: progress.step < 4)

@@ -179,7 +179,7 @@ def test_memory_of_a_layer_known_by_hand():
     used = footprint(Two(), 10, 10, torch.float32, "cpu", learn=False)
     # The most is alive in SiLU: the input (3 channels), what the convolution says (4) and SiLU's own (4).
     assert used.peak(5) == weights + 5 * ((3 + 4 + 4) * 100 * 4 + c_noise)
-    # On the way back: input, both outputs, and three pictures of 4 channels on the square's way back. A scalar stays, too.
+    # On the way back: input, both outputs, and three pictures of 4 channels of the square's slope. Scalars stay, too.
     learned = footprint(Two(), 10, 10, torch.float32, "cpu", learn=True)
     assert learned.peak(5) - weights == 5 * ((3 + 5 * 4) * 100 * 4 + c_noise) + 8
     assert learned.parameters == 16

@@ -279,3 +279,35 @@ def test_batches_are_the_draws_that_the_design_names(folder, tmp_path):
             dropped += whole.label[place].item() == 2
             assert whole.label[place].item() in (2, data.labels(("disc", "square"))[index])
         assert 0 < dropped < 12
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_images_that_lie_on_the_device_make_the_same_batches(folder, monkeypatch, fit):
+    from dataclasses import replace
+
+    from diffunet import build
+    from diffunet.training.batches import Batches
+
+    config = tiny(data={"fit": fit, "augment": 0.1}, diffusion={"task": "inpaint"})
+    data = build.dataset(config, folder)
+    batches = Batches(
+        data, np.arange(3, 40), data.labels(("disc", "square")), 2, 0.5, build.schedule(config), 7, 12, 2, 0, 1, 8,
+        fit, True, (255, 255, 255), pin=False, augment=0.1, masks="mixed",
+    )  # fmt: skip
+    how = Compute(torch.device("cuda"))
+    monkeypatch.setattr(Compute, "free_memory", lambda self: int(37 * 8 * 8 * 3 / 0.05) + 1)
+    monkeypatch.setattr(
+        Batches, "all_images", lambda self, device, made=Batches.all_images: made(self, torch.device("cpu"))
+    )
+    stored = batches.stored(how)
+    assert stored.store.shape == (37, 8, 8, 3)
+    for step in (0, 9):
+        for plain, other in zip(batches.step(step), stored.step(step), strict=True):
+            assert other.images.shape == (6, 2)
+            a, b = plain.to(torch.device("cpu")), other.to(torch.device("cpu"))
+            for name in ("images", "label", "sigma", "augment", "keep"):
+                assert torch.equal(getattr(a, name), getattr(b, name)), name
+    for kept in (replace(batches, fit="random").stored(how), batches.stored(Compute(torch.device("cpu")))):
+        assert kept.store is None
+    monkeypatch.setattr(Compute, "free_memory", lambda self: int(37 * 8 * 8 * 3 / 0.05) - 100)
+    assert batches.stored(how).store is None
