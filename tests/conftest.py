@@ -7,13 +7,24 @@ from small import tiny
 
 from diffunet import variables
 
-variables.wait_asleep()  # several processes test on few cores; torch is not imported yet
+variables.wait_asleep()  # several processes test on few cores; before torch is imported
+
+import torch  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     """No test reads or writes the user's cache of decoded images."""
     monkeypatch.setenv("DIFFUNET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """Where a test computes: what it makes is made there. On CUDA float32 is float32, since formulas are held to it."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    with torch.device(request.param) as found, torch.backends.cudnn.flags(allow_tf32=False):
+        yield found
 
 
 @pytest.fixture

@@ -137,11 +137,27 @@ def rate_for(batch: int) -> float:
 
 def stored_every(config: Config, steps: int) -> int:
     """Steps between stored averages: `STORED` times in a run, or as often as `STORED_BYTES` hold; 0 is never."""
+    times = min(STORED, STORED_BYTES // _pair_bytes(config))
+    return -(-steps // times) if steps >= WORTH_STORING and times else 0
+
+
+def spaced(config: Config, before: Config) -> Config:
+    """`config` of a run that goes on for longer than it was `before` to: where it was left open how often averages are
+    stored, it becomes a multiple of what it was, so that all of them still take no more than `STORED_BYTES`."""
+    every, steps, planned = config.train.ema_every, config.train.steps, before.train.steps
+    assert steps is not None, "the config is resolved"
+    assert planned is not None, "the config is resolved"
+    if not every or steps <= planned or every != stored_every(before, planned):
+        return config
+    fit = max(1, STORED_BYTES // _pair_bytes(config))
+    return config.changed("train", ema_every=every * max(1, -(-(steps // every) // fit)))
+
+
+def _pair_bytes(config: Config) -> int:
+    """Disk that the averages of one step take, in float16."""
     with torch.device("meta"):
         net = build.net(config)
-    parameters = sum(parameter.numel() for parameter in net.parameters())
-    times = min(STORED, STORED_BYTES // (len(WIDTHS) * 2 * parameters))  # in float16
-    return -(-steps // times) if steps >= WORTH_STORING and times else 0
+    return len(WIDTHS) * 2 * sum(parameter.numel() for parameter in net.parameters())
 
 
 def _batch(config: Config, device: torch.device, processes: int) -> int:

@@ -104,10 +104,11 @@ def train(
         dataset = build.dataset(config, Path(data), progress=start.decoding(main))
         start.enough_images(dataset.rejected, len(dataset.files), config.data.max_rejected, Path(data))
         found = checkpoint.newest(run) if resume else None
-        state = None if found is None else checkpoint.read_state(found)
+        state, stored = None if found is None else checkpoint.read_state(found), None
         if found is not None and state is not None:
             start.same_data(state, dataset, run, Path(data), accept_new_data)
-            config = snapshots.only_where_kept(config, found)
+            stored = storage.run_config(run)
+            config = defaults.spaced(snapshots.only_where_kept(config, found), stored)
         names = start.classes(config, dataset, resumed=found is not None)
         chosen, held = split(dataset.files, config.data.held_out, index.HELD_OUT_MAX)
 
@@ -179,6 +180,8 @@ def train(
         where.step = where.saved = first_step
         if main:
             snapshots.forget_after(run, first_step)
+            if stored is not None and t.ema_every and t.ema_every != stored.train.ema_every:
+                snapshots.thin(run, t.ema_every)
             files.write_atomic(run / "config.toml", config.to_toml())
             if state is None or state["index_hash"] != dataset.index_hash:
                 index.write_index(run / start.IMAGES, dataset.files)

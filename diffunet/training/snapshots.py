@@ -83,6 +83,15 @@ def forget_after(run: Path, step: int) -> None:
             path.unlink()
 
 
+def thin(run: Path, every: int) -> None:
+    """Delete what was stored between the multiples of `every`, which a run that is made longer has no room for."""
+    between = [path for path in (run / "ema").glob("step-*.safetensors") if (n := _name(path)) and n[0] % every]
+    for path in between:
+        path.unlink()
+    if between:
+        log.info("stored averages are now %d steps apart: %d files between them are deleted", every, len(between))
+
+
 def find(run: Path) -> list[Snapshot]:
     """The stored averages of a run, by step and width.
 

@@ -14,13 +14,15 @@ TARGETS = {"epsilon": Epsilon(), "x0": X0(), "v": V(), "flow": Flow(), "edm": ED
 
 
 def images(*shape, dtype=torch.float64, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype, device="cpu").to(
+        torch.get_default_device()
+    )
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 @pytest.mark.parametrize("sigma", [1e-9, 1e-3, 0.1, 1.0, 7.0, 300.0, 4096.0, 1e9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_perfect_net_gives_the_clean_image(target, sigma, dtype):
+def test_a_perfect_net_gives_the_clean_image(target, sigma, dtype, device):
     """The closed-form target put through c_skip and c_out is x0, for every target and sigma.
 
     As well as the two terms that are added can say it: for epsilon these are as large as sigma, and at 1e9, where x
@@ -40,7 +42,7 @@ def test_a_perfect_net_gives_the_clean_image(target, sigma, dtype):
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-def test_every_target_gives_the_same_denoiser(target):
+def test_every_target_gives_the_same_denoiser(target, device):
     """A net that is optimal for a Gaussian, said in each target's words, is one and the same D."""
     mean, sd = 0.3, 0.6
 
@@ -82,7 +84,7 @@ def test_loss_is_the_weighted_error_of_the_denoised_image(target):
         assert torch.allclose(ours, w * error, rtol=1e-5)
 
 
-def test_a_loss_of_ones_own_sees_the_denoised_image():
+def test_a_loss_of_ones_own_sees_the_denoised_image(device):
     denoiser = Denoiser(torch.nn.Module(), X0(), FlowSchedule())
     denoiser.net.forward = lambda x, c_noise, label=None, augment=None: torch.zeros_like(x)
     own = losses.DenoisingLoss(denoiser, losses.simple(), lambda d, x0, sigma: (d.x0 - x0).abs().mean((1, 2, 3)))
@@ -92,7 +94,7 @@ def test_a_loss_of_ones_own_sees_the_denoised_image():
 
 @pytest.mark.parametrize("step", [euler(), euler(1.0), ddpm("large"), heun(), dpmpp_2m()], ids=lambda step: "step")
 @pytest.mark.parametrize("with_noise", [False, True])
-def test_known_pixels_are_exact_at_the_end(step, with_noise):
+def test_known_pixels_are_exact_at_the_end(step, with_noise, device):
     known, keep = images(2, 3, 6, 6, dtype=torch.float32), torch.rand(1, 1, 6, 6) < 0.5
     noise = draws.streams(0, [0, 1], (3, 6, 6))
     denoise = keep_known(lambda x, s: Denoised(x / (1 + s**2)), known, keep, noise if with_noise else None)
@@ -102,7 +104,7 @@ def test_known_pixels_are_exact_at_the_end(step, with_noise):
 
 
 @pytest.mark.parametrize("sigma", [torch.tensor(3.0, dtype=torch.float64), torch.tensor([3.0, 0.5])])
-def test_the_known_part_of_what_a_denoiser_sees_has_the_noise_of_sigma(sigma):
+def test_the_known_part_of_what_a_denoiser_sees_has_the_noise_of_sigma(sigma, device):
     """known + sigma * n where given a noise (RePaint, algorithm 1, line 4), else what the sampler carries."""
     known, n, x = (images(2, 3, 4, 4, seed=seed, dtype=torch.float32) for seed in range(3))
     keep = images(1, 1, 4, 4, seed=3) > 0

@@ -43,12 +43,12 @@ def error(step, n, sigma_max=80.0, sigma_min=0.05):
 
 
 @pytest.mark.parametrize(("make", "order"), [(euler, 1), (ddim, 1), (heun, 2), (dpmpp_2m, 2), (unipc, 3)])
-def test_order_of_convergence(make, order):
+def test_order_of_convergence(make, order, device):
     coarse, fine = error(make(), 320), error(make(), 640)
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.1)
 
 
-def test_higher_order_is_better_at_few_steps():
+def test_higher_order_is_better_at_few_steps(device):
     assert error(heun(), 16) < error(euler(), 32)  # the same number of calls
     assert error(dpmpp_2m(), 32) < error(euler(), 32)
     assert error(unipc(), 32) < error(dpmpp_2m(), 32)
@@ -111,7 +111,7 @@ def test_the_end_has_the_mean_and_spread_of_the_data(step, sd):
         (dpmpp_2m(), 6, 0), (dpmpp_2m(eta=1.0), 6, 5), (unipc(), 6, 0), (unipc(order=3), 6, 0),
     ],
 )  # fmt: skip
-def test_calls_and_draws(step, calls, draws_made):
+def test_calls_and_draws(step, calls, draws_made, device):
     """On 6 steps, the last of them to 0; no draw that is not needed."""
     made = {"calls": 0, "draws": 0}
 
@@ -181,7 +181,7 @@ def test_churn_lifts_sigma_by_its_share_first():
 
 
 @pytest.mark.parametrize("make", [dpmpp_2m, unipc])
-def test_a_rise_takes_a_multistep_samplers_memory_away(make):
+def test_a_rise_takes_a_multistep_samplers_memory_away(make, device):
     """After a jump back the walk is a walk of its own from there."""
     down, again = uniform_log_snr(0.5, 80.0, 6)[:-1], uniform_log_snr(0.1, 20.0, 5)
     x = torch.randn(1, 1, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -191,7 +191,7 @@ def test_a_rise_takes_a_multistep_samplers_memory_away(make):
     assert torch.equal(whole, last(sample(exact, middle, again, make(), no_noise)))
 
 
-def test_a_rise_adds_the_missing_noise_and_forgets_history():
+def test_a_rise_adds_the_missing_noise_and_forgets_history(device):
     seen = []
 
     def step(denoise, x, sigma, sigma_next, noise, state):
@@ -206,7 +206,7 @@ def test_a_rise_adds_the_missing_noise_and_forgets_history():
     assert states[2].std().item() == pytest.approx(math.sqrt(2**2 - 1**2), rel=0.01)
 
 
-def test_watching_and_stopping_midway():
+def test_watching_and_stopping_midway(device):
     walk = sample(exact, torch.ones(1, 1, 2, 2), uniform_log_snr(0.1, 10.0, 5), euler(), no_noise)
     i, x, denoised = next(walk)
     assert i == 0

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffunet.diffusion import tiling
 from diffunet.diffusion.denoiser import Denoised, Denoiser, V, bind, condition
 from diffunet.diffusion.inpainting import mmps
 from diffunet.diffusion.schedules import FlowSchedule
@@ -150,14 +149,13 @@ def test_away_from_the_edges_of_windows_it_is_the_whole_image():
 
 
 @pytest.mark.parametrize("at_once", [1, 4, 6, AT_ONCE])
-def test_each_image_keeps_its_own_conditions(at_once, monkeypatch):
+def test_each_image_keeps_its_own_conditions(at_once):
     """Label, sigma, augmentation and what a net that inpaints is told go with the image, in each of its windows."""
-    monkeypatch.setattr(tiling, "AT_ONCE", at_once)
     plain, x = denoiser(told=3, augment=4), images(3, 15, 21)
     label = torch.tensor([4, 0, 2])
     concat = condition(images(3, 15, 21, seed=1), images(3, 15, 21, 1, seed=2) > 0)
     augment = images(3, 1, 4, 1, seed=3).flatten(1)
-    tiled = Tiled(plain, SIZE, everywhere(15, 21))
+    tiled = Tiled(plain, SIZE, everywhere(15, 21), at_once=at_once)
     together = tiled(x, SIGMA, label, concat, augment).x0
     assert plain.net.widest == max(3, at_once // 3 * 3)
     for i in range(3):

@@ -18,7 +18,7 @@ def net_of(layers):
 
 
 @pytest.mark.parametrize(("layers", "size"), [*product((0, 1, 2, 3), [(1, 1), (2, 61), (70, 45)]), (4, (90, 3))])
-def test_tiles_are_what_the_whole_image_is(layers, size):
+def test_tiles_are_what_the_whole_image_is(layers, size, device):
     net = net_of(layers)
     x = torch.randn(2, 2, *size).double()
     m = margin(layers)

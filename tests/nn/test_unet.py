@@ -29,12 +29,12 @@ def awake(net):
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 23), (1, 1), (5, 64), (3, 2)])
-def test_any_height_and_width(size):
+def test_any_height_and_width(size, device):
     net = awake(tiny())
     assert net(torch.randn(2, 3, *size), torch.tensor([0.0, 999.0])).shape == (2, 3, *size)
 
 
-def test_starts_as_zero_and_uses_every_parameter():
+def test_starts_as_zero_and_uses_every_parameter(device):
     net = tiny(num_classes=4)
     x, t, label = torch.randn(2, 3, 9, 9), torch.tensor([1.0, 500.0]), torch.tensor([0, 4])
     assert net(x, t, label).abs().max() == 0
@@ -43,7 +43,7 @@ def test_starts_as_zero_and_uses_every_parameter():
     assert unused == []
 
 
-def test_images_of_a_batch_do_not_see_each_other():
+def test_images_of_a_batch_do_not_see_each_other(device):
     net = awake(tiny(num_classes=3))
     x, t, label = torch.randn(3, 3, 11, 7), torch.tensor([0.0, 10.0, 999.0]), torch.tensor([0, 1, 3])
     together = net(x, t, label)
@@ -51,7 +51,7 @@ def test_images_of_a_batch_do_not_see_each_other():
         assert torch.allclose(net(x[i : i + 1], t[i : i + 1], label[i : i + 1]), together[i : i + 1], atol=1e-5)
 
 
-def test_noise_level_and_label_matter_and_no_label_is_the_null_label():
+def test_noise_level_and_label_matter_and_no_label_is_the_null_label(device):
     net = awake(tiny(num_classes=3))
     x = torch.randn(1, 3, 8, 8)
 
@@ -68,7 +68,7 @@ def peak(net, size):
     return max(footprint(net, size, size, torch.float32, "cpu", learn=True).each)
 
 
-def test_checkpointing_changes_memory_and_nothing_else():
+def test_checkpointing_changes_memory_and_nothing_else(device):
     plain, thrifty = awake(tiny()), tiny(checkpointing=True)
     thrifty.load_state_dict(plain.state_dict())
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([1.0, 2.0])
@@ -80,7 +80,7 @@ def test_checkpointing_changes_memory_and_nothing_else():
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_attention_is_softmax_of_products(qk_norm):
+def test_attention_is_softmax_of_products(qk_norm, device):
     layer = awake(Attention(8, heads=2, qk_norm=qk_norm))
     x = torch.randn(2, 8, 3, 5)
     q, k, v = layer.qkv(layer.norm(x)).flatten(2).chunk(3, dim=1)  # each [B 8 N]
@@ -98,12 +98,12 @@ def test_attention_is_softmax_of_products(qk_norm):
     assert torch.allclose(layer(x), expected, atol=1e-5)
 
 
-def test_heads_that_do_not_divide_are_refused():
+def test_heads_that_do_not_divide_are_refused(device):
     with pytest.raises(ValueError, match="heads"):
         Attention(10, heads=3)
 
 
-def test_sinusoids_tell_neighbouring_timesteps_apart_and_are_the_papers():
+def test_sinusoids_tell_neighbouring_timesteps_apart_and_are_the_papers(device):
     e = sinusoids(torch.tensor([0.0, 998.0, 999.0]), 8)
     assert e.dtype == torch.float32
     assert torch.equal(e[0], torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0]))
@@ -111,7 +111,7 @@ def test_sinusoids_tell_neighbouring_timesteps_apart_and_are_the_papers():
     assert e[2, 1].item() == pytest.approx(math.cos(999 / 10), abs=1e-4)  # frequencies 1, 1/10, 1/100, 1/1000
 
 
-def test_embedding_keeps_timesteps_apart_under_autocast():
+def test_embedding_keeps_timesteps_apart_under_autocast(device):
     net = awake(tiny())
     x = torch.randn(1, 3, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
@@ -120,7 +120,7 @@ def test_embedding_keeps_timesteps_apart_under_autocast():
         assert net(x, torch.tensor([5.0])).isfinite().all()
 
 
-def test_a_learned_uncertainty_is_a_part_of_the_net_that_does_not_touch_its_answer():
+def test_a_learned_uncertainty_is_a_part_of_the_net_that_does_not_touch_its_answer(device):
     net, plain = tiny(uncertainty=True), tiny()
     assert plain.uncertainty is None
     log_snr = torch.linspace(-20, 20, 9)
@@ -140,7 +140,7 @@ def test_a_learned_uncertainty_is_a_part_of_the_net_that_does_not_touch_its_answ
     assert torch.equal(net(x, t), before)
 
 
-def test_an_average_of_weights_has_the_uncertainty_too():
+def test_an_average_of_weights_has_the_uncertainty_too(device):
     net = awake(tiny(uncertainty=True))
     ema = Average(net, exponential(halflife=100, ramp=1.0, batch=10))
     start = net.uncertainty.weight.detach().clone()

@@ -75,7 +75,7 @@ def reference(weights, x, layers, same=False, e=None):
 @pytest.mark.parametrize(
     ("layers", "size"), [(0, (9, 5)), (1, (18, 20)), (2, (44, 52)), (3, (92, 100)), (4, (188, 204))]
 )
-def test_without_padding_it_is_the_papers_net(layers, size):
+def test_without_padding_it_is_the_papers_net(layers, size, device):
     net = awake(tiny(layers=layers)).double()
     x = torch.randn(2, 2, *size).double()
     expected = reference(net.state_dict(), x, layers)
@@ -243,7 +243,7 @@ def test_an_answer_depends_on_the_pixels_that_the_paper_says_and_no_others():
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
-def test_encode_and_decode_on_their_own(padding):
+def test_encode_and_decode_on_their_own(padding, device):
     net = awake(tiny(padding=padding))
     x = torch.randn(1, 2, 52, 60)
     bottleneck, skips = net.encode(x)
@@ -259,7 +259,7 @@ def test_encode_and_decode_on_their_own(padding):
         net.decode(bottleneck, skips[1:])
 
 
-def test_dropout_is_at_the_end_of_the_contracting_path():
+def test_dropout_is_at_the_end_of_the_contracting_path(device):
     torch.manual_seed(0)
     net = tiny(base_channels=16, padding="same", dropout=0.3).train()
     x = torch.randn(1, 2, 40, 40)
@@ -270,7 +270,7 @@ def test_dropout_is_at_the_end_of_the_contracting_path():
     assert (a[whole > 0] == 0).float().mean().item() == pytest.approx(0.3, abs=0.05)
 
 
-def test_without_time_there_is_nothing_to_tell():
+def test_without_time_there_is_nothing_to_tell(device):
     net = tiny()
     x = torch.randn(1, 2, 44, 44)
     for told in (
@@ -288,7 +288,7 @@ def test_without_time_there_is_nothing_to_tell():
 
 
 @pytest.mark.parametrize("layers", [0, 3])
-def test_with_time_every_pair_of_convolutions_is_told(layers):
+def test_with_time_every_pair_of_convolutions_is_told(layers, device):
     net = awake(tiny_timed(layers=layers, num_classes=2)).double()
     x, label = torch.randn(2, 3, 13, 22).double(), torch.tensor([0, 2])
     e = net.embedding(torch.tensor([3.0, 700.0]), label)
@@ -296,7 +296,7 @@ def test_with_time_every_pair_of_convolutions_is_told(layers):
     torch.testing.assert_close(net(x, torch.tensor([3.0, 700.0]), label).detach(), expected.detach())
 
 
-def test_with_time_it_starts_as_zero_and_uses_every_parameter():
+def test_with_time_it_starts_as_zero_and_uses_every_parameter(device):
     net = tiny_timed(num_classes=4, augment_channels=9)
     told = torch.tensor([1.0, 500.0]), torch.tensor([0, 4]), torch.randn(2, 9)
     x = torch.randn(2, 3, 9, 9)
@@ -306,7 +306,7 @@ def test_with_time_it_starts_as_zero_and_uses_every_parameter():
     assert unused == []
 
 
-def test_with_time_it_is_called_as_the_unet_is():
+def test_with_time_it_is_called_as_the_unet_is(device):
     net = awake(tiny_timed(num_classes=3, uncertainty=True))
     other = UNet(in_channels=3, channels=4, multipliers=(1, 2), num_classes=3, uncertainty=True, attention_levels=())
     for name in ("in_channels", "out_channels", "num_classes", "null_label"):

@@ -403,3 +403,34 @@ def test_they_count_as_memory():
 def test_the_last_step_is_stored_too(folder, tmp_path):
     train(tiny(train={"steps": 7, "ema_every": 3, "previews": 0}), folder, tmp_path / "run")
     assert {each.step for each in snapshots.find(tmp_path / "run")} == {3, 6, 7}
+
+
+def stored_steps(run):
+    return sorted({each.step for each in snapshots.find(run)})
+
+
+def test_a_run_that_is_made_longer_thins_them_evenly_where_they_would_take_more_than_their_disk(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(defaults, "WORTH_STORING", 1)
+    monkeypatch.setattr(defaults, "STORED", 4)
+    quiet = {"previews": 0, "validate_every": 1000, "log_every": 8}
+    for name, room in (("little", 4), ("much", 1000)):
+        run = tmp_path / name
+        train(tiny(train={"steps": 8, **quiet}), folder, run)
+        assert stored_steps(run) == [2, 4, 6, 8]
+        pair = sum(path.stat().st_size for path in (run / "ema").glob("step-00000002-*"))
+        monkeypatch.setattr(defaults, "STORED_BYTES", room * pair)
+        train(tiny(train={"steps": 16, **quiet}), folder, run, resume=True)
+        every = 4 if name == "little" else 2
+        assert read_toml(run / "config.toml").train.ema_every == every
+        assert stored_steps(run) == list(range(every, 17, every))
+        monkeypatch.setattr(defaults, "STORED_BYTES", 10**9)
+
+
+def test_averages_that_were_asked_for_so_often_stay(folder, tmp_path, monkeypatch):
+    quiet = {"previews": 0, "validate_every": 1000, "ema_every": 3}
+    train(tiny(train={"steps": 6, **quiet}), folder, tmp_path / "run")
+    monkeypatch.setattr(defaults, "STORED_BYTES", 1)
+    train(tiny(train={"steps": 9, **quiet}), folder, tmp_path / "run", resume=True)
+    assert stored_steps(tmp_path / "run") == [3, 6, 9]
