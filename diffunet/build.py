@@ -103,9 +103,9 @@ def footprint(config: Config, how: Compute, *, learn: bool) -> Footprint:
 @functools.lru_cache(maxsize=8)
 def _footprint(config: Config, how: Compute, learn: bool) -> Footprint:
     size = config.data.image_size
-    with torch.device("meta"):
+    with torch.inference_mode(False), torch.device("meta"):
         meta = net(config)
-    return count(meta, size, size, how.dtype, how.device.type, learn=learn)
+        return count(meta, size, size, how.dtype, how.device.type, learn=learn)
 
 
 def schedule(config: Config) -> schedules.Schedule:

@@ -1,14 +1,17 @@
 """How nets are computed: on which device, in which precision and memory layout, compiled or not, and what fits there.
 
-The one place that decides it. Whoever runs a net (training, the pipeline, `info`, `evaluate`, the scripts) asks for a
-`Compute` and does as it says, so tuning for a device is a change of this file.
+Whoever runs a net (training, the pipeline, `info`, `evaluate`, the scripts) asks for a `Compute` and does as it says:
+tuning for a device is a change of this file. Which net and which batch of training suit a device is a matter of the
+recipe: training/defaults.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import shutil
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -24,7 +27,10 @@ from diffunet.errors import ResourceError, UsageError
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 WORTH = {"cuda": 256, "mps": 32, "cpu": 32}
-"""Images of a pass above which a device gains little."""
+"""Images of a pass of training above which a device gains little."""
+
+SAMPLING_WORTH, SMALL = {"cuda": 256, "mps": 32, "cpu": 16}, 64
+"""The same of sampling, at this image size; on a CPU more of smaller ones."""
 
 RESERVE = 0.1
 """Share of the free memory that is left alone: what an allocator wastes between blocks, and libraries' work space."""
@@ -39,9 +45,10 @@ SHAPES = 64
 
 _NO_MEMORY = (
     "allocate memory", "not enough memory", "out of memory", "bad_alloc", "ALLOC_FAILED", "Storage size calculation",
+    "could not create a primitive",
 )  # fmt: skip
 """Words of torch's RuntimeErrors where memory runs out: on the CPU of Linux and of Windows, on a GPU, in C++ and in
-NVIDIA's libraries; and where more is asked for than can be counted."""
+NVIDIA's libraries, where more is asked for than can be counted; and in oneDNN, which says no more than that."""
 
 CPU_ONLY = (
     "warning: this machine has an NVIDIA driver, but this torch ({version}) is built without CUDA and leaves the GPU "
@@ -112,21 +119,7 @@ class Compute:
         On CUDA products that stay float32 use TF32, and convolutions are tried out for each shape (`cudnn.benchmark`).
         With `deterministic` only kernels are used that give the same bits every time, and nothing is tried out.
         """
-        with contextlib.ExitStack() as stack:
-            if self.device.type == "cuda":
-                matmul = torch.backends.cuda.matmul
-                stack.callback(setattr, matmul, "fp32_precision", matmul.fp32_precision)
-                matmul.fp32_precision = "tf32"
-                cudnn = torch.backends.cudnn
-                tried, same = not deterministic, deterministic
-                stack.enter_context(cudnn.flags(cudnn.enabled, benchmark=tried, deterministic=same, allow_tf32=True))
-            if deterministic:
-                stack.callback(
-                    torch.use_deterministic_algorithms,
-                    torch.are_deterministic_algorithms_enabled(),
-                    warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
-                )
-                torch.use_deterministic_algorithms(True)
+        with _flags.held(self.device.type == "cuda", deterministic):
             yield
 
     def fits(self, bytes_of: Callable[[int], int], most: int | None = None, free: int | None = None) -> int:
@@ -145,6 +138,17 @@ class Compute:
             n = more
         return n
 
+    def at_once(self, image_size: int, bytes_of: Callable[[int], int], most: int | None = None) -> int:
+        """How many images to sample at a time: as many as are worth it, or `most`, of what is counted to fit; 0 where
+        not even one does. Counting takes a second or two, and small images on a CPU do without."""
+        if most is None:
+            most = SAMPLING_WORTH[self.device.type]
+            if self.device.type == "cpu":
+                most = max(most, min(256, most * SMALL**2 // image_size**2))
+        if self.device.type == "cpu" and image_size <= SMALL:
+            return most
+        return self.fits(bytes_of, most)
+
     def free_memory(self) -> int:
         """Bytes that can still be allocated on the device by this process."""
         return free_memory(self.device)
@@ -156,9 +160,50 @@ class Compute:
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
-    def describe(self) -> str:
-        """In words, for the person who waits."""
-        return f"{describe(self.device)}; precision: {self.precision} ({self.why})"
+
+class _Flags:
+    """torch's choice of kernels is one for the process, and pipelines may be at work in several threads: the first to
+    come sets it, and the last to go puts back what was there. One that has to be deterministic makes all of them so.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.before = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def held(self, cuda: bool, deterministic: bool) -> Iterator[None]:
+        """For as long as it lasts; see `Compute.kernels`."""
+        with self.lock:
+            self.users += 1
+            if self.users == 1 or deterministic:
+                self._set(cuda, deterministic)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.users -= 1
+                if not self.users:
+                    self.before.close()
+
+    def _set(self, cuda: bool, deterministic: bool) -> None:
+        if cuda:
+            with contextlib.suppress(RuntimeError):  # a program that sets it by torch's newer API has decided itself
+                self.before.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+                torch.set_float32_matmul_precision("high")
+            cudnn = torch.backends.cudnn
+            tried, same = not deterministic, deterministic
+            self.before.enter_context(cudnn.flags(cudnn.enabled, benchmark=tried, deterministic=same, allow_tf32=True))
+        if deterministic:
+            self.before.callback(
+                torch.use_deterministic_algorithms,
+                torch.are_deterministic_algorithms_enabled(),
+                warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
+            )
+            torch.use_deterministic_algorithms(True)
+
+
+_flags = _Flags()
 
 
 def choose(device: str | torch.device | None = None, precision: str = "auto", *, compiled: bool = False) -> Compute:
@@ -206,9 +251,10 @@ def precision_of(device: torch.device) -> tuple[str, str]:
     (NVIDIA's from 7.0 on: T4, 16xx, 20xx), where training scales the loss so that small gradients are not lost.
     """
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+        capability = torch.cuda.get_device_capability(device)
+        if torch.version.hip is not None or capability >= (8, 0):
             return "bf16", "native on this GPU"
-        if torch.cuda.get_device_capability(device) >= (7, 0):
+        if capability >= (7, 0):
             return "fp16", "this GPU has no native bfloat16, and fast float16"
         return "fp32", "this GPU has neither native bfloat16 nor fast float16"
     if device.type == "cpu":
@@ -230,20 +276,28 @@ def pays_to_compile(found: Compute, steps: int, deterministic: bool) -> tuple[bo
         return False, f"not compiled: that takes minutes and pays from about {COMPILING_PAYS:,} steps on"
     if importlib.util.find_spec("triton") is None:
         return False, "not compiled: triton, which torch.compile needs for CUDA, is not installed"
-    return True, f"compiled: the first step takes minutes, which {steps:,} steps earn back"
+    return True, f"compiled: that takes minutes before the first step, which {steps:,} steps earn back"
 
 
 @contextlib.contextmanager
 def use_threads(count: int | None) -> Iterator[int]:
-    """Compute with `count` CPU threads for as long as it lasts, or as torch is set, and give their number."""
+    """Compute with `count` CPU threads for as long as it lasts, or as torch is set, and give their number.
+
+    No more than there are cores: a config may come from a larger machine.
+    """
     before = torch.get_num_threads()
-    if count is not None and count != before:
+    if count is not None and (count := min(count, cores())) != before:
         torch.set_num_threads(count)
     try:
         yield torch.get_num_threads()
     finally:
         if torch.get_num_threads() != before:
             torch.set_num_threads(before)
+
+
+def cores() -> int:
+    """Cores of the CPU that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory(device: torch.device) -> int:

@@ -22,10 +22,13 @@ Label = SupportsIndex | str | None
 
 
 class Model(Protocol):
-    """A config and the denoiser that is of it."""
+    """A config, the denoiser that is of it, and the type that it computes in."""
 
     config: Config
     denoiser: Denoiser
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,10 @@ def denoising(model: Model, guidance: float | Guidance, config: Config) -> Calla
         here, there = (next(each.denoiser.parameters()).device for each in (model, g.weaker))
         if here != there:
             raise UsageError(f"the weaker model is on {there}, this one on {here}: load it there")
+        if model.dtype != g.weaker.dtype:
+            raise UsageError(
+                f"the weaker model computes in {g.weaker.dtype}, this one in {model.dtype}: load both alike"
+            )
         ours, theirs = ((d.channels, d.image_size, d.class_names) for d in (model.config.data, g.weaker.config.data))
         if ours != theirs:
             raise UsageError("the weaker model is not of the same images: size, channels and classes have to be")

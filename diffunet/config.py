@@ -219,11 +219,11 @@ class TrainConfig(Section):
     steps: Positive | None = None
     """Optimizer steps in all; 100,000 on a GPU, 10,000 on a CPU."""
     batch_size: Annotated[int, Field(ge=1, le=2**20)] | Literal["auto"] | None = None
-    """Images of one optimizer step, over all processes and passes; by the image size. auto: what one pass holds."""
+    """Images of one optimizer step, over all processes and passes; by the image size. auto: what fits, by trial."""
     grad_accumulation: Annotated[int, Field(ge=1, le=2**20)] | None = None
     """Passes that a step is divided into, for less memory; as few as the free memory of the device allows."""
     learning_rate: Rate | None = None
-    """After the warm-up; 3e-4 for a batch of 32, and by the square root of the batch."""
+    """After the warm-up; 3e-4 times the square root of batch-size / 32."""
     warmup: Count = 500
     """Steps over which the rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
@@ -237,7 +237,7 @@ class TrainConfig(Section):
     ema_ramp: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Half-life at most this share of the images seen so far."""
     ema_every: Count | None = None
-    """Steps between stored averages for `diffunet convert --ema`; a sixteenth of the steps; 0: none, as below 100."""
+    """Steps between stored averages for `diffunet convert --ema`; a sixteenth, or as 1 GB of disk holds; 0: none."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of convolutions and products: bf16 where it is native, else fp16 (with a loss scale) on GPUs, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"

@@ -28,8 +28,9 @@ def seed_of(*parts: int | str) -> int:
 
 
 def key_of(*parts: int | str) -> int:
-    """A 128-bit seed for `streams`, in which no two keys ever meet."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=16).digest(), "little")
+    """A 128-bit seed for `streams`: so many that two keys do not meet. An integer of numpy is as Python's."""
+    plain = tuple(part if isinstance(part, str) else int(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(repr(plain).encode(), digest_size=16).digest(), "little")
 
 
 def generator(seed: int, step: int, sample: int) -> np.random.Generator:

@@ -31,12 +31,6 @@ from diffunet.interop import models
 
 log = logging.getLogger(__name__)
 
-WORTH = {"cuda": 256, "mps": 32, "cpu": 16}
-"""Images of 64x64 at a time above which a device gains little."""
-
-SMALL = 64
-"""Up to this image size a CPU's batch takes less than a gigabyte, and is not counted, which takes a second or two."""
-
 INPAINT_BATCH = 16
 """Fillings of the model's size at a time, at most."""
 
@@ -176,7 +170,7 @@ class Pipeline:
         denoise_for = conditions.denoising(self, guidance, config)
         step, sigmas = build.step(config), self._ladder(steps, config)
         if batch_size is None:
-            batch_size = max(1, self._fits(2 if conditions.guidance_of(guidance).scale != 1 else 1))
+            batch_size = max(1, self.fits(2 if conditions.guidance_of(guidance).scale != 1 else 1))
         batch_size = min(batch_size, num)
         shape = (self.channels, self.image_size, self.image_size)
         watch = _Watch(on_step)
@@ -189,10 +183,10 @@ class Pipeline:
             noise = draws.streams(seed, batch, shape, self.device)
             label = None if numbers is None else numbers[[i % num for i in batch]].to(self.device)
             walk = samplers.sample(denoise_for(label), self._start(noise(), sigmas), sigmas, step, noise)
-            done.extend(images.from_array(array) for array in images.to_uint8(watch(walk))[: num - first])
+            done.extend(images.from_array(array) for array in images.to_uint8(watch(walk, num - first)))
 
         with self.working("with one image at a time"):
-            self._in_batches(num, batch_size, make)
+            self.in_batches(num, batch_size, make)
         return done
 
     def inpaint(
@@ -291,7 +285,7 @@ class Pipeline:
             made = self.sample(num, seed=seed, labels=label, guidance=g, steps=steps, on_step=on_step)
             parts[0].paste(filled, [images.to_array(one, self.channels) for one in made])
             return filled
-        fits = self._fits(2 if g.scale != 1 else 1, learn=filler.whole.method == "mmps", most=AT_ONCE)
+        fits = self.fits(2 if g.scale != 1 else 1, learn=filler.whole.method == "mmps", most=AT_ONCE)
         filler = replace(filler, at_once=max(1, fits))
         levels = [each.levels(self.image_size) for each in parts]
         counts = [self._fillings(num, each.region, min(fits, INPAINT_BATCH)) for each in parts]
@@ -315,7 +309,7 @@ class Pipeline:
 
             tiled, size = each.region.fit == "tile", f"{each.region.columns}x{each.region.rows}"
             with self.working(f"with one filling of {size} at a time: fit crop takes less"):
-                self._in_batches(num, counts[place], make, fewer_windows if tiled else None)
+                self.in_batches(num, counts[place], make, fewer_windows if tiled else None)
             each.paste(filled, new)
         return filled
 
@@ -338,18 +332,15 @@ class Pipeline:
         ):
             yield
 
-    def _fits(self, copies: int, *, learn: bool = False, most: int | None = None) -> int:
-        """How many images, `copies` of each, to put through the net at once; 0 where not even one is counted to fit."""
-        if most is None:
-            most = WORTH[self.device.type]
-            if self.device.type == "cpu":
-                most = max(most, min(256, most * SMALL**2 // self.image_size**2))
-        if self.device.type == "cpu" and self.image_size <= SMALL:
-            return most
-        counted = build.footprint(self.config, self.how, learn=learn)
-        return self.how.fits(lambda n: counted.peak(n * copies), most=most)
+    def fits(self, copies: int = 1, *, learn: bool = False, most: int | None = None) -> int:
+        """How many images, `copies` of each, to put through the net at once, and back if `learn`: `Compute.at_once`."""
 
-    def _in_batches(
+        def needed(n: int) -> int:
+            return build.footprint(self.config, self.how, learn=learn).peak(n * copies)
+
+        return self.how.at_once(self.image_size, needed, most)
+
+    def in_batches(
         self, num: int, count: int, make: Callable[[int, int], None], smaller: Callable[[], bool] | None = None
     ) -> None:
         """Call `make(first, count)` until `num` are made. Where memory runs out half of `count` is gone on with, or
@@ -386,20 +377,21 @@ class _Watch:
         self.total = total
         self.done = 0
 
-    def __call__(self, walk: build.Walk) -> Tensor:
+    def __call__(self, walk: build.Walk, asked: int | None = None) -> Tensor:
+        """Of the first images that are `asked` for; all by default."""
         x: Tensor | None = None
         for _, x, denoised in walk:  # noqa: B007
             self.done += 1
-            told = Progress(self.done, self.total, denoised.x0.float())
+            told = Progress(self.done, self.total, denoised.x0[:asked].float())
             if self.on_step is not None and self.on_step(told) is False:
                 raise Cancelled(f"cancelled after step {self.done} of {self.total}")
         assert x is not None, "a ladder has at least two sigmas"
-        if not x.isfinite().all():
+        if not x[:asked].isfinite().all():
             raise DivergedError(
-                "the model's images are not finite: float16 may be too narrow for it (--precision fp32; in Python, "
-                "dtype=torch.float32), or it is damaged"
+                "the model's images are not finite: float16 may be too narrow for it (precision fp32 is not; in "
+                "Python, dtype=torch.float32), or it is damaged"
             )
-        return x.float()
+        return x[:asked].float()
 
 
 def _natural(**values: int | None) -> None:

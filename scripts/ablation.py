@@ -91,10 +91,12 @@ class Bench:
         names = class_names(self.dataset.files.paths)
         chosen, held = split(self.dataset.files, config.data.held_out, HELD_OUT_MAX)
         self.how = how
+        config = config.changed("train", ema_every=0, grad_accumulation=1)
+        config = config.changed("train", ema_every=0, grad_accumulation=1).changed("model", checkpointing=False)
         self.config = config = defaults.resolve(
             config, images=len(chosen), class_names=names, mean=self.dataset.mean, sigma_data=self.dataset.sigma_data,
             how=how,
-        ).changed("train", ema_every=0, grad_accumulation=1)  # fmt: skip
+        )  # fmt: skip
         d, t = config.data, config.train
         assert isinstance(t.batch_size, int), "the config is resolved"
         self.batch_size, self.shape = t.batch_size, (d.channels, d.image_size, d.image_size)
@@ -122,7 +124,8 @@ class Bench:
         torch.manual_seed(draws.seed_of("init", seed))
         net = make(name, self.config)
         price = cost(net, *self.shape[1:])
-        average, curve = self.learn(net, rate, seed)
+        with self.how.kernels():
+            average, curve = self.learn(net, rate, seed)
         pictures = Pipeline(self.config, average, self.how).sample(
             self.reference.num, seed=seed, labels=self.reference.labels, batch_size=128
         )

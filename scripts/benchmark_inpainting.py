@@ -94,7 +94,7 @@ def run(options: argparse.Namespace, kept: Path) -> None:
     Raises:
         UsageError: a method that there is not; figures there of other images or settings.
     """
-    dtype = torch.bfloat16 if options.precision == "bf16" else None
+    dtype = compute.PRECISIONS[options.precision]
     pipe = diffunet.load(options.model, dtype=dtype)
     trained = diffunet.load(options.trained, dtype=dtype) if options.trained else pipe
     if alike(trained) != alike(pipe):

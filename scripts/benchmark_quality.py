@@ -14,10 +14,8 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-
 import diffunet
-from diffunet import build, files
+from diffunet import build, compute, files
 from diffunet.evaluation.report import Reference
 
 SAMPLERS = (
@@ -44,7 +42,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     options = parser.parse_args()
 
-    pipe = diffunet.load(options.model, dtype=torch.bfloat16 if options.precision == "bf16" else None)
+    pipe = diffunet.load(options.model, dtype=compute.PRECISIONS[options.precision])
     reference = Reference(pipe.config, options.data, options.num, options.seed, pipe.device)
     kept = options.out.with_suffix(".json")
     known: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {}

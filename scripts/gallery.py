@@ -12,10 +12,9 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import diffunet
-from diffunet import build, draws
+from diffunet import build, compute, draws
 from diffunet.data import augment, images, masks
 from diffunet.data.index import HELD_OUT_MAX, split
 
@@ -37,7 +36,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     options = parser.parse_args()
 
-    pipe = diffunet.load(options.model, dtype=torch.bfloat16 if options.precision == "bf16" else None)
+    pipe = diffunet.load(options.model, dtype=compute.PRECISIONS[options.precision])
     d = pipe.config.data
     dataset = build.dataset(pipe.config, options.data)
     _, held_out = split(dataset.files, d.held_out, HELD_OUT_MAX)

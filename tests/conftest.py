@@ -23,7 +23,7 @@ def device(request):
     """Where a test computes: what it makes is made there. On CUDA float32 is float32, since formulas are held to it."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
-    with torch.device(request.param) as found, torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.device(request.param) as found, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield found
 
 

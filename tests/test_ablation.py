@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from small import tiny
 from torch import nn
 
+from diffunet import compute
 from diffunet.errors import UsageError
 from diffunet.nn.unet import UNet
 from diffunet.training.loop import train
@@ -108,7 +109,7 @@ def test_every_net_is_near_what_it_is_made_to_and_answers(name):
 @pytest.fixture
 def bench(folder, monkeypatch):
     """Of `tiny`, with a clock on which a step takes a second."""
-    bench = ablation.Bench(tiny(), folder, seconds=8.0, num=8, device=torch.device("cpu"))
+    bench = ablation.Bench(tiny(), folder, seconds=8.0, num=8, how=compute.choose("cpu"))
     seconds = iter(range(10**6))
     monkeypatch.setattr(bench, "now", lambda: next(seconds))
     return bench
@@ -116,7 +117,7 @@ def bench(folder, monkeypatch):
 
 def test_it_trains_as_train_does(bench, folder, tmp_path):
     torch.manual_seed(ablation.draws.seed_of("init", 0))
-    average, curve = bench.learn(ablation_nets.make("unet", bench.config), tiny().train.learning_rate, 0)
+    average, curve = bench.learn(ablation_nets.make("unet", bench.config), bench.config.train.learning_rate, 0)
     assert [point["steps"] for point in curve] == [1, 2, 4, 8]
     model = train(tiny(), folder, tmp_path / "run")  # 8 steps
     for name, tensor in load_file(model / "model.safetensors").items():

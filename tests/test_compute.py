@@ -63,35 +63,41 @@ def test_what_fits():
 
 
 @pytest.mark.parametrize(
-    ("found", "chosen"),
-    [
-        ({"bf16": True, "capability": (9, 0)}, "bf16"),  # H100
-        ({"bf16": False, "capability": (7, 5)}, "fp16"),  # T4, 16xx, 20xx
-        ({"bf16": False, "capability": (6, 1)}, "fp32"),  # 10xx
-    ],
+    ("capability", "chosen"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16"), ((6, 1), "fp32")]
 )
-def test_the_precision_of_a_card(monkeypatch, found, chosen):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: found["bf16"])
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found["capability"])
-    assert compute.precision_of(CUDA)[0] == chosen
+def test_the_precision_is_that_of_the_card_that_is_meant(monkeypatch, capability, chosen):
+    """An H100, an A100, a T4 or 16xx or 20xx, a 10xx; beside another one, which torch has as its current device."""
+    cards = {"cuda:0": (0, 0), "cuda:1": capability}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: cards[str(device)])
+    assert compute.precision_of(torch.device("cuda:1"))[0] == chosen
 
 
 def test_kernels_on_cuda_and_that_they_come_back():
     def flags():
         cudnn = torch.backends.cudnn
         return (
-            torch.backends.cuda.matmul.fp32_precision, cudnn.benchmark, cudnn.deterministic,
+            torch.get_float32_matmul_precision(), cudnn.benchmark, cudnn.deterministic,
             torch.are_deterministic_algorithms_enabled(),
         )  # fmt: skip
 
     before = flags()
     with Compute(CUDA).kernels():
-        assert flags() == ("tf32", True, False, False)
+        assert flags() == ("high", True, False, False)
     with Compute(CUDA).kernels(deterministic=True):
-        assert flags() == ("tf32", False, True, True)  # nothing is tried out
+        assert flags() == ("high", False, True, True)  # nothing is tried out
     assert flags() == before
     with Compute(CPU).kernels():
         assert flags() == before
+    one, two = Compute(CUDA).kernels(), Compute(CUDA).kernels()  # in two threads, as it were
+    one.__enter__()
+    two.__enter__()
+    one.__exit__(None, None, None)
+    assert flags() == ("high", True, False, False)
+    two.__exit__(None, None, None)
+    assert flags() == before
+    with Compute(CUDA).kernels(deterministic=True), Compute(CUDA).kernels():  # a preview within such a run
+        assert flags() == ("high", False, True, True)
+    assert flags() == before
 
 
 def test_a_torch_without_cuda_is_told_no_address_that_ages(monkeypatch):
@@ -105,8 +111,11 @@ def test_a_torch_without_cuda_is_told_no_address_that_ages(monkeypatch):
 
 def test_threads_are_those_asked_for_and_come_back():
     before = torch.get_num_threads()
-    with compute.use_threads(before + 1) as count:
-        assert torch.get_num_threads() == count == before + 1
+    for asked in {1, compute.cores()}:
+        with compute.use_threads(asked) as count:
+            assert torch.get_num_threads() == count == asked
+    with compute.use_threads(4096) as count:  # of a larger machine
+        assert count == compute.cores()
     with compute.use_threads(None) as count:
         assert count == before
     assert torch.get_num_threads() == before
@@ -187,7 +196,7 @@ def test_in_python_it_is_said_where_it_is_too_late(monkeypatch, caplog):
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda used=used: used)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            start.warn_where_too_late(Compute(CUDA))
+            start.warn_where_too_late()
         assert len(caplog.records) == said
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (given or ":4096:8")
 

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import diffunet
-from diffunet import storage
+from diffunet import draws, storage
 from diffunet.config import read_toml
 from diffunet.data import index
 from diffunet.errors import CheckpointError, UsageError
@@ -33,8 +33,15 @@ def test_there_is_one_for_each_version():
     assert [f"v{n}" for n in range(1, storage.VERSION + 1)] == OLD
 
 
-def test_its_model_gives_the_picture_that_it_gave(old):
-    pipe = diffunet.load(old / "run", device="cpu")
+def streams_of_0_1(seed, images, shape, device):
+    """The noise of diffunet 0.1, by torch's generator and 32 bits of a seed."""
+    sources = [torch.Generator().manual_seed(draws.seed_of("image", seed, i)) for i in images]
+    return lambda: torch.stack([torch.randn(*shape, generator=source) for source in sources])
+
+
+def test_its_model_gives_the_picture_that_it_gave(old, monkeypatch):
+    monkeypatch.setattr(draws, "streams", streams_of_0_1)
+    pipe = diffunet.load(old / "run", device="cpu", dtype=torch.float32)
     assert pipe.class_names == ("bright", "dark")
     picture, before = (
         np.asarray(image, np.int16) for image in (pipe.sample(1, seed=1)[0], Image.open(old / "sample.png"))
@@ -44,7 +51,7 @@ def test_its_model_gives_the_picture_that_it_gave(old):
 
 def test_its_weights_are_those_that_it_had(old):
     weights = load_file(old / "run/model/model.safetensors")
-    mine = diffunet.load(old / "run", device="cpu").denoiser.net.state_dict()
+    mine = diffunet.load(old / "run", device="cpu", dtype=torch.float32).denoiser.net.state_dict()
     assert weights.keys() == mine.keys()
     assert all(torch.equal(weights[name], mine[name]) for name in weights)
 

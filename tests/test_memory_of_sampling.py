@@ -89,10 +89,11 @@ def test_the_batch_is_what_is_counted_to_fit(pipe, monkeypatch, size):
     pipe.config = pipe.config.changed("data", image_size=size)
     counted = build.footprint(pipe.config, pipe.how, learn=False)
     monkeypatch.setattr(type(pipe.how), "free_memory", lambda self: int(counted.peak(9) / 0.9))
-    monkeypatch.setattr("diffunet.pipeline.SMALL", 0)
-    assert pipe._fits(1) == 8
-    assert pipe._fits(2) == 4
-    assert pipe._fits(1, learn=True) < 8
+    monkeypatch.setattr("diffunet.compute.SMALL", 0)
+    with torch.inference_mode():  # in which a count of the way back would be an error
+        assert pipe.fits(1, most=64) == 8
+        assert pipe.fits(2, most=64) == 4
+        assert pipe.fits(1, most=64, learn=True) < 8
 
 
 def test_pictures_that_are_not_finite_are_an_error_and_no_black_squares(pipe):
@@ -111,6 +112,28 @@ def test_sampling_takes_the_precision_that_training_takes(run, monkeypatch):
     assert diffunet.load(run, device="cpu", dtype=torch.float32).dtype is torch.float32
     with pytest.raises(UsageError, match=r"dtype is torch.float32, .*, not torch.float64"):
         diffunet.load(run, dtype=torch.float64)
+
+
+def test_a_weaker_model_of_another_type_is_refused(run, pipe):
+    weaker = diffunet.load(run, device="cpu", dtype=torch.bfloat16)
+    with pytest.raises(UsageError, match=r"computes in torch.bfloat16, this one in torch.float32: load both alike"):
+        pipe.sample(1, guidance=diffunet.Guidance(2.0, weaker))
+
+
+def test_a_seed_of_numpy_is_as_pythons(pipe):
+    assert np.array_equal(arrays(pipe.sample(1, seed=np.int64(3))), arrays(pipe.sample(1, seed=3)))
+
+
+def test_likelihoods_go_on_with_fewer_images(pipe, monkeypatch, caplog):
+    from diffunet.evaluation import likelihood
+
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    wanted = likelihood.ode(pipe, images, [0] * 5, steps=4).bits
+    holds(pipe, 2, monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        found = likelihood.ode(pipe, images, [0] * 5, steps=4).bits
+    assert found == pytest.approx(wanted, rel=1e-5)
+    assert "out of memory; going on with 2 at a time" in caplog.text
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ Legend: N images, B batch, C channels, H W height and width, d = C H W dimension
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -172,7 +171,7 @@ def vlb(
         noise = draws.streams(draws.key_of("vlb", seed), numbers, x0.shape[1:], x0.device)
         return variational_bound(threshold(denoise, "static"), x0, sigmas, variance, noise, called)
 
-    bits = _in_batches(pipeline, images, labels, of, len(sigmas), batch_size, on_step)
+    bits = _in_batches(pipeline, images, labels, of, len(sigmas), batch_size, on_step, learn=False)
     chain = pipeline.denoiser.schedule
     assert isinstance(chain, DDPMSchedule), "it has levels"
     which = "" if len(sigmas) == chain.num_steps else f" of a chain of {len(sigmas)} steps, not {chain.num_steps}"
@@ -254,7 +253,7 @@ def ode(
         return total / (dequantisations * d * math.log(2)) - math.log2(2 * HALF_LEVEL)
 
     calls = dequantisations * (len(sigmas) + 1)
-    bits = _in_batches(pipeline, images, labels, of, calls, batch_size, on_step)
+    bits = _in_batches(pipeline, images, labels, of, calls, batch_size, on_step, learn=True)
     note = "probability-flow ODE, uniform dequantisation"
     if low > HALF_LEVEL:
         note += f" from sigma {low:.2g}, whose blur alone costs {floor(low):.1f}"
@@ -301,27 +300,33 @@ def _in_batches(
     calls: int,
     batch_size: int | None,
     on_step: OnStep | None,
+    learn: bool,
 ) -> NDArray[np.float64]:
     """`of` (denoise, x0, the images' numbers, called) in batches, each of `calls` calls: float64 [N]."""
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size is at least 1, not {batch_size}")
-    size = batch_size or (64 if pipeline.device.type == "cuda" else 16)
-    batches = [range(first, min(first + size, len(images))) for first in range(0, len(images), size)]
+    size = min(len(images), batch_size or max(1, pipeline.fits(learn=learn)))
     told = None if labels is None else torch.tensor(list(labels), device=pipeline.device)
-    done, total = itertools.count(1), calls * len(batches)
+    done, total = 0, 0
 
     def called() -> None:
-        now = next(done)
-        if on_step is not None and on_step(now, total) is False:
-            raise Cancelled(f"cancelled after call {now} of {total}")
+        nonlocal done
+        done += 1
+        if on_step is not None and on_step(done, total) is False:
+            raise Cancelled(f"cancelled after call {done} of {total}")
 
-    found = []
-    with pipeline.working(f"with likelihoods of {size} images at a time: fewer images take less"):
-        for numbers in batches:
-            rows = slice(numbers.start, numbers.stop)
-            x0 = pictures.to_float(torch.from_numpy(images[rows]).to(pipeline.device))
-            denoise = bind(pipeline.denoiser, None if told is None else told[rows])
-            found.append(of(denoise, x0, numbers, called).numpy())
+    found: list[NDArray[np.float64]] = []
+
+    def make(first: int, count: int) -> None:
+        nonlocal total
+        total = done + calls * -(-(len(images) - first) // count)
+        numbers = range(first, min(first + count, len(images)))
+        rows = slice(numbers.start, numbers.stop)
+        x0 = pictures.to_float(torch.from_numpy(images[rows]).to(pipeline.device))
+        found.append(of(bind(pipeline.denoiser, None if told is None else told[rows]), x0, numbers, called).numpy())
+
+    with pipeline.working("with the likelihood of one image at a time"):
+        pipeline.in_batches(len(images), size, make)
     return np.concatenate(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -14,6 +15,8 @@ from diffunet.errors import UsageError
 from diffunet.training.ema import WIDTHS
 from diffunet.training.memory import training_bytes
 
+log = logging.getLogger(__name__)
+
 SMALL = 5000
 """Images below which a model learns them by heart: flips and dropout are on."""
 
@@ -23,6 +26,9 @@ decides how many passes make a step, not how many images: a run is the same on a
 
 LARGE_BATCH, CPU_BATCH = 32, 32
 """On a CPU a step of more images takes seconds."""
+
+ROUND = 8
+"""Of the images of a process where we choose them; it has few divisors otherwise."""
 
 RATE, RATE_BATCH = 3e-4, 32
 """The learning rate and the batch that it is for; for others it goes with the square root (Malladi et al. 2022)."""
@@ -161,10 +167,11 @@ def _pair_bytes(config: Config) -> int:
 
 
 def _batch(config: Config, device: torch.device, processes: int) -> int:
-    """The images of a step, a multiple of what has to divide it."""
+    """The images of a step: of each process a multiple of `ROUND`, so that it divides into passes well."""
     size, share = config.data.image_size, processes * (config.train.grad_accumulation or 1)
     wanted = next((batch for limit, batch in BATCH.items() if size <= limit), LARGE_BATCH)
-    return -(-(wanted if device.type == "cuda" else CPU_BATCH) // share) * share
+    each = -(-(wanted if device.type == "cuda" else CPU_BATCH) // share)
+    return (each if each < ROUND else -(-each // ROUND) * ROUND) * share
 
 
 def _needs_checkpointing(config: Config, how: Compute, free: int | None) -> bool:
@@ -186,9 +193,22 @@ def _passes(config: Config, how: Compute, batch: int, processes: int, free: int 
         raise UsageError(
             f"--batch-size {batch} is the batch of one step and must divide by {processes} processes x "
             f"{asked or 1} passes; try {near} or {near + share}"
+            + (f", or --train.grad-accumulation {fewer}" if (fewer := _fewer(batch, processes, asked)) else "")
         )
     if asked is None:
         each = batch // processes
         fits = max(1, how.fits(lambda n: training_bytes(config, how, n), most=2 * each, free=free))
         asked = next(n for n in range(1, each + 1) if each % n == 0 and each // n <= fits)
+        if 2 * each < asked * fits:
+            log.warning(
+                "--batch-size %d divides badly: %d passes of %d images, where %d would fit; a multiple of %d is faster",
+                batch, asked, each // asked, fits, processes * ROUND,
+            )  # fmt: skip
     return config.changed("train", grad_accumulation=asked)
+
+
+def _fewer(batch: int, processes: int, passes: int | None) -> int | None:
+    """The most passes below `passes` that divide a batch which the processes divide, if any."""
+    if batch % processes:
+        return None
+    return next((n for n in range((passes or 1) - 1, 0, -1) if batch // processes % n == 0), None)

@@ -85,13 +85,9 @@ class Learner:
             noise = draws.gaussian(t.seed, step, batch.start, len(batch.sigma), self.shape, device)
             if self.config.model.dropout:  # knows only torch's global generator
                 torch.manual_seed(draws.seed_of("dropout", t.seed, step, number, rank))
-            x0 = images.to_float(batch.images)
-            if batch.augment is not None:
-                x0 = warp.warp(x0, batch.augment)  # in float32, so not under autocast
             final = number == len(passes) - 1 or self.processes is None
             with contextlib.nullcontext() if final else self.processes.no_sync(self.model):  # type: ignore[union-attr]
-                with self.how.autocast():
-                    each = self.model(x0, noise, batch.sigma, batch.label, batch.keep, batch.augment)  # [b]
+                each = self._losses(self.model, batch, noise)
                 # DDP averages over processes; what is wanted is the mean over the global batch.
                 (each.sum() * (self.scale.value * (many / self.batch_size))).backward()
             loss += each.detach().sum() / self.batch_size
@@ -111,6 +107,14 @@ class Learner:
             average.update()
         return Outcome(loss, norm, (nothing & ~overflow).float(), overflow.float())
 
+    def _losses(self, model: nn.Module, batch: Batch, noise: Tensor) -> Tensor:
+        """Of each image, [b]; noise is [b C H W]."""
+        x0 = images.to_float(batch.images)
+        if batch.augment is not None:
+            x0 = warp.warp(x0, batch.augment)  # in float32, so not under autocast
+        with self.how.autocast():
+            return model(x0, noise, batch.sigma, batch.label, batch.keep, batch.augment)
+
     def _apply(self, nothing: Tensor) -> None:
         """The optimizer's step, unless `nothing` [] is 1."""
         optimizer = self.state.optimizer
@@ -121,13 +125,13 @@ class Learner:
 
     def compile(self, batch: int) -> None:
         """Compile the net, and try it on `batch` images a pass: there and back, nothing is learned."""
+        if not self.how.compiled:
+            return
         self.how.compile(self.state.net, self.config.train.deterministic)
-        if self.how.compiled:
-            trial = self.imagined(batch)
-            x0 = images.to_float(trial.images)
-            with self.how.autocast():
-                each = self.plain(x0, torch.zeros_like(x0), trial.sigma, trial.label, trial.keep, trial.augment)
-            each.sum().backward()
+        trial = self.imagined(batch)
+        try:
+            self._losses(self.plain, trial, torch.zeros(batch, *self.shape, device=self.how.device)).sum().backward()
+        finally:
             self.state.optimizer.zero_grad()
 
     def imagined(self, batch: int) -> Batch:

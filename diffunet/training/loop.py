@@ -25,7 +25,7 @@ from diffunet.config import Config
 from diffunet.data import images, index
 from diffunet.data.cache import split
 from diffunet.diffusion.losses import DenoisingLoss, Loss
-from diffunet.errors import Cancelled, Stopped, UsageError
+from diffunet.errors import Cancelled, DivergedError, Stopped, UsageError
 from diffunet.pipeline import Pipeline
 from diffunet.training import checkpoint, defaults, failures, memory, snapshots, start
 from diffunet.training.batches import Batch, Batches
@@ -96,6 +96,8 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(on_signals(flag))
         config = stack.enter_context(start.begin(config, run, resume=resume, init=init, main=main))
+        if config.train.deterministic:
+            start.warn_where_too_late()
         where = failures.Where(run, config)
         stack.enter_context(failures.told(where, flag, main))
         limits = Limits(run / "stop", config.train.stop_after)
@@ -104,17 +106,20 @@ def train(
         dataset = build.dataset(config, Path(data), progress=start.decoding(main))
         start.enough_images(dataset.rejected, len(dataset.files), config.data.max_rejected, Path(data))
         found = checkpoint.newest(run) if resume else None
-        state, stored = None if found is None else checkpoint.read_state(found), None
+        state, thinned = None if found is None else checkpoint.read_state(found), False
         if found is not None and state is not None:
             start.same_data(state, dataset, run, Path(data), accept_new_data)
-            stored = storage.run_config(run)
-            config = defaults.spaced(snapshots.only_where_kept(config, found), stored)
+            kept = snapshots.only_where_kept(config, found)
+            config = defaults.spaced(kept, storage.run_config(run))
+            thinned = config != kept
         names = start.classes(config, dataset, resumed=found is not None)
         chosen, held = split(dataset.files, config.data.held_out, index.HELD_OUT_MAX)
 
         if state is not None:
             config = start.as_it_was(config, state["environment"])
         how = compute.choose(start.device(device), config.train.precision)
+        if state is not None:
+            how = replace(how, why="as before")
         stack.enter_context(start.end_of_group())
         accelerator = start.accelerator(config, how.device)
         processes, rank = accelerator.num_processes, accelerator.process_index
@@ -122,8 +127,6 @@ def train(
         # The caller's generators, threads and kernels stay as they are.
         stack.enter_context(torch.random.fork_rng([how.device] if how.device.type == "cuda" else []))
         threads = stack.enter_context(compute.use_threads(config.train.threads))
-        if config.train.deterministic:
-            start.warn_where_too_late(how)
         stack.enter_context(how.kernels(config.train.deterministic))
         left_open = config.train.compile == "auto"
         free = start.smallest(start.free_memory(how), accelerator)
@@ -141,7 +144,7 @@ def train(
         price = memory.price(config)
         memory.refuse_what_cannot_fit(config, how)
         if config.train.batch_size == "auto":
-            fits = start.smallest(memory.images_per_pass(config, how, free), accelerator)
+            fits = start.smallest(memory.images_per_pass(config, how, free, loss), accelerator)
             config = where.config = defaults.after_trial(config, fits, processes)
         t, d = config.train, config.data
         assert t.steps is not None, "the config is resolved"
@@ -180,8 +183,8 @@ def train(
         where.step = where.saved = first_step
         if main:
             snapshots.forget_after(run, first_step)
-            if stored is not None and t.ema_every and t.ema_every != stored.train.ema_every:
-                snapshots.thin(run, t.ema_every)
+            if thinned:
+                snapshots.thin(run, t.ema_every or 1)
             files.write_atomic(run / "config.toml", config.to_toml())
             if state is None or state["index_hash"] != dataset.index_hash:
                 index.write_index(run / start.IMAGES, dataset.files)
@@ -288,7 +291,10 @@ def train(
                             value = validate(judge, validation, t.seed, shape, one_pass, flag)
                         record.metrics(done, validation_loss=value)
                     if t.previews and (done == t.steps or done % t.sample_every == 0):
-                        preview(pipeline, t.previews, run / "samples" / f"step-{done:08d}.png", one_pass, flag)
+                        try:
+                            preview(pipeline, t.previews, run / "samples" / f"step-{done:08d}.png", one_pass, flag)
+                        except DivergedError as error:  # of pictures: what is learned may be whole
+                            log.warning("no preview of step %d: %s", done, error)
                 if on_step is not None:
                     answer = on_step(TrainProgress(done, t.steps, last_loss, time.monotonic() - began))
                     if answer is False:

@@ -10,6 +10,7 @@ import torch
 from diffunet import build, compute
 from diffunet.compute import Compute
 from diffunet.config import Config
+from diffunet.diffusion.losses import Loss
 from diffunet.errors import ResourceError
 from diffunet.nn.cost import Cost, cost
 from diffunet.training.ema import WIDTHS
@@ -48,7 +49,7 @@ def refuse_what_cannot_fit(config: Config, how: Compute) -> None:
         )
 
 
-def images_per_pass(config: Config, how: Compute, free: int | None = None) -> int:
+def images_per_pass(config: Config, how: Compute, free: int | None = None, loss: Loss | None = None) -> int:
     """The largest power of two, up to what is worth it on the device, with which a training step fits.
 
     What is counted to fit into the `free` memory is tried, by two steps; the second has the optimizer's moments. More
@@ -59,7 +60,7 @@ def images_per_pass(config: Config, how: Compute, free: int | None = None) -> in
     """
     counted = how.fits(lambda n: training_bytes(config, how, n), free=free)
     batch = max(1, counted)
-    while not _trial(config, how, batch):
+    while not _trial(config, how, batch, loss):
         if batch == 1:
             raise ResourceError(out_of_memory(config, 1, begun=False))
         batch //= 2
@@ -67,13 +68,13 @@ def images_per_pass(config: Config, how: Compute, free: int | None = None) -> in
     return batch
 
 
-def _trial(config: Config, how: Compute, batch: int) -> bool:
+def _trial(config: Config, how: Compute, batch: int, loss: Loss | None) -> bool:
     """Whether two steps of a net with random weights go through."""
     try:
         trial = config.changed("train", batch_size=batch, learning_rate=config.train.learning_rate or 1e-4)
         denoiser = build.denoiser(trial)
         how.prepare(denoiser)
-        learner = Learner(trial, denoiser, how)
+        learner = Learner(trial, denoiser, how, loss)
         for step in range(2):
             learner.step(step, [learner.imagined(batch)])
         how.synchronize()

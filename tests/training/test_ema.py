@@ -434,3 +434,5 @@ def test_averages_that_were_asked_for_so_often_stay(folder, tmp_path, monkeypatc
     monkeypatch.setattr(defaults, "STORED_BYTES", 1)
     train(tiny(train={"steps": 9, **quiet}), folder, tmp_path / "run", resume=True)
     assert stored_steps(tmp_path / "run") == [3, 6, 9]
+    train(tiny(train={"steps": 12, **quiet, "ema_every": 2}), folder, tmp_path / "run", resume=True)
+    assert stored_steps(tmp_path / "run") == [3, 6, 9, 10, 12]
