@@ -107,10 +107,11 @@ class Compute:
         """
         if self.compiled:
             import torch._dynamo.config as dynamo
+            import torch._inductor.config as inductor
 
-            for name in ("recompile_limit", "accumulated_recompile_limit"):
-                setattr(dynamo, name, max(SHAPES, getattr(dynamo, name)))
-            net.compile(dynamic=False, options={"deterministic": True} if deterministic else None)
+            dynamo.recompile_limit = max(SHAPES, dynamo.recompile_limit)
+            same = deterministic and hasattr(inductor, "deterministic")  # newer than the oldest torch that will do
+            net.compile(dynamic=False, options={"deterministic": True} if same else None)
 
     @contextlib.contextmanager
     def kernels(self, deterministic: bool = False) -> Iterator[None]:
