@@ -114,6 +114,16 @@ class Compute:
             net.compile(dynamic=False, options={"deterministic": True} if same else None)
 
     @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Round what may compile a net that was asked to be: raises UsageError where that cannot be done."""
+        try:
+            yield
+        except Exception as error:
+            if not self.compiled or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            raise UsageError(f"the net cannot be compiled: {first_line(error)}; do without (--compile)") from None
+
+    @contextlib.contextmanager
     def kernels(self, deterministic: bool = False) -> Iterator[None]:
         """Which kernels torch may choose, for as long as it lasts.
 
@@ -350,6 +360,11 @@ def describe(device: torch.device) -> str:
     if device.type == "cpu":
         return f"CPU ({torch.get_num_threads()} threads)"
     return device.type
+
+
+def first_line(error: BaseException) -> str:
+    """Of what an exception says, or its name."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -329,6 +329,7 @@ class Pipeline:
             torch.no_grad(),
             self.how.kernels(),
             self.how.autocast(),
+            self.how.compiling(),
         ):
             yield
 

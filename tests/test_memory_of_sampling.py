@@ -136,6 +136,18 @@ def test_likelihoods_go_on_with_fewer_images(pipe, monkeypatch, caplog):
     assert "out of memory; going on with 2 at a time" in caplog.text
 
 
+def test_a_net_that_cannot_be_compiled_is_one_line(run, monkeypatch):
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    def fails(*rest):
+        raise BackendCompilerFailed(lambda: None, RuntimeError("no C++ compiler was found"), None)
+
+    pipe = diffunet.load(run, device="cpu", compile=True)
+    monkeypatch.setattr(pipe.denoiser.net, "_compiled_call_impl", fails)
+    with pytest.raises(UsageError, match=r"the net cannot be compiled: .*; do without"):
+        pipe.sample(1)
+
+
 @pytest.mark.slow
 def test_a_compiled_pipeline_gives_the_same_pictures_and_fills_up_its_last_batch(run, pipe):
     compiled, seen = diffunet.load(run, device="cpu", dtype=torch.float32, compile=True), []

@@ -305,7 +305,7 @@ def trouble_compiling(learner: Learner, batch: int, processes: Accelerator) -> s
     except Exception as error:
         if compute.is_out_of_memory(error):
             raise
-        why = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        why = compute.first_line(error)
     if smallest(why is None, processes):
         return None
     learner.state.net._compiled_call_impl = None
