@@ -92,13 +92,17 @@ class Pipeline:
     Args:
         config: the model's, resolved.
         denoiser: with its weights; `how` brings it to its device.
-        how: to compute; by default where the denoiser is, in float32.
+        how: to compute; by default where the denoiser is, in the type that its weights are cast to, or float32.
     """
 
     def __init__(self, config: Config, denoiser: Denoiser, how: Compute | None = None) -> None:
         self.config = config
         self.denoiser = denoiser.eval().requires_grad_(False)
-        self.how = how or compute.choose(next(denoiser.parameters()).device, "fp32")
+        if how is None:
+            types = {parameter.dtype for parameter in denoiser.parameters()}
+            cast = (name for name, dtype in compute.PRECISIONS.items() if dtype in types and name != "fp32")
+            how = compute.choose(next(denoiser.parameters()).device, next(cast, "fp32"))
+        self.how = how
         self._lock = threading.RLock()
         self.how.prepare(denoiser)
 

@@ -157,3 +157,10 @@ def test_a_compiled_pipeline_gives_the_same_pictures_and_fills_up_its_last_batch
     assert np.abs(arrays(found) - arrays(wanted)).max() <= 1
     assert len(found) == 7
     assert set(seen) == {3}
+
+
+def test_a_pipeline_of_a_denoiser_whose_weights_are_cast_computes_in_their_type(run):
+    half = diffunet.load(run, device="cpu", dtype=torch.bfloat16)
+    again = diffunet.Pipeline(half.config, half.denoiser)
+    assert again.dtype is torch.bfloat16
+    assert np.array_equal(arrays(again.sample(2)), arrays(half.sample(2)))

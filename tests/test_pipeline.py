@@ -26,7 +26,7 @@ from diffunet.diffusion import samplers
 
 @pytest.fixture(scope="module")
 def pipe(run):
-    return diffunet.load(run)
+    return diffunet.load(run, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
