@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0.dev0"
+from diffunet.version import __version__
 
 _HOME = {
     "Cancelled": "errors",
@@ -22,15 +22,15 @@ _HOME = {
     "DataError": "errors",
     "DivergedError": "errors",
     "Error": "errors",
-    "Guidance": "pipeline",
-    "Pipeline": "pipeline",
-    "Progress": "pipeline",
+    "Guidance": "sampling.pipeline",
+    "Pipeline": "sampling.pipeline",
+    "Progress": "sampling.pipeline",
     "ResourceError": "errors",
     "Stopped": "errors",
     "UNet": "nn.unet",
     "UNet2015": "nn.unet2015",
     "UsageError": "errors",
-    "load": "pipeline",
+    "load": "sampling.pipeline",
     "train": "training.loop",
 }
 
@@ -48,10 +48,10 @@ if TYPE_CHECKING:
     from diffunet.errors import UsageError as UsageError
     from diffunet.nn.unet import UNet as UNet
     from diffunet.nn.unet2015 import UNet2015 as UNet2015
-    from diffunet.pipeline import Guidance as Guidance
-    from diffunet.pipeline import Pipeline as Pipeline
-    from diffunet.pipeline import Progress as Progress
-    from diffunet.pipeline import load as load
+    from diffunet.sampling.pipeline import Guidance as Guidance
+    from diffunet.sampling.pipeline import Pipeline as Pipeline
+    from diffunet.sampling.pipeline import Progress as Progress
+    from diffunet.sampling.pipeline import load as load
     from diffunet.training.loop import train as train
 
 

@@ -1,6 +1,6 @@
 """`python -m diffunet`, and `accelerate launch -m diffunet`."""
 
-from diffunet.cli import main
+from diffunet.commands.cli import main
 
 if __name__ == "__main__":
     main()

@@ -54,7 +54,7 @@ from diffunet.diffusion.losses import DenoisingLoss
 from diffunet.errors import UsageError
 from diffunet.evaluation.report import Reference
 from diffunet.nn.cost import cost
-from diffunet.pipeline import Pipeline
+from diffunet.sampling.pipeline import Pipeline
 from diffunet.training import defaults
 from diffunet.training.batches import Batches
 from diffunet.training.learner import Learner

@@ -79,12 +79,13 @@ def make(temporary: Path, files: int, folders: int) -> None:
 
 def measured(part: str, temporary: Path) -> dict[str, Any]:
     """Seconds, the peak of resident memory in MB, and notes."""
-    from diffunet.data import cache, folder, index
+    from diffunet.data import folder, index
+    from diffunet.data.dataset import Dataset, open_dataset
 
     data, text = temporary / "data", temporary / "index.txt"
 
-    def opened() -> cache.Dataset:
-        return cache.open_dataset(data, image_size=8, channels=3, fit="crop", cache=temporary / "cache")
+    def opened() -> Dataset:
+        return open_dataset(data, image_size=8, channels=3, fit="crop", cache=temporary / "cache")
 
     dataset = opened() if part in ("use", "write") else None
     notes: list[str] = []

@@ -33,19 +33,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from inpainting_scores import HeldOut, fill
 from torch import Tensor, nn
 
 import diffunet
 from diffunet import build, compute, draws, files
-from diffunet.data import images, masks
-from diffunet.data.images import Pixels
-from diffunet.data.masks import Hole
+from diffunet.diffusion import samplers
 from diffunet.diffusion.denoiser import Denoise, Denoiser, bind
-from diffunet.diffusion.inpainting import mmps
+from diffunet.diffusion.known_pixels import mmps
 from diffunet.diffusion.samplers import Step, sample
 from diffunet.errors import UsageError
-from diffunet.evaluation.inpainting import HeldOut, fill
-from diffunet.pipeline import Pipeline
+from diffunet.inpainting import masks, methods
+from diffunet.inpainting.masks import Hole
+from diffunet.pictures import images
+from diffunet.pictures.images import Pixels
+from diffunet.sampling.pipeline import Pipeline
 
 REPAINT_KINDS = ("box", "half", "wide", "narrow", "lines", "grid")
 """Of masks, as in RePaint's paper: its "expand" is all but a box, and not among them."""
@@ -216,7 +218,7 @@ def method(text: str, pipe: Pipeline, trained: Pipeline, seed: int, batch_size: 
     else:
         chosen = {option: options.pop(option) for option in ("sampler", "ladder") if option in options}
         config, schedule = build.sampling(source.config, **chosen), source.denoiser.schedule
-        way = build.inpainting(config, schedule, name, **numbers("steps", "jump_length", "jump_n_sample"))
+        way = methods.choose(config, schedule, name, **numbers("steps", "jump_length", "jump_n_sample"))
         if name == "mmps" and "iterations" in options:
             way = with_iterations(way, build.step(config), **numbers("iterations"))
         filler = partial(ours, source, way, seed, batch_size)
@@ -225,10 +227,10 @@ def method(text: str, pipe: Pipeline, trained: Pipeline, seed: int, batch_size: 
     return source, filler
 
 
-def with_iterations(way: build.Inpainting, step: Step, iterations: int) -> build.Inpainting:
+def with_iterations(way: methods.Method, step: Step, iterations: int) -> methods.Method:
     """mmps with other than the usual number of iterations."""
 
-    def walk(denoise: Denoise, known: Tensor, keep: Tensor, x: Tensor, noise: draws.Noise) -> build.Walk:
+    def walk(denoise: Denoise, known: Tensor, keep: Tensor, x: Tensor, noise: draws.Noise) -> samplers.Walk:
         return sample(mmps(denoise, known, keep, iterations), x, way.ladder, step, noise)
 
     return replace(way, walk=walk)
@@ -241,7 +243,7 @@ def _number(text: str, option: str, value: str) -> int:
 
 
 def ours(
-    pipe: Pipeline, way: build.Inpainting, seed: int, batch_size: int, pictures: Pixels, holes: Hole, filling: int
+    pipe: Pipeline, way: methods.Method, seed: int, batch_size: int, pictures: Pixels, holes: Hole, filling: int
 ) -> Pixels:
     """A method of this project."""
     return fill(pipe, pictures, holes, way, seed=seed, filling=filling, batch_size=batch_size)

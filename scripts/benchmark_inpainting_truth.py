@@ -30,7 +30,7 @@ from torch import Tensor
 from diffunet import build
 from diffunet.config import Config
 from diffunet.diffusion.denoiser import Denoise, Denoised
-from diffunet.diffusion.inpainting import ROUNDING, ddnm, keep_known, mmps, resample_ladder
+from diffunet.diffusion.known_pixels import ROUNDING, ddnm, keep_known, mmps, resample_ladder
 from diffunet.diffusion.samplers import Step, euler, last, sample, unipc
 from diffunet.diffusion.schedules import DDPMSchedule
 from diffunet.draws import Noise

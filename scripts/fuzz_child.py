@@ -23,9 +23,11 @@ import numpy as np
 
 import diffunet
 from diffunet.config import read_toml
-from diffunet.data import composite, images, layout, masks
-from diffunet.data.cache import open_dataset
+from diffunet.data import layout
+from diffunet.data.dataset import open_dataset
 from diffunet.errors import DataError, Error
+from diffunet.inpainting import composite, masks
+from diffunet.pictures import images
 from diffunet.training import checkpoint
 
 LONGEST = 1000

@@ -15,8 +15,10 @@ import numpy as np
 
 import diffunet
 from diffunet import build, compute, draws
-from diffunet.data import augment, images, masks
+from diffunet.data import augment
 from diffunet.data.index import HELD_OUT_MAX, split
+from diffunet.inpainting import masks, methods
+from diffunet.pictures import images
 
 
 def main() -> None:
@@ -54,7 +56,7 @@ def main() -> None:
             jumps = {"jump_length": options.jump_length, "jump_n_sample": options.jump_n_sample}
             filled += pipe.inpaint(
                 images.from_array(picture), hole, num=options.fillings, seed=options.seed, method=method,
-                fit="native", steps=options.steps, **(jumps if method in ("auto", *build.JUMPS) else {}),
+                fit="native", steps=options.steps, **(jumps if method in ("auto", *methods.JUMPS) else {}),
             )  # fmt: skip
         left = np.where(hole[..., None], np.uint8(128), picture)
         columns.append([picture, left, *(images.to_array(image, d.channels) for image in filled)])

@@ -29,13 +29,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from diffunet.data import images
-from diffunet.data.images import Pixels
-from diffunet.data.pairs import pairs
-from diffunet.data.saving import is_lossless
 from diffunet.errors import DataError, Error, UsageError
+from diffunet.inpainting.pairs import pairs
 from diffunet.nn.overlap_tile import mirrored, overlap_tile
 from diffunet.nn.unet2015 import UNet2015, input_size, margin, output_size
+from diffunet.pictures import images
+from diffunet.pictures.images import Pixels
+from diffunet.pictures.saving import is_lossless
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float32]

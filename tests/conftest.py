@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from helpers.small import tiny
 from PIL import Image
-from small import tiny
 
 from diffunet import variables
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.small import tiny
 from safetensors.torch import load_file
-from small import tiny
 from torch import nn
 
 from diffunet import compute

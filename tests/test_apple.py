@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from apple import Apple
+from helpers.apple import Apple
+from helpers.small import tiny
 from safetensors.torch import load_file
 from scipy import special
-from small import tiny
 
 from diffunet import build, compute
 from diffunet.diffusion import samplers
 from diffunet.diffusion.losses import log_normal_cdf
 from diffunet.diffusion.samplers import last
 from diffunet.evaluation.features import train_classifier
+from diffunet.inpainting import methods
 from diffunet.training.learner import Learner, skips_by_itself
 from diffunet.training.loop import train
 
@@ -62,7 +63,7 @@ def test_every_sampler(sampler):
 def test_every_way_to_fill_in(method):
     _, denoiser, config = learner()
     denoiser.eval().requires_grad_(False)
-    way = build.inpainting(config, denoiser.schedule, method, steps=3)
+    way = methods.choose(config, denoiser.schedule, method, steps=3)
     keep, known = torch.arange(8) < 4, torch.zeros(2, 3, 8, 8)
     x = way.ladder[0].float() * torch.randn(2, 3, 8, 8)
     with Apple():

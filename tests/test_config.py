@@ -18,8 +18,8 @@ from diffunet.config import (
     read_toml,
     validated,
 )
-from diffunet.data import masks
 from diffunet.errors import UsageError
+from diffunet.inpainting import masks
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from launching import wait_for
+from helpers.launching import wait_for
 from PIL import Image
 
 import diffunet

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from launching import PATIENCE, start
+from helpers.launching import PATIENCE, start
 
 import diffunet
 from diffunet import CheckpointError, storage
@@ -122,7 +122,7 @@ def test_weights_of_half_precision_are_read_as_what_the_net_has(run, tmp_path):
 
 LIMITED = """
 import json, resource, sys
-import torch, diffunet, diffunet.pipeline
+import torch, diffunet, diffunet.sampling.pipeline
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 10 * 2**30, used + 10 * 2**30))
 try:

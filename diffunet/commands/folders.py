@@ -9,11 +9,11 @@ from typing import Annotated
 from pydantic import Field
 from tyro.conf import Positional, arg
 
-from diffunet import outputs
+from diffunet.commands import outputs
+from diffunet.commands.progress import progress, say, tell
 from diffunet.commands.values import Number, Seed, Size
 from diffunet.config import MasksName
 from diffunet.errors import DataError, UsageError
-from diffunet.progress import progress, say, tell
 
 Side = Annotated[int, Field(ge=1, le=20_000)]
 
@@ -92,8 +92,8 @@ def masks(
     import numpy as np
 
     from diffunet import draws
-    from diffunet.data import images
-    from diffunet.data.masks import KINDS, random_mask
+    from diffunet.inpainting.masks import KINDS, random_mask
+    from diffunet.pictures import images
 
     if like is not None and not (num is None and width is None and height is None):
         raise UsageError("--like says how many masks and of what size: leave out --num, --width and --height")
@@ -126,7 +126,7 @@ def masks(
 
 def _like(folder: Path, out: Path) -> list[tuple[Path, Path]]:
     """Each image of a folder, and the mask that is to have its name."""
-    from diffunet.data.pairs import pairs
+    from diffunet.inpainting.pairs import pairs
 
     found = [(pair.image, out / f"{pair.name}.png") for pair in pairs([folder], None)]
     if several := [target for target, times in Counter(target for _, target in found).items() if times > 1]:

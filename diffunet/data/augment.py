@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diffunet.data import images as pictures
-from diffunet.data.images import Pixels
+from diffunet.pictures import images as pictures
+from diffunet.pictures.images import Pixels
 
 FITS = ("crop", "random", "pad")
 

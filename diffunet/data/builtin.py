@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffunet.data import images
 from diffunet.data.folder import Progress, printable
-from diffunet.data.images import Pixels
 from diffunet.errors import DataError, Error, ResourceError, UsageError
 from diffunet.files import replace
+from diffunet.pictures import images
+from diffunet.pictures.images import Pixels
 
 DIGITS_SIZE = 16
 

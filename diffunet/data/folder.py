@@ -18,8 +18,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from diffunet.data import images
 from diffunet.errors import DataError
+from diffunet.pictures import images
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _OTHER_IMAGES = (

@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffunet.data import images
 from diffunet.data.folder import ImageFile, native
-from diffunet.data.images import Pixels
+from diffunet.pictures import images
+from diffunet.pictures.images import Pixels
 
 MAX_ASPECT = 4  # a panorama keeps its middle: this many times its short side
 

@@ -24,6 +24,9 @@ State = Any
 Step = Callable[[Denoise, Tensor, Tensor, Tensor, Noise, State], tuple[Tensor, Denoised, State]]
 """(D, x, sigma, sigma_next, noise, state) -> (x at sigma_next, what D said at sigma, state)."""
 
+Walk = Iterator[tuple[int, Tensor, Denoised]]
+"""What `sample` yields after each step: its number, x at the next sigma, and what D said."""
+
 STRIDE_MAX = 8.0
 """Steps that are polynomial in sigma take Euler where sigma / sigma_next is above this: over such a stride a straight
 slope in sigma is wrong by orders of magnitude (10 steps on a cosine ladder: 16 times Euler's error on a mixture of
@@ -35,9 +38,7 @@ last two points say does not reach that far, and dpm++2m and unipc would be wors
 ladders have such a step, the last one above 0."""
 
 
-def sample(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, step: Step, noise: Noise
-) -> Iterator[tuple[int, Tensor, Denoised]]:
+def sample(denoise: Denoise, x: Tensor, sigmas: Tensor, step: Step, noise: Noise) -> Walk:
     """Walk x [B C H W] down `sigmas` [n + 1], yielding (i, x at sigmas[i + 1], D at sigmas[i]): watch, or stop.
 
     Where sigma rises (RePaint's jumps back), noise is added to match and no net is called; D is then the last one. A
@@ -53,7 +54,7 @@ def sample(
         yield i, x, denoised
 
 
-def last(steps: Iterator[tuple[int, Tensor, Denoised]]) -> Tensor:
+def last(steps: Walk) -> Tensor:
     """The final x of `sample`."""
     [(_, x, _)] = deque(steps, maxlen=1)
     return x

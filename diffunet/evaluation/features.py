@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffunet import draws
-from diffunet.data import images
 from diffunet.nn.layers import group_norm
+from diffunet.pictures import images
 
 WIDTH = 64
 """Numbers that describe an image: few, so that a covariance is known well from a thousand images."""

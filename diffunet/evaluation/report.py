@@ -15,15 +15,16 @@ from PIL.Image import Image
 
 from diffunet import build
 from diffunet.config import Config
-from diffunet.data import augment, images
+from diffunet.data import augment
 from diffunet.data.folder import class_names, class_of
-from diffunet.data.images import Pixels
 from diffunet.data.index import HELD_OUT_MAX, split
 from diffunet.errors import DataError, UsageError
-from diffunet.evaluation import likelihood as likelihoods
+from diffunet.evaluation import bits_per_dimension as likelihoods
 from diffunet.evaluation.distances import frechet
 from diffunet.evaluation.features import Trained, train_classifier
-from diffunet.pipeline import Guidance, Pipeline
+from diffunet.pictures import images
+from diffunet.pictures.images import Pixels
+from diffunet.sampling.pipeline import Guidance, Pipeline
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from diffunet import draws
 from diffunet.compute import Compute
-from diffunet.data import augment, masks, warp
-from diffunet.data.cache import Dataset
+from diffunet.data import augment, warp
+from diffunet.data.dataset import Dataset
 from diffunet.diffusion.schedules import Schedule
+from diffunet.inpainting import masks
 
 STORED = 0.05
 """Share of a GPU's free memory that the images of a run may take."""

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from diffunet import build, draws
 from diffunet.compute import Compute
 from diffunet.config import Config
-from diffunet.data import images, warp
+from diffunet.data import warp
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.diffusion.losses import DenoisingLoss, Loss
+from diffunet.pictures import images
 from diffunet.training.batches import Batch
 from diffunet.training.ema import averages
 from diffunet.training.loss_scale import LossScale

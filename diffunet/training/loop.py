@@ -22,11 +22,12 @@ import torch
 
 from diffunet import build, compute, draws, files, storage
 from diffunet.config import Config
-from diffunet.data import images, index
-from diffunet.data.cache import split
+from diffunet.data import index
+from diffunet.data.dataset import split
 from diffunet.diffusion.losses import DenoisingLoss, Loss
 from diffunet.errors import Cancelled, DivergedError, Stopped, UsageError
-from diffunet.pipeline import Pipeline
+from diffunet.pictures import images
+from diffunet.sampling.pipeline import Pipeline
 from diffunet.training import checkpoint, defaults, failures, memory, snapshots, start
 from diffunet.training.batches import Batch, Batches
 from diffunet.training.learner import Learner, rate

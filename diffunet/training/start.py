@@ -22,17 +22,18 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
-from diffunet import __version__, compute, files, storage, variables
+from diffunet import compute, files, storage, variables
 from diffunet.compute import Compute
 from diffunet.config import Config, read_toml
 from diffunet.data import index
-from diffunet.data.cache import Dataset
+from diffunet.data.dataset import Dataset
 from diffunet.data.folder import Rejected, class_names, printable
 from diffunet.errors import DataError, Stopped, UsageError
 from diffunet.interop import models
 from diffunet.nn.cost import Cost
 from diffunet.training import checkpoint, memory
 from diffunet.training.learner import Learner
+from diffunet.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from crashes.harness import START, Crashes, fresh
+from helpers.crashes.harness import START, Crashes, fresh
 
 
 @pytest.fixture(scope="session")

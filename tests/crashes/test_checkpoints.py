@@ -6,7 +6,7 @@ import random
 import shutil
 
 import pytest
-from crashes.harness import EVERY, START, config, differences, fresh
+from helpers.crashes.harness import EVERY, START, config, differences, fresh
 
 import diffunet
 from diffunet.training import checkpoint

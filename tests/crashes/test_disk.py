@@ -8,7 +8,7 @@ import re
 import subprocess
 
 import pytest
-from crashes.harness import (
+from helpers.crashes.harness import (
     EVERY,
     GROWING,
     KINDS,

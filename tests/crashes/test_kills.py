@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from crashes.harness import (
+from helpers.crashes.harness import (
     EVERY,
     START,
     Fault,

@@ -7,8 +7,8 @@ import json
 import random
 
 import pytest
-from crashes import disk
-from crashes.harness import EVERY, THOROUGH, differences, fresh, litter, newest, own_cache, until
+from helpers.crashes import disk
+from helpers.crashes.harness import EVERY, THOROUGH, differences, fresh, litter, newest, own_cache, until
 
 
 def status_step(tree):

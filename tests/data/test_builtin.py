@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from diffunet.data import builtin, images
+from diffunet.data import builtin
 from diffunet.data.folder import class_names, list_images
 from diffunet.errors import DataError, UsageError
+from diffunet.pictures import images
 
 
 def test_digits_keep_their_shape() -> None:

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from diffunet.data import folder
-from diffunet.data.cache import open_dataset
+from diffunet.data.dataset import open_dataset
 from diffunet.errors import DataError
 
 
@@ -211,7 +211,7 @@ UNREADABLE = """
 import os, sys
 from pathlib import Path
 from PIL import Image
-from diffunet.data.cache import open_dataset
+from diffunet.data.dataset import open_dataset
 from diffunet.data.folder import list_images
 from diffunet.errors import DataError
 Image.init()  # loads its parts, which a stranger may not be allowed to read

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffunet.data import cache
+from diffunet.data import dataset
 from diffunet.data.folder import ImageFile
 from diffunet.data.index import Index, Paths, changes, index_hash, read_index, split, write_index
 
@@ -250,7 +250,7 @@ def test_changes_count_right(old: dict[str, int], new: dict[str, int]) -> None:
 
 
 def test_split_can_be_had_from_the_cache() -> None:
-    assert cache.split is split
+    assert dataset.split is split
 
 
 @pytest.mark.slow

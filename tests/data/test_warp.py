@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.small import tiny
 from scipy.linalg import expm
 from scipy.ndimage import affine_transform
-from small import tiny
 
 from diffunet import build, draws
 from diffunet.data.warp import CHANNELS, draw, matrix, warp

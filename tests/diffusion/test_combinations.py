@@ -13,7 +13,7 @@ from diffunet.config import SamplerName
 from diffunet.diffusion import samplers
 from diffunet.diffusion.denoiser import EDM, X0, Denoiser, Epsilon, Flow, V, bind
 from diffunet.diffusion.guidance import Pair, WithAndWithoutLabel, guided, threshold
-from diffunet.diffusion.inpainting import keep_known
+from diffunet.diffusion.known_pixels import keep_known
 from diffunet.diffusion.schedules import DDPMSchedule, karras
 
 TARGETS = {"epsilon": Epsilon(), "x0": X0(), "v": V(), "flow": Flow(), "edm": EDM(0.5)}

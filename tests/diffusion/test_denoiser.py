@@ -6,7 +6,7 @@ import torch
 from diffunet import draws
 from diffunet.diffusion import losses
 from diffunet.diffusion.denoiser import EDM, X0, Denoised, Denoiser, Epsilon, Flow, V, bind
-from diffunet.diffusion.inpainting import keep_known, resample_ladder
+from diffunet.diffusion.known_pixels import keep_known, resample_ladder
 from diffunet.diffusion.samplers import ddpm, dpmpp_2m, euler, heun, last, sample
 from diffunet.diffusion.schedules import DDPMSchedule, FlowSchedule, uniform_t
 

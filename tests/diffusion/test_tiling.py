@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffunet.diffusion.denoiser import Denoised, Denoiser, V, bind, condition
-from diffunet.diffusion.inpainting import mmps
+from diffunet.diffusion.known_pixels import mmps
 from diffunet.diffusion.schedules import FlowSchedule
 from diffunet.diffusion.tiling import AT_ONCE, Tiled, starts
 

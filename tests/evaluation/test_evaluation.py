@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 import diffunet
-from diffunet.data import images
 from diffunet.data.builtin import load_digits_arrays
 from diffunet.errors import DataError
 from diffunet.evaluation.distances import frechet, near_copies, nearest, variance_ratio
 from diffunet.evaluation.features import train_classifier
 from diffunet.evaluation.report import Reference, evaluate
+from diffunet.pictures import images
 
 
 def test_frechet_of_normals_is_the_closed_form():

@@ -23,9 +23,11 @@ from PIL import Image
 
 from diffunet import config
 from diffunet.config import Config
-from diffunet.data import folder, images, masks, part, regions
-from diffunet.data.cache import open_dataset
+from diffunet.data import folder
+from diffunet.data.dataset import open_dataset
 from diffunet.errors import DataError, Error, UsageError
+from diffunet.inpainting import masks, part, regions
+from diffunet.pictures import images
 
 MORE = int(os.environ.get("DIFFUNET_EXAMPLES", 0))
 

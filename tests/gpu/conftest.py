@@ -10,7 +10,7 @@ import os
 
 import pytest
 import torch
-from small import tiny
+from helpers.small import tiny
 
 from diffunet import build, variables
 from diffunet.training import defaults

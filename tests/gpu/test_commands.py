@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from launching import PATIENCE
-from small import tiny
+from helpers.launching import PATIENCE
+from helpers.small import tiny
 
 import diffunet
-from diffunet.cli import main
+from diffunet.commands.cli import main
 from diffunet.interop import models
 from diffunet.training.loop import train
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from small import tiny
+from helpers.small import tiny
 
 import diffunet
 from diffunet.config import read_toml

@@ -7,8 +7,9 @@ from PIL import Image
 
 import diffunet
 from diffunet import build
+from diffunet.commands.net_summary import describe
 from diffunet.evaluation.report import evaluate
-from diffunet.info import describe
+from diffunet.inpainting import methods
 
 pytestmark = pytest.mark.gpu
 
@@ -62,7 +63,7 @@ def test_every_sampler(pipe, learned, sampler):
 
 
 @pytest.mark.parametrize("fit", ["crop", "tile", "native"])
-@pytest.mark.parametrize("method", build.INPAINTING)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_every_way_to_fill_in(pipe, inpainter, method, fit):
     by = inpainter if method == "trained" else pipe
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 28, 3), dtype=np.uint8))

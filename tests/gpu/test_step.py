@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from small import tiny
+from helpers.small import tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffunet import build, compute

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from interop.openai_nets import VECTORS
+from helpers.openai_nets import VECTORS
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import torch
-from interop import openai_nets as parity
+from helpers import openai_nets as parity
 
 
 def arguments(scripts, flags):

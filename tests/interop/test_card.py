@@ -5,7 +5,7 @@ import re
 
 import pytest
 import yaml
-from small import tiny
+from helpers.small import tiny
 
 from diffunet import build, storage
 from diffunet.data.index import read_index

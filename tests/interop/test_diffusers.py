@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from interop.unets import NETS, WEIGHTS, difference, peer, pipeline, sizes, theirs
+from helpers.unets import NETS, WEIGHTS, difference, peer, pipeline, sizes, theirs
 from safetensors.torch import save_file
 
 import diffunet

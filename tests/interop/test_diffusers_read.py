@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from interop.unets import ATTENTION, DOWN, RESIDUAL, SMALL, WEIGHTS, peer, pipeline, theirs
+from helpers.unets import ATTENTION, DOWN, RESIDUAL, SMALL, WEIGHTS, peer, pipeline, theirs
 from safetensors.torch import load_file, save_file
 
 from diffunet import build

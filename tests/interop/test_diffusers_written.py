@@ -5,9 +5,9 @@ import logging
 
 import pytest
 import torch
+from helpers.unets import ATTENTION, DOWN, NETS, SMALL, blocks, config, difference, ours, peer, pipeline, theirs
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from interop.unets import ATTENTION, DOWN, NETS, SMALL, blocks, config, difference, ours, peer, pipeline, theirs
 
 from diffunet import build
 from diffunet.config import Config, preset

@@ -30,7 +30,7 @@ import math
 
 import pytest
 import torch
-from interop.openai_nets import (
+from helpers.openai_nets import (
     CASES,
     CLASSES,
     GUIDED,

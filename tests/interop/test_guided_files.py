@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from interop.openai_nets import (
+from helpers.openai_nets import (
     CASES,
     GUIDED,
     asked,
@@ -17,7 +17,7 @@ from interop.openai_nets import (
 )
 
 from diffunet import storage
-from diffunet.cli import main
+from diffunet.commands.cli import main
 from diffunet.errors import CheckpointError
 from diffunet.interop import guided_diffusion
 

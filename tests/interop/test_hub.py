@@ -7,11 +7,11 @@ import sys
 
 import pytest
 import torch
-from interop.fake_hub import Hub
-from small import tiny
+from helpers.fake_hub import Hub
+from helpers.small import tiny
 
 from diffunet import build, storage
-from diffunet.cli import main
+from diffunet.commands.cli import main
 from diffunet.errors import CheckpointError, ResourceError, UsageError
 from diffunet.interop import hub
 

@@ -5,10 +5,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from small import tiny
+from helpers.small import tiny
 
 import diffunet
-from diffunet.cli import main
+from diffunet.commands.cli import main
 from diffunet.config import read_toml
 from diffunet.errors import CheckpointError, UsageError
 from diffunet.interop import hub, models

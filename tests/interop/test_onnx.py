@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from small import tiny
+from helpers.small import tiny
 
 from diffunet import build, storage
 from diffunet.diffusion.denoiser import bind

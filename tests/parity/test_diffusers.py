@@ -69,9 +69,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import peers
 import pytest
 import torch
+from helpers import peers
 from torch import Tensor, nn
 
 from diffunet.diffusion import samplers

@@ -41,9 +41,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-import peers
 import pytest
 import torch
+from helpers import peers
 from torch import Tensor
 
 from diffunet.diffusion.denoiser import EDM, Denoise, Denoised, Denoiser, bind

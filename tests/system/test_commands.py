@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffunet.cli import COMMANDS, main
+from diffunet.commands.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +46,7 @@ def refused(capsys, *words, code=2):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example_and_imports_no_torch(command):
     code = (
-        "import sys; from diffunet.cli import main\n"
+        "import sys; from diffunet.commands.cli import main\n"
         f"try: main([{command!r}, '--help'])\n"
         "finally: print('torch' in sys.modules, 'numpy' in sys.modules)"
     )
@@ -104,7 +104,7 @@ def test_sampling_to_a_grid_a_file_and_a_folder(trained, tmp_path, capsys):
 
 
 def test_options_of_sampling_reach_the_model(trained, tmp_path, capsys, monkeypatch):
-    from diffunet.pipeline import Guidance, Pipeline
+    from diffunet.sampling.pipeline import Guidance, Pipeline
 
     seen, plain = {}, Pipeline.sample
 
@@ -130,7 +130,7 @@ def test_options_of_sampling_reach_the_model(trained, tmp_path, capsys, monkeypa
 
 
 def test_options_of_sampling_reach_evaluate(trained, folder, monkeypatch):
-    from diffunet.pipeline import Guidance, Pipeline
+    from diffunet.sampling.pipeline import Guidance, Pipeline
 
     class SeenEnough(Exception):
         pass

@@ -6,13 +6,12 @@ from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
+from helpers.small import tiny
 from PIL import Image, ImageCms
-from small import tiny
 
-from diffunet import build, outputs
-from diffunet.cli import main
-from diffunet.commands import folders, pictures
-from diffunet.data import masks, part, regions
+from diffunet.commands import folders, inpaint, outputs
+from diffunet.commands.cli import main
+from diffunet.inpainting import masks, methods, part, regions
 
 MAGENTA = (255, 0, 255)
 FAST = ("--steps", 2, "--method", "replace")
@@ -419,15 +418,15 @@ def test_outputs_that_clash_or_exist_or_are_masks(album, no_model, capsys):
 
 
 def test_names_of_methods_fits_and_kinds_are_those_there_are():
-    hints = get_type_hints(pictures.inpaint)
-    assert set(get_args(hints["method"])) == {"auto", *build.INPAINTING}
+    hints = get_type_hints(inpaint.inpaint)
+    assert set(get_args(hints["method"])) == {"auto", *methods.METHODS}
     assert get_args(hints["fit"]) == regions.FITS
     assert set(get_args(get_type_hints(folders.masks)["kind"])) == {"mixed", *masks.KINDS}
 
 
 def test_options_reach_the_pipeline(model, tmp_path, monkeypatch):
-    from diffunet.data import part
-    from diffunet.pipeline import Pipeline
+    from diffunet.inpainting import part
+    from diffunet.sampling.pipeline import Pipeline
 
     seen, read = {}, part.read
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import finish, wait_for
+from helpers.launching import finish, wait_for
 from PIL import Image
 
-from diffunet.cli import main
+from diffunet.commands.cli import main
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SHORT = "--model.channels 8 --batch-size 4 --train.previews 4 --train.ema-every 1"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffunet.cli import COMMANDS
+from diffunet.commands.cli import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -24,7 +24,10 @@ posix = pytest.mark.skipif(os.name == "nt", reason="pipes, terminals and signals
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a device or folder that only Linux has")
 
 
-HASTY = "import sys, diffunet.progress as p; from diffunet.cli import main; p.EVERY = 0; main(sys.argv[1:])"
+HASTY = (
+    "import sys, diffunet.commands.progress as p; from diffunet.commands.cli import main; "
+    "p.EVERY = 0; main(sys.argv[1:])"
+)
 
 
 def words_of(*words, hasty=False):

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from helpers.small import tiny
 from safetensors.torch import load_file
-from small import tiny
 
 from diffunet.data import warp
 from diffunet.errors import Stopped, UsageError

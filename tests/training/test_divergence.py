@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from launching import finish, launch
+from helpers.launching import finish, launch
+from helpers.small import tiny
 from safetensors.torch import load_file
-from small import tiny
 
 from diffunet.errors import DivergedError
 from diffunet.training import checkpoint

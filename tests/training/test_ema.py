@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.small import tiny
 from safetensors import SafetensorError
-from small import tiny
 
 import diffunet
 from diffunet import compute, storage
-from diffunet.cli import main
+from diffunet.commands.cli import main
 from diffunet.config import read_toml
 from diffunet.errors import CheckpointError, ResourceError, Stopped
 from diffunet.training import checkpoint, defaults, ema, memory, snapshots

@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers.small import tiny
 from PIL import Image
-from small import tiny
 
 from diffunet.config import read_toml
 from diffunet.errors import DataError, UsageError

@@ -6,14 +6,14 @@ import logging
 import numpy as np
 import pytest
 import torch
-from launching import finish, launch
+from helpers.launching import finish, launch
+from helpers.small import tiny
 from PIL import Image
 from safetensors.torch import load_file
-from small import tiny
 
 import diffunet
 from diffunet import build, storage
-from diffunet.cli import main
+from diffunet.commands.cli import main
 from diffunet.config import read_toml
 from diffunet.diffusion.denoiser import condition
 from diffunet.errors import Stopped, UsageError

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from launching import finish, launch
+from helpers.launching import finish, launch
+from helpers.small import tiny
 from safetensors.torch import load_file
-from small import tiny
 
 import diffunet
 from diffunet import build, compute

@@ -6,8 +6,8 @@ import tomllib
 import numpy as np
 import pytest
 import torch
+from helpers.small import tiny
 from PIL import Image
-from small import tiny
 
 import diffunet
 from diffunet import draws, storage

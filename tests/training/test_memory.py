@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from launching import finish, start
-from small import tiny
+from helpers.launching import finish, start
+from helpers.small import tiny
 
 from diffunet import compute
 from diffunet.config import read_toml

@@ -11,10 +11,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from launching import PATIENCE, finish, launch, wait_for
+from helpers.launching import PATIENCE, finish, launch, wait_for
+from helpers.small import tiny
 from PIL import Image
 from safetensors.torch import load_file
-from small import tiny
 
 from diffunet.config import read_toml
 from diffunet.training import checkpoint

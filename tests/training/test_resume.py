@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from helpers.small import tiny
 from safetensors import SafetensorError
-from small import tiny
 
 import diffunet
 from diffunet import storage

@@ -9,8 +9,8 @@ import sys
 import tempfile
 
 import pytest
-from launching import PATIENCE, finish, start, wait_for
-from small import tiny
+from helpers.launching import PATIENCE, finish, start, wait_for
+from helpers.small import tiny
 
 from diffunet import build
 from diffunet.config import read_toml
@@ -18,7 +18,7 @@ from diffunet.errors import CheckpointError, ResourceError, UsageError
 from diffunet.training.loop import train
 
 ENDLESS = {"steps": 10**6, "log_every": 1, "checkpoint_every": 10**6, "validate_every": 10**6, "previews": 0}
-MAIN = "import sys; from diffunet.cli import main; main(sys.argv[1:])"
+MAIN = "import sys; from diffunet.commands.cli import main; main(sys.argv[1:])"
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import signal
 import time
 
 import pytest
-from launching import finish, start, wait_for
-from small import tiny
+from helpers.launching import finish, start, wait_for
+from helpers.small import tiny
 
 from diffunet.config import read_toml
 from diffunet.errors import Stopped
@@ -20,7 +20,7 @@ ENDLESS = {
     "ema_every": 10**6,
 }  # fmt: skip
 
-MAIN = "import sys; from diffunet.cli import main; main(sys.argv[1:])"
+MAIN = "import sys; from diffunet.commands.cli import main; main(sys.argv[1:])"
 
 
 def endless(folder, tmp_path, code=MAIN, **train_options):

@@ -1,0 +1,144 @@
+"""The command line: find the command, call it, and turn what a person did wrong into one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+from diffunet import variables
+from diffunet.commands import arguments, convert, demo, evaluate, folders, info, inpaint, sample, train
+from diffunet.commands.progress import main_process, say, silence, tell, writing_results
+from diffunet.errors import Error, ResourceError, UsageError
+
+COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "train": (train.train, "train a model on a folder of images"),
+    "sample": (sample.sample, "generate images"),
+    "inpaint": (inpaint.inpaint, "fill in the masked part of images"),
+    "evaluate": (evaluate.evaluate, "compare generated images with real ones"),
+    "check": (folders.check, "what is in a folder of images, and what cannot be used"),
+    "prepare": (folders.prepare, "a known data set as a folder of images"),
+    "masks": (folders.masks, "random masks, to try inpainting with"),
+    "convert": (convert.convert, "from and to other forms: diffusers, guided-diffusion, ONNX, the hub, averages"),
+    "info": (info.info, "shapes, parameters, MACs, memory and time of a net"),
+    "demo": (demo.demo, "all of it on built-in data, in minutes, on a CPU"),
+}
+
+
+class _Lines(logging.Handler):
+    """Every record is a line on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def _usage() -> str:
+    rows = "\n".join(f"  {name:<9} {words}" for name, (_, words) in COMMANDS.items())
+    return (
+        "usage: diffunet COMMAND ...\n\nTrain a diffusion model on a folder of images, sample from it, fill in masked "
+        f"images.\n\n{rows}\n\nOptions and an example of each: diffunet COMMAND --help\n"
+        "Start with: diffunet train photos --out runs/photos"
+    )
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The `diffunet` command; always exits."""
+    variables.wait_asleep()
+    _streams()
+    with _signals():
+        try:
+            code = _outcome(list(sys.argv[1:] if args is None else args))
+        except KeyboardInterrupt as stop:
+            number = stop.args[0] if stop.args else signal.SIGINT
+            say(f"diffunet: {'interrupted' if number == signal.SIGINT else 'terminated'}")
+            code = 128 + number
+        sys.exit(code)
+
+
+def _outcome(args: list[str]) -> int:
+    """Run a command; its exit code, after a line about what went wrong."""
+    try:
+        try:
+            _run(args)
+        finally:
+            with writing_results():
+                sys.stdout.flush()
+    except Error as error:
+        say(f"diffunet: {' '.join(str(error).split())}")
+        return error.exit_code
+    except (MemoryError, RuntimeError) as error:
+        from diffunet.compute import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        say("diffunet: out of memory")
+        return ResourceError.exit_code
+    except BrokenPipeError:  # a result, to one who has read enough
+        silence(sys.stdout)
+    return 0
+
+
+def _run(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help", "help"):
+        tell(_usage())
+        return
+    if args[0] in ("-V", "--version"):
+        from diffunet.version import __version__
+
+        tell(f"diffunet {__version__}")
+        return
+    name, *rest = args
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
+        hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(COMMANDS)}"
+        raise UsageError(f"there is no command {name!r}{hint}")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that they do not name; we say what cannot be used
+    logger = logging.getLogger("diffunet")
+    logger.handlers = [_Lines()]
+    logger.setLevel(logging.INFO if main_process() else logging.ERROR)
+    function = COMMANDS[name][0]
+    if function is train.train:
+        function(rest)
+    else:
+        arguments.call(function, rest, name)
+
+
+def _streams() -> None:
+    """Somewhere to write where there is nothing (`>&-`), and escapes for what a terminal has no signs for."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in this order each gets its own number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a command in good order: half-written files go, the cursor comes back. A second one ends
+    it at once. What is ignored stays so, and only in the main thread can a program listen."""
+
+    def listen(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt(number)
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+        before = {number: was for number, was in usual.items() if signal.getsignal(number) is was}
+    for number in before:
+        signal.signal(number, listen)
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            if signal.getsignal(number) is listen:  # else one came, and the process is about to end
+                signal.signal(number, was)

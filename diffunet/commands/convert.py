@@ -1,0 +1,144 @@
+"""The command that writes a model in another form, and reads models of other projects."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from diffunet.commands import outputs
+from diffunet.commands.progress import progress, tell
+from diffunet.commands.values import Finite, Number
+from diffunet.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from diffunet.storage import Model
+
+Dialect = Literal["guided-diffusion", "improved-diffusion"]
+
+
+def convert(
+    source: Annotated[Positional[str], arg(metavar="SOURCE")],
+    out: Annotated[Positional[str], arg(metavar="OUT")],
+    /,
+    to: Literal["diffunet", "diffusers", "onnx", "hub"] | None = None,
+    flags: str | None = None,
+    dialect: Dialect | None = None,
+    ema: Finite | None = None,
+    step: Number | None = None,
+    private: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write a model in another form: as a model folder, for diffusers, as ONNX, to the hub. Reads other projects' too.
+
+    Example: diffunet convert runs/photos photos-diffusers --to diffusers
+
+    Example: diffunet convert runs/photos photos-model --ema 0.05
+
+    Example: diffunet convert runs/photos photos.onnx
+
+    Example: diffunet convert google/ddpm-cifar10-32 cifar10-model
+
+    Example: diffunet convert 64x64_diffusion.pt adm64 --flags="--image_size 64 --num_channels 192 ..."
+
+    Args:
+        source: A run folder, a model folder, a checkpoint such as RUN/checkpoints/step-00001000, a diffusers folder, a
+            name of the hub (owner/name), or a .pt of guided-diffusion or improved-diffusion.
+        out: Folder to make; a file for onnx; owner/name on the hub.
+        to: Which form; by default onnx where OUT ends in .onnx, else diffunet, a model folder.
+        flags: Of a .pt: the model and diffusion flags that its project's README gives for it, in one word.
+        dialect: Of a .pt: whose it is, guided-diffusion if not given.
+        ema: Relative width of the average, its spread in time over the length of the run: 0.03 to 0.20 usual. Put
+            together from those stored in a run folder (train.ema_every).
+        step: With --ema, of a step that averages are stored of; the newest if not given.
+        private: With --to hub: nobody else sees it.
+        overwrite: Replace what exists.
+    """
+    to = to or ("onnx" if out.endswith(".onnx") else "diffunet")
+    if step is not None and ema is None:
+        raise UsageError(f"--step goes with --ema; for an earlier checkpoint give {source}/checkpoints/step-{step:08d}")
+    if private and to != "hub":
+        raise UsageError("--private goes with --to hub")
+    if to == "hub":
+        from diffunet.interop import hub
+
+        hub.check_name(out)
+    else:
+        for folder in (Path(out), *list(Path(out).absolute().parents)[:2]):
+            if (folder / "config.toml").is_file():
+                raise UsageError(f"OUT {out} is in the run folder {folder}, which only training writes to")
+        outputs.claim(Path(out), file=to == "onnx", overwrite=overwrite, option="OUT")
+        _refuse_other_form(Path(out), to)
+    model = _read(source, flags, dialect, ema, step)
+    if to == "diffunet":
+        _export(model, Path(out))
+        what = f"the weights of step {model.step}" if model.step else "the model"
+        tell(f"{what} in {out}. Try: diffunet sample {out} --out samples.png --grid")
+    elif to == "diffusers":
+        from diffunet.interop import diffusers
+
+        diffusers.write(model, Path(out))
+        tell(f'{out} is a diffusers pipeline. Try: DDPMPipeline.from_pretrained("{out}")')
+    elif to == "onnx":
+        from diffunet.interop import onnx
+
+        onnx.write(model, Path(out))
+        tell(f"the net in {out}; its inputs are {', '.join(onnx.inputs(model))}")
+    else:
+        _push(model, source, out, private)
+
+
+def _refuse_other_form(out: Path, to: str) -> None:
+    """What is there of another form would stay beside the model, and be taken for it."""
+    from diffunet import storage
+    from diffunet.interop import diffusers
+
+    theirs, ours = diffusers.is_folder(out), (out / storage.WEIGHTS).is_file()
+    if (to == "diffunet" and theirs) or (to == "diffusers" and ours):
+        form = "a folder of diffusers" if theirs else "a model folder"
+        raise UsageError(
+            f"OUT {out} is {form}, which --overwrite does not make another form: choose another, or delete it"
+        )
+
+
+def _read(source: str, flags: str | None, dialect: Dialect | None, ema: float | None, step: int | None) -> Model:
+    """SOURCE as a model; where an average is asked for, with that."""
+    from diffunet import build, storage
+    from diffunet.interop import guided_diffusion, models
+    from diffunet.training import snapshots
+
+    if source.endswith((".pt", ".pth")) and not Path(source).is_dir():
+        if not Path(source).is_file():
+            raise CheckpointError(f"there is no file {source}")
+        if flags is None:
+            raise UsageError(
+                f'{source} does not say what net it is of: --flags="..." with the flags that its README gives for it'
+            )
+        if ema is not None:
+            raise UsageError("--ema is of a run folder")
+        return guided_diffusion.read(Path(source), flags, dialect or "guided-diffusion")
+    if flags is not None or dialect is not None:
+        raise UsageError("--flags and --dialect are of a .pt of guided-diffusion or improved-diffusion")
+    if ema is None:
+        return models.read_model(source)
+    with progress("averaging") as show:
+        config, weights, at = snapshots.put_together(Path(source), ema, step, show)
+    return storage.with_weights(config, build.net(config), weights, Path(source), at)
+
+
+def _export(model: Model, folder: Path) -> None:
+    from diffunet import storage
+
+    storage.export_model(folder, model.config, model.denoiser.net.state_dict(), model.step)
+
+
+def _push(model: Model, source: str, name: str, private: bool) -> None:
+    from diffunet.interop import card, hub
+
+    run = Path(source) if (Path(source) / "config.toml").is_file() else None
+    picture = None if run is None else card.preview(run)
+    with tempfile.TemporaryDirectory() as folder:
+        _export(model, Path(folder))
+        tell(hub.push(Path(folder), name, card.card(model, run, name), private, picture))

@@ -1,0 +1,103 @@
+"""`diffunet train`: a model trained on a folder of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from diffunet import variables
+from diffunet.commands import arguments
+from diffunet.commands.progress import main_process, progress, tell
+from diffunet.config import Config, DataConfig, DiffusionConfig, ModelConfig, TaskName, TrainConfig
+
+
+@dataclass
+class Train:
+    """Train a model on a folder of images.
+
+    Example: diffunet train photos --out runs/photos --image-size 64
+
+    With no other options, the net, the batch and the rest are chosen by the images and the device, and written to
+    RUN/config.toml. Stop with Ctrl-C; go on with --resume. Many GPUs: accelerate launch -m diffunet train ...
+    """
+
+    folder: Annotated[Positional[Path], arg(metavar="DATA")]
+    """Folder of images, searched recursively."""
+    out: Path
+    """Run folder, made here."""
+    preset: str = "default"
+    """Config that comes with diffunet, to start from."""
+    config: Path | None = None
+    """Config file to start from, such as a RUN/config.toml."""
+    init: str | None = None
+    """Start from the weights of this model, with its architecture."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the run."""
+    accept_new_data: bool = False
+    """Resume with images that are not those that the run began with."""
+    classes: bool = False
+    """Subfolders are classes."""
+    task: TaskName | None = None
+    """Short for --diffusion.task: generate, or inpaint, for a model that fills in holes (and generates too)."""
+    image_size: int | None = None
+    """Short for --data.image-size."""
+    steps: int | None = None
+    """Short for --train.steps; raising it extends a run."""
+    batch_size: int | Literal["auto"] | None = None
+    """Short for --train.batch-size: images of one step, over all processes; auto: as many as fit, by trial."""
+    seed: int | None = None
+    """Short for --train.seed."""
+    device: str | None = None
+    """Where to train: cuda, cuda:1, mps, cpu; the best there is if not given. Of several processes each has its GPU."""
+    threads: int | None = None
+    """Short for --train.threads: threads of the CPU to compute with."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def train(args: Sequence[str]) -> None:
+    """Train a model on a folder of images."""
+    default = arguments.base_config(args)
+    missing: Any = tyro.MISSING
+    chosen = arguments.parse(
+        Train, args, "train",
+        Train(missing, missing, **{name: getattr(default, name) for name in Config.model_fields}),
+    )  # fmt: skip
+    config = Config(model=chosen.model, diffusion=chosen.diffusion, data=chosen.data, train=chosen.train)
+    for section, name, value in (
+        ("diffusion", "task", chosen.task),
+        ("data", "image_size", chosen.image_size),
+        ("data", "classes", chosen.classes or None),
+        ("train", "steps", chosen.steps),
+        ("train", "batch_size", chosen.batch_size),
+        ("train", "seed", chosen.seed),
+        ("train", "threads", chosen.threads),
+    ):
+        if value is not None:
+            config = config.changed(section, **{name: value})
+
+    if config.train.deterministic:
+        variables.deterministic()
+
+    from diffunet.training.stop import StopFlag, on_signals
+
+    with on_signals(StopFlag()), progress("training", quiet=not main_process()) as show:
+        from diffunet.training.loop import TrainProgress
+        from diffunet.training.loop import train as run
+
+        def on_step(p: TrainProgress) -> None:
+            show(p.step, p.steps, f"loss {p.loss:.4f}" if p.loss == p.loss else "")
+
+        model = run(
+            config, chosen.folder, chosen.out, resume=chosen.resume, init=chosen.init,
+            accept_new_data=chosen.accept_new_data, device=chosen.device, on_step=on_step,
+        )  # fmt: skip
+    if main_process():
+        tell(f"done: {model}. Try: diffunet sample {chosen.out} --out samples.png --grid")

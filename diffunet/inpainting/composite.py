@@ -1,0 +1,98 @@
+"""Putting what was filled in back into the image: outside the mask every byte stays as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffunet.inpainting.masks import Hole, Mask
+from diffunet.pictures import deep, images, notes
+from diffunet.pictures.images import Pixels
+
+SAME = ("L", "RGB", "LA", "RGBA", "I;16", "I", "F", "CMYK")
+"""Modes that are kept. Others become the one of these that says the same pixels."""
+
+
+def editable(image: Image.Image) -> Image.Image:
+    """The image in a mode whose pixels can be set one by one: palettes become their colours, 1 bit becomes grey, and a
+    transparent colour becomes alpha. What `notes.of` says of it stays."""
+    same = _editable(image)
+    if same is not image:
+        notes.put(same, notes.of(image))
+        if deep.LOW in image.info:
+            same.info[deep.LOW] = None  # what they are in this mode is not known
+    return same
+
+
+def _editable(image: Image.Image) -> Image.Image:
+    if image.mode in ("1", "L", "RGB") and images.has_alpha(image):
+        pixels = images.to_array(image, 4)
+        return images.from_array(pixels) if image.mode == "RGB" else Image.fromarray(pixels[..., [0, 3]])
+    if image.mode in SAME:
+        return image
+    if image.mode in ("I;16B", "I;16L", "I;16N"):  # big-endian TIFF; Pillow's own conversion clips at 255
+        return from_pixels(np.asarray(image), "I;16")
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode == "La":
+        return image.convert("LA")
+    return image.convert("RGBA" if images.has_alpha(image) else "RGB")
+
+
+def composite(
+    image: Image.Image,
+    filled: Pixels,
+    hole: Hole,
+    weight: Mask | None = None,
+    opaque: bool = False,
+    white: float | None = None,
+) -> Image.Image:
+    """`image` with its hole [H W] replaced by `filled` uint8 [H W C].
+
+    Args:
+        image: in one of the modes of `editable`.
+        filled: 1, 3 or 4 channels, whatever the mode of the image.
+        hole: where pixels change; all others keep every bit.
+        weight: float32 [H W] in [0, 1]: blend by it inside the hole, instead of replacing.
+        opaque: make the hole opaque; alpha is untouched otherwise.
+        white: of modes I and F, where the image is a part of a larger one; see `images.white`.
+    """
+    pixels = np.array(image)
+    flat = pixels[..., None] if pixels.ndim == 2 else pixels
+    colours = flat[..., : flat.shape[2] - (image.mode in ("LA", "RGBA"))]
+    new = _in_mode(filled, image.mode, images.white(image) if white is None else white)[hole]  # [n colours]
+    if weight is not None:
+        w = weight[hole][:, None]
+        if opaque and image.mode in ("LA", "RGBA"):  # what could not be seen is not blended in
+            seen = flat[..., -1:][hole].astype(np.float32) / 255
+            w = np.subtract(1, (1 - w) * seen, dtype=np.float32)
+        old = np.nan_to_num(colours[hole], posinf=0, neginf=0)  # floats may be missing where they are to be filled in
+        new = old * (1 - w) + new * w
+    colours[hole] = new if image.mode == "F" else np.rint(new).astype(pixels.dtype)
+    if opaque and image.mode in ("LA", "RGBA"):
+        flat[..., -1][hole] = 255
+    result = from_pixels(pixels, image.mode)
+    notes.put(result, notes.of(image))
+    if image.mode == "I;16" and "transparency" in image.info and not opaque:  # no mode of 16 bits has alpha
+        result.info["transparency"] = image.info["transparency"]
+    return result
+
+
+def _in_mode(filled: Pixels, mode: str, white: float) -> NDArray[Any]:
+    """Pixels [H W C], less their alpha, as the colours [H W colours] of a mode."""
+    rgb = images.from_array(filled).convert("RGB")
+    if mode in ("RGB", "RGBA"):
+        return np.asarray(rgb)
+    if mode == "CMYK":
+        return np.asarray(rgb.convert("CMYK"))
+    grey = images.to_array(rgb, 1)
+    return grey if mode in ("L", "LA") else grey * (257.0 if mode == "I;16" else white / 255)
+
+
+def from_pixels(pixels: NDArray[Any], mode: str) -> Image.Image:
+    """An array [H W] or [H W C] as an image of the mode that it is of."""
+    data = pixels.astype("<u2") if mode == "I;16" else pixels
+    return Image.frombytes(mode, (pixels.shape[1], pixels.shape[0]), data.tobytes())

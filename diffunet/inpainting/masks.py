@@ -1,0 +1,291 @@
+"""Masks: reading them, taking them to another resolution, softening their edges, and drawing some.
+
+A mask is float32 [H W] in [0, 1], 1 where the image is to be filled; a hole is its boolean form, True there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from diffunet.errors import DataError, UsageError
+from diffunet.pictures import images
+from diffunet.pictures.images import Pixels
+
+Mask = NDArray[np.float32]
+Hole = NDArray[np.bool_]
+KINDS = ("box", "half", "wide", "narrow", "scratches", "lines", "grid")
+"""Of random masks; see `random_mask`."""
+
+RINGING = 1 / 16
+"""A soft mask this near to 0 or 1 is 0 or 1: JPEG leaves such ripples beside edges."""
+
+_BLACK = (0, 0, 0)
+_STRIP = 2**22  # pixels whose distances are measured at a time
+
+
+def read_mask(source: str | Path | Image.Image | NDArray[Any], *, invert: bool = False) -> Mask:
+    """A mask, float32 [H W] in [0, 1], 1 = fill, from an image of any mode (alpha over black) or from an array.
+
+    Arrays are [H W] or [H W C]: boolean, float in [0, 1], or uint8 (0..255, or 0 and 1). `invert` is for black = fill.
+
+    Raises:
+        DataError: a file that is no image, or an array of another shape, type or range; the message names the file.
+    """
+    if isinstance(source, np.ndarray):
+        mask = _from_array(source)
+    elif isinstance(source, Image.Image):
+        mask = _from_image(source)
+    else:
+        try:
+            mask = _from_image(images.open_image(source))
+        except DataError as error:
+            raise DataError(f"mask {source}: {error}") from None
+    return np.subtract(1, mask, dtype=np.float32) if invert else mask
+
+
+def _from_image(image: Image.Image) -> Mask:
+    return np.divide(images.to_array(image, 1, _BLACK)[..., 0], 255, dtype=np.float32)
+
+
+def _from_array(array: NDArray[Any]) -> Mask:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] in (3, 4):
+        return _from_image(images.from_array(array))
+    if array.ndim != 2 or array.size == 0:
+        raise DataError(f"a mask has the shape [H W], and this array is {list(array.shape)}")
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"a mask is boolean, uint8 or float, and this array is {array.dtype}")
+    if array.dtype.kind in "iu" and array.max() > 1:
+        array = np.divide(array, 65535 if array.dtype == np.uint16 else 255, dtype=np.float32)
+    if not (array.min() >= 0 and array.max() <= 1):  # false for NaN, too
+        raise DataError("the values of a mask are False and True, 0 to 255 or 0.0 to 1.0, and this array has others")
+    return array.astype(np.float32)
+
+
+def box_mask(box: tuple[int, int, int, int], height: int, width: int) -> Hole:
+    """bool [height width], True in a `box` x0, y0, x1, y1: columns x0 to x1 and rows y0 to y1, the ends left out.
+
+    Raises UsageError for a box that is empty or reaches outside.
+    """
+    x0, y0, x1, y1 = box
+    said = f"the box {x0},{y0},{x1},{y1}"
+    if x0 >= x1 or y0 >= y1:
+        raise UsageError(f"{said} is empty: it is x0,y0,x1,y1 with x0 below x1 and y0 below y1")
+    if min(x0, y0) < 0 or x1 > width or y1 > height:
+        raise UsageError(f"{said} reaches outside the image, which is {width}x{height}")
+    hole = np.zeros((height, width), bool)
+    hole[y0:y1, x0:x1] = True
+    return hole
+
+
+def hole_of(mask: Mask) -> Hole:
+    """Where a mask [H W] is at least a half."""
+    return mask >= 0.5
+
+
+def without_ringing(mask: Mask) -> Mask:
+    """A soft mask [H W] whose values near 0 and 1 are 0 and 1, see `RINGING`."""
+    settled = mask.copy()
+    settled[mask <= RINGING] = 0
+    settled[mask >= 1 - RINGING] = 1
+    return settled
+
+
+def alpha_hole(image: Image.Image) -> Hole | None:
+    """bool [H W], where the image is less than opaque; None where it is opaque all over."""
+    if not images.has_alpha(image):
+        return None
+    return images.to_array(image, 4)[..., 3] < 255
+
+
+def shrink(hole: Hole, height: int, width: int) -> Hole:
+    """A hole [H W] at another resolution [height width]: a pixel belongs to it as soon as `resize_known` would use any
+    pixel of the hole for it. A stroke of one pixel so survives any shrinking, and nothing of what is in the hole leaks.
+    """
+    return _touches(_touches(hole, height).T, width).T
+
+
+def _touches(hole: Hole, size: int) -> Hole:
+    """bool [n w] to [size w]: whether any of the rows that the triangle filter weighs for an output row is set."""
+    first, end = _footprint(hole.shape[0], size)
+    counts = np.zeros((hole.shape[0] + 1, hole.shape[1]), np.int32)
+    np.cumsum(hole, axis=0, out=counts[1:])
+    touched: Hole = counts[end] > counts[first]
+    return touched
+
+
+def _footprint(n: int, m: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """int [m] and [m]: the first row of n that Pillow's triangle filter weighs for each of m output rows, and the end.
+
+    It weighs row x for output row i by a triangle around the centre c = (i + 1/2) n/m that reaches s = max(n/m, 1) to
+    each side: where |x + 1/2 - c| < s. In integers, multiplied by 2m, it is exact.
+    """
+    centre, reach = (2 * np.arange(m) + 1) * n, 2 * max(n, m)
+    first = np.maximum((centre - reach - m) // (2 * m) + 1, 0)
+    return first, np.minimum(-((m - centre - reach) // (2 * m)), n)
+
+
+def resize_mask(mask: Mask, height: int, width: int) -> Mask:
+    """A mask [H W] at another resolution [height width].
+
+    Along a side that shrinks a pixel takes the largest value of what `shrink` pools, so that thin strokes survive and
+    soft ones stay soft; along one that grows, values between pixels are interpolated.
+    """
+    pooled = _largest(_largest(mask, height).T, width).T
+    if pooled.shape == (height, width):
+        return pooled
+    resized = Image.fromarray(np.ascontiguousarray(pooled)).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized, np.float32).clip(0, 1)
+
+
+def _largest(mask: Mask, size: int) -> Mask:
+    """[n w] to [size w]: the largest of the rows in each one's footprint; untouched where `size` is not smaller."""
+    if size >= len(mask):
+        return mask
+    mask = np.ascontiguousarray(mask)
+    return np.stack([mask[first:end].max(axis=0) for first, end in zip(*_footprint(len(mask), size), strict=True)])
+
+
+def feather(hole: Hole, n: int) -> Mask:
+    """The weight [H W] of what is filled in: 0 outside the hole; inside it rises with the Euclidean distance to the
+    nearest known pixel and is 1 from `n` pixels on. The border of the image is no known pixel.
+
+    Measured in strips, with `n` more rows to each side: what is further away does not matter.
+    """
+    weight = hole.astype(np.float32)
+    height, width = hole.shape
+    step = max(1, _STRIP // width)
+    for top in range(0, height, step):
+        rows = slice(max(0, top - n), top + step + n)
+        within = np.flatnonzero(hole[rows].any(axis=0))
+        if not len(within):
+            continue
+        columns = slice(max(0, within[0] - n), within[-1] + 1 + n)
+        part = hole[rows, columns]
+        if part.all():
+            continue
+        near = ndimage.distance_transform_edt(part)[top - rows.start :][:step]
+        weight[top : top + step, columns] = np.minimum(near / max(n, 1), 1)
+    return weight
+
+
+def resize_known(image: Pixels, hole: Hole, height: int, width: int) -> Pixels:
+    """uint8 [H W C] to [height width C] by an antialiased triangle filter, with the hole [H W] black.
+
+    What it gives is made of known pixels alone outside `shrink(hole, height, width)`; inside it means nothing.
+    """
+    known = np.where(hole[..., None], np.uint8(0), image)
+    resized = images.from_array(known).resize((width, height), Image.Resampling.BILINEAR)
+    return images.to_array(resized, image.shape[2])
+
+
+def random_mask(kind: str, height: int, width: int, generator: np.random.Generator) -> Hole:
+    """bool [height width], of two pixels or more with at least one of the hole and one that is known.
+
+    box: 30 to 60% of each side. half: one of four. wide, narrow: a few strokes of a brush, about a tenth and a
+    fortieth of the image wide. scratches: thin lines, straight or bent, of 1 to 3 pixels. lines: every second row or
+    column. grid: all but every second pixel of every second row (super-resolution in RePaint, Lugmayr et al. 2022).
+    mixed: any of these.
+
+    Raises UsageError for another kind.
+    """
+    if kind == "mixed":
+        kind = KINDS[int(generator.integers(len(KINDS)))]
+    if kind not in _DRAWN:
+        raise UsageError(f"no mask kind {kind!r}; there are mixed, {', '.join(KINDS)}")
+    hole = _DRAWN[kind](height, width, generator)
+    if not hole.any() or (hole.all() and hole.size > 1):
+        place = np.unravel_index(int(generator.integers(hole.size)), hole.shape)
+        hole[place] = not hole[place]
+    return hole
+
+
+def _box(height: int, width: int, generator: np.random.Generator) -> Hole:
+    h, w = (max(1, round(side * generator.uniform(0.3, 0.6))) for side in (height, width))
+    top, left = int(generator.integers(height - h + 1)), int(generator.integers(width - w + 1))
+    return box_mask((left, top, left + w, top + h), height, width)
+
+
+def _half(height: int, width: int, generator: np.random.Generator) -> Hole:
+    hole = np.zeros((height, width), bool)
+    match int(generator.integers(4)):
+        case 0:
+            hole[: height // 2] = True
+        case 1:
+            hole[height // 2 :] = True
+        case 2:
+            hole[:, : width // 2] = True
+        case _:
+            hole[:, width // 2 :] = True
+    return hole
+
+
+def _wide(height: int, width: int, generator: np.random.Generator) -> Hole:
+    return _strokes(height, width, generator, brush=(0.05, 0.15), most=4)
+
+
+def _narrow(height: int, width: int, generator: np.random.Generator) -> Hole:
+    return _strokes(height, width, generator, brush=(0.015, 0.04), most=8)
+
+
+def _strokes(height: int, width: int, generator: np.random.Generator, brush: tuple[float, float], most: int) -> Hole:
+    """One to `most` strokes that wander and turn, of a brush whose width is from `brush` times the short side."""
+    canvas = Image.new("L", (width, height))
+    draw = ImageDraw.Draw(canvas)
+    side = min(height, width)
+    for _ in range(int(generator.integers(1, most + 1))):
+        thick = max(1, round(side * generator.uniform(*brush)))
+        point = generator.random(2) * (width, height)
+        angle = generator.uniform(0, 2 * np.pi)
+        for _ in range(int(generator.integers(4, 9))):
+            angle += generator.normal(0, 0.7)
+            step = side * generator.uniform(0.1, 0.3)
+            following = (point + step * np.array([np.cos(angle), np.sin(angle)])).clip(0, (width - 1, height - 1))
+            draw.line([*point, *following], fill=255, width=thick)
+            if thick > 1:  # round ends and joints
+                for x, y in (point, following):
+                    draw.ellipse((x - thick / 2, y - thick / 2, x + thick / 2, y + thick / 2), fill=255)
+            point = following
+    return np.array(canvas) > 0
+
+
+def _scratches(height: int, width: int, generator: np.random.Generator) -> Hole:
+    """Two to six, half of them parabolas (quadratic Bezier curves) from one random point to another."""
+    canvas = Image.new("L", (width, height))
+    draw = ImageDraw.Draw(canvas)
+    t = np.linspace(0, 1, 17)[:, None]
+    for _ in range(int(generator.integers(2, 7))):
+        start, bend, end = generator.random((3, 2)) * (width, height)
+        if generator.random() < 0.5:
+            bend = (start + end) / 2
+        curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
+        draw.line([float(value) for value in curve.ravel()], fill=255, width=int(generator.integers(1, 4)))
+    return np.array(canvas) > 0
+
+
+def _lines(height: int, width: int, generator: np.random.Generator) -> Hole:
+    hole = np.zeros((height, width), bool)
+    along, phase = generator.integers(2, size=2)
+    (hole if along else hole.T)[phase::2] = True
+    return hole
+
+
+def _grid(height: int, width: int, generator: np.random.Generator) -> Hole:
+    hole = np.ones((height, width), bool)
+    top, left = generator.integers(2, size=2)
+    hole[top::2, left::2] = False
+    return hole
+
+
+_DRAWN: dict[str, Callable[[int, int, np.random.Generator], Hole]] = {
+    "box": _box, "half": _half, "wide": _wide, "narrow": _narrow, "scratches": _scratches, "lines": _lines,
+    "grid": _grid,
+}  # fmt: skip

@@ -1,0 +1,374 @@
+"""Opening, converting and resizing pictures: with saving, notes and deep the one place that knows Pillow and the range
+[-1, 1].
+
+Shapes: B images, C channels (1 grey, 3 RGB, 4 RGBA), H rows, W columns. Arrays are uint8 [H W C] or [B H W C] in
+0..255, tensors float32 [B C H W] in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, UnidentifiedImageError
+from torch import Tensor
+
+from diffunet.errors import DataError, UsageError
+from diffunet.pictures import deep, notes
+from diffunet.pictures.saving import is_lossless as is_lossless
+from diffunet.pictures.saving import one_line
+from diffunet.pictures.saving import save as save
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+MAX_PIXELS = 200_000_000
+MAX_BYTES = 2**30
+WHITE = (255, 255, 255)
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for each number of channels
+
+Pixels = NDArray[np.uint8]
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_LARGE = 2**25  # pixels; of larger ones there is one at a time, see `decoding`
+_STRIP = 2**22  # pixels that are turned into an array at a time
+_large = threading.Lock()
+_pillow_cap = threading.Lock()
+
+
+class Decoded(NamedTuple):
+    """A decoded image, and what its file said: `width` and `height` as it is looked at, before any `draft`."""
+
+    image: Image.Image
+    width: int
+    height: int
+    mode: str
+    format: str
+
+
+def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = None) -> Image.Image:
+    """The first frame of a file (or of its bytes), decoded, turned as EXIF says, in the mode that the file has.
+
+    Without `draft` its `info` has what the file says beside its pixels, and the low bytes of colours of 16 bits; see
+    `notes` and `deep`.
+
+    `draft` is the short side in pixels that is wanted: a JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where
+    neither side falls below that, which is much faster.
+
+    Raises:
+        DataError: whatever is wrong with the file; the message is a short reason on one line, without the file's name.
+    """
+    return decode(source, max_pixels=max_pixels, draft=draft).image
+
+
+def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = None) -> Decoded:
+    """As `open_image`, together with the size, mode and format of the file."""
+    with decoding(source, max_pixels=max_pixels, draft=draft) as decoded:
+        return decoded
+
+
+@contextlib.contextmanager
+def decoding(
+    source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = None
+) -> Iterator[Decoded]:
+    """As `decode`, for the time that a `with` takes: of large images there is only one at a time, whatever the number
+    of threads. One of 200 million pixels takes 2 to 4 GiB while it is turned into an array, and its file may be tiny.
+    """
+    content = source if isinstance(source, bytes) else read_bytes(Path(source))
+    if not content:
+        raise DataError("empty file")
+    with contextlib.ExitStack() as alone:
+        try:
+            decoded = _decode(content, max_pixels, draft, alone)
+        except DataError:
+            raise
+        except UnidentifiedImageError:
+            raise DataError("not an image, or one of an unknown format") from None
+        except MemoryError:
+            raise DataError("too little memory to decode it") from None
+        except Exception as error:  # Pillow's decoders raise anything from struct.error to RecursionError on a bad file
+            raise DataError(f"damaged: {one_line(error)}") from None
+        yield decoded
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of an ordinary file of at most 1 GiB. DataError, a reason on one line, where it cannot be read."""
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise DataError("is a folder")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise DataError("not an ordinary file")
+        if status.st_size > MAX_BYTES:
+            raise DataError("larger than 1 GiB")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError("no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise DataError(f"cannot be read: {one_line(error)}") from None
+
+
+def _decode(content: bytes, max_pixels: int, draft: int | None, alone: contextlib.ExitStack) -> Decoded:
+    with _own_pixel_cap():
+        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+    (width, height), mode = image.size, image.mode
+    if width * height > max_pixels:
+        raise DataError(f"too large: {width} x {height} pixels, at most {max_pixels:,} are read")
+    if draft is not None:
+        image.draft(None, (draft, draft))  # type: ignore[arg-type,unused-ignore]
+    drafted, is_deep = image.size, deep.is_deep(image)
+    if image.width * image.height > _LARGE:
+        alone.enter_context(_large)
+    with _own_pixel_cap() if width * height > _LARGE else contextlib.nullcontext():
+        image.load()
+    if image.mode == "P" and image.palette is None:
+        raise DataError("damaged: it has no palette")
+    if isinstance(image.info.get("transparency"), str):  # a PNG's text of that name: Pillow puts both in one place
+        del image.info["transparency"]
+    kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: several JPEGs in one, as phones write
+    loaded_turned = image.size != drafted  # TIFF is turned by Pillow while it loads
+    turn = _TURNS.get(_orientation(image))
+    turned = image if turn is None else image.transpose(turn)
+    if draft is None:
+        notes.put(turned, notes.cleaned(image))
+        if is_deep:
+            with _own_pixel_cap():
+                low = deep.take_low(Image.open(io.BytesIO(content), formats=FORMATS))
+            turned.info[deep.LOW] = low if low is None or turn is None else low.transpose(turn)
+    sideways = loaded_turned or turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
+    if sideways:
+        width, height = height, width
+    return Decoded(turned, width, height, mode, kind)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # the picture is sound, only its notes are not
+        return 1
+
+
+@contextlib.contextmanager
+def _own_pixel_cap() -> Iterator[None]:
+    """Pillow's global cap is lifted for a moment, since `max_pixels` is checked instead, and then put back."""
+    with _pillow_cap:
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def to_array(
+    image: Image.Image, channels: int, background: tuple[int, int, int] = WHITE, white: float | None = None
+) -> Pixels:
+    """Any Pillow image as uint8 [H W C] with C = `channels`, 1 (grey), 3 (RGB) or 4 (RGBA).
+
+    With 1 or 3 channels a transparent image is laid over `background` (RGB, 0..255), and grey is taken after that;
+    with 4 channels alpha is kept, 255 where there is none. 16-bit values are divided by 257 and rounded.
+    32-bit integers and floats are scaled by `white`, that of the image unless it is given; see there.
+
+    Raises:
+        DataError: Pillow knows no way from the image's mode to RGB.
+    """
+    assert channels in MODES, channels
+    with _converting(image):
+        top = _white(image) if white is None else white
+        array = np.empty((image.height, image.width, channels), np.uint8)
+        for first, strip in _strips(image):
+            array[first : first + strip.height] = _to_array(strip, channels, background, top)
+        return array
+
+
+@contextlib.contextmanager
+def _converting(image: Image.Image) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except MemoryError:
+        raise DataError("too little memory to convert it") from None
+    except Exception as error:  # Pillow trusts what a file says of its transparency and palette
+        raise DataError(f"cannot be converted from mode {image.mode}: {one_line(error)}") from None
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The image in pieces of some rows, each with the row that it begins at: what is done to a piece takes many times
+    its memory."""
+    rows = max(1, _STRIP // max(1, image.width))
+    if rows >= image.height:
+        yield 0, image
+        return
+    for top in range(0, image.height, rows):
+        with _own_pixel_cap():
+            strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        yield top, strip
+
+
+def _to_array(image: Image.Image, channels: int, background: tuple[int, int, int], white: float) -> Pixels:
+    alpha = _alpha(image)
+    image = _eight_bits(image, white)
+    if channels == 4:
+        colours = np.asarray(_rgb(image))
+        return np.dstack([colours, np.full(colours.shape[:2], 255, np.uint8) if alpha is None else np.asarray(alpha)])
+    if alpha is not None:
+        flat = Image.new("RGB", image.size, background)
+        flat.paste(_rgb(image), mask=alpha)
+        image = flat
+    if channels == 1:
+        grey = image if image.mode in ("1", "L") else _rgb(image)
+        return np.asarray(grey.convert("L"))[..., None]
+    return np.asarray(_rgb(image))
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Whether any pixel of the image is less than opaque. DataError where its transparency cannot be understood."""
+    with _converting(image):
+        alphas = (_alpha(strip) for _, strip in _strips(image))
+        return any(alpha is not None and alpha.getextrema()[0] != 255 for alpha in alphas)
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    """Mode L, or None where the mode has no transparency and no colour is declared transparent."""
+    if not image.has_transparency_data:
+        return None
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        return image.getchannel(len(image.getbands()) - 1)
+    if image.mode == "P":
+        return image.convert("RGBA").getchannel("A")
+    key = np.atleast_1d(np.asarray(image.info["transparency"]))
+    values = np.asarray(image)
+    if image.mode == "1":
+        key = key > 0
+    elif not image.mode.startswith("I") and key.max() > 255:  # of a 16-bit file, whose high bytes Pillow kept
+        key = key >> 8
+    values = values.reshape(*values.shape[:2], -1)
+    if key.size != values.shape[2]:
+        raise DataError("damaged: its transparent colour does not fit its mode")
+    transparent = (values == key).all(axis=2)
+    return Image.fromarray(np.where(transparent, np.uint8(0), np.uint8(255)))
+
+
+def _eight_bits(image: Image.Image, white: float) -> Image.Image:
+    """Grey of more than 8 bits becomes mode L; Pillow's own conversion would clip it at 255."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode not in ("I", "F"):
+        return image
+    return Image.fromarray(np.rint(_finite(image) * (255.0 / white)).clip(0, 255).astype(np.uint8))
+
+
+def white(image: Image.Image) -> float:
+    """The value of modes I and F that is white; 255 of others.
+
+    It is 255 where no pixel is above 255, 65,535 where none is above that, else the largest there is; 1 of floats
+    of which none is above 1. DataError where the image cannot be read.
+    """
+    with _converting(image):
+        return _white(image)
+
+
+def _white(image: Image.Image) -> float:
+    if image.mode not in ("I", "F"):
+        return 255.0
+    top = max(float(_finite(strip).max()) for _, strip in _strips(image))
+    if image.mode == "F" and top <= 1:
+        return 1.0
+    return next((full for full in (255.0, 65535.0) if top <= full), top)
+
+
+def _finite(image: Image.Image) -> NDArray[np.float64]:
+    return np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Mode RGB; alpha, if any, is dropped and colours that were multiplied by it are divided."""
+    match image.mode:
+        case "RGB":
+            return image
+        case "LAB":
+            lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+            turned = ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB"))
+            assert turned is not None
+            return turned
+        case "La":
+            return image.convert("LA").convert("RGB")
+        case (
+            "RGBa" | "P"
+        ):  # P by way of RGBA: straight to RGB, Pillow warns about transparency, which is dealt with here
+            return image.convert("RGBA").convert("RGB")
+        case _:
+            return image.convert("RGB")
+
+
+def from_array(array: Pixels) -> Image.Image:
+    """uint8 [H W C] with C 1, 3 or 4 as a Pillow image of mode L, RGB or RGBA."""
+    assert array.dtype == np.uint8, array.dtype
+    assert array.shape[2:] in {(c,) for c in MODES}, array.shape
+    return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2] == 1 else array))
+
+
+def to_float(array: Pixels | Tensor) -> Tensor:
+    """uint8 [B H W C], an array or a tensor on any device, to float32 [B C H W] in [-1, 1], on the same device."""
+    if isinstance(array, np.ndarray):
+        array = torch.from_numpy(array if array.flags.writeable else array.copy())
+    return array.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Pixels:
+    """[B C H W] in [-1, 1] to uint8 [B H W C], rounded, and clamped where it is outside."""
+    scaled = ((x.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def background_of(background: tuple[int, int, int], channels: int) -> tuple[int, ...]:
+    """The colour around an image of `channels` channels: its grey, itself, or itself with alpha 0."""
+    if channels == 1:
+        return (int(to_array(Image.new("RGB", (1, 1), background), 1)[0, 0, 0]),)
+    return background if channels == 3 else (*background, 0)
+
+
+def resize(array: Pixels, height: int, width: int) -> Pixels:
+    """uint8 [H W C] to [height width C] by an antialiased bicubic filter; untouched where the size is right already.
+
+    Colours of RGBA are weighted by alpha, so that those of transparent pixels do not bleed in.
+    """
+    if array.shape[:2] == (height, width):
+        return array
+    resized = from_array(array).resize((width, height), Image.Resampling.BICUBIC)  # Pillow multiplies by alpha itself
+    return to_array(resized, array.shape[2])
+
+
+def grid(images: Sequence[Pixels], columns: int | None = None, pad: int = 2) -> Image.Image:
+    """Equally large images, uint8 [H W C], row by row in one picture, `pad` white pixels around and between them.
+
+    Without `columns` it is about square. Raises UsageError where there are no images.
+    """
+    if not len(images):
+        raise UsageError("there are no images to lay out in a grid")
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    rows = math.ceil(len(images) / columns)
+    height, width, channels = images[0].shape
+    canvas = np.full((rows * (height + pad) + pad, columns * (width + pad) + pad, channels), 255, np.uint8)
+    for n, image in enumerate(images):
+        top, left = pad + n // columns * (height + pad), pad + n % columns * (width + pad)
+        canvas[top : top + height, left : left + width] = image
+    return from_array(canvas)

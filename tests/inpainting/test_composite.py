@@ -1,0 +1,143 @@
+"""Composites: pixels that must not change, and what is put where they may, worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffunet.inpainting import composite, masks
+
+MODES = ["L", "RGB", "LA", "RGBA", "I;16", "I", "F", "CMYK", "P", "1", "PA", "RGBX", "YCbCr", "HSV", "LAB"]
+FILL = (200, 100, 50)
+LUMA = 124  # 0.299 * 200 + 0.587 * 100 + 0.114 * 50
+
+
+def picture(mode: str, height: int = 9, width: int = 7) -> Image.Image:
+    random = np.random.default_rng(0)
+    if mode == "I;16":
+        return Image.fromarray(random.integers(0, 65536, (height, width)).astype(np.uint16))
+    if mode == "I":
+        return Image.fromarray(random.integers(-5, 10**6, (height, width)).astype(np.int32))
+    if mode == "F":
+        values = random.random((height, width)).astype(np.float32)
+        values[0, 0], values[0, 1] = np.nan, -3
+        return Image.fromarray(values)
+    if mode == "LAB":
+        return Image.frombytes("LAB", (width, height), random.bytes(3 * width * height))
+    rgba = Image.fromarray(random.integers(0, 256, (height, width, 4), dtype=np.uint8))
+    return rgba.convert({"HSV": "RGB", "P": "RGB", "PA": "P"}.get(mode, "RGBA")).convert(mode)
+
+
+def expected_fill(mode: str, before: np.ndarray) -> np.ndarray:
+    """The colours of `FILL` in a mode, of [n colours]."""
+    return {
+        "L": [LUMA],
+        "LA": [LUMA],
+        "RGB": FILL,
+        "RGBA": FILL,
+        "CMYK": [55, 155, 205, 0],
+        "I;16": [LUMA * 257],
+        "I": [round(LUMA / 255 * float(np.nanmax(before)))],
+        "F": [LUMA / 255],
+    }[mode]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_composites_change_the_hole_alone(mode: str) -> None:
+    image = composite.editable(picture(mode))
+    assert image.mode == {"P": "RGB", "1": "L", "PA": "RGB", "RGBX": "RGB", "YCbCr": "RGB", "HSV": "RGB",
+                          "LAB": "RGB"}.get(mode, mode) or image.mode == "RGBA"  # fmt: skip
+    mask = masks.random_mask("wide", 9, 7, np.random.default_rng(0))
+    mask[0, :2] = False
+    filled = np.full((9, 7, 3), FILL, np.uint8)
+    out = composite.composite(image, filled, mask)
+    assert (out.mode, out.size) == (image.mode, image.size)
+    before, after = np.asarray(image), np.asarray(out)
+    assert before[~mask].tobytes() == after[~mask].tobytes()
+    new = after[mask].reshape(mask.sum(), -1)
+    if image.mode in ("LA", "RGBA"):
+        assert np.array_equal(new[:, -1], before[mask][:, -1])
+        new = new[:, :-1]
+    assert np.allclose(new, expected_fill(image.mode, before), rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "LA", "RGBA", "I;16", "I", "F", "CMYK"])
+def test_a_weight_blends(mode: str) -> None:
+    image = picture(mode)
+    random = np.random.default_rng(1)
+    weight = random.random((9, 7)).astype(np.float32)
+    weight[random.random((9, 7)) < 0.3] = 0
+    weight[4:6] = 1
+    hole = weight > 0
+    hole[0, :2] = weight[0, :2] = False
+    out = composite.composite(image, np.full((9, 7, 3), FILL, np.uint8), hole, weight)
+    before, after = (np.asarray(one).astype(float).reshape(9, 7, -1) for one in (image, out))
+    colours = before.shape[2] - (mode in ("LA", "RGBA"))
+    w = weight[..., None]
+    expected = before[..., :colours] * (1 - w) + np.array(expected_fill(mode, np.asarray(image))) * w
+    assert np.allclose(after[..., :colours][hole], expected[hole], rtol=1e-6, atol=0.51 if mode != "F" else 1e-6)
+    assert np.array_equal(after[~hole], before[~hole], equal_nan=True)
+
+
+def test_missing_floats_are_filled_in() -> None:
+    image = Image.fromarray(np.full((2, 3), np.nan, np.float32))
+    weight = np.array([[1, 1, 1], [0.5, 0.5, 0.5]], np.float32)
+    out = np.asarray(composite.composite(image, np.full((2, 3, 1), 255, np.uint8), weight > 0, weight, white=2.0))
+    assert out.tolist() == [[2, 2, 2], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_opaque_is_about_the_hole(mode: str) -> None:
+    image = picture(mode)
+    hole = np.eye(9, 7, dtype=bool)
+    out = composite.composite(image, np.zeros((9, 7, 1), np.uint8), hole, opaque=True)
+    before, after = np.asarray(image)[..., -1], np.asarray(out)[..., -1]
+    assert (after[hole] == 255).all()
+    assert np.array_equal(after[~hole], before[~hole])
+
+
+def test_palettes_bits_and_byte_orders_say_the_same_pixels() -> None:
+    palette = picture("P")
+    assert np.array_equal(composite.editable(palette), palette.convert("RGB"))
+    clear = picture("P")
+    clear.info["transparency"] = clear.getpixel((0, 0))
+    assert np.array_equal(composite.editable(clear), clear.convert("RGBA"))
+    bits = picture("1")
+    assert np.array_equal(composite.editable(bits), np.asarray(bits) * np.uint8(255))
+    values = np.asarray(picture("I;16"))
+    big = Image.frombytes("I;16B", (7, 9), values.astype(">u2").tobytes())
+    assert composite.editable(big).mode == "I;16"
+    assert np.array_equal(composite.editable(big), values)
+
+
+def test_what_a_mode_of_its_own_says_is_kept() -> None:
+    said = {"icc_profile": b"profile", "exif": b"exif", "xmp": b"xmp", "dpi": (300.0, 200.0)}
+    for mode in MODES:
+        image = picture(mode)
+        image.info |= said | {"other": 1}
+        edited = composite.editable(image)
+        out = composite.composite(edited, np.zeros((9, 7, 3), np.uint8), np.eye(9, 7, dtype=bool))
+        assert out.info == said
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_what_could_not_be_seen_is_not_blended_in(mode: str) -> None:
+    """Where transparency is the hole: what shows of the old colour is its weight, times its alpha."""
+    alpha = np.array([[0, 51, 128, 255]] * 3, np.uint8)
+    weight = np.array([[0.25] * 4, [0.5] * 4, [1] * 4], np.float32)
+    hole = np.ones((3, 4), bool)
+    outs = []
+    for hidden in (0, 255):
+        colours = np.full((3, 4, len(mode) - 1), hidden, np.uint8)
+        image = Image.fromarray(np.concatenate([colours, alpha[..., None]], axis=2), mode)
+        new = np.full((3, 4, 3), 100, np.uint8)
+        opaque, plain = (np.asarray(composite.composite(image, new, hole, weight, o)) for o in (True, False))
+        shown = ((1 - weight) * alpha / 255)[..., None]
+        assert np.abs(opaque[..., :-1] - (hidden * shown + 100 * (1 - shown))).max() <= 0.51
+        assert (opaque[..., -1] == 255).all()
+        assert np.abs(plain[..., :-1] - (hidden * (1 - weight) + 100 * weight)[..., None]).max() <= 0.51
+        assert np.array_equal(plain[..., -1], alpha)
+        outs.append(opaque)
+    assert np.array_equal(outs[0][:, 0], outs[1][:, 0])
+    assert not np.array_equal(outs[0][:2, 1], outs[1][:2, 1])

@@ -1,0 +1,232 @@
+"""Reading an image and its hole, and files whose known pixels come back exactly, with what was said of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from diffunet.errors import DataError, UsageError
+from diffunet.inpainting import masks, part, regions
+from diffunet.pictures import images
+
+RNG = np.random.default_rng(0)
+
+
+def noise(*shape: int) -> np.ndarray:
+    return RNG.integers(0, 256, shape, dtype=np.uint8)
+
+
+def filled(masked: part.Masked, size: int = 8, fit: str = "auto", num: int = 1, value: int = 77) -> list[Image.Image]:
+    """The picture with every part of it filled with `value`, plus one for each filling."""
+    done = [masked.picture.copy() for _ in range(num)]
+    for one in part.parts(masked, size, fit):
+        pixels, gap = one.cut(3)
+        assert pixels.shape == (one.region.rows, one.region.columns, 3)
+        assert gap.shape == pixels.shape[:2]
+        one.paste(done, [np.full_like(pixels, value + i) for i in range(num)])
+    return done
+
+
+def test_a_mask_is_read_as_asked() -> None:
+    image = Image.fromarray(noise(6, 8, 3))
+    grey = np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)
+    plain = part.read(image, grey)
+    assert np.array_equal(plain.hole, grey >= 0.5)
+    assert plain.weight is None
+    assert not plain.opaque
+    assert np.array_equal(part.read(image, grey, invert=True).hole, grey <= 0.5)
+    soft = part.read(image, grey, soft=True)
+    assert np.array_equal(soft.hole, grey > masks.RINGING)
+    between = (grey > masks.RINGING) & (grey < 1 - masks.RINGING)
+    assert soft.weight is not None
+    assert np.array_equal(soft.weight[between], grey[between])
+    assert np.array_equal(np.unique(soft.weight[~between]), [0, 1])
+
+
+def test_a_feather_and_a_soft_mask_are_combined_by_the_smaller() -> None:
+    image, grey = Image.fromarray(noise(20, 20)), np.zeros((20, 20), np.float32)
+    grey[4:16, 4:16] = 1
+    grey[4:16, 10:16] = 0.3
+    both = part.read(image, grey, soft=True, feather=4)
+    assert both.weight is not None
+    assert np.array_equal(both.weight, np.minimum(grey, masks.feather(grey > 0, 4)))
+    hard = part.read(image, box=(4, 4, 16, 16), feather=4)
+    assert hard.weight is not None
+    assert np.array_equal(hard.weight, masks.feather(grey > 0, 4))
+    with pytest.raises(UsageError, match="feather is a number of pixels from 0 on, not -1"):
+        part.read(image, grey, feather=-1)
+
+
+def test_a_box_instead_of_a_mask() -> None:
+    image = Image.fromarray(noise(6, 8))
+    expected = np.zeros((6, 8), bool)
+    expected[2:5, 1:4] = True
+    assert np.array_equal(part.read(image, box=(1, 2, 4, 5)).hole, expected)
+    assert np.array_equal(part.read(image, box=(1, 2, 4, 5), invert=True).hole, ~expected)
+    with pytest.raises(UsageError, match="outside the image, which is 8x6"):
+        part.read(image, box=(1, 2, 4, 7))
+    with pytest.raises(UsageError, match="a mask and a box are both given"):
+        part.read(image, expected, box=(1, 2, 4, 5))
+
+
+def test_a_mask_of_another_size(tmp_path: Path) -> None:
+    image = Image.fromarray(noise(6, 8))
+    mask = np.zeros((3, 4), bool)
+    mask[1, 1] = True
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    with pytest.raises(UsageError, match=r"m\.png is 4x3, and the image 8x6: .*--resize-mask"):
+        part.read(image, tmp_path / "m.png")
+    hole = part.read(image, tmp_path / "m.png", resize_mask=True).hole
+    assert np.array_equal(np.argwhere(hole), [[2, 2], [2, 3], [3, 2], [3, 3]])
+
+
+def test_a_mask_from_a_jpeg_leaves_known_pixels_alone(tmp_path: Path) -> None:
+    truth = np.zeros((60, 70), bool)
+    truth[13:41, 19:52] = True
+    Image.fromarray(np.where(truth, 255, 0).astype(np.uint8)).save(tmp_path / "m.jpg", quality=50)
+    image = Image.fromarray(noise(60, 70, 3))
+    [done] = filled(part.read(image, tmp_path / "m.jpg"))
+    assert np.array_equal((np.asarray(done) != np.asarray(image)).any(axis=2), truth & (np.asarray(image) != 77).any(2))
+
+
+def test_the_images_own_transparency(tmp_path: Path) -> None:
+    pixels = noise(9, 9, 4)
+    pixels[..., 3] = 255
+    pixels[2:5, 3:7, 3] = [0, 100, 254, 7]
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    own = part.read(tmp_path / "x.png")
+    assert own.opaque
+    assert np.array_equal(own.hole, pixels[..., 3] < 255)
+    after = np.asarray(filled(own)[0])
+    assert (after[..., 3] == 255).all()
+    assert np.array_equal(after[~own.hole], pixels[~own.hole])
+    kept = np.asarray(filled(part.read(tmp_path / "x.png", box=(0, 0, 9, 9)))[0])
+    assert np.array_equal(kept[..., 3], pixels[..., 3])
+    with pytest.raises(UsageError, match="has no transparent part"):
+        part.read(Image.fromarray(noise(4, 4)))
+
+
+def test_parts_of_nothing() -> None:
+    assert part.parts(part.read(Image.fromarray(noise(4, 4)), np.zeros((4, 4))), 8, "auto") == []
+
+
+def written(path: Path, mode: str) -> np.ndarray:
+    """A file of noise, 40 x 50 pixels, and what it holds."""
+    values: Any
+    if mode == "I;16":
+        values = RNG.integers(0, 65536, (40, 50)).astype(np.uint16)
+    elif mode == "I":
+        values = RNG.integers(0, 2**31 - 1, (40, 50)).astype(np.int32)
+    elif mode == "F":
+        values = RNG.random((40, 50)).astype(np.float32) * 1000
+    else:
+        values = noise(40, 50, len(mode)) if len(mode) > 1 else noise(40, 50)
+    data = values.astype("<u2") if mode == "I;16" else values
+    images.save(Image.frombytes(mode, (50, 40), data.tobytes()), path)
+    return np.asarray(values)
+
+
+HELD = [(".png", ["L", "LA", "RGB", "RGBA", "I;16"]), (".webp", ["RGB", "RGBA"]), (".bmp", ["L", "RGB"]),
+        (".tif", ["L", "LA", "RGB", "RGBA", "I;16", "I", "F", "CMYK"])]  # fmt: skip
+
+
+@pytest.mark.parametrize("fit", regions.FITS)
+@pytest.mark.parametrize(("suffix", "mode"), [(suffix, mode) for suffix, modes in HELD for mode in modes])
+def test_known_pixels_come_back_from_file_to_file(suffix: str, mode: str, fit: str, tmp_path: Path) -> None:
+    before = written(tmp_path / f"before{suffix}", mode)
+    hole = masks.random_mask("narrow", 40, 50, np.random.default_rng(1)) & (np.arange(50) % 20 < 9)
+    masked = part.read(tmp_path / f"before{suffix}", hole)
+    for one in filled(masked, fit=fit, num=2):
+        images.save(one, tmp_path / f"after{suffix}")
+        with Image.open(tmp_path / f"after{suffix}") as file:
+            after = np.asarray(file)
+            assert file.mode == mode
+        assert after.dtype == before.dtype
+        assert after[~hole].tobytes() == before[~hole].tobytes()
+        changed = (after != before).reshape(40, 50, -1).any(axis=2)
+        assert changed[hole].mean() > 0.9
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_every_part_fills_its_own_and_sees_nothing_of_the_others(data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(8, 60)), data.draw(st.integers(8, 60))
+    fit = data.draw(st.sampled_from(regions.FITS))
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    hole = random.random((height, width)) < data.draw(st.sampled_from([0.003, 0.02, 0.5]))
+    pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    other = np.where(hole[..., None], 255 - pixels, pixels)
+    one, two = (part.parts(part.read(Image.fromarray(each), hole), 8, fit) for each in (pixels, other))
+    picture = Image.fromarray(pixels)
+    for i, (first, second) in enumerate(zip(one, two, strict=True)):
+        (seen, gap), (same, _) = first.cut(3), second.cut(3)
+        assert np.array_equal(seen[~gap], same[~gap])
+        before = np.asarray(picture).copy()
+        first.paste([picture], [np.full_like(seen, i)])
+        own = np.zeros_like(hole)
+        own[first.region.box] = first.region.own(hole)
+        assert np.array_equal(np.asarray(picture)[~own], before[~own])
+        assert (np.asarray(picture)[own] == i).all()
+    assert np.array_equal(np.asarray(picture)[~hole], pixels[~hole])
+
+
+def test_wide_values_have_one_white_for_the_whole_image() -> None:
+    """A dark part of a bright image is not stretched to white."""
+    values = np.full((100, 100), 10.0, np.float32)
+    values[0, 0] = 1000
+    masked = part.read(Image.fromarray(values), box=(60, 60, 64, 64))
+    [one] = part.parts(masked, 16, "crop")
+    pixels, gap = one.cut(1)
+    assert (pixels[~gap] == round(10 / 65535 * 255)).all()
+    done = [masked.picture.copy()]
+    one.paste(done, [np.full_like(pixels, 51)])
+    assert np.asarray(done[0])[61, 61] == 65535 / 5
+
+
+def test_damage_and_size_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_text("no image")
+    for arguments in ((tmp_path / "x.png", np.ones((2, 2))), (Image.new("L", (2, 2)), tmp_path / "x.png")):
+        with pytest.raises(DataError, match=r"x\.png: not an image"):
+            part.read(*arguments)
+    with pytest.raises(DataError, match=r"the image: too large: 20 x 30 pixels.*max_pixels"):
+        part.read(Image.new("L", (20, 30)), np.ones((30, 20)), max_pixels=599)
+
+
+@pytest.mark.parametrize("fit", regions.FITS)
+@pytest.mark.parametrize(
+    ("mode", "values"), [("F", (1e20, np.nan, np.inf, -np.inf, 0)), ("I", (60_000, -9, 2**31 - 1))]
+)
+def test_what_is_erased_says_nothing_of_what_is_white(mode: str, values: tuple[float, ...], fit: str) -> None:
+    pixels = noise(20, 30).astype(np.float32 if mode == "F" else np.int32)
+    hole = np.zeros((20, 30), bool)
+    hole[4:12, 5:16] = True
+    pixels[0, 0] = 255
+    seen, done = [], []
+    for value in values:
+        pixels[hole] = value
+        masked = part.read(Image.fromarray(pixels), hole)
+        assert masked.picture.mode == mode
+        assert masked.white == 255
+        seen.append([(cut[~gap], gap) for cut, gap in (one.cut(1) for one in part.parts(masked, 8, fit))])
+        done.append(np.asarray(filled(masked, fit=fit)[0]))
+    for each, after in zip(seen, done, strict=True):
+        for (cut, gap), (first_cut, first_gap) in zip(each, seen[0], strict=True):
+            assert np.array_equal(gap, first_gap)
+            assert np.array_equal(cut, first_cut)
+        assert (after[hole] == 77).all()
+        assert np.array_equal(after[~hole], pixels[~hole])
+
+
+def test_white_is_that_of_the_known_pixels() -> None:
+    for mode, values, white in (("F", [0, 0.5], 1), ("F", [0, 2.0], 255), ("F", [0, 256.0], 65535), ("I", [7], 255),
+                                ("I", [70_000], 70_000), ("F", [np.nan], 1)):  # fmt: skip
+        pixels = np.resize(np.array(values, np.float32), (6, 6)).astype(np.float32 if mode == "F" else np.int32)
+        pixels[2, 2] = 100_000
+        assert part.read(Image.fromarray(pixels), box=(2, 2, 3, 3)).white == white
+    assert part.read(Image.fromarray(noise(4, 4, 3)), box=(0, 0, 1, 1)).white == 255
