@@ -284,12 +284,12 @@ def test_roots_that_cannot_be(tmp_path: Path) -> None:
 IN_ANY_LOCALE = """
 import json, sys
 from pathlib import Path
-from diffunet.data import cache, folder, index
+from diffunet.data import dataset, folder, index
 root, work = Path(sys.argv[1]), Path(sys.argv[2])
 read = []
 how = {"image_size": 8, "channels": 3, "fit": "crop"}
-data = cache.open_dataset(root, **how, cache=work, progress=lambda done, total: read.append(done))
-plain = cache.open_dataset(root, **how, cache="off")
+data = dataset.open_dataset(root, **how, cache=work, progress=lambda done, total: read.append(done))
+plain = dataset.open_dataset(root, **how, cache="off")
 names = folder.class_names(data.files.paths)
 index.write_index(work / sys.argv[3], data.files)
 print(json.dumps({
