@@ -1,6 +1,6 @@
-"""The card of a model (README.md of a repository on the hub), from its config and what its run has measured.
+"""The card of a model (README.md of its repository on the hub), from its config and what its run has measured.
 
-It says nothing that is not in one of the two, and no licence: that is for the model's owner to add.
+It states nothing that is in neither of them, and no licence: that is for the model's owner to add.
 """
 
 from __future__ import annotations
@@ -20,19 +20,27 @@ from diffunet.errors import CheckpointError
 from diffunet.interop.hub import PICTURE
 
 SHOWN = 100
-"""Classes that are named; of more, how many more there are."""
+"""How many classes are named at most; the others are counted."""
 
 
 def card(model: storage.Model, run: Path | None = None, name: str | None = None) -> str:
-    """Markdown with a YAML head, as the hub reads it.
+    """Return the card of a model: Markdown with a YAML head, as the hub reads it.
 
     Args:
-        model: what it is of.
-        run: the run folder that the model is from, for what it has measured; its newest preview is shown as `PICTURE`.
-        name: of the model on the hub, owner/name; what the commands of the card take.
+        model: the model that it describes.
+        run: the run folder that the model is from, for its measurements; its newest preview is shown as `PICTURE`.
+        name: the model's name on the hub, owner/name, for the commands in the card.
     """
+    from huggingface_hub import ModelCardData
+
+    inpaints = ["inpainting"] if model.config.diffusion.task == "inpaint" else []
+    head = ModelCardData(
+        library_name="diffunet",
+        pipeline_tag="unconditional-image-generation",
+        tags=["diffunet", "diffusion", "unet", *inpaints],
+    )
     title = name.split("/")[-1] if name else "A diffusion model"
-    blocks = ["\n".join(_head(model)), f"# {_plain(title)}", _summary(model)]
+    blocks = [f"---\n{head.to_yaml()}\n---", f"# {_plain(title)}", _summary(model)]
     if run is not None and preview(run) is not None:
         blocks.append(f"![Samples, drawn during training]({PICTURE})")
     blocks += [_usage(model, name or "MODEL"), "## Model\n\n" + _table(_model_rows(model))]
@@ -42,26 +50,15 @@ def card(model: storage.Model, run: Path | None = None, name: str | None = None)
 
 
 def preview(run: Path) -> Path | None:
-    """The newest preview of a run, RUN/samples/step-....png."""
+    """Return the newest preview of a run, RUN/samples/step-....png, None where there is none."""
     return max((run / "samples").glob("step-*.png"), default=None)
 
 
-def _head(model: storage.Model) -> Iterator[str]:
-    inpaints = model.config.diffusion.task == "inpaint"
-    yield "---"
-    yield "library_name: diffunet"
-    yield "pipeline_tag: unconditional-image-generation"
-    yield "tags:"
-    yield from (f"- {tag}" for tag in ("diffunet", "diffusion", "unet", *(["inpainting"] if inpaints else [])))
-    yield "---"
-
-
 def _summary(model: storage.Model) -> str:
-    config = model.config
-    kind = {1: "grey", 3: "RGB", 4: "RGB with transparency"}[config.data.channels]
-    size = config.data.image_size
-    text = f"A diffusion model of {kind} images of {size}x{size} pixels, made with diffunet."
-    if config.diffusion.task == "inpaint":
+    data = model.config.data
+    kind = {1: "grey", 3: "RGB", 4: "RGB with transparency"}[data.channels]
+    text = f"A diffusion model of {kind} images of {data.image_size}x{data.image_size} pixels, made with diffunet."
+    if model.config.diffusion.task == "inpaint":
         text += " It was trained to inpaint, and generates too."
     return text
 
@@ -95,7 +92,7 @@ def _model_rows(model: storage.Model) -> Iterator[tuple[str, str]]:
 
 
 def _run_rows(model: storage.Model, run: Path) -> Iterator[tuple[str, str]]:
-    """What RUN has recorded up to the step that the model is of."""
+    """Yield what RUN has recorded up to the step that the model is of."""
     try:
         batch_size = storage.run_config(run).train.batch_size
     except CheckpointError:
@@ -103,19 +100,22 @@ def _run_rows(model: storage.Model, run: Path) -> Iterator[tuple[str, str]]:
     yield "optimizer steps", f"{model.step:,}"
     if isinstance(batch_size, int):
         yield "images seen", f"{model.step * batch_size:,}, {batch_size:,} a step"
-    if (images := _images(run)) is not None:
-        yield "images in the folder", f"{images:,}, those held out for validation included"
+    with contextlib.suppress(OSError, ValueError):
+        count = len(read_index(run / "images.index"))
+        yield "images in the folder", f"{count:,}, those held out for validation included"
     lines = [line for line in _metrics(run) if line.get("step", 0) <= model.step]
-    held_out = [(line["validation_loss"], line["step"]) for line in lines if _number(line.get("validation_loss"))]
-    if held_out:
-        (first, at), (best, best_at), (last, _) = held_out[0], min(held_out), held_out[-1]
-        best_words = f"{best:.4g} at best (step {best_at:,})"
-        yield "held-out loss", f"{first:.4g} at step {at:,}, {best_words}, {last:.4g} at the last"
-    speeds = [line["images_per_second"] for line in lines if _number(line.get("images_per_second"))]
+    losses = [(line["validation_loss"], line["step"]) for line in lines if _is_number(line.get("validation_loss"))]
+    if losses:
+        (first, first_step), (best, best_step), (last, _) = losses[0], min(losses), losses[-1]
+        best_words = f"{best:.4g} at best (step {best_step:,})"
+        yield "held-out loss", f"{first:.4g} at step {first_step:,}, {best_words}, {last:.4g} at the last"
+    speeds = [line["images_per_second"] for line in lines if _is_number(line.get("images_per_second"))]
     if speeds:
         yield "speed", f"{sorted(speeds)[len(speeds) // 2]:,.0f} images a second (median)"
-    if where := _environment(run, model.step):
-        yield "trained on", _plain(where)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # it may have been deleted
+        state = run / "checkpoints" / f"step-{model.step:08d}" / "state.json"
+        environment = json.loads(state.read_text(encoding="utf-8"))["environment"]
+        yield "trained on", _plain(f"{environment['device']}, {environment['precision']}")
 
 
 def _metrics(run: Path) -> Iterator[dict[str, Any]]:
@@ -124,30 +124,13 @@ def _metrics(run: Path) -> Iterator[dict[str, Any]]:
     except OSError:
         return
     for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):  # the half line of a crash
+        with contextlib.suppress(ValueError, RecursionError):  # a crash can leave half a line
             entry = json.loads(line)
             if isinstance(entry, dict):
                 yield entry
 
 
-def _images(run: Path) -> int | None:
-    try:
-        return len(read_index(run / "images.index"))
-    except (OSError, ValueError):
-        return None
-
-
-def _environment(run: Path, step: int) -> str:
-    """Device and precision, where the checkpoint of this step is kept."""
-    try:
-        path = run / "checkpoints" / f"step-{step:08d}" / "state.json"
-        environment = json.loads(path.read_text(encoding="utf-8"))["environment"]
-        return f"{environment['device']}, {environment['precision']}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return ""
-
-
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
@@ -156,6 +139,6 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, in one line."""
+    """Return text in one line, escaped so that Markdown shows it as it is."""
     line = "".join(c for c in " ".join(text.split()) if c.isprintable())
     return re.sub(r"([\\`*_\[\]<>|~&#$])", r"\\\1", line)

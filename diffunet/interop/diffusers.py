@@ -1,7 +1,7 @@
 """Folders of diffusers, read and written: a pipeline with a UNet2DModel and its scheduler, or the UNet2DModel alone.
 
-Their package is not needed: a folder is JSON and weights. What is written loads with
-`diffusers.DDPMPipeline.from_pretrained(folder)`, and holds our config beside theirs, so that it reads back the same.
+The package diffusers is not needed: a folder is JSON and weights. `diffusers.DDPMPipeline.from_pretrained(folder)`
+loads what is written here, and our config lies beside theirs, so that it reads back the same.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ log = logging.getLogger(__name__)
 INDEX = "model_index.json"
 CONFIG, SCHEDULER_CONFIG = "config.json", "scheduler_config.json"
 OURS = "diffunet.json"
-"""Our whole config, in a folder that diffunet wrote."""
+"""The file with our whole config, in a folder that diffunet wrote."""
 
 PROCESS = ("num_train_timesteps", "prediction_type", "rescale_betas_zero_snr", "trained_betas")
-"""Options of a scheduler that a net is trained for."""
+"""Options of a scheduler that the weights of a net depend on."""
 
 DROPPED = ("uncertainty.", "embedding.augment.")
-"""Weights that take part in training alone."""
+"""How the names of weights begin that only training uses."""
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path is a folder of diffusers: a pipeline, a net, or a checkpoint of their train_unconditional.py."""
+    """Return whether a path is a folder of diffusers: a pipeline, a net, or a checkpoint of train_unconditional.py."""
     if (path / INDEX).is_file() or (path / "unet" / CONFIG).is_file():
         return True
     try:
@@ -48,7 +48,7 @@ def is_folder(path: Path) -> bool:
 
 
 def read_config(folder: Path) -> Config:
-    """The config of a folder of diffusers, everything resolved; its weights are not looked at.
+    """Return the config of a folder of diffusers, everything resolved, without a look at the weights.
 
     Raises:
         CheckpointError: as `read`.
@@ -57,20 +57,22 @@ def read_config(folder: Path) -> Config:
 
 
 def read(folder: Path) -> Model:
-    """A model of diffusers, on the CPU, for use and not for training.
+    """Read a model of diffusers, on the CPU, in float32, for use and not for training.
 
-    It may be a pipeline folder (with unet/ and scheduler/, or both at its root), a folder of a UNet2DModel alone, whose
-    scheduler is then taken to be DDPM's, or a checkpoint of train_unconditional.py, of which the averaged weights are
-    taken. Weights are float32 whatever they were. A net of K classes has K + 1 labels here; the one that says nothing,
-    of which theirs has none, is the mean of the others, and guidance, which needs it learned, is refused.
+    A net of K classes has K + 1 labels here. Theirs has no null label, so ours is the mean of the others, and guidance,
+    which needs a learned one, is refused.
+
+    Args:
+        folder: a pipeline (with unet/ and scheduler/, or both at its root); a UNet2DModel alone, whose scheduler is
+            taken to be DDPM's; or a checkpoint of train_unconditional.py, of which the averaged weights are taken.
 
     Raises:
-        CheckpointError: for what is missing or damaged, or cannot be said here, by the name of the file and the option.
-        ResourceError: for weights that do not fit into memory.
+        CheckpointError: something is missing, damaged, or cannot be expressed here; the message names file and option.
+        ResourceError: the weights do not fit into memory.
     """
     config, step, unet, where = _read_config(folder)
     try:
-        with torch.device("meta"):  # nothing is allocated before the file has shown that it fits
+        with torch.device("meta"):  # memory is allocated only once the file has shown that it fits
             net = build.net(config)
         own = (folder / OURS).is_file()
         if own:
@@ -86,7 +88,7 @@ def read(folder: Path) -> Model:
 
 
 def _read_config(folder: Path) -> tuple[Config, int, importing.UNet2D, Path]:
-    """Our config, the step, the options of the net, and the folder that it is in."""
+    """Return our config, the step, the options of the net, and the folder that the net is in."""
     where, scheduler = _find(folder)
     unet = importing.read_unet(weights.read_json(where / CONFIG), str(where / CONFIG))
     if (folder / OURS).is_file():
@@ -98,23 +100,22 @@ def _read_config(folder: Path) -> tuple[Config, int, importing.UNet2D, Path]:
 
 
 def _find(folder: Path) -> tuple[Path, Path | None]:
-    """The folder that holds the net, and the file that tells of the scheduler, where there is one."""
-    names = ["unet"]
-    if (folder / INDEX).is_file():
-        for name, value in weights.read_json(folder / INDEX).items():
-            if not name.startswith("_") and name not in ("unet", "scheduler") and value not in (None, [None, None]):
-                kind = weights.read_json(folder / INDEX).get("_class_name", "pipeline")
-                raise CheckpointError(
-                    f"{folder / INDEX}: a {str(kind)[:60]} with a {name[:60]} cannot be said here, only a "
-                    "UNet2DModel of pixels and its scheduler"
-                )
-    else:
-        names = ["unet_ema", "unet"]
+    """Return the folder that holds the net, and the config of its scheduler, None where there is none."""
+    is_pipeline = (folder / INDEX).is_file()
+    index = weights.read_json(folder / INDEX) if is_pipeline else {}
+    for name, value in index.items():
+        if not name.startswith("_") and name not in ("unet", "scheduler") and value not in (None, [None, None]):
+            kind = index.get("_class_name", "pipeline")
+            raise CheckpointError(
+                f"{folder / INDEX}: a {str(kind)[:60]} with a {name[:60]} cannot be said here, only a "
+                "UNet2DModel of pixels and its scheduler"
+            )
+    names = ("unet",) if is_pipeline else ("unet_ema", "unet")
     where = next((folder / name for name in names if (folder / name / CONFIG).is_file()), folder)
-    for above in (folder / "scheduler", folder, folder.absolute().parent / "scheduler"):
-        if (above / SCHEDULER_CONFIG).is_file():
-            return where, above / SCHEDULER_CONFIG
-    if (folder / INDEX).is_file():
+    for place in (folder / "scheduler", folder, folder.absolute().parent / "scheduler"):
+        if (place / SCHEDULER_CONFIG).is_file():
+            return where, place / SCHEDULER_CONFIG
+    if is_pipeline:
         raise CheckpointError(f"{folder} has no scheduler/{SCHEDULER_CONFIG}, which says what its net predicts")
     return where, None
 
@@ -134,7 +135,7 @@ def _read_ours(path: Path) -> tuple[Config, int]:
 
 
 def _refuse_changed(folder: Path, config: Config, net: torch.nn.Module, unet: importing.UNet2D) -> None:
-    """Our config must still be that of what is beside it: somebody may have put another model into the folder."""
+    """Refuse our config where it is not of the files beside it, since another model was put into the folder."""
     stated, written = unet.model_dump(mode="json"), exporting.unet_options(config, net)
     _, scheduler = _find(folder)
     if scheduler is not None:
@@ -148,21 +149,20 @@ def _refuse_changed(folder: Path, config: Config, net: torch.nn.Module, unet: im
 
 
 def write(model: Model, folder: Path) -> None:
-    """A folder that `diffusers.DDPMPipeline.from_pretrained` loads; what it holds of one is replaced.
+    """Write a folder that `diffusers.DDPMPipeline.from_pretrained` loads; files that it replaces may exist.
 
-    Left out, as sampling has no use for them: what the net is told of augmentation, and what it expects its loss to be.
-    The label that says nothing is the last of the classes.
+    Two parts that sampling has no use for are left out: the embedding of augmentation, and the expected loss. The null
+    label is the last of their classes.
 
     Raises:
-        UsageError: for a model that diffusers cannot say, by the name of the option and how to mend it.
-        ResourceError: where the disk does not take it; what was there before is whole.
+        UsageError: diffusers cannot express the model; the message names the option and how to mend it.
+        ResourceError: the disk does not take it; what was in the folder before is whole.
     """
-    config = model.config
+    config, net = model.config, model.denoiser.net
     if config.data.augment or config.diffusion.learned_uncertainty:
         config = config.changed("data", augment=0.0).changed("diffusion", learned_uncertainty=False)
-    net = model.denoiser.net
     unet, scheduler = exporting.unet_options(config, net), exporting.scheduler_options(config)
-    _tell(config, scheduler)
+    _warn_of_differences(config, scheduler["num_train_timesteps"])
     contents = {
         Path("unet", CONFIG): unet,
         Path("scheduler", SCHEDULER_CONFIG): scheduler,
@@ -194,17 +194,17 @@ def write(model: Model, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _tell(config: Config, scheduler: dict[str, Any]) -> None:
-    """Say what differs when their pipeline samples."""
-    d = config.diffusion
+def _warn_of_differences(config: Config, num_steps: int) -> None:
+    """Log what their pipeline does otherwise when it samples; `num_steps` is the length of its chain."""
     if config.data.class_names:
         log.warning(
             "DDPMPipeline gives its net no labels, and this one wants some: call unet(x, t, labels); no class is %d",
             len(config.data.class_names),
         )
-    steps = scheduler["num_train_timesteps"]
-    if steps < 1000:
-        log.warning("DDPMPipeline takes 1,000 steps if not told: call it with num_inference_steps of at most %d", steps)
-    off = max(abs(value) for value in d.mean or (0.0,)) / build.schedule(config).sigma_max
+    if num_steps < 1000:
+        log.warning(
+            "DDPMPipeline takes 1,000 steps if not told: call it with num_inference_steps of at most %d", num_steps
+        )
+    off = max(abs(value) for value in config.diffusion.mean or (0.0,)) / build.schedule(config).sigma_max
     if off > 0.01:
         log.warning("DDPMPipeline starts at noise alone, and diffunet at the mean of the images: %.3f apart", off)

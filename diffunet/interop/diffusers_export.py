@@ -1,6 +1,6 @@
-"""A config of ours as the options of diffusers' UNet2DModel and of its scheduler.
+"""A config of ours written as the options of diffusers' UNet2DModel and of its scheduler.
 
-What they cannot say is refused by the name of our option, with how to mend it. Checked against diffusers 0.42.
+What diffusers cannot express is refused by the name of our option, with how to mend it. Checked against diffusers 0.42.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from diffunet import build
 from diffunet.config import DDPM_SCHEDULES, Config
 from diffunet.diffusion.schedules import DDPMSchedule, betas
 from diffunet.errors import UsageError
-from diffunet.interop.diffusers_import import ATTENTION, BETA_SCHEDULES, PLAIN, RESIDUAL, TARGETS
+from diffunet.interop.diffusers_import import ATTENTION, BETA_SCHEDULES, PLAIN, RESIDUAL, TARGETS, published_range
 from diffunet.nn.layers import Attention
 
 log = logging.getLogger(__name__)
 
 VERSION = "0.42.0"
-"""Of diffusers, that this is checked against and that is written."""
+"""The version of diffusers that this is checked against, and that the files name."""
 
 
 def _refuse(what: str, mend: str) -> None:
@@ -28,10 +28,10 @@ def _refuse(what: str, mend: str) -> None:
 
 
 def unet_options(config: Config, net: nn.Module) -> dict[str, Any]:
-    """The config.json of a UNet2DModel that is `net`, which `config` describes.
+    """Return the config.json of the UNet2DModel that is the same net as `net`, which `config` describes.
 
     Raises:
-        UsageError: for what a UNet2DModel is not, by the name of the option.
+        UsageError: no UNet2DModel is; the message names the option.
     """
     m, d, size = config.model, config.diffusion, config.data.image_size
     if m.net != "unet":
@@ -40,64 +40,55 @@ def unet_options(config: Config, net: nn.Module) -> dict[str, Any]:
     assert m.multipliers is not None, "the config is resolved"
     assert m.attention_levels is not None, "the config is resolved"
     widths = [round(m.channels * multiplier) for multiplier in m.multipliers]
+    unit = 2 ** (len(widths) - 1)
     if d.task != "generate":
         _refuse(f"diffusion.task {d.task}", "its pipelines give a net no mask; train with --task generate")
     if m.qk_norm:
         _refuse("model.qk-norm", "train with --model.no-qk-norm")
     if widths[0] != m.channels:
         _refuse(f"model.multipliers that begin with {m.multipliers[0]}", "train with ones that begin with 1")
-    if size % 2 ** (len(widths) - 1):
-        _refuse(f"data.image-size {size} with {len(widths)} levels", f"take a multiple of {2 ** (len(widths) - 1)}")
+    if size % unit:
+        _refuse(f"data.image-size {size} with {len(widths)} levels", f"take a multiple of {unit}")
     groups = {module.num_groups for module in net.modules() if isinstance(module, nn.GroupNorm)}
     if len(groups) > 1:
         _refuse("model.norm-groups of 16 channels each, one number for all", "train with --model.norm-groups 32")
-    heads = {(each.qkv.in_channels // each.heads, each.heads) for each in net.modules() if isinstance(each, Attention)}
-    dims = {dim for dim, _ in heads}
-    if len(dims) > 1 and {count for _, count in heads} != {1}:
+    attentions = [module for module in net.modules() if isinstance(module, Attention)]
+    dims = {module.qkv.in_channels // module.heads for module in attentions}
+    single = {module.heads for module in attentions} == {1}
+    if len(dims) > 1 and not single:
         _refuse(
             f"heads of {' and '.join(map(str, sorted(dims)))} channels (model.num-heads, model.head-channels)",
             "train with --model.head-channels that divide every width that has attention",
         )
-    residual, attended = m.resample == "residual", [level in m.attention_levels for level in range(len(widths))]
-    plain = RESIDUAL if residual else PLAIN
+    plain, attended = RESIDUAL if m.resample == "residual" else PLAIN, m.attention_levels
+    down, up = ([ATTENTION[side] if i in attended else plain[side] for i in range(len(widths))] for side in (0, 1))
+    resampling = "resnet" if m.resample == "residual" else "conv"
     classes = len(config.data.class_names)
     return {
-        "_class_name": "UNet2DModel",
-        "_diffusers_version": VERSION,
-        "sample_size": size,
+        "_class_name": "UNet2DModel", "_diffusers_version": VERSION, "sample_size": size,
         "in_channels": config.data.channels,
         "out_channels": config.data.channels * (2 if d.learned_variance else 1),
-        "center_input_sample": False,
-        "time_embedding_type": "positional",
-        "freq_shift": m.frequency_shift,
+        "center_input_sample": False, "time_embedding_type": "positional", "freq_shift": m.frequency_shift,
         "flip_sin_to_cos": True,
-        "down_block_types": [ATTENTION[0] if each else plain[0] for each in attended],
-        "mid_block_type": "UNetMidBlock2D",
-        "up_block_types": [ATTENTION[1] if each else plain[1] for each in reversed(attended)],
-        "block_out_channels": widths,
-        "layers_per_block": m.num_blocks,
-        "mid_block_scale_factor": 1,
+        "down_block_types": down, "mid_block_type": "UNetMidBlock2D", "up_block_types": up[::-1],
+        "block_out_channels": widths, "layers_per_block": m.num_blocks, "mid_block_scale_factor": 1,
         "downsample_padding": 0 if m.resample == "asymmetric" else 1,
-        "downsample_type": "resnet" if residual else "conv",
-        "upsample_type": "resnet" if residual else "conv",
-        "dropout": m.dropout or 0.0,
-        "act_fn": "silu",
-        "attention_head_dim": dims.pop() if len(dims) == 1 and {count for _, count in heads} != {1} else None,
+        "downsample_type": resampling, "upsample_type": resampling,
+        "dropout": m.dropout or 0.0, "act_fn": "silu",
+        "attention_head_dim": dims.pop() if len(dims) == 1 and not single else None,
         "norm_num_groups": min(groups),
-        "attn_norm_num_groups": min(groups),  # with scale_shift the attention of their middle else has no norm
-        "norm_eps": m.norm_eps,
-        "resnet_time_scale_shift": "scale_shift" if m.scale_shift else "default",
-        "add_attention": m.middle_attention,
-        "class_embed_type": None,
+        "attn_norm_num_groups": min(groups),  # else the attention of their middle has no norm with scale_shift
+        "norm_eps": m.norm_eps, "resnet_time_scale_shift": "scale_shift" if m.scale_shift else "default",
+        "add_attention": m.middle_attention, "class_embed_type": None,
         "num_class_embeds": classes + 1 if classes else None,
-    }
+    }  # fmt: skip
 
 
 def scheduler_options(config: Config) -> dict[str, Any]:
-    """The scheduler_config.json of the process that `config` describes: DDPMScheduler, or rectified flow's.
+    """Return the scheduler_config.json of the process that `config` describes: DDPMScheduler, or rectified flow's.
 
     Raises:
-        UsageError: for a process that none of their schedulers walks through a DDPMPipeline.
+        UsageError: no scheduler of theirs does the same in a DDPMPipeline; the message names the option.
     """
     d, noise = config.diffusion, build.schedule(config)
     if d.schedule not in DDPM_SCHEDULES:
@@ -110,40 +101,25 @@ def scheduler_options(config: Config) -> dict[str, Any]:
     variance = "fixed_small"
     if d.learned_variance or d.sampler == "ddpm-large":
         variance = "learned_range" if d.learned_variance else "fixed_large"
-    named = {ours: theirs for theirs, ours in BETA_SCHEDULES.items()}
-    # Betas that have a name there; of those of a range they do not keep the last ones below 0.999.
-    by_name = d.schedule in named and noise.shift == 1
-    if d.schedule != "cosine" and by_name:
+    names = {ours: theirs for theirs, ours in BETA_SCHEDULES.items()}
+    by_name = d.schedule in names and noise.shift == 1
+    if d.schedule != "cosine" and by_name:  # theirs do not keep the last betas of a range below 0.999
         by_name = bool(betas(d.schedule, d.num_steps, d.beta_range)[-1] < 0.999)
-    first, last = _range(config)
+    first, last = d.beta_range or published_range(d.schedule, d.num_steps)
     return {
-        "_class_name": "DDPMScheduler",
-        "_diffusers_version": VERSION,
-        "num_train_timesteps": d.num_steps,
-        "beta_schedule": named[d.schedule] if by_name else "linear",
-        "beta_start": first,
-        "beta_end": last,
+        "_class_name": "DDPMScheduler", "_diffusers_version": VERSION, "num_train_timesteps": d.num_steps,
+        "beta_schedule": names[d.schedule] if by_name else "linear", "beta_start": first, "beta_end": last,
         "trained_betas": None if by_name else noise.beta.tolist(),
         "rescale_betas_zero_snr": d.zero_snr and by_name,
         "prediction_type": {ours: theirs for theirs, ours in TARGETS.items()}[d.target],
         "variance_type": variance,
-        "clip_sample": d.threshold == "static",
-        "clip_sample_range": 1.0,
-        "thresholding": d.threshold == "dynamic",
-        "dynamic_thresholding_ratio": 0.995,
+        "clip_sample": d.threshold == "static", "clip_sample_range": 1.0,
+        "thresholding": d.threshold == "dynamic", "dynamic_thresholding_ratio": 0.995,
         "sample_max_value": 1e6 if d.threshold == "dynamic" else 1.0,
         # Their last step draws noise unless it is from timestep 0, which only these variances show.
         "timestep_spacing": "trailing" if variance == "fixed_small" else "leading",
         "steps_offset": 0,
-    }
-
-
-def _range(config: Config) -> tuple[float, float]:
-    """The first and the last beta before zero terminal SNR and shifts; of schedules that have no such, DDPM's."""
-    d, scale = config.diffusion, 1000 / config.diffusion.num_steps
-    if d.beta_range is not None:
-        return d.beta_range
-    return (scale * 0.00085, scale * 0.012) if d.schedule == "scaled-linear" else (scale * 1e-4, scale * 0.02)
+    }  # fmt: skip
 
 
 def _flow_options(config: Config) -> dict[str, Any]:
@@ -159,8 +135,6 @@ def _flow_options(config: Config) -> dict[str, Any]:
     if d.threshold != "none":
         log.warning("diffusion.threshold %s is left out: their scheduler of flow has none", d.threshold)
     return {
-        "_class_name": "FlowMatchEulerDiscreteScheduler",
-        "_diffusers_version": VERSION,
-        "num_train_timesteps": 1000,
-        "shift": 1.0,
-    }
+        "_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": VERSION,
+        "num_train_timesteps": 1000, "shift": 1.0,
+    }  # fmt: skip

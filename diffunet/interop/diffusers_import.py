@@ -1,14 +1,14 @@
-"""The options of diffusers' UNet2DModel and schedulers, as a config of ours.
+"""The options of diffusers' UNet2DModel and of its schedulers, read as a config of ours.
 
-Every one of theirs is looked at: what cannot be said here, or is not known, is refused by its name, since a net run
-with other options than its own paints noise. Checked against diffusers 0.42.
+A net that runs with other options than its own makes noise. So an option of theirs that our config cannot express, or
+that is not known here, is refused by its name. Checked against diffusers 0.42.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,15 +26,34 @@ Blocks = Annotated[tuple[str, ...], Field(min_length=1, max_length=10)]
 PLAIN = ("DownBlock2D", "UpBlock2D")
 ATTENTION = ("AttnDownBlock2D", "AttnUpBlock2D")
 RESIDUAL = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
-"""Their kinds of blocks, each for the encoder and the decoder."""
+"""Their kinds of blocks: the name in the encoder, and the name in the decoder."""
 
 
 class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
+    @classmethod
+    def read(cls, content: Mapping[str, Any], where: str) -> Self:
+        """Return the options in `content` without private ones (_class_name) and unknown ones that are null."""
+        stated = {
+            name: value
+            for name, value in content.items()
+            if not name.startswith("_") and (value is not None or name in cls.model_fields)
+        }
+        try:
+            return cls.model_validate(stated)
+        except ValidationError as error:
+            problems = {}  # one for each option, which can have several errors
+            for item in error.errors():
+                name = str(item["loc"][0])
+                unknown = item["type"] == "extra_forbidden"
+                what = "is not known here" if unknown else f"cannot be said here ({item['msg']})"
+                problems[name] = f"{name[:60]} {_shown(content[name])} {what}"
+            raise CheckpointError(f"{where}: {'; '.join(list(problems.values())[:3])}") from None
+
 
 class UNet2D(_Options):
-    """What can be read of a UNet2DModel; its defaults are theirs."""
+    """The options of a UNet2DModel with the values that can be read; the defaults are diffusers'."""
 
     sample_size: int | tuple[int, int] | None = None
     in_channels: Literal[1, 3, 4] = 3
@@ -63,11 +82,11 @@ class UNet2D(_Options):
     add_attention: bool = True
     class_embed_type: None = None
     num_class_embeds: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    num_train_timesteps: Any = None  # of time_embedding_type "learned" alone
+    num_train_timesteps: Any = None  # has a meaning only with time_embedding_type "learned"
 
 
 class Chain(_Options):
-    """What can be read of a scheduler that walks a DDPM chain; its defaults are theirs."""
+    """The options of a scheduler of a DDPM chain with the values that can be read; the defaults are diffusers'."""
 
     num_train_timesteps: Annotated[int, Field(ge=2, le=100_000)] = 1000
     beta_start: Beta = 1e-4
@@ -84,11 +103,11 @@ class Chain(_Options):
     sample_max_value: float = 1.0
     timestep_type: Literal["discrete"] = "discrete"
     use_flow_sigmas: Literal[False] = False
-    use_dynamic_shifting: Any = None  # of use_flow_sigmas alone
+    use_dynamic_shifting: Any = None  # has a meaning only with use_flow_sigmas
 
 
 class FlowMatch(_Options):
-    """What can be read of a scheduler of rectified flow; its defaults are theirs."""
+    """The options of a scheduler of rectified flow with the values that can be read; the defaults are diffusers'."""
 
     num_train_timesteps: Annotated[int, Field(ge=1000, le=1000)] = 1000
     shift: One = 1.0
@@ -96,27 +115,16 @@ class FlowMatch(_Options):
     invert_sigmas: Literal[False] = False
 
 
-_CLIPPING, _HEUN = {"clip_sample": True}, {"beta_start": 0.00085, "beta_end": 0.012}
-SCHEDULERS: dict[str, dict[str, Any]] = {
-    "DDPMScheduler": _CLIPPING,
-    "DDPMParallelScheduler": _CLIPPING,
-    "DDIMScheduler": _CLIPPING,
-    "DDIMParallelScheduler": _CLIPPING,
-    "PNDMScheduler": {},
-    "DEISMultistepScheduler": {},
-    "DPMSolverMultistepScheduler": {},
-    "DPMSolverSinglestepScheduler": {},
-    "DPMSolverSDEScheduler": _HEUN,
-    "UniPCMultistepScheduler": {},
-    "SASolverScheduler": {},
-    "LMSDiscreteScheduler": {},
-    "EulerDiscreteScheduler": {},
-    "EulerAncestralDiscreteScheduler": {},
-    "HeunDiscreteScheduler": _HEUN,
-    "KDPM2DiscreteScheduler": _HEUN,
-    "KDPM2AncestralDiscreteScheduler": _HEUN,
-}
-"""Those that walk a DDPM chain, and their defaults that differ from `Chain`'s."""
+_SCHEDULERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("DDPMScheduler DDPMParallelScheduler DDIMScheduler DDIMParallelScheduler", {"clip_sample": True}),
+    ("PNDMScheduler DEISMultistepScheduler DPMSolverMultistepScheduler DPMSolverSinglestepScheduler "
+     "UniPCMultistepScheduler SASolverScheduler LMSDiscreteScheduler EulerDiscreteScheduler "
+     "EulerAncestralDiscreteScheduler", {}),
+    ("DPMSolverSDEScheduler HeunDiscreteScheduler KDPM2DiscreteScheduler KDPM2AncestralDiscreteScheduler",
+     {"beta_start": 0.00085, "beta_end": 0.012}),
+)  # fmt: skip
+SCHEDULERS = {name: defaults for names, defaults in _SCHEDULERS for name in names.split()}
+"""The schedulers of a DDPM chain, and those of their defaults that differ from `Chain`'s."""
 
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 
@@ -129,37 +137,15 @@ SAMPLING = frozenset((
     "timestep_spacing", "timestep_values", "use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas",
     "use_lu_lambdas",
 ))  # fmt: skip
-"""Options of schedulers that say how to sample and nothing of the model; here samplers have their own."""
+"""Options of schedulers that say how to sample, and nothing about the model; our samplers have options of their own."""
 
 EMA = frozenset((
     "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup",
 ))  # fmt: skip
-"""What diffusers' EMAModel adds to the config of the net that it averages."""
+"""Options which diffusers' EMAModel adds to the config of the net that it averages."""
 
 TARGETS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled-linear", "squaredcos_cap_v2": "cosine"}
-
-
-T = TypeVar("T", bound=_Options)
-
-
-def _read(kind: type[T], content: Mapping[str, Any], where: str) -> T:
-    """Every option but the private ones (_class_name, _diffusers_version) and those unknown ones that are null."""
-    stated = {
-        name: value
-        for name, value in content.items()
-        if not name.startswith("_") and (value is not None or name in kind.model_fields)
-    }
-    try:
-        return kind.model_validate(stated)
-    except ValidationError as error:
-        problems = {}
-        for item in error.errors():
-            name = str(item["loc"][0])
-            unknown = item["type"] == "extra_forbidden"
-            problems[name] = "is not known here" if unknown else f"cannot be said here ({item['msg']})"
-        said = [f"{name[:60]} {_shown(content[name])} {problem}" for name, problem in problems.items()]
-        raise CheckpointError(f"{where}: {'; '.join(said[:3])}") from None
 
 
 def _shown(value: object) -> str:
@@ -175,26 +161,26 @@ def _class(content: Mapping[str, Any], where: str) -> str:
 
 
 def read_unet(content: Mapping[str, Any], where: str) -> UNet2D:
-    """The options in a UNet2DModel's config.json; `where` is for messages.
+    """Return the options in `content`, the config.json of a UNet2DModel; messages begin with `where`.
 
     Raises:
-        CheckpointError: for another net, or an option that cannot be said here or is not known, by its name.
+        CheckpointError: it is of another net, or an option (by its name) is not known or not one that ours can express.
     """
     if _class(content, where) != "UNet2DModel":
         raise CheckpointError(f"{where}: it is a {content['_class_name']}, and only a UNet2DModel can be read")
-    unet = _read(UNet2D, {name: value for name, value in content.items() if name not in EMA}, where)
-    widths = unet.block_out_channels
+    unet = UNet2D.read({name: value for name, value in content.items() if name not in EMA}, where)
+    widths, groups = unet.block_out_channels, unet.attn_norm_num_groups
 
     def refuse(name: str, why: str) -> None:
         raise CheckpointError(f"{where}: {name} {_shown(getattr(unet, name))} cannot be said here: {why}")
 
-    for side, name in enumerate(("down_block_types", "up_block_types")):
-        for kind in _kinds(unet)[side]:
+    down, up = _kinds(unet)
+    for side, (name, kinds) in enumerate((("down_block_types", down), ("up_block_types", up))):
+        for kind in kinds:
             if kind not in (PLAIN[side], ATTENTION[side], RESIDUAL[side]):
                 refuse(name, f"there is no {_shown(kind)}")
-        if len(getattr(unet, name)) != len(widths):
+        if len(kinds) != len(widths):
             refuse(name, f"block_out_channels has {len(widths)} levels")
-    down, up = _kinds(unet)
     if [kind in ATTENTION for kind in down] != [kind in ATTENTION for kind in reversed(up)]:
         refuse("up_block_types", "attention is at the levels where down_block_types has it")
     if len(set(_resampling(unet))) > 1:
@@ -205,59 +191,59 @@ def read_unet(content: Mapping[str, Any], where: str) -> UNet2D:
         refuse("out_channels", f"they are as in_channels, {unet.in_channels}, or twice as many with learned variances")
     if isinstance(unet.sample_size, tuple) and len(set(unet.sample_size)) > 1:
         refuse("sample_size", "image-size is one number, of square images")
-    if unet.add_attention:
-        groups = unet.attn_norm_num_groups
-        if groups is None and unet.resnet_time_scale_shift == "scale_shift":
-            refuse("attn_norm_num_groups", "with scale_shift the attention of their middle is then not normalised")
-        if groups not in (None, unet.norm_num_groups):
-            refuse("attn_norm_num_groups", f"all norms have norm_num_groups, {unet.norm_num_groups}")
+    if unet.add_attention and groups is None and unet.resnet_time_scale_shift == "scale_shift":
+        refuse("attn_norm_num_groups", "with scale_shift the attention of their middle is then not normalised")
+    if unet.add_attention and groups not in (None, unet.norm_num_groups):
+        refuse("attn_norm_num_groups", f"all norms have norm_num_groups, {unet.norm_num_groups}")
     attended = [width for width, kind in zip(widths, down, strict=True) if kind in ATTENTION]
     attended += widths[-1:] if unet.add_attention else ()
-    if unet.attention_head_dim is not None:
-        for width in attended:
-            if width % unet.attention_head_dim:
-                refuse("attention_head_dim", f"it does not divide {width}")
+    for width in attended:
+        if unet.attention_head_dim is not None and width % unet.attention_head_dim:
+            refuse("attention_head_dim", f"it does not divide {width}")
     return unet
 
 
 def _kinds(unet: UNet2D) -> tuple[list[str], list[str]]:
-    """Kinds of blocks of the encoder and the decoder; the first versions of diffusers wrote UNetRes before them."""
+    """Return the kinds of blocks of the encoder and of the decoder, without the UNetRes of the first diffusers."""
     down, up = unet.down_block_types, unet.up_block_types
     return [kind.removeprefix("UNetRes") for kind in down], [kind.removeprefix("UNetRes") for kind in up]
 
 
 def _resampling(unet: UNet2D) -> list[str]:
-    """How each level is made smaller, and larger; theirs, whose plain blocks do not heed downsample_type."""
-    result: list[str] = []
-    for kinds, chosen in zip(_kinds(unet), (unet.downsample_type, unet.upsample_type), strict=True):
-        for kind in kinds[:-1]:
-            result.append((chosen or "conv") if kind in ATTENTION else "resnet" if kind in RESIDUAL else "conv")
-    return result
+    """Return how the levels are made smaller, then how larger: "conv" or "resnet". Plain blocks ignore the options."""
+    return [
+        (chosen or "conv") if kind in ATTENTION else "resnet" if kind in RESIDUAL else "conv"
+        for kinds, chosen in zip(_kinds(unet), (unet.downsample_type, unet.upsample_type), strict=True)
+        for kind in kinds[:-1]
+    ]
 
 
 def read_scheduler(content: Mapping[str, Any], where: str) -> Chain | FlowMatch:
-    """The options in a scheduler_config.json that say something of the model; `where` is for messages.
+    """Return the options in `content`, a scheduler_config.json, that describe the model; messages begin with `where`.
 
     Raises:
-        CheckpointError: for a scheduler, or an option, that cannot be said here or is not known, by its name.
+        CheckpointError: it is of another kind of scheduler, or an option (by its name) is not known or not one that
+            ours can express.
     """
-    name = _class(content, where)
+    scheduler = _class(content, where)
     content = {name: value for name, value in content.items() if name not in SAMPLING}
-    if name in FLOW_SCHEDULERS:
-        return _read(FlowMatch, content, where)
-    if name not in SCHEDULERS:
+    if scheduler in FLOW_SCHEDULERS:
+        return FlowMatch.read(content, where)
+    if scheduler not in SCHEDULERS:
         raise CheckpointError(
-            f"{where}: a {name} cannot be said here; schedulers of DDPM's chain can (DDPMScheduler, DDIMScheduler, "
-            "DPMSolverMultistepScheduler and others), and FlowMatchEulerDiscreteScheduler"
+            f"{where}: a {scheduler} cannot be said here; schedulers of DDPM's chain can (DDPMScheduler, "
+            "DDIMScheduler, DPMSolverMultistepScheduler and others), and FlowMatchEulerDiscreteScheduler"
         )
-    return _read(Chain, {**SCHEDULERS[name], **content}, where)
+    return Chain.read({**SCHEDULERS[scheduler], **content}, where)
 
 
 def config(unet: UNet2D, scheduler: Chain | FlowMatch | None, where: str) -> Config:
-    """Both as a config of ours, everything resolved. Without a scheduler: DDPM's linear chain, epsilon.
+    """Return a config of ours for a net and its scheduler, everything resolved; messages begin with `where`.
+
+    Where `scheduler` is None, it is taken as DDPM's linear chain with target epsilon.
 
     Raises:
-        CheckpointError: for options that do not go with each other, or are out of range here.
+        CheckpointError: the options do not go with each other, or are out of the range of ours.
     """
     first, *_ = widths = unet.block_out_channels
     size = unet.sample_size[0] if isinstance(unet.sample_size, tuple) else unet.sample_size
@@ -268,43 +254,31 @@ def config(unet: UNet2D, scheduler: Chain | FlowMatch | None, where: str) -> Con
     if scheduler is None:
         scheduler = Chain(variance_type="learned_range" if learned else None)
         log.warning("there is no scheduler with %s: taken as DDPM's own, linear betas and target epsilon", where)
-    said = scheduler.variance_type if isinstance(scheduler, Chain) else None
-    if learned != (said == "learned_range") or said == "learned":
+    variance = scheduler.variance_type if isinstance(scheduler, Chain) else None
+    if learned != (variance == "learned_range") or variance == "learned":
         raise CheckpointError(
-            f"{where}: out_channels {unet.out_channels} of in_channels {unet.in_channels} with variance_type {said!r} "
-            "cannot be said here: twice as many channels go with learned_range, and no others do"
+            f"{where}: out_channels {unet.out_channels} of in_channels {unet.in_channels} with variance_type "
+            f"{variance!r} cannot be said here: twice as many channels go with learned_range, and no others do"
         )
     levels = [level for level, kind in enumerate(_kinds(unet)[0]) if kind in ATTENTION]
     resample = "residual" if "resnet" in _resampling(unet) else "convolution"
     if unet.downsample_padding == 0 and "conv" in _resampling(unet):
         resample = "asymmetric"
     heads = {"num_heads": 1} if unet.attention_head_dim is None else {"head_channels": unet.attention_head_dim}
-    if not levels and not unet.add_attention:
-        heads = {}
     model = {
-        "channels": first,
-        "multipliers": [width / first if width % first else width // first for width in widths],
-        "num_blocks": unet.layers_per_block,
-        "attention_resolutions": [max(1, size // 2**level) for level in levels],
-        "attention_levels": levels,
-        "middle_attention": unet.add_attention,
-        "norm_groups": unet.norm_num_groups,
-        "norm_eps": unet.norm_eps,
-        "scale_shift": unet.resnet_time_scale_shift == "scale_shift",
-        "resample": resample,
-        "frequency_shift": unet.freq_shift,
-        "dropout": unet.dropout,
-        **heads,
-    }
+        "channels": first, "multipliers": [width / first if width % first else width // first for width in widths],
+        "num_blocks": unet.layers_per_block, "dropout": unet.dropout, "frequency_shift": unet.freq_shift,
+        "attention_resolutions": [max(1, size // 2**level) for level in levels], "attention_levels": levels,
+        "middle_attention": unet.add_attention, **(heads if levels or unet.add_attention else {}),
+        "norm_groups": unet.norm_num_groups, "norm_eps": unet.norm_eps,
+        "scale_shift": unet.resnet_time_scale_shift == "scale_shift", "resample": resample,
+    }  # fmt: skip
     names = [str(label) for label in range(unet.num_class_embeds or 0)]
     data = {"image_size": size, "channels": unet.in_channels, "classes": bool(names), "class_names": names}
     diffusion = {
         **(_chain(scheduler) if isinstance(scheduler, Chain) else {"schedule": "flow", "target": "flow"}),
-        "learned_variance": learned,
-        "sigma_shift": 1.0,
-        "label_dropout": 0.0,
-        "mean": [0.0] * unet.in_channels,
-    }
+        "learned_variance": learned, "sigma_shift": 1.0, "label_dropout": 0.0, "mean": [0.0] * unet.in_channels,
+    }  # fmt: skip
     try:
         return validated({"model": model, "diffusion": diffusion, "data": data}, where)
     except UsageError as error:
@@ -312,19 +286,22 @@ def config(unet: UNet2D, scheduler: Chain | FlowMatch | None, where: str) -> Con
 
 
 def _chain(scheduler: Chain) -> dict[str, Any]:
-    scale = 1000 / scheduler.num_train_timesteps
     schedule, ends = BETA_SCHEDULES[scheduler.beta_schedule], (scheduler.beta_start, scheduler.beta_end)
-    published = {"linear": (scale * 1e-4, scale * 0.02), "scaled-linear": (scale * 0.00085, scale * 0.012)}
+    published = published_range(schedule, scheduler.num_train_timesteps)
     threshold = "none"
     if scheduler.thresholding:  # to [-s, s] with s at most sample_max_value: to [-1, 1] by default
         threshold = "dynamic" if scheduler.sample_max_value > 1 else "static"
     elif scheduler.clip_sample and scheduler.clip_sample_range == 1:
         threshold = "static"
     return {
-        "schedule": schedule,
-        "num_steps": scheduler.num_train_timesteps,
-        "beta_range": None if published.get(schedule, ends) == ends else ends,
-        "zero_snr": scheduler.rescale_betas_zero_snr,
-        "target": TARGETS[scheduler.prediction_type],
+        "schedule": schedule, "num_steps": scheduler.num_train_timesteps,
+        "beta_range": ends if schedule != "cosine" and ends != published else None,
+        "zero_snr": scheduler.rescale_betas_zero_snr, "target": TARGETS[scheduler.prediction_type],
         "threshold": threshold,
-    }
+    }  # fmt: skip
+
+
+def published_range(schedule: str, num_steps: int) -> tuple[float, float]:
+    """Return the first and the last beta of Rombach et al. 2022 for scaled-linear, of Ho et al. 2020 for others."""
+    first, last = (0.00085, 0.012) if schedule == "scaled-linear" else (1e-4, 0.02)
+    return 1000 / num_steps * first, 1000 / num_steps * last

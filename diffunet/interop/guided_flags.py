@@ -1,6 +1,6 @@
 """The flags of openai/improved-diffusion (Nichol & Dhariwal 2021) and openai/guided-diffusion (Dhariwal & Nichol 2021).
 
-They say what a net and its process are; names, defaults and meanings are those of their script_util.py.
+They describe a net and its process. Names, defaults and meanings are those of their script_util.py.
 """
 
 from __future__ import annotations
@@ -17,16 +17,12 @@ from diffunet.errors import UsageError
 Dialect = Literal["guided-diffusion", "improved-diffusion"]
 
 
-def _listed(value: Any) -> Any:
-    return (value.split(",") if value else ()) if isinstance(value, str) else value
-
-
-Listed = BeforeValidator(_listed)
-"""Numbers with commas between them."""
+Listed = BeforeValidator(lambda text: text.split(",") if text else ())
+"""Marks a tuple that is written as numbers with commas between them."""
 
 
 class Flags(BaseModel):
-    """The flags that say what a net and its process are; defaults are guided-diffusion's."""
+    """The flags that describe a net and its process, with the defaults of guided-diffusion."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -51,19 +47,19 @@ class Flags(BaseModel):
 
     @property
     def attention_levels(self) -> tuple[int, ...]:
-        """Levels (0 is full size) with attention: where sizes are halved as often as some resolution asks for."""
+        """The levels with attention, where 0 is full size: those of the sizes in `attention_resolutions`."""
         factors = [self.image_size // size for size in self.attention_resolutions]
         return tuple(level for level in range(len(self.channel_mult)) if 2**level in factors)
 
 
 class ImprovedFlags(Flags):
-    """The same, with improved-diffusion's defaults."""
+    """The same flags with the defaults of improved-diffusion."""
 
     rescale_timesteps: bool = True
 
 
 GUIDED_ONLY = ("channel_mult", "num_head_channels", "resblock_updown", "use_new_attention_order")
-"""What improved-diffusion has no flags for; its nets are as the defaults say."""
+"""Flags that improved-diffusion does not have; its nets are as the defaults say."""
 
 IGNORED = (
     "anneal_lr", "batch_size", "classifier_attention_resolutions", "classifier_depth", "classifier_path",
@@ -73,29 +69,24 @@ IGNORED = (
     "num_samples", "rescale_learned_sigmas", "resume_checkpoint", "save_interval", "schedule_sampler", "sigma_small",
     "timestep_respacing", "use_checkpoint", "use_ddim", "use_fp16", "use_kl", "val_data_dir", "weight_decay",
 )  # fmt: skip
-"""Flags that say how to train or to sample, not what the net is."""
+"""Flags of training and sampling, which do not describe the net."""
 
 SUPER_RESOLUTION = ("base_samples", "large_size", "small_size")
 
 MULTIPLIERS: dict[Dialect, dict[int, tuple[float, ...]]] = {
     "guided-diffusion": {
-        64: (1, 2, 3, 4),
-        128: (1, 1, 2, 3, 4),
-        256: (1, 1, 2, 2, 4, 4),
-        512: (0.5, 1, 1, 2, 2, 4, 4),
+        64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4),
     },
     "improved-diffusion": {32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)},
-}
-"""channel_mult by image size."""
-
-NORM_GROUPS = 32
+}  # fmt: skip
+"""The channel_mult of each image size, where none is given."""
 
 
 def parse(text: str, dialect: Dialect) -> Flags:
-    """Flags as written on a command line; those that are not given are what `dialect`'s scripts take them for.
+    """Return the flags in `text`, written as on a command line; others have the defaults of the dialect's scripts.
 
     Raises:
-        UsageError: naming the flag, and what it takes or which name is closest.
+        UsageError: a flag does not exist (the message names the closest), or its value is not possible.
     """
     kind = ImprovedFlags if dialect == "improved-diffusion" else Flags
     own = [name for name in kind.model_fields if dialect == "guided-diffusion" or name not in GUIDED_ONLY]
@@ -103,7 +94,7 @@ def parse(text: str, dialect: Dialect) -> Flags:
         words = shlex.split(text)
     except ValueError as error:
         raise UsageError(f"the flags cannot be read: {error}") from None
-    given: dict[str, str] = {}
+    values: dict[str, str] = {}
     while words:
         flag, equals, value = words.pop(0).partition("=")
         name = flag.removeprefix("--")
@@ -120,12 +111,12 @@ def parse(text: str, dialect: Dialect) -> Flags:
                 raise UsageError(f"{flag} needs a value")
             value = words.pop(0)
         if name in own:
-            given[name] = value
+            values[name] = value
     try:
-        flags = kind.model_validate(given)
+        flags = kind.model_validate(values)
     except ValidationError as error:
         name, message = str(error.errors()[0]["loc"][0]), error.errors()[0]["msg"]
-        raise UsageError(f"--{name} {given[name]}: {message[0].lower()}{message[1:]}") from None
+        raise UsageError(f"--{name} {values[name]}: {message[0].lower()}{message[1:]}") from None
     multipliers = flags.channel_mult or MULTIPLIERS[dialect].get(flags.image_size)
     if multipliers is None:
         sizes = ", ".join(str(size) for size in MULTIPLIERS[dialect])
@@ -135,49 +126,40 @@ def parse(text: str, dialect: Dialect) -> Flags:
 
 
 def to_config(flags: Flags) -> Config:
-    """The config of the flags that `parse` returns, everything of the net resolved but the names of its classes.
+    """Return the config of a net with the flags that `parse` returns, resolved but for the names of its classes.
 
     Raises:
-        UsageError: for a net that diffunet's cannot be.
+        UsageError: no net of diffunet is the same.
     """
-    if flags.channel_mult[0] > 1:
-        raise UsageError(f"--channel_mult {written(flags.channel_mult)}: the first one cannot be above 1 here")
-    by_width = flags.num_head_channels != "-1"
-    if not by_width and flags.num_heads_upsample not in ("-1", flags.num_heads):
+    channels, multipliers, head = flags.num_channels, flags.channel_mult, flags.num_head_channels
+    if multipliers[0] > 1:
+        raise UsageError(f"--channel_mult {written(multipliers)}: the first one cannot be above 1 here")
+    if head == "-1" and flags.num_heads_upsample not in ("-1", flags.num_heads):
         raise UsageError(
             f"--num_heads_upsample {flags.num_heads_upsample} is not --num_heads {flags.num_heads}: "
             "diffunet's nets have one number of heads"
         )
-    for level in sorted({*flags.attention_levels, len(flags.channel_mult) - 1}):  # the middle has attention, too
-        width = round(flags.num_channels * flags.channel_mult[level])
-        if isinstance(flags.num_head_channels, int) and width % flags.num_head_channels:
-            raise UsageError(f"--num_head_channels {flags.num_head_channels} does not divide {width} channels")
+    for level in sorted({*flags.attention_levels, len(multipliers) - 1}):  # the middle has attention, too
+        width = round(channels * multipliers[level])
+        if isinstance(head, int) and width % head:
+            raise UsageError(f"--num_head_channels {head} does not divide {width} channels")
     model = {
-        "channels": flags.num_channels,
-        "multipliers": flags.channel_mult,
-        "num_blocks": flags.num_res_blocks,
-        "attention_resolutions": flags.attention_resolutions,
-        "attention_levels": flags.attention_levels,
-        "norm_groups": NORM_GROUPS,
-        "scale_shift": flags.use_scale_shift_norm,
+        "channels": channels, "multipliers": multipliers, "num_blocks": flags.num_res_blocks, "dropout": flags.dropout,
+        "attention_resolutions": flags.attention_resolutions, "attention_levels": flags.attention_levels,
+        **({"num_heads": flags.num_heads} if head == "-1" else {"head_channels": head}),
+        "norm_groups": 32, "scale_shift": flags.use_scale_shift_norm,
         "resample": "residual" if flags.resblock_updown else "convolution",
-        "dropout": flags.dropout,
-    } | ({"head_channels": flags.num_head_channels} if by_width else {"num_heads": flags.num_heads})
+    }  # fmt: skip
     diffusion = {
-        "schedule": flags.noise_schedule,
-        "num_steps": flags.diffusion_steps,
-        "rescale_timesteps": flags.rescale_timesteps,
-        "target": "x0" if flags.predict_xstart else "epsilon",
-        "learned_variance": flags.learn_sigma,
-        "sigma_shift": 1.0,
-        "mean": (0.0, 0.0, 0.0),
-        "label_dropout": 0.0,
+        "schedule": flags.noise_schedule, "num_steps": flags.diffusion_steps,
+        "rescale_timesteps": flags.rescale_timesteps, "target": "x0" if flags.predict_xstart else "epsilon",
+        "learned_variance": flags.learn_sigma, "sigma_shift": 1.0, "mean": (0.0, 0.0, 0.0), "label_dropout": 0.0,
         "threshold": "static",
-    }
+    }  # fmt: skip
     data = {"image_size": flags.image_size, "channels": 3, "classes": flags.class_cond}
     return validated({"model": model, "diffusion": diffusion, "data": data}, "the flags")
 
 
 def written(value: Any) -> str:
-    """A value as it is written on their command line."""
-    return ",".join(str(each) for each in value) if isinstance(value, tuple) else str(value)
+    """Return a value as it is written on their command line."""
+    return ",".join(str(part) for part in value) if isinstance(value, tuple) else str(value)

@@ -56,7 +56,7 @@ class Hub:
             status, code = self.refused.get(name, (401, "RepoNotFound"))
             return send(request, status, headers={"X-Error-Code": code})
         there = self.repositories[name]
-        commit = hashlib.sha1(repr(sorted(there)).encode()).hexdigest()
+        commit = hashlib.sha1(repr(sorted(there.items())).encode()).hexdigest()
         if parts[0] != "api":  # owner/name/resolve/commit/path
             path = "/".join(parts[4:])
             if path not in there:
