@@ -1,6 +1,6 @@
-"""Cutting a batch out of stored images: crop or padding, and a mirror image now and then.
+"""Making a batch of stored images: each is cropped or padded to a square, and sometimes mirrored.
 
-The draws of an image come from its own generator, in a fixed order: the flip, then the crop's row and column.
+The draws of an image come from its own generator in a fixed order: the flip, then the crop's row and column.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FITS = ("crop", "random", "pad")
 
 
 class Images(Protocol):
-    """A sequence of uint8 [h w C] of any sizes."""
+    """A sequence of images, uint8 [h w C], of any sizes."""
 
     def __len__(self) -> int: ...
 
@@ -26,9 +26,9 @@ class Images(Protocol):
 
 
 def crop_box(h: int, w: int, size: int, fit: str, generator: np.random.Generator | None) -> tuple[int, int]:
-    """(top, left) of a square of `size` in [h w]: anywhere for fit "random" with a generator, else in the middle.
+    """Return (top, left) of a square of side `size` in an image [h w]: the middle, or at random for fit "random".
 
-    "random" takes two draws from the generator, whatever the size of the image.
+    Without a generator it is always the middle. "random" takes two draws, whatever the size of the image.
     """
     assert min(h, w) >= size, (h, w, size)
     if fit != "random" or generator is None:
@@ -44,7 +44,7 @@ def square(
     background: tuple[int, int, int],
     generator: np.random.Generator | None = None,
 ) -> Pixels:
-    """One image [h w C] as [image_size image_size C]: cut, or padded with `background` (of alpha 0 with 4 channels)."""
+    """Return an image [h w C] cropped, or padded with `background` (of alpha 0), to [image_size image_size C]."""
     h, w, channels = image.shape
     if fit != "pad":
         top, left = crop_box(h, w, image_size, fit, generator)
@@ -69,9 +69,9 @@ def gather(
     flip: bool,
     background: tuple[int, int, int] = pictures.WHITE,
 ) -> Pixels:
-    """The images `indices`, in that order, as uint8 [B image_size image_size C].
+    """Return the images at `indices`, in that order, as a batch uint8 [B image_size image_size C].
 
-    `generators` has one entry for each; None means for evaluation: the centre crop, not flipped.
+    `generators` has one entry for each image. With None the image is as for evaluation: its middle, not flipped.
     """
     batch = []
     for index, generator in zip(indices, generators, strict=True):

@@ -1,4 +1,4 @@
-"""Where decoded images are kept: a folder that can be written, outside the data."""
+"""The folder in which decoded images are kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from diffunet.errors import UsageError
 
 
 def cache_root(chosen: Path | None) -> Path:
-    """A folder that can be written: the chosen one, else the user's, else one among temporary files."""
+    """Return a folder that can be written: the chosen one, else the user's, else one among temporary files.
+
+    Raises:
+        UsageError: The chosen folder cannot be written, or without a choice no folder can.
+    """
     if chosen is not None:
         if not _writable(chosen):
             raise UsageError(f"--data.cache {chosen}: cannot be written; choose another folder, or off")
@@ -27,7 +31,7 @@ def cache_root(chosen: Path | None) -> Path:
 
 
 def _user_cache() -> Path | None:
-    """Where this system keeps caches; the environment variable DIFFUNET_CACHE overrides it."""
+    """Return the folder for caches of this system, or what the environment variable DIFFUNET_CACHE names."""
     if chosen := os.environ.get("DIFFUNET_CACHE"):
         return Path(chosen)
     try:
