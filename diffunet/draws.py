@@ -52,8 +52,8 @@ def order(seed: int, samples: Sequence[int] | np.ndarray, size: int) -> np.ndarr
     The samples of a run are numbered through all its batches. Those of an epoch, `size` samples, are a permutation of
     the images which depends on the seed and the epoch alone, so that sample n is `permutation(n // size)[n % size]`.
     """
-    # Batches need not divide an epoch: one that reaches over its end takes its rest from the next permutation, no image
-    # is left out, and a run can be resumed, or its batches divided among processes, at any n without the draws before.
+    # A batch need not divide an epoch: one that reaches beyond its end continues in the next permutation. No image is
+    # left out, and a run can be resumed, or its batches divided among processes, at any n without the draws before it.
     return np.array([_permutation(seed, int(n) // size, size)[int(n) % size] for n in samples], dtype=np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Safe writing of files: nobody ever reads half of one, and what is written outlasts a power cut. Also a lock."""
+"""Functions that write files so that nobody ever reads half of one, and a lock between processes."""
 
 from __future__ import annotations
 
@@ -92,11 +92,8 @@ def sha256(path: Path) -> str:
 def lock(path: Path, *, wait: bool, message: str = "") -> Iterator[None]:
     """Hold an exclusive lock on the file `path`, which is made if it does not exist and is never deleted.
 
-    It excludes other processes and other threads, and the operating system drops it when this process dies. On a file
-    system without locks a warning is logged instead.
-
-    Raises:
-        CheckpointError: The lock is held elsewhere and `wait` is False; the message is `message`.
+    It excludes other processes and threads, and the operating system drops it when this process dies. Where the file
+    system has no locks a warning is logged. A lock that is held elsewhere raises CheckpointError unless `wait` is set.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not `filelock.FileLock`: on Windows it deletes the file, by which training recognises a run folder, and where

@@ -1,4 +1,4 @@
-"""Making a batch of stored images: each is cropped or padded to a square, and sometimes mirrored.
+"""Functions that make a batch of stored images, which are cropped or padded to a square, and some of them mirrored.
 
 The draws of an image come from its own generator in a fixed order: the flip, then the crop's row and column.
 """
@@ -25,38 +25,30 @@ class Images(Protocol):
     def __getitem__(self, index: int, /) -> Pixels: ...
 
 
-def crop_box(h: int, w: int, size: int, fit: str, generator: np.random.Generator | None) -> tuple[int, int]:
-    """Return (top, left) of a square of side `size` in an image [h w]: the middle, or at random for fit "random".
-
-    Without a generator it is always the middle. "random" takes two draws, whatever the size of the image.
-    """
-    assert min(h, w) >= size, (h, w, size)
-    if fit != "random" or generator is None:
-        return (h - size) // 2, (w - size) // 2
-    down, right = generator.random(2)
-    return int(down * (h - size + 1)), int(right * (w - size + 1))
-
-
 def square(
-    image: Pixels,
-    image_size: int,
-    fit: str,
-    background: tuple[int, int, int],
-    generator: np.random.Generator | None = None,
+    image: Pixels, size: int, fit: str, background: tuple[int, int, int], generator: np.random.Generator | None = None
 ) -> Pixels:
-    """Return an image [h w C] cropped, or padded with `background` (of alpha 0), to [image_size image_size C]."""
+    """Return an image [h w C] as a square of side `size`, [size size C].
+
+    For fit "pad" it is laid on `background`, with 4 channels of alpha 0. For "random" it is cropped anywhere, with two
+    draws from the generator whatever the size of the image; for "crop", or without a generator, in the middle.
+    """
     h, w, channels = image.shape
-    if fit != "pad":
-        top, left = crop_box(h, w, image_size, fit, generator)
-        return image[top : top + image_size, left : left + image_size]
-    assert max(h, w) <= image_size, (h, w, image_size)
-    if h == w == image_size:
-        return image
-    padded = np.empty((image_size, image_size, channels), np.uint8)
-    padded[:] = pictures.background_of(background, channels)
-    top, left = (image_size - h) // 2, (image_size - w) // 2
-    padded[top : top + h, left : left + w] = image
-    return padded
+    if fit == "pad":
+        assert max(h, w) <= size, (h, w, size)
+        if h == w == size:
+            return image
+        padded = np.empty((size, size, channels), np.uint8)
+        padded[:] = pictures.background_of(background, channels)
+        top, left = (size - h) // 2, (size - w) // 2
+        padded[top : top + h, left : left + w] = image
+        return padded
+    assert min(h, w) >= size, (h, w, size)
+    top, left = (h - size) // 2, (w - size) // 2
+    if fit == "random" and generator is not None:
+        down, right = generator.random(2)
+        top, left = int(down * (h - size + 1)), int(right * (w - size + 1))
+    return image[top : top + size, left : left + size]
 
 
 def gather(

@@ -129,14 +129,14 @@ def load(folder: Path) -> Generation | None:
         return None
 
 
-def commit(folder: Path, generation: str, rows: Rows, rejected: Sequence[Rejected], source: Path) -> Generation:
-    """Write the index of a generation whose pixels are written already, and make it the current one."""
+def commit(folder: Path, generation: str, rows: Rows, rejected: Sequence[Rejected], source: Path) -> Stored:
+    """Write the index of a generation whose pixels are written already, make it current, and return its images."""
     pixels_path, index_path = paths_of(folder, generation)
     files.fsync(pixels_path)
-    unusable = Paths.of(r.path for r in rejected)
+    both = rows.paths, Paths.of(file.path for file in rejected)
+    usable, unusable = (np.frombuffer(paths.blob, np.uint8) for paths in both)
     with files.replacing(index_path) as temporary, temporary.open("wb") as file:
-        paths, others = (np.frombuffer(part.blob, np.uint8) for part in (rows.paths, unusable))
-        np.savez(file, paths=paths, rejected=others, table=rows.table)
+        np.savez(file, paths=usable, rejected=unusable, table=rows.table)
     manifest = {
         "version": VERSION,
         "source": printable(str(source)),
@@ -144,9 +144,9 @@ def commit(folder: Path, generation: str, rows: Rows, rejected: Sequence[Rejecte
         "pixels_bytes": pixels_path.stat().st_size,
         "index_sha256": files.sha256(index_path),
     }
-    new = Generation(generation, rows, unusable, Stored(folder, generation, rows))
+    stored = Stored(folder, generation, rows)  # first: what cannot be mapped must not become the current one
     files.write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1))
-    return new
+    return stored
 
 
 def delete_others(folder: Path, generation: str) -> None:

@@ -1,7 +1,8 @@
-"""The folder in which decoded images are kept."""
+"""The choice of the folder in which decoded images are kept."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -20,9 +21,9 @@ def cache_root(chosen: Path | None) -> Path:
         if not _writable(chosen):
             raise UsageError(f"--data.cache {chosen}: cannot be written; choose another folder, or off")
         return chosen
-    home = _user_cache()
-    if home is not None and _writable(home):
-        return home
+    with contextlib.suppress(RuntimeError):  # no home at all, as in some containers
+        if _writable(home := _user_cache()):
+            return home
     user = os.getuid() if hasattr(os, "getuid") else "user"
     try:
         return Path(tempfile.gettempdir()) / f"diffunet-cache-{user}"
@@ -30,19 +31,15 @@ def cache_root(chosen: Path | None) -> Path:
         raise UsageError("no folder for decoded images can be written; choose one with --data.cache, or off") from None
 
 
-def _user_cache() -> Path | None:
+def _user_cache() -> Path:
     """Return the folder for caches of this system, or what the environment variable DIFFUNET_CACHE names."""
     if chosen := os.environ.get("DIFFUNET_CACHE"):
         return Path(chosen)
-    try:
-        if sys.platform == "win32":
-            local = os.environ.get("LOCALAPPDATA")
-            return (Path(local) if local else Path.home() / "AppData" / "Local") / "diffunet" / "cache"
-        if sys.platform == "darwin":
-            return Path.home() / "Library" / "Caches" / "diffunet"
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffunet"
-    except RuntimeError:  # no home at all, as in some containers
-        return None
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "diffunet" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "diffunet"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffunet"
 
 
 def _writable(folder: Path) -> bool:

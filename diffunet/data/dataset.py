@@ -54,11 +54,7 @@ class Dataset:
     index_hash: str
 
     def labels(self, names: Sequence[str]) -> NDArray[np.int64]:
-        """Return the label of each image, which is the place of its subfolder in `names`, int64 [N].
-
-        Raises:
-            DataError: An image lies in none of these subfolders.
-        """
+        """Return the label of each image, the place of its subfolder in `names`, int64 [N], or raise DataError."""
         number = {name: n for n, name in enumerate(names)}
         paths = self.files.paths
         labels = np.fromiter((number.get(class_of(path) or "", -1) for path in paths), np.int64, len(paths))
@@ -286,7 +282,7 @@ def _build(
         rows = Rows.of(job.paths, table, usable)
         if not rows.paths:
             raise _nothing_usable(job.root, rejected)
-        new = cache.commit(folder, generation, rows, rejected, job.root)
+        stored = cache.commit(folder, generation, rows, rejected, job.root)
     except BaseException as error:
         cache.delete_others(folder, old.name if old else "")
         if not isinstance(error, OSError):
@@ -294,7 +290,7 @@ def _build(
         needed = f" of about {written / done * len(kept) / 2**20:,.1f} MiB" if done else ""
         raise _no_room(folder, error, f" after {written / 2**20:,.1f} MiB{needed}") from error
     cache.delete_others(folder, generation)
-    return new.rows, rejected, new.images
+    return rows, rejected, stored
 
 
 def _key(root: Path, layout: Layout) -> str:

@@ -1,4 +1,4 @@
-"""The images in a folder: finding them, the names of their files, and their classes.
+"""Functions that find the images in a folder, and that read classes from their paths.
 
 A path is relative to the folder, with forward slashes on every system. It is text and the same in every locale: the
 bytes of the file's name, read as UTF-8. `native` returns the name by which this process opens the file.
@@ -72,10 +72,9 @@ def list_images(root: Path) -> tuple[list[str], list[Rejected]]:
         extension = os.path.splitext(name)[1].lower()
         extensions[extension] += 1
         if problem is None and extension in EXTENSIONS:
-            path = canonical(name)
-            if path is not None:
-                paths.append(path)
-            else:
+            try:
+                paths.append(os.fsencode(name).decode())
+            except UnicodeError:
                 problem = "its name is not valid text (UTF-8); rename it"
         elif problem is None and extension in _UNSUPPORTED:
             problem = f"{extension} is not supported; convert it to PNG or JPEG"
@@ -125,16 +124,6 @@ def _files_below(root: Path) -> Iterator[tuple[str, str | None]]:
         # two links to one folder the first gives the name: sorted, it is the same one on every file system.
         pending.extendleft(sorted(folders, key=os.fsencode))
         pending.extend(sorted(links, key=os.fsencode))
-
-
-def canonical(name: str) -> str | None:
-    """Return a file name as text that is the same in every locale, or None where its bytes are not UTF-8."""
-    if name.isascii():
-        return name
-    try:
-        return os.fsencode(name).decode()
-    except UnicodeError:
-        return None
 
 
 def native(path: str) -> str:

@@ -91,7 +91,7 @@ class Paths:
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """What the files of a data set are called and hold: sorted paths, and the SHA-256 of each content, uint8 [N 32]."""
+    """The sorted paths of the files of a data set, and the SHA-256 of the content of each, uint8 [N 32]."""
 
     paths: Paths
     hashes: NDArray[np.uint8]
@@ -102,7 +102,7 @@ class Contents:
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield the pairs of path and hash, the hash in hexadecimal digits."""
         paths = iter(self.paths)
-        for start in range(0, len(self), 1024):  # so many hashes at a time, since one by one is many times slower
+        for start in range(0, len(self), 1024):  # converting hashes one by one is many times slower
             digits = self.hashes[start : start + 1024].tobytes().hex()
             for n in range(0, len(digits), 64):
                 yield next(paths), digits[n : n + 64]
@@ -110,7 +110,7 @@ class Contents:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Image files sorted by path, each made when it is asked for. `table` is of type `FILE`, [N]."""
+    """Image files sorted by path, whose objects are made only when asked for. `table` is of type `FILE`, [N]."""
 
     paths: Paths
     table: NDArray[np.void]

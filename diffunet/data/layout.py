@@ -44,11 +44,7 @@ class Layout:
 
 
 def read(root: Path, path: str, layout: Layout) -> tuple[ImageFile, Pixels]:
-    """Read the file `path` below `root` and return what is known of it, and its pixels as they are stored.
-
-    Raises:
-        DataError: The file cannot be used; the message is the reason, without the file's name.
-    """
+    """Read a file and return the facts about it and its pixels as stored, or raise DataError with the reason."""
     content = images.read_bytes(root / native(path))
     # Decoded at twice the size that is wanted at least, so that the better filter of `resize` does the last halving.
     with images.decoding(content, draft=2 * layout.short) as decoded:

@@ -51,11 +51,7 @@ class Survey:
 
 
 def survey(root: Path, *, progress: Progress | None = None) -> Survey:
-    """Decode every candidate below `root` in full. Files that cannot be used are only listed.
-
-    Raises:
-        DataError: `root` is not a folder, or there is no candidate in it.
-    """
+    """Decode every candidate below `root` in full, and list what cannot be used. Raises DataError as `list_images`."""
     paths, rejected = list_images(root)
     good: list[ImageFile] = []
     transparent, all_grey = 0, True

@@ -1,7 +1,7 @@
 """Augmentation that does not leak into samples: images are flipped, turned, scaled and moved, and the net is told how.
 
 A net that is conditioned on the changes learns the distribution of the images given these changes. Conditioned on nine
-zeros it then samples images without any (Karras et al. 2022, appendix F.2). The condition is one vector of `CHANNELS`:
+zeros it then samples images without any (Karras et al. 2022, appendix F.2). The vector has these `CHANNELS` numbers:
 
     0     1 where mirrored left to right
     1     1 where mirrored top to bottom
@@ -40,7 +40,7 @@ _FAINT = 1 / 16  # alpha below which the colours of transparent pixels are used 
 
 
 def draw(generator: np.random.Generator, probability: float) -> NDArray[np.float32]:
-    """Return the vector of one image, float32 [CHANNELS], with each of the six changes made with this probability.
+    """Draw the vector of one image, float32 [CHANNELS]: each of the six changes independently with this probability.
 
     The draws are the same whichever changes are made, so a higher probability adds changes and keeps the others.
     """

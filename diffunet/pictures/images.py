@@ -1,5 +1,6 @@
-"""Opening, converting and resizing pictures. The modules of this package are the only ones that read and write files of
-pictures with Pillow, and this one converts between their pixels and the range [-1, 1].
+"""Functions that open, convert and resize pictures.
+
+This package is the one place that knows the files of pictures and the range [-1, 1] of the nets.
 
 Shapes: B images, C channels (1 grey, 3 RGB, 4 RGBA), H rows, W columns. Arrays are uint8 [H W C] or [B H W C] in
 0..255, tensors float32 [B C H W] in [-1, 1].
@@ -38,14 +39,11 @@ Pixels = NDArray[np.uint8]
 
 _ORIENTATION = 0x0112
 _TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}
+}  # fmt: skip
+"""What makes an image upright, by its EXIF orientation; from 5 on, width and height change places."""
 
 _LARGE = 2**25  # pixels; larger images are decoded one at a time, see `decoding`
 _STRIP = 2**22  # pixels that are converted at a time
@@ -104,11 +102,7 @@ def decoding(
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of an ordinary file of at most 1 GiB.
-
-    Raises:
-        DataError: The file cannot be read; the message is the reason on one line.
-    """
+    """Return the content of an ordinary file of at most 1 GiB, or raise DataError with the reason on one line."""
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -141,7 +135,7 @@ def _decode(content: bytes, max_pixels: int, draft: int | None, alone: contextli
         raise DataError("damaged: it has no palette")
     if isinstance(image.info.get("transparency"), str):  # a text of a PNG, which may have that name
         del image.info["transparency"]
-    kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: several JPEGs in one, as phones write
+    kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO is several JPEGs in one file, from a phone
     turned_by_pillow = image.size != drafted  # as a TIFF is while it loads
     orientation = _orientation(image)
     turn = _TURNS.get(orientation)
@@ -238,11 +232,7 @@ def _to_array(image: Image.Image, channels: int, background: tuple[int, int, int
 
 
 def has_alpha(image: Image.Image) -> bool:
-    """Return whether any pixel of the image is not opaque.
-
-    Raises:
-        DataError: Its transparency cannot be read.
-    """
+    """Return whether any pixel of the image is not opaque, or raise DataError where that cannot be read."""
     with _converting(image):
         alphas = (_alpha(strip) for _, strip in _strips(image))
         return any(alpha is not None and alpha.getextrema()[0] != 255 for alpha in alphas)
@@ -282,10 +272,7 @@ def white(image: Image.Image) -> float:
     """Return the value that stands for white in an image of mode I or F, and 255 for other modes.
 
     It is 1 for floats of which none is above 1, 255 where no pixel is above 255, 65,535 where none is above that, and
-    else the largest value in the image.
-
-    Raises:
-        DataError: The image cannot be read.
+    else the largest value in the image. An image that cannot be read raises DataError.
     """
     if image.mode not in ("I", "F"):
         return 255.0
@@ -362,10 +349,7 @@ def resize(array: Pixels, height: int, width: int) -> Pixels:
 def grid(images: Sequence[Pixels], columns: int | None = None, pad: int = 2) -> Image.Image:
     """Return equally large images, uint8 [H W C], row by row in one picture, with `pad` white pixels around each.
 
-    Without `columns` it has about as many rows as columns.
-
-    Raises:
-        UsageError: There are no images.
+    Without `columns` it has about as many rows as columns. No images at all raise UsageError.
     """
     if not len(images):
         raise UsageError("there are no images to lay out in a grid")

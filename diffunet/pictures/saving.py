@@ -1,4 +1,4 @@
-"""Writing pictures: the format that an extension names, and what each format can hold."""
+"""Functions that write pictures, in the format that the extension names and as far as it can hold them."""
 
 from __future__ import annotations
 
@@ -35,11 +35,7 @@ _HOLDS = {
 
 
 def is_lossless(path: Path) -> bool:
-    """Return whether `save` under this name keeps every pixel as it is.
-
-    Raises:
-        UsageError: The extension is not known.
-    """
+    """Return whether `save` under this name keeps every pixel as it is, or raise UsageError for other extensions."""
     _format_of(path)
     return path.suffix.lower() not in _LOSSY
 
