@@ -27,7 +27,7 @@ def check(data: Annotated[Positional[Path], arg(metavar="DATA")], /, image_size:
         data: Folder, searched recursively.
         image_size: What you mean to train at.
     """
-    from diffunet.data.folder import describe, survey
+    from diffunet.data.survey import describe, survey
 
     with progress("reading") as show:
         found = survey(data, progress=lambda done, total: show(done, total, ""))
@@ -109,12 +109,12 @@ def masks(
             if like is not None:
                 path, target = found[i]
                 try:
-                    decoded = images.decode(path, draft=1)
+                    with images.decoding(path, draft=1) as decoded:
+                        rows, columns = decoded.height, decoded.width
                 except DataError as error:
                     say(f"{path}: {error}")
                     bad.append(str(path))
                     continue
-                rows, columns = decoded.height, decoded.width
             hole = random_mask(drawn, rows, columns, generator)
             outputs.save(images.from_array(np.where(hole, np.uint8(255), np.uint8(0))[..., None]), target, quiet=True)
             show(i + 1, total)

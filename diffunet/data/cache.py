@@ -1,12 +1,12 @@
-"""What lies in a cache folder: memory-mapped uint8 pixels of nearly the right size, with an index.
+"""The files of a cache folder: memory-mapped uint8 pixels of nearly the right size, with an index.
 
-    pixels-GENERATION.bin    the images, one after the other, uint8 [h w C] each
-    index-GENERATION.npz     their paths, hashes, sizes and statistics, and what a file looked like when it was read
-    manifest.json            names the generation; written last, so that what it names is whole
+    pixels-GENERATION.bin    the images one after the other, each uint8 [h w C]
+    index-GENERATION.npz     their paths, hashes, sizes and sums, and the size and time of change of each file when read
+    manifest.json            names the current generation; it is written last, so that what it names is whole
     lock                     held by the one process that looks or builds
 
-The index is checked against its hash when it is opened, and the length of the pixels is. Each image is checked against
-its checksum when it is first used: all of them before the start would take minutes for a large data set.
+When the folder is opened, the index is checked against its hash, and the pixels are checked for their length. An image
+is checked against its checksum when it is first used, since checking all of a large data set would take minutes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +24,15 @@ from numpy.typing import NDArray
 from diffunet import files
 from diffunet.data import index
 from diffunet.data.folder import Rejected, printable
-from diffunet.data.index import Index, Paths
+from diffunet.data.index import Paths
 from diffunet.errors import DataError
 from diffunet.pictures.images import Pixels
 
-VERSION = 2  # of the files, and of how pixels are made; another one makes another cache folder
+VERSION = 2  # of the files and of how pixels are made; each version has cache folders of its own
 
 
 def row_type(channels: int) -> np.dtype:
-    """What is known of an image. `total` and `squares` are sums over its middle square, for each channel."""
+    """Return the type of an image's row. `total` and `squares` are sums over its middle square, for each channel."""
     return np.dtype(
         [
             ("file", index.FILE),
@@ -48,34 +47,27 @@ def row_type(channels: int) -> np.dtype:
 
 @dataclass(frozen=True)
 class Rows:
-    """An index: paths, and of type `row_type` a row for each."""
+    """The index of a cache: sorted paths, and a table with a row of type `row_type` for each."""
 
     paths: Paths
     table: NDArray[np.void]
 
     @classmethod
     def of(cls, paths: Paths, table: NDArray[np.void], usable: NDArray[np.bool_]) -> Rows:
-        """Of all that was looked at, what is `usable`."""
-        if usable.all():
-            return cls(paths, table)
+        """Make it from the rows that are `usable`, bool [N]."""
         places = np.flatnonzero(usable)
-        return cls(paths.take(places), table[places])
-
-    @cached_property
-    def files(self) -> Index:
-        """The files of the images."""
-        return Index(self.paths, self.table["file"].copy())
+        return cls(paths.take(places), table if usable.all() else table[places])
 
 
 class Damaged(DataError):
-    """A stored image is not what was written."""
+    """A stored image is not what was written to the cache."""
 
 
 class Stored:
-    """The images of a generation."""
+    """The images of a generation as a sequence of uint8 [h w C], mapped from the file; a damaged one raises Damaged."""
 
     def __init__(self, folder: Path, generation: str, rows: Rows) -> None:
-        self._file, self._index = pixels_of(folder, generation), index_of(folder, generation)
+        self._file, self._index = paths_of(folder, generation)
         self._paths = rows.paths
         self._pixels = np.asarray(np.memmap(self._file, np.uint8, "r"))
         self._shapes = rows.table["shape"].copy()
@@ -104,7 +96,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a cache folder holds; `rejected` are the files that could not be used."""
+    """What a cache folder holds at a time; `rejected` are the paths of the files that could not be decoded."""
 
     name: str
     rows: Rows
@@ -112,28 +104,24 @@ class Generation:
     images: Stored
 
 
-def pixels_of(folder: Path, generation: str) -> Path:
-    """The file of its pixels."""
-    return folder / f"pixels-{generation}.bin"
-
-
-def index_of(folder: Path, generation: str) -> Path:
-    """The file of its index."""
-    return folder / f"index-{generation}.npz"
+def paths_of(folder: Path, generation: str) -> tuple[Path, Path]:
+    """Return the paths of a generation's pixels and of its index."""
+    return folder / f"pixels-{generation}.bin", folder / f"index-{generation}.npz"
 
 
 def load(folder: Path) -> Generation | None:
-    """What is in `folder`, or None where there is nothing or any of it is missing, cut short or changed."""
+    """Return the current generation in `folder`, or None where there is none, or it is incomplete or damaged."""
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
         name = manifest["generation"]
+        pixels_path, index_path = paths_of(folder, name)
         if (
             manifest["version"] != VERSION
-            or files.sha256(index_of(folder, name)) != manifest["index_sha256"]
-            or pixels_of(folder, name).stat().st_size != manifest["pixels_bytes"]
+            or files.sha256(index_path) != manifest["index_sha256"]
+            or pixels_path.stat().st_size != manifest["pixels_bytes"]
         ):
             return None
-        with np.load(index_of(folder, name), allow_pickle=False) as content:
+        with np.load(index_path, allow_pickle=False) as content:
             rows = Rows(Paths(content["paths"].tobytes()), content["table"])
             rejected = Paths(content["rejected"].tobytes())
         return Generation(name, rows, rejected, Stored(folder, name, rows))
@@ -141,14 +129,14 @@ def load(folder: Path) -> Generation | None:
         return None
 
 
-def commit(folder: Path, generation: str, rows: Rows, rejected: Sequence[Rejected], source: Path) -> Generation:
-    """Write the index of a generation whose pixels are written, and make it the one that counts."""
-    pixels_path, index_path = pixels_of(folder, generation), index_of(folder, generation)
+def commit(folder: Path, generation: str, rows: Rows, rejected: Sequence[Rejected], source: Path) -> Stored:
+    """Write the index of a generation whose pixels are written already, make it current, and return its images."""
+    pixels_path, index_path = paths_of(folder, generation)
     files.fsync(pixels_path)
-    unusable = Paths.of(r.path for r in rejected)
+    both = rows.paths, Paths.of(file.path for file in rejected)
+    usable, unusable = (np.frombuffer(paths.blob, np.uint8) for paths in both)
     with files.replacing(index_path) as temporary, temporary.open("wb") as file:
-        paths, others = (np.frombuffer(part.blob, np.uint8) for part in (rows.paths, unusable))
-        np.savez(file, paths=paths, rejected=others, table=rows.table)
+        np.savez(file, paths=usable, rejected=unusable, table=rows.table)
     manifest = {
         "version": VERSION,
         "source": printable(str(source)),
@@ -156,13 +144,16 @@ def commit(folder: Path, generation: str, rows: Rows, rejected: Sequence[Rejecte
         "pixels_bytes": pixels_path.stat().st_size,
         "index_sha256": files.sha256(index_path),
     }
-    new = Generation(generation, rows, unusable, Stored(folder, generation, rows))
+    stored = Stored(folder, generation, rows)  # first: what cannot be mapped must not become the current one
     files.write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1))
-    return new
+    return stored
 
 
 def delete_others(folder: Path, generation: str) -> None:
-    """Other generations, and what a killed process left. Windows keeps those that are still mapped until next time."""
+    """Delete all other generations and what a process that was killed left.
+
+    Windows refuses where a process still has the file mapped; it is then deleted next time.
+    """
     for pattern in ("pixels-*", "index-*", ".*.tmp"):
         for path in folder.glob(pattern):
             if path.stem.partition("-")[2] != generation:

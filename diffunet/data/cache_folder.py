@@ -1,7 +1,8 @@
-"""Where decoded images are kept: a folder that can be written, outside the data."""
+"""The choice of the folder in which decoded images are kept."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -11,14 +12,18 @@ from diffunet.errors import UsageError
 
 
 def cache_root(chosen: Path | None) -> Path:
-    """A folder that can be written: the chosen one, else the user's, else one among temporary files."""
+    """Return a folder that can be written: the chosen one, else the user's, else one among temporary files.
+
+    Raises:
+        UsageError: The chosen folder cannot be written, or without a choice no folder can.
+    """
     if chosen is not None:
         if not _writable(chosen):
             raise UsageError(f"--data.cache {chosen}: cannot be written; choose another folder, or off")
         return chosen
-    home = _user_cache()
-    if home is not None and _writable(home):
-        return home
+    with contextlib.suppress(RuntimeError):  # no home at all, as in some containers
+        if _writable(home := _user_cache()):
+            return home
     user = os.getuid() if hasattr(os, "getuid") else "user"
     try:
         return Path(tempfile.gettempdir()) / f"diffunet-cache-{user}"
@@ -26,19 +31,15 @@ def cache_root(chosen: Path | None) -> Path:
         raise UsageError("no folder for decoded images can be written; choose one with --data.cache, or off") from None
 
 
-def _user_cache() -> Path | None:
-    """Where this system keeps caches; the environment variable DIFFUNET_CACHE overrides it."""
+def _user_cache() -> Path:
+    """Return the folder for caches of this system, or what the environment variable DIFFUNET_CACHE names."""
     if chosen := os.environ.get("DIFFUNET_CACHE"):
         return Path(chosen)
-    try:
-        if sys.platform == "win32":
-            local = os.environ.get("LOCALAPPDATA")
-            return (Path(local) if local else Path.home() / "AppData" / "Local") / "diffunet" / "cache"
-        if sys.platform == "darwin":
-            return Path.home() / "Library" / "Caches" / "diffunet"
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffunet"
-    except RuntimeError:  # no home at all, as in some containers
-        return None
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "diffunet" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "diffunet"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffunet"
 
 
 def _writable(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""How an image is stored for training: from a file to uint8 pixels of nearly the right size."""
+"""The form in which an image is stored for training: uint8 pixels of nearly the right size."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from diffunet.data.folder import ImageFile, native
 from diffunet.pictures import images
 from diffunet.pictures.images import Pixels
 
-MAX_ASPECT = 4  # a panorama keeps its middle: this many times its short side
+MAX_ASPECT = 4
+"""The largest ratio of the sides: of a longer image the middle is kept, for the fits that crop anyway."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How an image is stored: its size, channels and background."""
+    """The form in which the images of a data set are stored; see `open_dataset` for the fields."""
 
     image_size: int
     channels: int
@@ -25,11 +26,11 @@ class Layout:
 
     @property
     def short(self) -> int:
-        """The short side in the store; with fit "pad" an upper bound of it."""
+        """The length in pixels of a stored image's short side, or with fit "pad" the most that it can be."""
         return max(self.image_size, round(self.image_size * self.margin)) if self.fit == "random" else self.image_size
 
     def arrange(self, pixels: Pixels) -> Pixels:
-        """uint8 [H W C] of a file to what is stored: never stretched, long sides cut for the fits that crop anyway."""
+        """Return the pixels of a file, uint8 [H W C], resized to the size that is stored; they are never stretched."""
         h, w, _ = pixels.shape
         if self.fit == "pad":
             scale = self.image_size / max(h, w)
@@ -43,11 +44,9 @@ class Layout:
 
 
 def read(root: Path, path: str, layout: Layout) -> tuple[ImageFile, Pixels]:
-    """A file and its stored form. DataError with the reason where it cannot be used."""
+    """Read a file and return the facts about it and its pixels as stored, or raise DataError with the reason."""
     content = images.read_bytes(root / native(path))
-    # Twice the size that is wanted, so that most of the shrinking is left to the better filter of `resize`.
+    # Decoded at twice the size that is wanted at least, so that the better filter of `resize` does the last halving.
     with images.decoding(content, draft=2 * layout.short) as decoded:
-        file = ImageFile(
-            path, hashlib.sha256(content).hexdigest(), decoded.width, decoded.height, decoded.mode, decoded.format
-        )
+        file = ImageFile(path, hashlib.sha256(content).hexdigest(), *decoded[1:])
         return file, layout.arrange(images.to_array(decoded.image, layout.channels, layout.background))

@@ -1,5 +1,6 @@
-"""Opening, converting and resizing pictures: with saving, notes and deep the one place that knows Pillow and the range
-[-1, 1].
+"""Functions that open, convert and resize pictures.
+
+This package is the one place that knows the files of pictures and the range [-1, 1] of the nets.
 
 Shapes: B images, C channels (1 grey, 3 RGB, 4 RGBA), H rows, W columns. Arrays are uint8 [H W C] or [B H W C] in
 0..255, tensors float32 [B C H W] in [-1, 1].
@@ -38,23 +39,20 @@ Pixels = NDArray[np.uint8]
 
 _ORIENTATION = 0x0112
 _TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}
+}  # fmt: skip
+"""What makes an image upright, by its EXIF orientation; from 5 on, width and height change places."""
 
-_LARGE = 2**25  # pixels; of larger ones there is one at a time, see `decoding`
-_STRIP = 2**22  # pixels that are turned into an array at a time
+_LARGE = 2**25  # pixels; larger images are decoded one at a time, see `decoding`
+_STRIP = 2**22  # pixels that are converted at a time
 _large = threading.Lock()
 _pillow_cap = threading.Lock()
 
 
 class Decoded(NamedTuple):
-    """A decoded image, and what its file said: `width` and `height` as it is looked at, before any `draft`."""
+    """A decoded image, and the size (after the EXIF rotation, before `draft`), mode and format of its file."""
 
     image: Image.Image
     width: int
@@ -64,32 +62,27 @@ class Decoded(NamedTuple):
 
 
 def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = None) -> Image.Image:
-    """The first frame of a file (or of its bytes), decoded, turned as EXIF says, in the mode that the file has.
+    """Return the first frame of a file (or of its bytes), decoded, turned as its EXIF says, in the mode of the file.
 
-    Without `draft` its `info` has what the file says beside its pixels, and the low bytes of colours of 16 bits; see
-    `notes` and `deep`.
-
-    `draft` is the short side in pixels that is wanted: a JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where
-    neither side falls below that, which is much faster.
+    Without `draft`, its `info` holds what the file says beside the pixels and the low bytes of colours of 16 bits; see
+    `notes` and `deep`. With `draft`, which is the short side in pixels that is wanted, a JPEG is decoded at 1/2, 1/4 or
+    1/8 of its size where neither side falls below that, which is much faster.
 
     Raises:
-        DataError: whatever is wrong with the file; the message is a short reason on one line, without the file's name.
+        DataError: The file cannot be decoded; the message is the reason on one line, without the file's name.
     """
-    return decode(source, max_pixels=max_pixels, draft=draft).image
-
-
-def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = None) -> Decoded:
-    """As `open_image`, together with the size, mode and format of the file."""
     with decoding(source, max_pixels=max_pixels, draft=draft) as decoded:
-        return decoded
+        return decoded.image
 
 
 @contextlib.contextmanager
 def decoding(
     source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, draft: int | None = None
 ) -> Iterator[Decoded]:
-    """As `decode`, for the time that a `with` takes: of large images there is only one at a time, whatever the number
-    of threads. One of 200 million pixels takes 2 to 4 GiB while it is turned into an array, and its file may be tiny.
+    """Do as `open_image` for the time of a `with`, and yield the image with the size, mode and format of its file.
+
+    Of large images only one is open at a time, whatever the number of threads. One of 200 million pixels takes 2 to 4
+    GiB while it is converted to an array, and its file may be tiny.
     """
     content = source if isinstance(source, bytes) else read_bytes(Path(source))
     if not content:
@@ -109,7 +102,7 @@ def decoding(
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of an ordinary file of at most 1 GiB. DataError, a reason on one line, where it cannot be read."""
+    """Return the content of an ordinary file of at most 1 GiB, or raise DataError with the reason on one line."""
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -140,11 +133,12 @@ def _decode(content: bytes, max_pixels: int, draft: int | None, alone: contextli
         image.load()
     if image.mode == "P" and image.palette is None:
         raise DataError("damaged: it has no palette")
-    if isinstance(image.info.get("transparency"), str):  # a PNG's text of that name: Pillow puts both in one place
+    if isinstance(image.info.get("transparency"), str):  # a text of a PNG, which may have that name
         del image.info["transparency"]
-    kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: several JPEGs in one, as phones write
-    loaded_turned = image.size != drafted  # TIFF is turned by Pillow while it loads
-    turn = _TURNS.get(_orientation(image))
+    kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO is several JPEGs in one file, from a phone
+    turned_by_pillow = image.size != drafted  # as a TIFF is while it loads
+    orientation = _orientation(image)
+    turn = _TURNS.get(orientation)
     turned = image if turn is None else image.transpose(turn)
     if draft is None:
         notes.put(turned, notes.cleaned(image))
@@ -152,8 +146,7 @@ def _decode(content: bytes, max_pixels: int, draft: int | None, alone: contextli
             with _own_pixel_cap():
                 low = deep.take_low(Image.open(io.BytesIO(content), formats=FORMATS))
             turned.info[deep.LOW] = low if low is None or turn is None else low.transpose(turn)
-    sideways = loaded_turned or turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
-    if sideways:
+    if turned_by_pillow or 5 <= orientation <= 8:
         width, height = height, width
     return Decoded(turned, width, height, mode, kind)
 
@@ -161,13 +154,13 @@ def _decode(content: bytes, max_pixels: int, draft: int | None, alone: contextli
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # the picture is sound, only its notes are not
+    except Exception:  # the picture is sound, only what is said about it is not
         return 1
 
 
 @contextlib.contextmanager
 def _own_pixel_cap() -> Iterator[None]:
-    """Pillow's global cap is lifted for a moment, since `max_pixels` is checked instead, and then put back."""
+    """Lift Pillow's global limit of pixels for a moment, since `max_pixels` is checked instead."""
     with _pillow_cap:
         before = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None
@@ -180,21 +173,21 @@ def _own_pixel_cap() -> Iterator[None]:
 def to_array(
     image: Image.Image, channels: int, background: tuple[int, int, int] = WHITE, white: float | None = None
 ) -> Pixels:
-    """Any Pillow image as uint8 [H W C] with C = `channels`, 1 (grey), 3 (RGB) or 4 (RGBA).
+    """Return any Pillow image as uint8 [H W C] with C = `channels`, 1 (grey), 3 (RGB) or 4 (RGBA).
 
-    With 1 or 3 channels a transparent image is laid over `background` (RGB, 0..255), and grey is taken after that;
-    with 4 channels alpha is kept, 255 where there is none. 16-bit values are divided by 257 and rounded.
-    32-bit integers and floats are scaled by `white`, that of the image unless it is given; see there.
+    With 1 or 3 channels a transparent image is laid over `background` (RGB, 0..255), before it is made grey. With 4
+    channels alpha is kept; it is 255 where there is none. 16-bit values are divided by 257 and rounded. 32-bit integers
+    and floats are scaled so that the value `white` becomes 255; by default it is what the function `white` returns.
 
     Raises:
-        DataError: Pillow knows no way from the image's mode to RGB.
+        DataError: Pillow cannot convert the image's mode to RGB.
     """
     assert channels in MODES, channels
     with _converting(image):
-        top = _white(image) if white is None else white
+        white = _white(image) if white is None else white
         array = np.empty((image.height, image.width, channels), np.uint8)
-        for first, strip in _strips(image):
-            array[first : first + strip.height] = _to_array(strip, channels, background, top)
+        for top, strip in _strips(image):
+            array[top : top + strip.height] = _to_array(strip, channels, background, white)
         return array
 
 
@@ -206,13 +199,12 @@ def _converting(image: Image.Image) -> Iterator[None]:
         raise
     except MemoryError:
         raise DataError("too little memory to convert it") from None
-    except Exception as error:  # Pillow trusts what a file says of its transparency and palette
+    except Exception as error:  # Pillow trusts what a file says about its transparency and palette
         raise DataError(f"cannot be converted from mode {image.mode}: {one_line(error)}") from None
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """The image in pieces of some rows, each with the row that it begins at: what is done to a piece takes many times
-    its memory."""
+    """Yield the image in strips, each with its first row, since converting a piece takes many times its memory."""
     rows = max(1, _STRIP // max(1, image.width))
     if rows >= image.height:
         yield 0, image
@@ -240,14 +232,14 @@ def _to_array(image: Image.Image, channels: int, background: tuple[int, int, int
 
 
 def has_alpha(image: Image.Image) -> bool:
-    """Whether any pixel of the image is less than opaque. DataError where its transparency cannot be understood."""
+    """Return whether any pixel of the image is not opaque, or raise DataError where that cannot be read."""
     with _converting(image):
         alphas = (_alpha(strip) for _, strip in _strips(image))
         return any(alpha is not None and alpha.getextrema()[0] != 255 for alpha in alphas)
 
 
 def _alpha(image: Image.Image) -> Image.Image | None:
-    """Mode L, or None where the mode has no transparency and no colour is declared transparent."""
+    """Return alpha in mode L, or None where the mode has none and no colour is declared transparent."""
     if not image.has_transparency_data:
         return None
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
@@ -258,7 +250,7 @@ def _alpha(image: Image.Image) -> Image.Image | None:
     values = np.asarray(image)
     if image.mode == "1":
         key = key > 0
-    elif not image.mode.startswith("I") and key.max() > 255:  # of a 16-bit file, whose high bytes Pillow kept
+    elif not image.mode.startswith("I") and key.max() > 255:  # the colour has 16 bits, of which Pillow kept 8
         key = key >> 8
     values = values.reshape(*values.shape[:2], -1)
     if key.size != values.shape[2]:
@@ -268,7 +260,7 @@ def _alpha(image: Image.Image) -> Image.Image | None:
 
 
 def _eight_bits(image: Image.Image, white: float) -> Image.Image:
-    """Grey of more than 8 bits becomes mode L; Pillow's own conversion would clip it at 255."""
+    """Return an image of grey with more than 8 bits in mode L. Pillow's own conversion would clip it at 255."""
     if image.mode.startswith("I;16"):
         return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.mode not in ("I", "F"):
@@ -277,22 +269,21 @@ def _eight_bits(image: Image.Image, white: float) -> Image.Image:
 
 
 def white(image: Image.Image) -> float:
-    """The value of modes I and F that is white; 255 of others.
+    """Return the value that stands for white in an image of mode I or F, and 255 for other modes.
 
-    It is 255 where no pixel is above 255, 65,535 where none is above that, else the largest there is; 1 of floats
-    of which none is above 1. DataError where the image cannot be read.
+    It is 1 for floats of which none is above 1, 255 where no pixel is above 255, 65,535 where none is above that, and
+    else the largest value in the image. An image that cannot be read raises DataError.
     """
-    with _converting(image):
-        return _white(image)
-
-
-def _white(image: Image.Image) -> float:
     if image.mode not in ("I", "F"):
         return 255.0
-    top = max(float(_finite(strip).max()) for _, strip in _strips(image))
+    with _converting(image):
+        top = max(float(_finite(strip).max()) for _, strip in _strips(image))
     if image.mode == "F" and top <= 1:
         return 1.0
     return next((full for full in (255.0, 65535.0) if top <= full), top)
+
+
+_white = white  # for `to_array`, which has a parameter of that name
 
 
 def _finite(image: Image.Image) -> NDArray[np.float64]:
@@ -300,56 +291,54 @@ def _finite(image: Image.Image) -> NDArray[np.float64]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Mode RGB; alpha, if any, is dropped and colours that were multiplied by it are divided."""
+    """Return the image in mode RGB. Alpha is dropped, and colours that were multiplied by it are divided by it."""
     match image.mode:
         case "RGB":
             return image
         case "LAB":
             lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-            turned = ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB"))
-            assert turned is not None
-            return turned
+            converted = ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB"))
+            assert converted is not None
+            return converted
         case "La":
             return image.convert("LA").convert("RGB")
-        case (
-            "RGBa" | "P"
-        ):  # P by way of RGBA: straight to RGB, Pillow warns about transparency, which is dealt with here
+        case "RGBa" | "P":  # P by way of RGBA, or Pillow warns about its transparency, which `_alpha` deals with
             return image.convert("RGBA").convert("RGB")
         case _:
             return image.convert("RGB")
 
 
 def from_array(array: Pixels) -> Image.Image:
-    """uint8 [H W C] with C 1, 3 or 4 as a Pillow image of mode L, RGB or RGBA."""
+    """Return uint8 [H W C] with C 1, 3 or 4 as a Pillow image of mode L, RGB or RGBA."""
     assert array.dtype == np.uint8, array.dtype
     assert array.shape[2:] in {(c,) for c in MODES}, array.shape
     return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2] == 1 else array))
 
 
 def to_float(array: Pixels | Tensor) -> Tensor:
-    """uint8 [B H W C], an array or a tensor on any device, to float32 [B C H W] in [-1, 1], on the same device."""
+    """Return uint8 [B H W C], an array or a tensor, as float32 [B C H W] in [-1, 1] on the same device."""
     if isinstance(array, np.ndarray):
         array = torch.from_numpy(array if array.flags.writeable else array.copy())
     return array.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1
 
 
 def to_uint8(x: Tensor) -> Pixels:
-    """[B C H W] in [-1, 1] to uint8 [B H W C], rounded, and clamped where it is outside."""
+    """Return [B C H W] in [-1, 1] as uint8 [B H W C], rounded and clamped."""
     scaled = ((x.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def background_of(background: tuple[int, int, int], channels: int) -> tuple[int, ...]:
-    """The colour around an image of `channels` channels: its grey, itself, or itself with alpha 0."""
+    """Return `background` (RGB) for an image of 1, 3 or 4 channels: as grey, as it is, or with alpha 0."""
     if channels == 1:
         return (int(to_array(Image.new("RGB", (1, 1), background), 1)[0, 0, 0]),)
     return background if channels == 3 else (*background, 0)
 
 
 def resize(array: Pixels, height: int, width: int) -> Pixels:
-    """uint8 [H W C] to [height width C] by an antialiased bicubic filter; untouched where the size is right already.
+    """Return uint8 [H W C] resized to [height width C] by an antialiased bicubic filter, or itself if it has that size.
 
-    Colours of RGBA are weighted by alpha, so that those of transparent pixels do not bleed in.
+    Colours of RGBA are weighted by alpha, so that those of transparent pixels do not bleed into the others.
     """
     if array.shape[:2] == (height, width):
         return array
@@ -358,9 +347,9 @@ def resize(array: Pixels, height: int, width: int) -> Pixels:
 
 
 def grid(images: Sequence[Pixels], columns: int | None = None, pad: int = 2) -> Image.Image:
-    """Equally large images, uint8 [H W C], row by row in one picture, `pad` white pixels around and between them.
+    """Return equally large images, uint8 [H W C], row by row in one picture, with `pad` white pixels around each.
 
-    Without `columns` it is about square. Raises UsageError where there are no images.
+    Without `columns` it has about as many rows as columns. No images at all raise UsageError.
     """
     if not len(images):
         raise UsageError("there are no images to lay out in a grid")

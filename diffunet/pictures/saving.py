@@ -1,4 +1,4 @@
-"""Writing pictures: which format a name stands for, and what each can hold."""
+"""Functions that write pictures, in the format that the extension names and as far as it can hold them."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ _HOLDS = {
     "BMP": ("1", "L", "P", "RGB"),
     "GIF": ("1", "L", "P", "LA", "RGB", "RGBA"),
 }
-"""The modes that a format keeps; TIFF keeps all. Into some others Pillow would write less than there is."""
+"""The modes that a format holds; a TIFF holds all. Of some other modes Pillow would silently write less."""
 
 
 def is_lossless(path: Path) -> bool:
-    """Whether `save` under this name keeps every pixel as it is. Raises UsageError where the extension is unknown."""
+    """Return whether `save` under this name keeps every pixel as it is, or raise UsageError for other extensions."""
     _format_of(path)
     return path.suffix.lower() not in _LOSSY
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write `image` in the format that the extension names; `path` holds the whole picture or what it held before.
+    """Write `image` in the format that the extension names; `path` then holds all of it, or what it held before.
 
-    The colour profile, EXIF, XMP and resolution that `image.info` has are written where the format can hold them.
+    The colour profile, EXIF, XMP and resolution in `image.info` are written where the format can hold them.
 
     Raises:
-        UsageError: an unknown extension, or a format that cannot hold this image (transparency in a JPEG or BMP, more
-            than 8 bits or CMYK in most).
-        ResourceError: a disk that is full or a folder that cannot be written.
+        UsageError: The extension is not known, or the format cannot hold this image: JPEG and BMP hold no
+            transparency, and most formats no more than 8 bits a colour and no CMYK.
+        ResourceError: The disk is full or the folder cannot be written.
     """
     kind, options = _format_of(path)
     if kind in _OPAQUE and image.has_transparency_data:
@@ -85,6 +85,6 @@ def _format_of(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says, on one line that is not too long."""
+    """Return the message of an exception on one line of at most 160 characters."""
     text = (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
     return " ".join(text.split())[:160]

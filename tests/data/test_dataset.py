@@ -48,8 +48,8 @@ def folder_of(root: Path) -> Path:
 
 def same(one: Dataset, two: Dataset) -> bool:
     pixels = all(np.array_equal(one.images[n], two.images[n]) for n in range(len(one.images)))
-    ours = (one.files, one.rejected, one.mean, one.sigma_data, one.index_hash, len(one.images))
-    return pixels and ours == (two.files, two.rejected, two.mean, two.sigma_data, two.index_hash, len(two.images))
+    facts = [(list(d.files), d.rejected, d.mean, d.sigma_data, d.index_hash, len(d.images)) for d in (one, two)]
+    return pixels and facts[0] == facts[1]
 
 
 @pytest.fixture

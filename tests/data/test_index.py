@@ -49,9 +49,7 @@ def some(names: Sequence[str]) -> list[ImageFile]:
 def test_paths_are_a_sorted_list(names: list[str]) -> None:
     names.sort()
     paths = Paths.of(names)
-    assert list(paths) == names == [paths[n] for n in range(len(paths))] == paths[:]
-    assert paths[::-2] == names[::-2]
-    assert Paths(paths.blob) == paths
+    assert list(paths) == names == [paths[n] for n in range(len(paths))] == list(Paths(paths.blob))
     if names:
         assert paths[-1] == names[-1]
     with pytest.raises(IndexError):
@@ -75,10 +73,9 @@ def test_an_index_is_a_sequence_of_files() -> None:
     ordered = sorted(files, key=lambda file: file.path)
     assert list(index) == ordered
     assert [*reversed(index)] == ordered[::-1]
-    assert (index[-1], index[np.int64(1)], index[1:]) == (ordered[2], ordered[1], ordered[1:])
+    assert (index[-1], index[np.int64(1)]) == (ordered[2], ordered[1])
     assert files[0] in index
-    assert index == Index.of(ordered)
-    assert index != Index.of(some(["b.png"]))
+    assert list(Index.of(ordered)) == ordered
     with pytest.raises(IndexError):
         index[3]
     assert list(Index.of([])) == []
@@ -138,11 +135,9 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, names
     write_index(path, files)
     index = read_index(path)
     expected = {file.path: file.sha256 for file in files}
-    assert dict(index) == dict(index.pairs()) == expected
-    assert list(index) == sorted(expected)
-    assert changes(index, files) == changes(files, expected) == []
-    with pytest.raises(KeyError):
-        index["\0"]
+    assert dict(index) == expected
+    assert list(index.paths) == sorted(expected)
+    assert changes(index, files) == changes(files, index) == []
 
 
 def test_it_is_small_and_a_file_of_its_own(tmp_path: Path) -> None:
@@ -211,7 +206,7 @@ except OSError as error:
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert ended.stdout == "File too large\n", ended.stderr
-    assert [*read_index(path)] == ["old.png"]
+    assert [*read_index(path).paths] == ["old.png"]
     assert [*tmp_path.iterdir()] == [path]
 
 
@@ -234,10 +229,8 @@ def test_changes_in_words() -> None:
     st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 3)),
 )
 def test_changes_count_right(old: dict[str, int], new: dict[str, int]) -> None:
-    told = {
-        words.split()[1]: int(words.split()[0])
-        for words in changes(*({path: content(str(n)) for path, n in index.items()} for index in (old, new)))
-    }
+    files = ([ImageFile(path, content(f"{n}"), 1, 1, "L", "PNG") for path, n in each.items()] for each in (old, new))
+    counts = {words.split()[1]: int(words.split()[0]) for words in changes(*files)}
     lost, added = [old[p] for p in old.keys() - new], [new[p] for p in new.keys() - old]
     renamed = sum(min(lost.count(n), added.count(n)) for n in range(4))
     expected = {
@@ -246,7 +239,7 @@ def test_changes_count_right(old: dict[str, int], new: dict[str, int]) -> None:
         "changed": sum(old[p] != new[p] for p in old.keys() & new),
         "renamed": renamed,
     }
-    assert told == {what: count for what, count in expected.items() if count}
+    assert counts == {what: count for what, count in expected.items() if count}
 
 
 def test_split_can_be_had_from_the_cache() -> None:
