@@ -30,6 +30,7 @@ from diffunet.data.index import Index, Paths, index_hash, row
 from diffunet.data.index import split as split
 from diffunet.data.layout import Layout, read
 from diffunet.errors import DataError, ResourceError, UsageError
+from diffunet.names import FITS
 from diffunet.pictures import images
 from diffunet.pictures.images import Pixels
 
@@ -109,8 +110,8 @@ def open_dataset(
         UsageError: a `fit` or a number of channels that there is not, or a `cache` folder that cannot be written.
         ResourceError: no space for the cache.
     """
-    if fit not in augment.FITS:
-        raise UsageError(f"no fit {fit!r}; there are {', '.join(augment.FITS)}")
+    if fit not in FITS:
+        raise UsageError(f"no fit {fit!r}; there are {', '.join(FITS)}")
     if channels not in images.MODES:
         raise UsageError(f"images have 1, 3 or 4 channels, not {channels}")
     layout = Layout(image_size, channels, fit, background, margin if fit == "random" else 1.0)
