@@ -47,7 +47,7 @@ def test_a_step_of_training(diffusion):
     assert outcome.loss.isfinite()
 
 
-@pytest.mark.parametrize("sampler", build.STEPS)
+@pytest.mark.parametrize("sampler", build.SAMPLERS)
 def test_every_sampler(sampler):
     _, denoiser, config = learner(diffusion=DDPM | {"learned_variance": True, "sampler": sampler})
     denoiser.eval().requires_grad_(False)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import tyro
 from pydantic import BaseModel, ValidationError, validate_call
 
+from diffunet import names
 from diffunet.commands.progress import writing_results
 from diffunet.config import Config, preset, read_toml, validated
 from diffunet.errors import UsageError
@@ -107,9 +108,22 @@ def _joined(args: Sequence[str]) -> list[str]:
     return joined
 
 
+def _canonical(args: Sequence[str]) -> list[str]:
+    """Replace another name of a sampler by its canonical one, since tyro refuses what is not among the choices."""
+    words = list(args)
+    for i, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option in ("--sampler", "--diffusion.sampler"):
+            if equals:
+                words[i] = f"{option}={names.canonical(value)}"
+            elif i + 1 < len(words):
+                words[i + 1] = names.canonical(words[i + 1])
+    return words
+
+
 def _tyro(made: Any, takes: Mapping[str, Any], args: Sequence[str], command: str, **options: Any) -> Any:
     _refuse_empty(args)
-    args = _joined(args)
+    args = _canonical(_joined(args))
     complaint = io.StringIO()
     try:
         with writing_results(), contextlib.redirect_stderr(complaint), _wide_enough():
@@ -165,7 +179,7 @@ def _kind(hint: Any) -> str:
     hint = _bare(hint)
     inner = [each for each in get_args(hint) if each is not NoneType]
     if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0])
+        return f"one of {names.listed([*map(str, inner)])}" if len(inner) > 1 else str(inner[0])
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(map(_kind, inner))
     if get_origin(hint) is tuple:
@@ -175,7 +189,8 @@ def _kind(hint: Any) -> str:
 
 def _choices(hint: Any) -> list[str]:
     if get_origin(hint) is Literal:
-        return [str(each) for each in get_args(hint)]
+        known = [str(each) for each in get_args(hint)]
+        return [*known, *names.aliases(known)]
     return [choice for each in get_args(hint) for choice in _choices(each)]
 
 

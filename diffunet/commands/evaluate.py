@@ -12,8 +12,8 @@ from diffunet.commands import outputs
 from diffunet.commands.outputs import Precision
 from diffunet.commands.progress import progress, tell
 from diffunet.commands.values import Finite, Model, Number, Seed, Steps, Threads
-from diffunet.config import LadderName, SamplerName, ThresholdName
 from diffunet.errors import UsageError
+from diffunet.names import LadderName, SamplerName, ThresholdName
 
 
 def evaluate(

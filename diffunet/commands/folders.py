@@ -12,8 +12,8 @@ from tyro.conf import Positional, arg
 from diffunet.commands import outputs
 from diffunet.commands.progress import progress, say, tell
 from diffunet.commands.values import Number, Seed, Size
-from diffunet.config import MasksName
 from diffunet.errors import DataError, UsageError
+from diffunet.names import MASK_KINDS, MasksName
 
 Side = Annotated[int, Field(ge=1, le=20_000)]
 
@@ -92,7 +92,7 @@ def masks(
     import numpy as np
 
     from diffunet import draws
-    from diffunet.inpainting.masks import KINDS, random_mask
+    from diffunet.inpainting.masks import random_mask
     from diffunet.pictures import images
 
     if like is not None and not (num is None and width is None and height is None):
@@ -104,7 +104,7 @@ def masks(
     with progress("writing") as show:
         for i in range(total):
             generator = draws.generator(seed, 0, i)
-            drawn = KINDS[int(generator.integers(len(KINDS)))] if kind == "mixed" else kind
+            drawn = MASK_KINDS[int(generator.integers(len(MASK_KINDS)))] if kind == "mixed" else kind
             rows, columns, target = height or 256, width or 256, out / f"{i:05d}-{drawn}.png"
             if like is not None:
                 path, target = found[i]

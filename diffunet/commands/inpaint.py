@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 from tyro.conf import Positional, arg
@@ -17,6 +17,7 @@ from diffunet.commands.outputs import Precision
 from diffunet.commands.progress import say, tell
 from diffunet.commands.values import Finite, Model, Number, Seed, Steps, Threads
 from diffunet.errors import DataError, UsageError
+from diffunet.names import InpaintFitName, MethodChoice
 
 
 def inpaint(
@@ -26,8 +27,8 @@ def inpaint(
     out: Path,
     mask: Path | None = None,
     box: str | None = None,
-    method: Literal["auto", "trained", "repaint", "ddnm", "mmps", "replace"] = "auto",
-    fit: Literal["auto", "crop", "native", "tile"] = "auto",
+    method: MethodChoice = "auto",
+    fit: InpaintFitName = "auto",
     steps: Steps | None = None,
     jump_length: Steps | None = None,
     jump_n_sample: Steps | None = None,

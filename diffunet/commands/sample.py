@@ -11,8 +11,8 @@ from diffunet.commands import outputs
 from diffunet.commands.outputs import Precision
 from diffunet.commands.progress import say, tell
 from diffunet.commands.values import Finite, Model, Number, Seed, Steps, Threads
-from diffunet.config import LadderName, SamplerName, ThresholdName
 from diffunet.errors import UsageError
+from diffunet.names import LadderName, SamplerName, ThresholdName
 
 
 def sample(
@@ -52,7 +52,7 @@ def sample(
         guidance_interval: Guide only between two noise levels (sigma).
         guidance_rescale: How far colours that guidance made strong are brought back, 0 to 1.
         weaker: Guide away from this worse model instead: an earlier checkpoint, RUN/checkpoints/step-00010000.
-        sampler: The model's default if not given; so for the next three.
+        sampler: The model's default if not given; so for the next three. ddim is euler, euler-ancestral is ddpm.
         steps: Of the sampler.
         ladder: How the steps are spaced.
         threshold: What keeps the predicted image within its range.

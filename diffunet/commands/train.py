@@ -13,7 +13,8 @@ from tyro.conf import Positional, arg
 from diffunet import variables
 from diffunet.commands import arguments
 from diffunet.commands.progress import main_process, progress, tell
-from diffunet.config import Config, DataConfig, DiffusionConfig, ModelConfig, TaskName, TrainConfig
+from diffunet.config import Config, DataConfig, DiffusionConfig, ModelConfig, TrainConfig
+from diffunet.names import TaskName
 
 
 @dataclass

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from diffunet.pictures import images as pictures
 from diffunet.pictures.images import Pixels
 
-FITS = ("crop", "random", "pad")
-
 
 class Images(Protocol):
     """A sequence of images, uint8 [h w C], of any sizes."""

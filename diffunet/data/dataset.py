@@ -31,6 +31,7 @@ from diffunet.data.index import Index, Paths, index_hash, row
 from diffunet.data.index import split as split
 from diffunet.data.layout import Layout, read
 from diffunet.errors import DataError, ResourceError, UsageError
+from diffunet.names import FITS
 from diffunet.pictures import images
 from diffunet.pictures.images import Pixels
 
@@ -110,8 +111,8 @@ def open_dataset(
         UsageError: `fit` or `channels` is not known, or the folder `cache` cannot be written.
         ResourceError: There is no space for the cache.
     """
-    if fit not in augment.FITS:
-        raise UsageError(f"no fit {fit!r}; there are {', '.join(augment.FITS)}")
+    if fit not in FITS:
+        raise UsageError(f"no fit {fit!r}; there are {', '.join(FITS)}")
     if channels not in images.MODES:
         raise UsageError(f"images have 1, 3 or 4 channels, not {channels}")
     layout = Layout(image_size, channels, fit, background, margin if fit == "random" else 1.0)

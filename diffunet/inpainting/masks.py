@@ -6,6 +6,7 @@ A mask is float32 [H W] in [0, 1], 1 where the image is to be filled; a hole is 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,12 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from diffunet.errors import DataError, UsageError
+from diffunet.names import MASK_KINDS
 from diffunet.pictures import images
 from diffunet.pictures.images import Pixels
 
 Mask = NDArray[np.float32]
 Hole = NDArray[np.bool_]
-KINDS = ("box", "half", "wide", "narrow", "scratches", "lines", "grid")
-"""Of random masks; see `random_mask`."""
 
 RINGING = 1 / 16
 """A soft mask this near to 0 or 1 is 0 or 1: JPEG leaves such ripples beside edges."""
@@ -198,10 +198,10 @@ def random_mask(kind: str, height: int, width: int, generator: np.random.Generat
     Raises UsageError for another kind.
     """
     if kind == "mixed":
-        kind = KINDS[int(generator.integers(len(KINDS)))]
-    if kind not in _DRAWN:
+        kind = MASK_KINDS[int(generator.integers(len(MASK_KINDS)))]
+    if kind not in KINDS:
         raise UsageError(f"no mask kind {kind!r}; there are mixed, {', '.join(KINDS)}")
-    hole = _DRAWN[kind](height, width, generator)
+    hole = KINDS[kind](height, width, generator)
     if not hole.any() or (hole.all() and hole.size > 1):
         place = np.unravel_index(int(generator.integers(hole.size)), hole.shape)
         hole[place] = not hole[place]
@@ -226,14 +226,6 @@ def _half(height: int, width: int, generator: np.random.Generator) -> Hole:
         case _:
             hole[:, width // 2 :] = True
     return hole
-
-
-def _wide(height: int, width: int, generator: np.random.Generator) -> Hole:
-    return _strokes(height, width, generator, brush=(0.05, 0.15), most=4)
-
-
-def _narrow(height: int, width: int, generator: np.random.Generator) -> Hole:
-    return _strokes(height, width, generator, brush=(0.015, 0.04), most=8)
 
 
 def _strokes(height: int, width: int, generator: np.random.Generator, brush: tuple[float, float], most: int) -> Hole:
@@ -285,7 +277,13 @@ def _grid(height: int, width: int, generator: np.random.Generator) -> Hole:
     return hole
 
 
-_DRAWN: dict[str, Callable[[int, int, np.random.Generator], Hole]] = {
-    "box": _box, "half": _half, "wide": _wide, "narrow": _narrow, "scratches": _scratches, "lines": _lines,
+KINDS: dict[str, Callable[[int, int, np.random.Generator], Hole]] = {
+    "box": _box,
+    "half": _half,
+    "wide": partial(_strokes, brush=(0.05, 0.15), most=4),
+    "narrow": partial(_strokes, brush=(0.015, 0.04), most=8),
+    "scratches": _scratches,
+    "lines": _lines,
     "grid": _grid,
-}  # fmt: skip
+}
+"""The kinds of random masks, each with what draws one of a height and width by a generator; see `random_mask`."""

@@ -17,9 +17,8 @@ from diffunet.diffusion.guidance import threshold
 from diffunet.diffusion.known_pixels import ITERATIONS, ddnm, keep_known, mmps, resample_ladder
 from diffunet.draws import Noise
 from diffunet.errors import UsageError
+from diffunet.names import METHODS as METHODS
 
-METHODS = ("trained", "repaint", "ddnm", "mmps", "replace")
-"""Methods of filling in; see diffusion/known_pixels.py."""
 DEFAULT = "mmps"
 """Of a model that was not trained to inpaint."""
 JUMPS = {"repaint": (20, 5, 5), "ddnm": (50, 50, 1)}
@@ -83,7 +82,7 @@ def choose(
         sampler = config.diffusion.sampler
         sigmas, step = (
             _below(build.ladder(config, noise, steps or config.diffusion.sample_steps), below),
-            build.STEPS[sampler](),
+            build.step(config),
         )
         count = build.calls(sampler, len(sigmas) - 1) * (1 + ITERATIONS if method == "mmps" else 1)
         given = _mmps if method == "mmps" else keep_known

@@ -18,9 +18,8 @@ from scipy import ndimage
 from diffunet.errors import UsageError
 from diffunet.inpainting import masks
 from diffunet.inpainting.masks import Hole
+from diffunet.names import INPAINT_FITS as FITS
 from diffunet.pictures.images import Pixels
-
-FITS = ("auto", "crop", "native", "tile")
 
 CONTEXT = 1.5
 """A cropped region is at least this many times the hole: what is filled in has to go with something."""

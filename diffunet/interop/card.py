@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from diffunet import build, storage
-from diffunet.config import DDPM_SCHEDULES
 from diffunet.data.index import read_index
 from diffunet.errors import CheckpointError
 from diffunet.interop.hub import PICTURE
+from diffunet.names import DDPM_SCHEDULES
 
 SHOWN = 100
 """How many classes are named at most; the others are counted."""

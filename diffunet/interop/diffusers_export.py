@@ -11,10 +11,11 @@ from typing import Any
 from torch import nn
 
 from diffunet import build
-from diffunet.config import DDPM_SCHEDULES, Config
+from diffunet.config import Config
 from diffunet.diffusion.schedules import DDPMSchedule, betas
 from diffunet.errors import UsageError
 from diffunet.interop.diffusers_import import ATTENTION, BETA_SCHEDULES, PLAIN, RESIDUAL, TARGETS, published_range
+from diffunet.names import DDPM_SCHEDULES
 from diffunet.nn.layers import Attention
 
 log = logging.getLogger(__name__)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from diffunet.names import ResampleName
 from diffunet.nn import layers
 from diffunet.nn.layers import Attention, Downsample, ResBlock, ResidualDownsample, ResidualUpsample, Upsample
 
@@ -76,27 +76,32 @@ class UpBlock(nn.Module):
 class UNet(nn.Module):
     """A time-conditioned UNet for images of any height and width, `net(x, c_noise, label=None, augment=None)`.
 
+    The keywords are the options of the net. `build.net` fills in those that `config.ModelConfig` has by the same name,
+    so that a new option is stated here and there alone.
+
     Args:
-        in_channels: channels of the input, conditions concatenated to the image included.
-        out_channels: channels of the output; `in_channels` by default.
-        channels: C; the embedding is 4 C wide.
-        multipliers: one for each level, times `channels`. Each level but the first halves the size.
-        num_blocks: residual blocks of a level of the encoder; the decoder has one more.
-        attention_levels: levels (0 is full size) whose blocks are followed by self-attention.
-        middle_attention: self-attention between the two blocks of the middle.
+        in_channels: channels of the input, those of conditions that are concatenated to the image included.
+        out_channels: channels of the output; by default `in_channels`.
+        channels: feature channels C at full size. The embedding is 4 C wide.
+        multipliers: a factor of `channels` for each level. Each level but the first halves the size.
+        num_blocks: residual blocks of each level of the encoder. A level of the decoder has one more.
+        attention_levels: levels (0 is full size) in which self-attention follows each block.
+        middle_attention: whether self-attention stands between the two blocks of the middle.
         head_channels: channels of an attention head.
-        num_heads: number of heads, whatever their channels; None: as many as `head_channels` makes.
-        qk_norm: RMS-normalise queries and keys.
-        norm_groups, norm_eps: of GroupNorm; None: groups of 16 channels.
-        scale_shift: the embedding scales and shifts (True, ADM) or is added (False, DDPM).
-        resample: sizes are halved and doubled by a convolution, by one that pads asymmetrically (DDPM), or inside
+        num_heads: number of attention heads, whatever their channels; by default as many as `head_channels` makes.
+        qk_norm: whether queries and keys are normalised by their root mean square.
+        norm_groups: groups of each GroupNorm; by default groups of 16 channels.
+        norm_eps: epsilon of each GroupNorm.
+        scale_shift: whether the embedding scales and shifts features (ADM) or is added to them (DDPM).
+        resample: how sizes are halved and doubled: by a convolution, by one that pads asymmetrically (DDPM), or inside
             residual blocks (ADM).
-        frequency_shift: 1 for DDPM's frequencies of the embedding, see `layers.sinusoids`.
-        dropout: in every residual block, 0 to 1.
+        frequency_shift: 1 for DDPM's frequencies of the embedding, else 0; see `layers.sinusoids`.
+        dropout: probability of dropout in every residual block, 0 to 1.
         num_classes: 0 for a net without labels; else labels are 0 ... num_classes - 1, and `null_label` = num_classes.
-        augment_channels: size of the augmentation vector, 0 for none.
-        uncertainty: beside the answer learn the loss to expect: `net.uncertainty(log_snr [B]) -> [B]`.
-        checkpointing: keep only block inputs for the backward pass: less memory, about a third more time.
+        augment_channels: size A of the augmentation vector, 0 for none.
+        uncertainty: whether the net also learns the loss to expect: `net.uncertainty(log_snr [B]) -> [B]`.
+        checkpointing: whether only the inputs of blocks are kept for the backward pass: less memory, about a third more
+            time.
 
     Raises:
         ValueError: for channels that cannot be divided into heads or groups.
@@ -106,6 +111,7 @@ class UNet(nn.Module):
         self,
         in_channels: int = 3,
         out_channels: int | None = None,
+        *,
         channels: int = 64,
         multipliers: Sequence[float] = (1, 2, 2, 2),
         num_blocks: int = 2,
@@ -117,7 +123,7 @@ class UNet(nn.Module):
         norm_groups: int | None = None,
         norm_eps: float = 1e-5,
         scale_shift: bool = True,
-        resample: Literal["convolution", "asymmetric", "residual"] = "convolution",
+        resample: ResampleName = "convolution",
         frequency_shift: int = 0,
         dropout: float = 0.0,
         num_classes: int = 0,

@@ -155,7 +155,7 @@ class Pipeline:
             labels: a class name or number, or one for each image (a list, an array, a tensor); the classes in turn if
                 not given.
             guidance: scale of classifier-free guidance, 1 is off; needs a model with classes. Or a `Guidance`.
-            sampler: ddpm, ddpm-large, ddpm-learned, ddim, euler, euler-ancestral, heun, dpm++2m, dpm++2m-sde, unipc.
+            sampler: one of `diffunet.names.SAMPLERS` or `ALIASES`, as README describes them.
             steps: of the sampler.
             ladder: how they are spaced: trailing, leading, linspace, karras, log-snr; see `DiffusionConfig.ladder`.
             threshold: none, static or dynamic: what keeps the predicted image within its range. These four are the

@@ -222,7 +222,7 @@ def test_the_default_ladder_suits_the_sampler_and_one_that_is_chosen_stays():
     config = Config()
     schedule = build.schedule(config)
     trailing, log_snr = uniform_t(schedule, 7), uniform_log_snr(schedule.sigma_min, 500.0, 7)
-    for sampler in build.STEPS:
+    for sampler in build.SAMPLERS:
         expected = log_snr if sampler in ("unipc", "dpm++2m") else trailing
         if sampler != "ddpm-learned":
             assert torch.equal(build.ladder(build.sampling(config, sampler=sampler), schedule, 7), expected), sampler

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -19,9 +18,9 @@ from PIL import Image
 import diffunet
 from diffunet import Cancelled, DataError, Guidance, UsageError, build
 from diffunet.compute import is_out_of_memory
-from diffunet.config import LadderName, SamplerName
 from diffunet.diffusion import samplers
 from diffunet.inpainting import masks, methods
+from diffunet.names import LADDERS, SAMPLERS
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ def test_an_image_does_not_depend_on_num_batch_size_or_the_others(pipe):
     assert not np.array_equal(arrays(pipe.sample(1, steps=3, seed=5, labels="disc"))[0], whole[0])
 
 
-@pytest.mark.parametrize("sampler", get_args(SamplerName))
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_with_and_without_guidance(pipe, variant, sampler):
     of = variant if sampler == "ddpm-learned" else pipe
     plain, strong = (of.sample(1, sampler=sampler, guidance=guidance, steps=3)[0] for guidance in (1.0, 4.0))
@@ -144,7 +143,7 @@ def test_a_threshold_keeps_what_is_predicted_within_range(pipe):
     assert max(seen["dynamic"]) <= 1
 
 
-@pytest.mark.parametrize("ladder", get_args(LadderName))
+@pytest.mark.parametrize("ladder", LADDERS)
 def test_every_ladder(pipe, ladder):
     default, other = (arrays(pipe.sample(8, steps=3, **chosen)) for chosen in ({}, {"ladder": ladder}))
     assert np.array_equal(other, default) == (ladder == "log-snr")  # what suits unipc

@@ -272,7 +272,7 @@ BAD = [
     (TRAIN_ + "--data.channels 2", ["--data.channels takes one of 1, 3, 4", "'2'"]),
     (
         SAMPLE + "--sampler ddin",
-        ["--sampler takes one of ddpm, ddpm-large, ddpm-learned, ddim,", "'ddin'", "did you mean ddim?"],
+        ["--sampler takes one of ddpm, ddpm-large, ddpm-learned, euler,", "(ddim is", "'ddin'", "did you mean ddim?"],
     ),
     (SAMPLE + "--precision fp8", ["--precision takes one of auto, fp32, bf16, fp16", "'fp8'"]),
     (INPAINT + "--method repait", ["--method takes one of auto, trained, repaint,", "'repait'", "mean repaint?"]),
