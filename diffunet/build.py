@@ -40,6 +40,25 @@ ON_LOG_SNR = ("dpm++2m", "unipc")
 against 1.6)."""
 
 
+NetFactory = Callable[[Config], nn.Module]
+"""Makes the net of a resolved config: `net` below, or a function of the user's own.
+
+It returns a module that is called as `denoiser.Net` says, with `in_channels(config)` channels of input and
+`out_channels(config)` of output. Labels are 0 ... K - 1 for the K names in `config.data.class_names`, and K stands for
+no class. It draws its random start from torch's global generator.
+"""
+
+
+def in_channels(config: Config) -> int:
+    """Return the channels of the net's input: of the image and, for inpainting, of the known pixels and the mask."""
+    return config.data.channels if config.diffusion.task == "generate" else 2 * config.data.channels + 1
+
+
+def out_channels(config: Config) -> int:
+    """Return the channels of the net's output: of the image and, where it is learned, of the variance."""
+    return config.data.channels * (2 if config.diffusion.learned_variance else 1)
+
+
 def net(config: Config) -> UNet | UNet2015:
     """The net of a resolved config, freshly initialised from torch's global generator.
 
@@ -51,8 +70,8 @@ def net(config: Config) -> UNet | UNet2015:
     assert model.multipliers is not None, "the config is resolved"
     assert model.attention_levels is not None, "the config is resolved"
     shared: dict[str, Any] = {
-        "in_channels": data.channels if config.diffusion.task == "generate" else 2 * data.channels + 1,
-        "out_channels": data.channels * (2 if config.diffusion.learned_variance else 1),
+        "in_channels": in_channels(config),
+        "out_channels": out_channels(config),
         "dropout": model.dropout or 0.0,
         "num_classes": len(data.class_names),
         "augment_channels": warp.CHANNELS if data.augment else 0,
@@ -83,17 +102,16 @@ def net(config: Config) -> UNet | UNet2015:
         raise UsageError(f"model: {error}") from None
 
 
-def footprint(config: Config, how: Compute, *, learn: bool) -> Footprint:
-    """The memory that the net of a resolved config takes as `how` computes it; see `nn.footprint`."""
-    return _footprint(config.model_copy(update={"train": TrainConfig()}), how, learn)  # of which it is no function
+def footprint(config: Config, how: Compute, *, learn: bool, make: NetFactory = net) -> Footprint:
+    """Return the memory that the net of a resolved config takes as `how` computes it; see `nn.footprint`."""
+    return _footprint(config.model_copy(update={"train": TrainConfig()}), how, learn, make)  # no function of `train`
 
 
 @functools.lru_cache(maxsize=8)
-def _footprint(config: Config, how: Compute, learn: bool) -> Footprint:
-    size = config.data.image_size
+def _footprint(config: Config, how: Compute, learn: bool, make: NetFactory) -> Footprint:
+    size, channels = config.data.image_size, in_channels(config)
     with torch.inference_mode(False), torch.device("meta"):
-        meta = net(config)
-        return count(meta, size, size, how.dtype, how.device.type, learn=learn)
+        return count(make(config), size, size, how.dtype, how.device.type, learn=learn, channels=channels)
 
 
 def schedule(config: Config) -> schedules.Schedule:

@@ -30,11 +30,11 @@ class Cost:
     macs: int
 
 
-def cost(net: nn.Module, height: int, width: int, time: bool = True) -> Cost:
+def cost(net: nn.Module, height: int, width: int, time: bool = True, channels: int | None = None) -> Cost:
     """Run `net(x, c_noise)`, or `net(x)` without `time`, for one image of `height` x `width` on torch's meta device and
     count.
 
-    `net` has `in_channels`; it is copied, not changed.
+    `channels` of input are by default `net.in_channels`; the net is copied, not changed.
     """
     net = copy.deepcopy(net).to("meta").train()
     rows: list[Row] = []
@@ -59,7 +59,7 @@ def cost(net: nn.Module, height: int, width: int, time: bool = True) -> Cost:
 
     for name, part in parts:
         handles += [part.register_forward_pre_hook(before(name)), part.register_forward_hook(after(name))]
-    x = torch.empty(1, int(net.in_channels), height, width, device="meta")  # type: ignore[arg-type]
+    x = torch.empty(1, channels or int(net.in_channels), height, width, device="meta")  # type: ignore[arg-type]
     told = (torch.empty(1, device="meta"),) if time else ()
     with counter:
         net(x, *told)

@@ -39,15 +39,24 @@ class Footprint:
 
 
 def footprint(
-    net: nn.Module, height: int, width: int, precision: torch.dtype, device: str, *, learn: bool, time: bool = True
+    net: nn.Module,
+    height: int,
+    width: int,
+    precision: torch.dtype,
+    device: str,
+    *,
+    learn: bool,
+    time: bool = True,
+    channels: int | None = None,
 ) -> Footprint:
     """What `net(x, c_noise)`, or `net(x)` without `time`, takes, its weights and (with `learn`) gradients included.
 
     Args:
-        net: on the meta device; it has `in_channels`.
+        net: on the meta device.
         height, width: of the images.
         precision: torch.float32, or the type of autocast.
         device: "cuda", "mps" or "cpu", whose autocast it is.
+        channels: of its input, `net.in_channels` by default.
         learn: forwards and backwards, or in use, with weights cast beforehand.
     """
     net = copy.deepcopy(net).to("meta").train(learn).requires_grad_(learn)
@@ -59,7 +68,7 @@ def footprint(
     for part in net.modules():
         part.forward = partial(cast.run, part.forward)  # type: ignore[method-assign]
     with _Alive(net.parameters()) as alive, torch.set_grad_enabled(learn):
-        x = torch.empty(PRIME, int(net.in_channels), height, width, device="meta")  # type: ignore[arg-type]
+        x = torch.empty(PRIME, channels or int(net.in_channels), height, width, device="meta")  # type: ignore[arg-type]
         told = (torch.empty(PRIME, device="meta"),) if time else ()
         out = net(x, *told)
         if learn:

@@ -80,6 +80,7 @@ def resolve(
     how: Compute,
     processes: int = 1,
     free: int | None = None,
+    net: build.NetFactory = build.net,
 ) -> Config:
     """`config` with nothing left open but what a batch size of "auto" leaves, which takes trial: see `after_trial`.
 
@@ -112,14 +113,14 @@ def resolve(
         config = config.changed("train", steps=100_000 if how.device.type == "cuda" else 10_000)
     assert config.train.steps is not None, "just set"
     if config.train.ema_every is None:
-        config = config.changed("train", ema_every=stored_every(config, config.train.steps))
+        config = config.changed("train", ema_every=stored_every(config, config.train.steps, net))
     if config.train.batch_size is None:
         config = config.changed("train", batch_size=_batch(config, how.device, processes))
     if config.model.checkpointing is None:
-        config = config.changed("model", checkpointing=_needs_checkpointing(config, how, free))
+        config = config.changed("model", checkpointing=_needs_checkpointing(config, how, free, net))
     batch = config.train.batch_size
     if isinstance(batch, int):
-        config = _passes(config, how, batch, processes, free)
+        config = _passes(config, how, batch, processes, free, net)
         config = config.changed("train", learning_rate=config.train.learning_rate or rate_for(batch))
     assert config.train.steps is not None, "set above"
     compiled, _ = compute.pays_to_compile(how, config.train.steps, config.train.deterministic)
@@ -141,29 +142,29 @@ def rate_for(batch: int) -> float:
     return float(f"{RATE * math.sqrt(batch / RATE_BATCH):.3g}")
 
 
-def stored_every(config: Config, steps: int) -> int:
+def stored_every(config: Config, steps: int, net: build.NetFactory = build.net) -> int:
     """Steps between stored averages: `STORED` times in a run, or as often as `STORED_BYTES` hold; 0 is never."""
-    times = min(STORED, STORED_BYTES // _pair_bytes(config))
+    times = min(STORED, STORED_BYTES // _pair_bytes(config, net))
     return -(-steps // times) if steps >= WORTH_STORING and times else 0
 
 
-def spaced(config: Config, before: Config) -> Config:
+def spaced(config: Config, before: Config, net: build.NetFactory = build.net) -> Config:
     """`config` of a run that goes on for longer than it was `before` to: where it was left open how often averages are
     stored, it becomes a multiple of what it was, so that all of them still take no more than `STORED_BYTES`."""
     every, steps, planned = config.train.ema_every, config.train.steps, before.train.steps
     assert steps is not None, "the config is resolved"
     assert planned is not None, "the config is resolved"
-    if not every or steps <= planned or every != stored_every(before, planned):
+    if not every or steps <= planned or every != stored_every(before, planned, net):
         return config
-    fit = max(1, STORED_BYTES // _pair_bytes(config))
+    fit = max(1, STORED_BYTES // _pair_bytes(config, net))
     return config.changed("train", ema_every=every * max(1, -(-(steps // every) // fit)))
 
 
-def _pair_bytes(config: Config) -> int:
+def _pair_bytes(config: Config, net: build.NetFactory = build.net) -> int:
     """Disk that the averages of one step take, in float16."""
     with torch.device("meta"):
-        net = build.net(config)
-    return len(WIDTHS) * 2 * sum(parameter.numel() for parameter in net.parameters())
+        module = net(config)
+    return len(WIDTHS) * 2 * sum(parameter.numel() for parameter in module.parameters())
 
 
 def _batch(config: Config, device: torch.device, processes: int) -> int:
@@ -174,13 +175,15 @@ def _batch(config: Config, device: torch.device, processes: int) -> int:
     return (each if each < ROUND else -(-each // ROUND) * ROUND) * share
 
 
-def _needs_checkpointing(config: Config, how: Compute, free: int | None) -> bool:
+def _needs_checkpointing(config: Config, how: Compute, free: int | None, net: build.NetFactory) -> bool:
     if config.data.image_size <= CHECKPOINTING_ABOVE or config.model.net != "unet":
         return False
-    return how.fits(lambda n: training_bytes(config, how, n), most=FEW, free=free) < FEW
+    return how.fits(lambda n: training_bytes(config, how, n, net), most=FEW, free=free) < FEW
 
 
-def _passes(config: Config, how: Compute, batch: int, processes: int, free: int | None) -> Config:
+def _passes(
+    config: Config, how: Compute, batch: int, processes: int, free: int | None, net: build.NetFactory
+) -> Config:
     """`config` with as few passes as memory allows, which divide the images of a process.
 
     Raises:
@@ -197,7 +200,7 @@ def _passes(config: Config, how: Compute, batch: int, processes: int, free: int 
         )
     if asked is None:
         each = batch // processes
-        fits = max(1, how.fits(lambda n: training_bytes(config, how, n), most=2 * each, free=free))
+        fits = max(1, how.fits(lambda n: training_bytes(config, how, n, net), most=2 * each, free=free))
         asked = next(n for n in range(1, each + 1) if each % n == 0 and each // n <= fits)
         if 2 * each < asked * fits:
             log.warning(
