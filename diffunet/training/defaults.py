@@ -21,8 +21,8 @@ SMALL = 5000
 """With fewer images a model learns them by heart, so that flips and dropout are switched on."""
 
 BATCH = {64: 128, 128: 64}
-"""The batch size on a GPU for image sizes up to each key; above them it is `LARGE_BATCH`. Memory decides how many passes
-make a step, and not how many images: so a run is the same on a card of 8 GB and on one of 80."""
+"""The batch size on a GPU for image sizes up to each key; above them it is `LARGE_BATCH`. Memory decides how many
+passes make a step, and not how many images: so a run is the same on a card of 8 GB and on one of 80."""
 
 LARGE_BATCH, CPU_BATCH = 32, 32
 """The batch size for larger images, and the one on a CPU, where a step of more images takes seconds."""
@@ -65,7 +65,7 @@ def architecture(config: Config, device: torch.device) -> Config:
 
 
 def _nearest(sizes: Sequence[int], wanted: int) -> int | None:
-    """Return the level whose size is nearest to `wanted` by ratio, or None if that is off by more than half an octave."""
+    """Return the level whose size is nearest to `wanted` by ratio, or None if it is off by more than half an octave."""
     octaves = [abs(math.log2(size / wanted)) for size in sizes]
     return octaves.index(min(octaves)) if min(octaves) <= 0.5 else None
 

@@ -54,8 +54,8 @@ class Average:
 def exponential(halflife: float, ramp: float, batch: int) -> Callable[[int], float]:
     """Return 1 - beta, as a function of t, of an exponential average whose half-life grows.
 
-    Karras et al. 2022, appendix F.2: the half-life is `halflife` images, but at most the share `ramp` of the images seen so far, so that the average
-    forgets the random start; after one step it equals the net.
+    Karras et al. 2022, appendix F.2: the half-life is `halflife` images, but at most the share `ramp` of the images
+    seen so far, so that the average forgets the random start; after one step it equals the net.
     """
     return lambda t: 1 - 0.5 ** (batch / min(halflife, ramp * t * batch))
 
@@ -63,8 +63,8 @@ def exponential(halflife: float, ramp: float, batch: int) -> Callable[[int], flo
 def power(width: float) -> Callable[[int], float]:
     """Return 1 - beta, as a function of t, of an average by a power function of time.
 
-    With beta_t = (1 - 1/t)^(gamma + 1) the weights after update k have the integral of p over [k - 1, k] as their coefficient. The average is
-    then exactly that of weights which do not change between updates, as `posthoc` assumes.
+    With beta_t = (1 - 1/t)^(gamma + 1) the weights after update k have the integral of p over [k - 1, k] as their
+    coefficient. The average is then exactly that of weights which do not change between updates, as `posthoc` assumes.
 
     Args:
         width: the relative width, in (0, `WIDEST`].

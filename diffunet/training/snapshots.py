@@ -140,7 +140,7 @@ def put_together(
     if step not in steps:
         shown = ", ".join(map(str, steps)) if len(steps) < 20 else f"{steps[0]}, {steps[1]} ... {steps[-1]}"
         raise UsageError(f"no average is stored of step {step} in {run}; there are {shown}")
-    # In diffunet 0.1 skipped steps were no updates: averages of as many updates are equal, and 0 updates are no average.
+    # In diffunet 0.1 skipped steps were no updates: of averages with as many updates one will do, and 0 is no average.
     stored = {(one.updates, one.width): one for one in averages if one.step <= step and one.updates}
     if not stored:
         raise CheckpointError(f"all steps of {run} up to {step} were skipped: there is nothing to average")
@@ -190,7 +190,7 @@ def _name(path: Path) -> tuple[int, float] | None:
 def _about(path: Path) -> dict[str, Any]:
     """Return the updates and the hash of an average, which are in the header of its file."""
     try:
-        about = json.loads(storage.read_metadata(path)["average"])
+        about = json.loads(storage.read_header(path)[1]["average"])
         return {"updates": int(about["updates"]), "sha256": str(about["sha256"])}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"{path} is not a stored average: delete it, and --ema does without") from None
