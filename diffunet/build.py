@@ -63,9 +63,14 @@ def net(config: Config) -> UNet | UNet2015:
     """The net of a resolved config, freshly initialised from torch's global generator.
 
     Raises:
-        UsageError: for channels that cannot be divided as asked.
+        UsageError: for channels that cannot be divided as asked, and for a config of a user's own net.
     """
     model, data = config.model, config.data
+    if model.custom is not None:
+        raise UsageError(
+            f"the net is not one of diffunet's but {model.custom}: give the function that makes it to diffunet.load or "
+            "diffunet.train, net=..."
+        )
     assert model.channels is not None, "the config is resolved"
     assert model.multipliers is not None, "the config is resolved"
     assert model.attention_levels is not None, "the config is resolved"

@@ -395,7 +395,7 @@ def give_back(error: BaseException | None = None) -> None:
 
 @contextlib.contextmanager
 def enough_memory(needs: str) -> Iterator[None]:
-    """Raise ResourceError if memory runs out within this context: "out of memory" and `needs`, which says what helps."""
+    """Raise ResourceError if memory runs out within this context, saying "out of memory" and `needs`, what helps."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -97,6 +97,8 @@ class ModelConfig(Section):
     """In residual blocks; 0.1 below 5,000 images, else 0."""
     checkpointing: bool | None = None
     """Keep less for the backward pass: less memory, about a third more time. On above 128 pixels where it is needed."""
+    custom: str | None = None
+    """Name of a net of your own, which diffunet.train(net=...) sets. It is printed and never imported."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:

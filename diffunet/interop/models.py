@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffunet import storage
+from diffunet import build, storage
 from diffunet.config import Config
 from diffunet.errors import CheckpointError
 from diffunet.interop import diffusers, hub
@@ -36,11 +36,11 @@ def read_config(model: str | Path) -> Config:
     return diffusers.read_config(folder) if diffusers.is_folder(folder) else storage.read_config(folder)
 
 
-def read_model(model: str | Path) -> Model:
+def read_model(model: str | Path, net: build.NetFactory = build.net) -> Model:
     """Load MODEL, on the CPU, for use and not for training.
 
     Raises:
         CheckpointError, UsageError: as `read_config`; weights that are damaged, of other shapes or not finite.
     """
     folder = find(model)
-    return diffusers.read(folder) if diffusers.is_folder(folder) else storage.read_model(folder)
+    return diffusers.read(folder) if diffusers.is_folder(folder) else storage.read_model(folder, net)

@@ -113,7 +113,7 @@ def train(
         torch.manual_seed(draws.seed_of("init", run.config.train.seed))
         denoiser = build.denoiser(run.config, net(run.config))
         if init is not None and run.checkpoint is None:
-            transfer.copy_weights(init, denoiser.net, run.config)
+            transfer.copy_weights(init, denoiser.net, run.config, net)
         how.prepare(denoiser)
         compiling = replace(how, compiled=run.config.train.compile == "on")
         learner = Learner(run.config, denoiser, compiling, loss, run.processes)

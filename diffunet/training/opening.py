@@ -197,6 +197,7 @@ def opened(
     with contextlib.ExitStack() as stack:
         stack.enter_context(on_signals(flag))
         config = stack.enter_context(run_folder.claimed(config, folder, resume=resume, init=init, main=main))
+        config = _with_net(config, net, resumed=resume and bool(checkpoint.steps(folder)))
         if config.train.deterministic:
             _prepare_determinism()
         status = failures.Status(folder, config)
@@ -253,6 +254,23 @@ def opened(
         if run.is_done:
             _finish_again(run)
         yield run
+
+
+def _with_net(config: Config, net: build.NetFactory, *, resumed: bool) -> Config:
+    """Note in the config which net it is of, a user's own or one of diffunet's.
+
+    Raises:
+        UsageError: the run that goes on, or the model that it starts from, has another net.
+    """
+    name = None if net is build.net else f"{net.__module__}.{getattr(net, '__qualname__', type(net).__qualname__)}"
+    before = config.model.custom
+    if (resumed or before is not None) and (name is None) != (before is None):
+        raise UsageError(
+            f"the net of this model is {before}: give the function that makes it to diffunet.train, net=..."
+            if before is not None
+            else f"this model has a net of diffunet's own, and net={name} was given: leave it out"
+        )
+    return config if name is None else config.changed("model", custom=name)
 
 
 def _finish_again(run: Run) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from diffunet import storage
+from diffunet import build, storage
 from diffunet.config import Config
 from diffunet.errors import UsageError
 from diffunet.interop import models
@@ -57,22 +58,29 @@ def like_model(config: Config, init: str | Path) -> Config:
     return Config.model_validate(content)
 
 
-@torch.no_grad()
-def copy_weights(init: str | Path, net: nn.Module, config: Config) -> None:
-    """Copy the weights of the model `init` into `net`, a net of `config`, which has the model's architecture.
+def copy_weights(init: str | Path, net: nn.Module, config: Config, make: build.NetFactory = build.net) -> None:
+    """Copy the weights of the model `init` into `net`, which `make` has made of `config`.
 
     Classes are matched by name; those that the model does not know keep their random start. The first convolution is
     fitted to the task: a net that learns to inpaint gets zeros for the known pixels and the mask, so that it begins
     with the model's prediction whatever they are. In the other direction, the weights for known pixels are dropped,
     and those of the mask become a bias: nothing is known then, so that the mask is 1 everywhere (but for the zeros
-    that pad the image's border).
+    that pad the image's border). A net of a user's own gets the weights as they are.
 
     Raises:
         CheckpointError: the weights do not fit.
     """
-    model = models.read_model(init)
-    weights, own = model.denoiser.net.state_dict(), net.state_dict()
-    classes, new_classes = model.config.data.class_names, config.data.class_names
+    model = models.read_model(init, make)
+    weights = model.denoiser.net.state_dict()
+    if config.model.custom is None:
+        weights = _fitted(weights, net.state_dict(), model.config.data.class_names, config.data.class_names)
+    storage.load_weights(net, weights, Path(init))
+
+
+def _fitted(
+    weights: dict[str, Tensor], own: dict[str, Tensor], classes: Sequence[str], new_classes: Sequence[str]
+) -> dict[str, Tensor]:
+    """Return `weights` of a net with `classes` in the shapes of `own`, the random weights of one with `new_classes`."""
     if classes != new_classes:
         old_rows = weights.pop(LABELS, None)
         if LABELS in own:
@@ -93,4 +101,4 @@ def copy_weights(init: str | Path, net: nn.Module, config: Config) -> None:
         weights[first] = kernel[:, :channels].clone()
     elif kernel.shape[1] < channels:
         weights[first] = F.pad(kernel, (0, 0, 0, 0, 0, channels - kernel.shape[1]))
-    storage.load_weights(net, weights, Path(init))
+    return weights
