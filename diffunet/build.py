@@ -81,18 +81,42 @@ WEIGHTINGS: dict[str, Callable[[DiffusionConfig, int], losses.Weighting]] = {
 """The weightings of the loss by name, as functions of the diffusion section and the image size."""
 
 
+NetFactory = Callable[[Config], nn.Module]
+"""Makes the net of a resolved config: `net` below, or a function of the user's own.
+
+The net is called as `net(x [B C H W], c_noise [B], label int64 [B] or None, augment [B 9] or None) -> [B C' H W]`, with
+C = `in_channels(config)` and C' = `out_channels(config)`. Labels are 0 ... K - 1 for the K names in
+`config.data.class_names`, and K or None stands for no class. Its random start comes from torch's global generator.
+"""
+
+
+def in_channels(config: Config) -> int:
+    """Return the channels of the net's input: of the image and, for inpainting, of the known pixels and the mask."""
+    return config.data.channels if config.diffusion.task == "generate" else 2 * config.data.channels + 1
+
+
+def out_channels(config: Config) -> int:
+    """Return the channels of the net's output: of the image and, where it is learned, of the variance."""
+    return config.data.channels * (2 if config.diffusion.learned_variance else 1)
+
+
 def net(config: Config) -> UNet | UNet2015:
     """Return the net of a resolved config, initialised from torch's global generator.
 
     Raises:
-        UsageError: for channels that cannot be divided as the config says.
+        UsageError: for channels that cannot be divided as the config says, and for a net of a user's own.
     """
     model, data = config.model, config.data
+    if model.custom is not None:
+        raise UsageError(
+            f"the net is not one of diffunet's but {model.custom}: give the function that makes it to diffunet.load or "
+            "diffunet.train, net=..."
+        )
     chosen = {name: value for name, value in model if value is not None}  # the net has defaults for the others
     assert chosen.keys() >= {"channels", "multipliers", "attention_levels"}, "the config is resolved"
     of_data: dict[str, Any] = {
-        "in_channels": data.channels if config.diffusion.task == "generate" else 2 * data.channels + 1,
-        "out_channels": data.channels * (2 if config.diffusion.learned_variance else 1),
+        "in_channels": in_channels(config),
+        "out_channels": out_channels(config),
         "num_classes": len(data.class_names),
         "augment_channels": warp.CHANNELS if data.augment else 0,
         "uncertainty": config.diffusion.learned_uncertainty,
@@ -108,17 +132,17 @@ def net(config: Config) -> UNet | UNet2015:
         raise UsageError(f"model: {error}") from None
 
 
-def footprint(config: Config, how: Compute, *, learn: bool) -> Footprint:
+def footprint(config: Config, how: Compute, *, learn: bool, make: NetFactory = net) -> Footprint:
     """Return the memory that the net of a resolved config takes as `how` computes it; see `nn.footprint`."""
     # It does not depend on the train section: with a fixed one, more calls find their answer in the cache.
-    return _footprint(config.model_copy(update={"train": TrainConfig()}), how, learn)
+    return _footprint(config.model_copy(update={"train": TrainConfig()}), how, learn, make)
 
 
 @functools.lru_cache(maxsize=8)
-def _footprint(config: Config, how: Compute, learn: bool) -> Footprint:
-    height = width = config.data.image_size
+def _footprint(config: Config, how: Compute, learn: bool, make: NetFactory) -> Footprint:
+    size, channels = config.data.image_size, in_channels(config)
     with torch.inference_mode(False), torch.device("meta"):
-        return count(net(config), height, width, how.dtype, how.device.type, learn=learn)
+        return count(make(config), size, size, how.dtype, how.device.type, learn=learn, channels=channels)
 
 
 def schedule(config: Config) -> schedules.Schedule:

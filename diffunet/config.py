@@ -27,7 +27,7 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 Multiplier = Annotated[int, Field(ge=1, le=64)] | Annotated[float, Field(ge=0.25, le=64)]
 Beta = Annotated[float, Field(gt=0, lt=1)]
 
-BOTH_NETS = ("net", "channels", "multipliers", "attention_resolutions", "dropout")
+BOTH_NETS = ("net", "channels", "multipliers", "attention_resolutions", "dropout", "custom")
 """Options of `ModelConfig` that net unet2015 has or ignores; every other one belongs to the UNet alone."""
 
 PRESETS = Path(__file__).parent / "presets"
@@ -82,6 +82,8 @@ class ModelConfig(Section):
     """In residual blocks; 0.1 below 5,000 images, else 0."""
     checkpointing: bool | None = None
     """Keep less for the backward pass: less memory, about a third more time. On above 128 pixels where it is needed."""
+    custom: str | None = None
+    """Name of a net of your own, which diffunet.train(net=...) sets. It is printed and never imported."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:

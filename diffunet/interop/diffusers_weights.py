@@ -125,7 +125,7 @@ def read(folder: Path, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
         storage.refuse_others(tensors, wanted, path)
         return {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}, path
     parts = _parts(path)
-    storage.refuse_others(_current(_joined([storage.claimed(part) for part in parts], path), path), wanted, path)
+    storage.refuse_others(_current(_joined([storage.read_header(part)[0] for part in parts], path), path), wanted, path)
     tensors = _current(_joined([storage.read_tensors(part)[0] for part in parts], path), path)
     return {name: tensor.float() for name, tensor in tensors.items()}, path
 

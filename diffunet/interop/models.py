@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffunet import storage
+from diffunet import build, storage
 from diffunet.config import Config
 from diffunet.errors import CheckpointError
 from diffunet.interop import diffusers, hub
@@ -36,12 +36,12 @@ def read_config(model: str | Path) -> Config:
     return diffusers.read_config(folder) if diffusers.is_folder(folder) else storage.read_config(folder)
 
 
-def read_model(model: str | Path) -> Model:
-    """Read MODEL, on the CPU, for use and not for training.
+def read_model(model: str | Path, net: build.NetFactory = build.net) -> Model:
+    """Read MODEL, on the CPU, for sampling and not for training; `net` makes the net of a model of ours.
 
     Raises:
         CheckpointError, ResourceError: as `read_config`; or the weights are damaged, of other shapes or not finite, or
             do not fit into memory.
     """
     folder = find(model)
-    return diffusers.read(folder) if diffusers.is_folder(folder) else storage.read_model(folder)
+    return diffusers.read(folder) if diffusers.is_folder(folder) else storage.read_model(folder, net)

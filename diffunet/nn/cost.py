@@ -36,10 +36,10 @@ class Cost:
     macs: int
 
 
-def cost(net: nn.Module, height: int, width: int, time: bool = True) -> Cost:
+def cost(net: nn.Module, height: int, width: int, time: bool = True, channels: int | None = None) -> Cost:
     """Return the cost of `net(x, c_noise)`, or of `net(x)` without `time`, for one image of `height` x `width`.
 
-    `net` has an attribute `in_channels`. It is copied, and stays as it is.
+    The input has so many `channels`, by default `net.in_channels`. The net is copied, and stays as it is.
     """
     net = copy.deepcopy(net).to("meta").train()
     counter = FlopCounterMode(display=False)
@@ -57,7 +57,7 @@ def cost(net: nn.Module, height: int, width: int, time: bool = True) -> Cost:
     for name, part in _parts(net):
         part.register_forward_pre_hook(partial(before, name))
         part.register_forward_hook(partial(after, name))
-    x = torch.empty(1, int(net.in_channels), height, width, device="meta")  # type: ignore[arg-type]
+    x = torch.empty(1, channels or int(net.in_channels), height, width, device="meta")  # type: ignore[arg-type]
     with counter:
         net(x, *([torch.empty(1, device="meta")] if time else []))
     return Cost(tuple(rows), _count(net), counter.get_total_flops() // 2)

@@ -40,17 +40,19 @@ class Footprint:
 
 
 def footprint(
-    net: nn.Module, height: int, width: int, precision: torch.dtype, device: str, *, learn: bool, time: bool = True
-) -> Footprint:
+    net: nn.Module, height: int, width: int, precision: torch.dtype, device: str, *, learn: bool, time: bool = True,
+    channels: int | None = None,
+) -> Footprint:  # fmt: skip
     """Return the memory of `net(x, c_noise)`, or of `net(x)` without `time`, with weights and, if `learn`, gradients.
 
     Args:
-        net: a net with an attribute `in_channels`; it is copied.
+        net: a net; it is copied.
         height, width: the size of the images.
         precision: torch.float32, or the type of autocast.
         device: "cuda", "mps" or "cpu", the device whose autocast is imitated.
         learn: count a forward and a backward pass; otherwise a forward pass, with weights that were cast before.
         time: the net takes a noise level.
+        channels: channels of the input, by default `net.in_channels`.
     """
     net = copy.deepcopy(net).to("meta").train(learn).requires_grad_(learn)
     if not learn:
@@ -62,7 +64,7 @@ def footprint(
         part.forward = partial(cast.run, part.forward)  # type: ignore[method-assign]
     with _Memory(net.parameters()) as memory, torch.set_grad_enabled(learn):
         # As in use, the caller's names keep the inputs in memory to the end.
-        x = torch.empty(PRIME, int(net.in_channels), height, width, device="meta")  # type: ignore[arg-type]
+        x = torch.empty(PRIME, channels or int(net.in_channels), height, width, device="meta")  # type: ignore[arg-type]
         c_noise = [torch.empty(PRIME, device="meta")] if time else []
         output = net(x, *c_noise)
         if learn:

@@ -1,7 +1,8 @@
-"""A run's checkpoints: a crash at any instant leaves the one before, and none is trusted without a look.
+"""The checkpoints of a run: a crash at any instant leaves the one before it, and each is checked before it is used.
 
-RUN/checkpoints/step-00010000/ holds model, ema and optimizer .safetensors and state.json, power.safetensors where a run
-keeps averages for `convert --ema`, and manifest.json with the sizes and hashes of these, written last.
+RUN/checkpoints/step-00010000/ holds model.safetensors, ema.safetensors, optimizer.safetensors and state.json, also
+power.safetensors where a run keeps averages for `convert --ema`, and manifest.json with the sizes and hashes of these
+files, which is written last.
 """
 
 from __future__ import annotations
@@ -27,27 +28,33 @@ STATE, MANIFEST = "state.json", "manifest.json"
 NAMES = {"model.safetensors", "ema.safetensors", "optimizer.safetensors", STATE}
 
 POWER = "power.safetensors"
-"""Only of a run that stores averages."""
+"""The file of the power averages, in the checkpoints of a run that stores averages."""
 
 VERSION = 1
-"""Of a checkpoint. A later one is refused by its number, and an earlier one loads for ever."""
+"""The version of a checkpoint's format. A later one is refused by its number, and an earlier one loads for ever."""
 
 
 def folder_of(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Return the folder of the checkpoint of a step."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
 def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-    """Write a checkpoint: `tensors` by file name ("model", "ema", "optimizer", "power") and `state`, plain values.
+    """Write a checkpoint and return its folder.
+
+    Args:
+        run: the run folder.
+        step: the number of optimizer steps that are done.
+        tensors: by the name of their file ("model", "ema", "optimizer", "power"), and in it by name.
+        state: plain values, for state.json.
 
     Raises:
-        ResourceError: where the disk does not take it; what was there before is whole.
+        ResourceError: the disk does not take it; earlier checkpoints are whole.
     """
     target = folder_of(run, step)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     needed = storage.size(sum(tensor.nbytes for part in tensors.values() for tensor in part.values()))
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process of the same number
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process that had the same number
     try:
         temporary.mkdir(parents=True)
         for name, part in tensors.items():
@@ -59,7 +66,7 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], stat
         }
         files.write_atomic(temporary / MANIFEST, json.dumps(manifest, indent=1))
         files.fsync(temporary)
-        if target.exists():  # a damaged one that was skipped on resume
+        if target.exists():  # it is damaged, and was skipped when the run was resumed
             _delete(target)
         files.replace(temporary, target)
     except OSError as error:
@@ -73,20 +80,20 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], stat
 
 
 def prune(run: Path, step: int, keep_every: int | None) -> None:
-    """Delete all up to `step` but the newest 2 and those at multiples of `keep_every`, and what crashes left behind.
+    """Delete checkpoints up to `step`, but the newest 2 and multiples of `keep_every`, and what crashes left behind.
 
-    Later ones are damaged, or the run would not be at `step`: they are no reason to delete a good one, and are
-    written anew in their time.
+    Later checkpoints are damaged, since the run would otherwise have gone on from them. They must not push out a good
+    one, and are replaced when the run reaches their step.
     """
     for left in (run / "checkpoints").glob(".step-*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
-    for old in [found for found in steps(run) if found <= step][:-2]:
+    for old in [number for number in steps(run) if number <= step][:-2]:
         if keep_every is None or old % keep_every:
             _delete(folder_of(run, old))
 
 
 def _delete(folder: Path) -> None:
-    """Out of sight first, and then file by file: a crash half-way leaves no half checkpoint."""
+    """Delete a checkpoint; it is renamed first, so that a crash leaves nothing that looks like a checkpoint."""
     hidden = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
     with contextlib.suppress(OSError):
         files.replace(folder, hidden)
@@ -94,13 +101,13 @@ def _delete(folder: Path) -> None:
 
 
 def steps(run: Path) -> list[int]:
-    """Steps of all checkpoints, good or bad, ascending."""
-    found = (run / "checkpoints").glob("step-*")
-    return sorted(int(path.name[5:]) for path in found if path.name[5:].isdigit() and path.is_dir())
+    """Return the steps of all checkpoints, whole or damaged, in ascending order."""
+    folders = (run / "checkpoints").glob("step-*")
+    return sorted(int(path.name[5:]) for path in folders if path.name[5:].isdigit() and path.is_dir())
 
 
 def problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: every file against its size and hash in the manifest."""
+    """Compare the files of a checkpoint with their sizes and hashes in the manifest; return what is wrong, or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, entry in manifest.items():
@@ -117,21 +124,21 @@ def problem(folder: Path) -> str | None:
 
 
 def newest(run: Path) -> Path | None:
-    """The newest valid checkpoint; bad ones are named in the log and skipped. None where none was ever written.
+    """Return the newest whole checkpoint, or None where none was ever written; damaged ones are logged and skipped.
 
     Raises:
-        CheckpointError: where there are only bad ones.
+        CheckpointError: all checkpoints are damaged, or they are gone.
     """
-    found = steps(run)
-    for step in reversed(found):
+    written = steps(run)
+    for step in reversed(written):
         folder = folder_of(run, step)
-        trouble = problem(folder)
-        if trouble is None:
+        damage = problem(folder)
+        if damage is None:
             return folder
-        log.warning("checkpoint %s is not used: %s", folder, trouble)
-    if found:
+        log.warning("checkpoint %s is not used: %s", folder, damage)
+    if written:
         raise CheckpointError(f"no checkpoint of {run} is whole: nothing to resume from; start anew in another folder")
-    if storage.model_step(run / "model") is not None:  # which is only written after a checkpoint
+    if storage.model_step(run / "model") is not None:  # the model is written after the first checkpoint
         raise CheckpointError(
             f"the checkpoints of {run} are gone: nothing to resume from; start anew in another folder, "
             f"from its model by --init {run}"
@@ -140,10 +147,10 @@ def newest(run: Path) -> Path | None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The plain values of a checkpoint that is whole.
+    """Return the plain values of a checkpoint that is whole.
 
     Raises:
-        CheckpointError: for one that a later diffunet wrote, or that holds what training does not write.
+        CheckpointError: a later diffunet wrote it, or it holds values that training does not write.
     """
     path = folder / STATE
     try:
@@ -155,13 +162,13 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"the checkpoint {folder} is of version {version}; this diffunet reads {VERSION}: update it"
         )
-    if not _usual(state):
+    if not _is_usual(state):
         raise CheckpointError(f"{path} holds what training does not write: start anew in another folder")
     return state
 
 
-def _usual(state: dict[str, Any]) -> bool:
-    """Whether the values that a run goes on from are there and of their kinds."""
+def _is_usual(state: dict[str, Any]) -> bool:
+    """Return whether the values that a run goes on from exist and have their types."""
     try:
         counts = [state["step"], *(state["counters"][name] for name in ("skipped", "streak"))]
         return (

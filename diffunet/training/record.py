@@ -1,4 +1,4 @@
-"""What a run says of itself: metrics.jsonl, tensorboard, status.json."""
+"""What a run records about itself: metrics.jsonl, curves for tensorboard, and status.json."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from diffunet.errors import ResourceError
 
 
 def write_status(run: Path, state: str, step: int | None, **values: Any) -> None:
-    """RUN/status.json: `state` is starting, running, done, stopped, diverged or failed."""
+    """Write RUN/status.json; `state` is starting, running, done, stopped, diverged or failed."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     content = {"state": state, "step": step, **values, "pid": os.getpid(), "time": now}
     files.write_atomic(run / "status.json", json.dumps(content, indent=1))
 
 
 class Record:
-    """Writes RUN/metrics.jsonl (one JSON object a line), RUN/tensorboard, RUN/status.json; for the main process.
+    """Writes RUN/metrics.jsonl (one JSON object a line), RUN/tensorboard and RUN/status.json, on the main process.
 
     Args:
         run: the run folder.
-        step: where the run goes on from; lines of metrics.jsonl after it are of steps that are done again, and go.
-        tensorboard: also write curves for it, where it is installed.
+        step: the step that the run goes on from; lines of metrics.jsonl for later steps are deleted.
+        tensorboard: whether to write curves for tensorboard, where it is installed.
     """
 
     def __init__(self, run: Path, step: int, tensorboard: bool) -> None:
@@ -51,13 +51,13 @@ class Record:
             try:
                 entry = json.loads(line)
             except (ValueError, RecursionError):
-                continue  # the half line of a crash
+                continue  # a crash left half a line
             if isinstance(entry, dict) and entry.get("step", 0) <= step:
                 kept.append(line + "\n")
         files.write_atomic(path, "".join(kept))
 
     def metrics(self, step: int, **values: float) -> None:
-        """A line of numbers; what is not finite is written as null."""
+        """Write a line of numbers; those which are not finite are written as null."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         try:
             self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
@@ -72,12 +72,12 @@ class Record:
                 self._curves.add_scalar(name, value, step)
 
     def status(self, state: str, step: int, **values: Any) -> None:
-        """See `write_status`."""
+        """Write RUN/status.json, see `write_status`."""
         write_status(self.run, state, step, **values)
 
     def close(self) -> None:
-        """Finish the files."""
-        with contextlib.suppress(OSError):  # what a full disk did not take, which was said when it was written
+        """Close the files."""
+        with contextlib.suppress(OSError):  # a full disk, which `metrics` has reported already
             self._metrics.close()
         with contextlib.suppress(OSError):
             if self._curves is not None:

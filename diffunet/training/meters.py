@@ -1,0 +1,70 @@
+"""What training measures from one line of metrics.jsonl to the next, counted on the device so that nobody waits."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+
+from diffunet.compute import Compute
+from diffunet.training.learner import Outcome
+
+COUNTERS = ("skipped", "streak", "overflows")
+"""Optimizer steps which were skipped for lack of a finite loss and gradient: those of the whole run, and those in a row
+up to now; and steps which were skipped because float16's loss scale was too large."""
+
+
+class Meters:
+    """Counts the outcomes of optimizer steps.
+
+    Args:
+        counters: the counts of `COUNTERS` in the checkpoint that the run goes on from; a missing one is 0.
+        how: names the device.
+        batch_size: images of an optimizer step, of all processes.
+    """
+
+    def __init__(self, counters: Mapping[str, int], how: Compute, batch_size: int) -> None:
+        self.batch_size, self.with_overflows = batch_size, how.precision == "fp16"
+        self.counted = {name: torch.tensor(float(counters.get(name, 0)), device=how.device) for name in COUNTERS}
+        self._longest = self.counted["streak"].clone()  # the longest streak since the last report
+        self._window = torch.zeros(3, device=how.device)  # sums of loss and gradient norm, and the number of good steps
+        self._steps, self._began = 0, time.monotonic()
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one step; nothing waits for the device."""
+        loss, norm, bad, overflow = outcome
+        counted, skipped = self.counted, bad + overflow
+        counted["skipped"] += bad
+        counted["overflows"] += overflow
+        counted["streak"] = (counted["streak"] + bad) * torch.where(overflow > 0, 1.0, bad)
+        self._longest = torch.maximum(self._longest, counted["streak"])
+        self._window += torch.where(skipped > 0, 0.0, torch.stack([loss, norm, torch.ones_like(norm)]))
+        self._steps += 1
+
+    def report(self, processes: Accelerator) -> tuple[dict[str, float], int]:
+        """Return the metrics of the steps since the last report, and the longest streak of skipped steps among them.
+
+        All processes call it together, and it waits for the device. The loss and the gradient norm are means over the
+        steps that were not skipped, NaN where there are none.
+        """
+        loss, norm, good = processes.reduce(self._window).tolist()
+        metrics = {
+            "loss": loss / (good / processes.num_processes) if good else math.nan,
+            "grad_norm": norm / good if good else math.nan,
+            "images_per_second": self._steps * self.batch_size / (time.monotonic() - self._began),
+            "skipped": int(self.counted["skipped"].item()),
+        }
+        if self.with_overflows:
+            metrics["overflows"] = int(self.counted["overflows"].item())
+        longest = int(self._longest.item())
+        self._longest = self.counted["streak"].clone()
+        self._window.zero_()
+        self._steps, self._began = 0, time.monotonic()
+        return metrics, longest
+
+    def state(self) -> dict[str, int]:
+        """Return the counts for a checkpoint; this waits for the device."""
+        return {name: int(number.item()) for name, number in self.counted.items()}
