@@ -48,13 +48,13 @@ def call(function: Callable[..., None], args: Sequence[str], command: str) -> No
         UsageError: one line, for words that cannot be meant; and what `function` raises.
     """
 
+    # Pydantic checks the bounds; without that setting it would take a dataclass for checked, whatever is in its fields.
+    @validate_call(config={"revalidate_instances": "always"})
     @functools.wraps(function)
     def arguments(*positional: Any, **named: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return positional, named
 
-    # Pydantic checks the bounds; without that setting it would take a dataclass for checked, whatever is in its fields.
-    bounded = validate_call(arguments, config={"revalidate_instances": "always"})
-    positional, named = _tyro(bounded, _options(function), args, command)
+    positional, named = _tyro(arguments, _options(function), args, command)
     function(*positional, **named)
 
 
@@ -108,7 +108,8 @@ def _tyro(target: Any, options: Mapping[str, Any], args: Sequence[str], command:
     args = _prepared(args)
 
     def refuse(event: Any) -> None:
-        raise UsageError(f"{_mistake(event, args, options, command)} (see diffunet {command} --help)") from None
+        if message := _mistake(event, args, options, command):
+            raise UsageError(f"{message} (see diffunet {command} --help)") from None
 
     if {"-h", "--help"} & {*args} and shutil.get_terminal_size().columns < 40:
         os.environ["COLUMNS"] = "40"  # in less than 10, tyro never ends laying out its help
@@ -159,8 +160,11 @@ def _choices(hint: Any) -> list[str]:
     return [choice for part in get_args(hint) for choice in _choices(part)]
 
 
-def _mistake(event: Any, args: Sequence[str], options: Mapping[str, Any], command: str) -> str:
-    """Say what is wrong with `args`, of which tyro complains by an `event`: option, value, what is allowed or close."""
+def _mistake(event: Any, args: Sequence[str], options: Mapping[str, Any], command: str) -> str | None:
+    """Return what is wrong with `args`, of which tyro complains by an `event`: option, value, what is allowed or close.
+
+    None stands for an event of a later tyro, which then complains in its own words.
+    """
     names = [name for name in options if name.startswith("--")]
     off = [re.sub(r"^(--(?:\w+\.)?)", r"\1no-", name) for name in names if options[name] is bool]
     for word in args:
@@ -175,12 +179,12 @@ def _mistake(event: Any, args: Sequence[str], options: Mapping[str, Any], comman
         return "; ".join(f"{_name(argument)} is missing ({_help(argument)})" for argument in arguments)
     if hasattr(event, "tokens"):
         return _one_too_many(event.tokens[0], args, options, command)
-    if event.argument is not None:
+    if getattr(event, "argument", None) is not None:
         return _wrong_value(_name(event.argument), options, args)
     cause = sys.exception()
     while cause is not None and not isinstance(cause, ValidationError):
         cause = cause.__context__
-    return event.message if cause is None else _out_of_bounds(cause, options)
+    return getattr(event, "message", None) if cause is None else _out_of_bounds(cause, options)
 
 
 def _name(argument: Any) -> str:
@@ -203,7 +207,7 @@ def _one_too_many(word: str, args: Sequence[str], options: Mapping[str, Any], co
 
 
 def _wrong_value(name: str, options: Mapping[str, Any], args: Sequence[str]) -> str:
-    kind = options[name]
+    kind = options.get(name, str)
     several = tuple in (get_origin(kind), *(get_origin(_bare(part)) for part in get_args(kind)))
     values = _values(args, name)[: None if several else 1]
     if not values:

@@ -74,8 +74,8 @@ def convert(
     model = _read(source, flags, dialect, ema, step)
     if to == "diffunet":
         _export(model, Path(out))
-        what = f"the weights of step {model.step}" if model.step else "the model"
-        tell(f"{what} in {out}. Try: diffunet sample {out} --out samples.png --grid")
+        content = f"the weights of step {model.step}" if model.step else "the model"
+        tell(f"{content} in {out}. Try: diffunet sample {out} --out samples.png --grid")
     elif to == "diffusers":
         from diffunet.interop import diffusers
 

@@ -116,9 +116,9 @@ def masks(
             hole = random_mask(drawn, rows, columns, generator)
             outputs.save(images.from_array(np.where(hole, np.uint8(255), np.uint8(0))[..., None]), target, quiet=True)
             show(i + 1, total)
-    use = "" if like is None else f". Try: diffunet inpaint MODEL {like} --mask {out} --out filled"
+    hint = "" if like is None else f". Try: diffunet inpaint MODEL {like} --mask {out} --out filled"
     written = total - len(unreadable)
-    tell(f"{written} {'mask' if written == 1 else 'masks'} in {out}{use}")
+    tell(f"{written} {'mask' if written == 1 else 'masks'} in {out}{hint}")
     if unreadable:
         raise DataError(
             f"{len(unreadable)} of {total} images have no mask, since they cannot be read: {', '.join(unreadable)}"

@@ -121,8 +121,8 @@ def inpaint(
         if job.sheet is not None:
             outputs.save(sheets.sheet(masked, filled), job.sheet)
     if len(jobs) > 1 or any(path.is_dir() for path in images):
-        filled_images = len(jobs) - len(failed)
-        tell(f"{filled_images} {'image' if filled_images == 1 else 'images'} in {out}")
+        count = len(jobs) - len(failed)
+        tell(f"{count} {'image' if count == 1 else 'images'} in {out}")
     if failed:
         raise DataError(f"{len(failed)} of {len(jobs)} images could not be filled: {', '.join(failed)}")
 
