@@ -1,4 +1,4 @@
-"""The command line: find the command, call it, and turn what a person did wrong into one line and an exit code."""
+"""The command line finds the command, calls it, and turns what went wrong into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from diffunet import variables
 from diffunet.commands import arguments, convert, demo, evaluate, folders, info, inpaint, sample, train
@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
 
 
 class _Lines(logging.Handler):
-    """Every record is a line on standard error."""
+    """A log handler which prints every record as a line on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(record.getMessage())
@@ -51,7 +51,7 @@ def _usage() -> str:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """The `diffunet` command; always exits."""
+    """Run the `diffunet` command and exit."""
     variables.wait_asleep()
     _streams()
     with _signals():
@@ -65,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _outcome(args: list[str]) -> int:
-    """Run a command; its exit code, after a line about what went wrong."""
+    """Run a command and return its exit code, after a line about what went wrong."""
     try:
         try:
             _run(args)
@@ -82,7 +82,7 @@ def _outcome(args: list[str]) -> int:
             raise
         say("diffunet: out of memory")
         return ResourceError.exit_code
-    except BrokenPipeError:  # a result, to one who has read enough
+    except BrokenPipeError:  # nobody reads the results any more
         silence(sys.stdout)
     return 0
 
@@ -101,7 +101,7 @@ def _run(args: list[str]) -> None:
         close = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(COMMANDS)}"
         raise UsageError(f"there is no command {name!r}{hint}")
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that they do not name; we say what cannot be used
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # they do not name the file; our own errors do
     logger = logging.getLogger("diffunet")
     logger.handlers = [_Lines()]
     logger.setLevel(logging.INFO if main_process() else logging.ERROR)
@@ -113,8 +113,8 @@ def _run(args: list[str]) -> None:
 
 
 def _streams() -> None:
-    """Somewhere to write where there is nothing (`>&-`), and escapes for what a terminal has no signs for."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in this order each gets its own number
+    """Open the null device for streams that are closed (`>&-`), and escape what the encoding has no characters for."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in this order each gets its own descriptor
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -123,22 +123,23 @@ def _streams() -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a command in good order: half-written files go, the cursor comes back. A second one ends
-    it at once. What is ignored stays so, and only in the main thread can a program listen."""
+    """Let Ctrl-C and SIGTERM end a command in good order: half-written files are deleted, the cursor comes back. A
+    second one ends it at once. A signal that is ignored stays so; only the main thread can handle signals.
+    """
 
     def listen(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
         raise KeyboardInterrupt(number)
 
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-        before = {number: was for number, was in usual.items() if signal.getsignal(number) is was}
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    if threading.current_thread() is not threading.main_thread():
+        usual = {}
+    before = {number: handler for number, handler in usual.items() if signal.getsignal(number) is handler}
     for number in before:
         signal.signal(number, listen)
     try:
         yield
     finally:
-        for number, was in before.items():
-            if signal.getsignal(number) is listen:  # else one came, and the process is about to end
-                signal.signal(number, was)
+        for number, handler in before.items():
+            if signal.getsignal(number) is listen:  # else a signal came, and the process is about to end
+                signal.signal(number, handler)

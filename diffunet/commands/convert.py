@@ -1,4 +1,4 @@
-"""The command that writes a model in another form, and reads models of other projects."""
+"""`diffunet convert` writes a model in another form, and reads models of other projects."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from diffunet.commands import outputs
+from diffunet.commands.options import Finite, Number
 from diffunet.commands.progress import progress, tell
-from diffunet.commands.values import Finite, Number
 from diffunet.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ def convert(
     model = _read(source, flags, dialect, ema, step)
     if to == "diffunet":
         _export(model, Path(out))
-        what = f"the weights of step {model.step}" if model.step else "the model"
-        tell(f"{what} in {out}. Try: diffunet sample {out} --out samples.png --grid")
+        content = f"the weights of step {model.step}" if model.step else "the model"
+        tell(f"{content} in {out}. Try: diffunet sample {out} --out samples.png --grid")
     elif to == "diffusers":
         from diffunet.interop import diffusers
 
@@ -91,7 +91,7 @@ def convert(
 
 
 def _refuse_other_form(out: Path, to: str) -> None:
-    """What is there of another form would stay beside the model, and be taken for it."""
+    """Refuse a folder that holds a model of another form, whose files would stay there and be taken for the new one."""
     from diffunet import storage
     from diffunet.interop import diffusers
 
@@ -104,7 +104,7 @@ def _refuse_other_form(out: Path, to: str) -> None:
 
 
 def _read(source: str, flags: str | None, dialect: Dialect | None, ema: float | None, step: int | None) -> Model:
-    """SOURCE as a model; where an average is asked for, with that."""
+    """Return SOURCE as a model; with `ema`, with that average of its weights."""
     from diffunet import build, storage
     from diffunet.interop import guided_diffusion, models
     from diffunet.training import snapshots
@@ -124,8 +124,8 @@ def _read(source: str, flags: str | None, dialect: Dialect | None, ema: float | 
     if ema is None:
         return models.read_model(source)
     with progress("averaging") as show:
-        config, weights, at = snapshots.put_together(Path(source), ema, step, show)
-    return storage.with_weights(config, build.net(config), weights, Path(source), at)
+        config, weights, reached = snapshots.put_together(Path(source), ema, step, show)
+    return storage.with_weights(config, build.net(config), weights, Path(source), reached)
 
 
 def _export(model: Model, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""`diffunet demo`: the whole job on built-in data."""
+"""`diffunet demo` does the whole job on built-in data; demo_run.py does the work, since it needs torch."""
 
 from __future__ import annotations
 

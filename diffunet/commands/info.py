@@ -1,4 +1,4 @@
-"""`diffunet info`: what a net is made of and what it costs."""
+"""`diffunet info` shows a net and what it costs; net_summary.py does the work, since it needs torch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from diffunet.commands.options import Size
 from diffunet.commands.progress import tell
-from diffunet.commands.values import Size
 
 
 def info(

@@ -1,4 +1,4 @@
-"""`diffunet inpaint`: the masked part of images, filled in."""
+"""`diffunet inpaint` fills in the masked part of images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from pydantic import Field
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from diffunet.commands import outputs
-from diffunet.commands.outputs import Precision
-from diffunet.commands.progress import say, tell
-from diffunet.commands.values import Finite, Model, Number, Seed, Steps, Threads
+from diffunet.commands import loading, outputs, sheets
+from diffunet.commands.options import Computing, Finite, Model, Number, Seed, Steps
+from diffunet.commands.progress import progress, say, tell
 from diffunet.errors import DataError, UsageError
 from diffunet.names import InpaintFitName, MethodChoice
 
@@ -24,6 +23,7 @@ def inpaint(
     model: Model,
     images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE")],
     /,
+    *,
     out: Path,
     mask: Path | None = None,
     box: str | None = None,
@@ -42,10 +42,7 @@ def inpaint(
     feather: Annotated[int, Field(ge=0, le=10_000)] = 0,
     lossy_ok: bool = False,
     max_pixels: Annotated[int, Field(ge=1, le=10**12)] = 200_000_000,
-    device: str | None = None,
-    precision: Precision = "auto",
-    compile: bool = False,
-    threads: Threads | None = None,
+    computing: OmitArgPrefixes[Computing],
     overwrite: bool = False,
 ) -> None:
     """Fill in the masked part of images; every pixel outside the mask comes back as it was.
@@ -77,19 +74,14 @@ def inpaint(
         feather: Blend old and new over so many pixels inside the edge of the hole.
         lossy_ok: Allow an output such as .jpg, which changes known pixels.
         max_pixels: Larger images are refused, before they are decoded.
-        device: cuda, cuda:1, mps, cpu; the best there is if not given.
-        precision: Of the net's convolutions and products; auto is bf16 where the device has it, else fp16 on a GPU,
-            else fp32.
-        compile: Compile the net first, which takes a minute or more and makes what follows faster; for many images.
-        threads: Threads of the CPU to compute with; all cores if not given.
         overwrite: Replace what exists.
     """
     if not images:
         raise UsageError("IMAGE is missing (images of any size; see diffunet inpaint --help)")
     if box is not None and mask is not None:
         raise UsageError("--box and --mask both say what to fill; take one")
-    for option, given in (("--soft-mask", soft_mask), ("--resize-mask", resize_mask)):
-        if given and mask is None:
+    for option, is_set in (("--soft-mask", soft_mask), ("--resize-mask", resize_mask)):
+        if is_set and mask is None:
             raise UsageError(f"{option} is about a mask, and there is no --mask")
     if invert_mask and mask is None and box is None:
         raise UsageError("--invert-mask goes with --mask or --box, and there is neither")
@@ -101,14 +93,14 @@ def inpaint(
         raise UsageError(f"--out {out} is lossy: known pixels would change. Take .png, or say --lossy-ok")
     corners = None if box is None else _corners(box)
     jobs = _jobs(images, mask, out, num, overwrite)
-    pipe = outputs.load(model, device, precision, threads=threads, compile=compile)
+    pipe = loading.load(model, computing)
 
     from diffunet.inpainting import part
 
-    bad: list[str] = []
+    failed: list[str] = []
     for job in jobs:
         path = job.image
-        try:  # what is wrong with one image shows here; what is wrong with the options, in the pipeline
+        try:  # errors of one image are raised here; those of the options, by the pipeline
             masked = part.read(
                 path, job.mask, box=corners, invert=invert_mask, soft=soft_mask, feather=feather,
                 resize_mask=resize_mask, max_pixels=max_pixels,
@@ -118,25 +110,26 @@ def inpaint(
             if len(jobs) == 1:
                 raise
             say(str(error))
-            bad.append(str(path))
+            failed.append(str(path))
             continue
-        with outputs.watching(f"filling {path.name}") as on_step:
+        with progress(f"filling {path.name}") as show:
             filled = pipe.inpaint(
                 masked, num=num, seed=seed, method=method, fit=fit, steps=steps, jump_length=jump_length,
-                jump_n_sample=jump_n_sample, label=label, guidance=guidance, on_step=on_step,
+                jump_n_sample=jump_n_sample, label=label, guidance=guidance, on_step=lambda p: show(p.step, p.steps),
             )  # fmt: skip
         for picture, target in zip(filled, job.targets, strict=True):
             outputs.save(picture, target)
         if job.sheet is not None:
-            outputs.save(outputs.sheet(masked, filled), job.sheet)
+            outputs.save(sheets.sheet(masked, filled), job.sheet)
     if len(jobs) > 1 or any(path.is_dir() for path in images):
-        tell(f"{(done := len(jobs) - len(bad))} {'image' if done == 1 else 'images'} in {out}")
-    if bad:
-        raise DataError(f"{len(bad)} of {len(jobs)} images could not be filled: {', '.join(bad)}")
+        count = len(jobs) - len(failed)
+        tell(f"{count} {'image' if count == 1 else 'images'} in {out}")
+    if failed:
+        raise DataError(f"{len(failed)} of {len(jobs)} images could not be filled: {', '.join(failed)}")
 
 
 class _Job(NamedTuple):
-    """An image, its mask, if any, and the files to write: of each filling, and of all of them."""
+    """An image, its mask, if any, and the files to write: one for each filling, and a sheet of all of them."""
 
     image: Path
     mask: Path | None
@@ -145,15 +138,20 @@ class _Job(NamedTuple):
 
 
 def _jobs(images: Sequence[Path], mask: Path | None, out: Path, num: int, overwrite: bool) -> list[_Job]:
-    """What is to be done, once it is clear that every image has a mask and every file can be written."""
+    """Return what is to be done, once it is clear that every image has a mask and every file can be written.
+
+    Raises:
+        DataError: an image without a mask.
+        UsageError: files that exist, clash, cannot be written or cannot hold their image.
+    """
     from diffunet.inpainting.pairs import pairs
 
     outputs.claim(out, file=bool(out.suffix), overwrite=overwrite or not out.suffix)
-    found = pairs(images, mask)
-    if out.suffix and len(found) * num > 1:
-        raise UsageError(f"--out {out} is one file for {len(found) * num} pictures: give a folder")
+    masked = pairs(images, mask)
+    if out.suffix and len(masked) * num > 1:
+        raise UsageError(f"--out {out} is one file for {len(masked) * num} pictures: give a folder")
     jobs = []
-    for pair in found:
+    for pair in masked:
         held_by = outputs.held_by(pair.image)
         if out.suffix:
             if held_by and out.suffix.lower() not in held_by:
@@ -177,7 +175,7 @@ def _jobs(images: Sequence[Path], mask: Path | None, out: Path, num: int, overwr
 
 
 def _corners(box: str) -> tuple[int, int, int, int]:
-    """What --box says: x0, y0, x1, y1."""
+    """Return x0, y0, x1, y1 of --box, in pixels. Raises UsageError for anything else, and for an empty box."""
     if re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9}){3}", box) is None:
         raise UsageError(f"--box takes four whole numbers x0,y0,x1,y1, such as 40,30,120,90, not {box!r}")
     x0, y0, x1, y1 = map(int, box.split(","))

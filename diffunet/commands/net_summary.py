@@ -1,4 +1,4 @@
-"""What a model costs, in words: for `diffunet info`."""
+"""What a net is made of and what it costs, in words: the work of `diffunet info`."""
 
 from __future__ import annotations
 
@@ -23,70 +23,73 @@ WORTH_MEASURING = 150 * 10**9
 
 
 def describe(model: str, image_size: int | None = None, device_name: str | None = None) -> Iterator[str]:
-    """Lines about a model or preset: shapes, parameters, MACs, memory, and a short measurement of time.
+    """Yield lines about a model or preset: shapes, parameters, MACs, memory, and a short measurement of time.
 
     Raises:
         UsageError: neither a model nor a preset.
         CheckpointError: a model that cannot be read.
     """
     how = compute.choose(device_name)
-    if model in preset_names():
-        config = preset(model)
-        if image_size is not None:
-            config = config.changed("data", image_size=image_size)
-        config = defaults.architecture(config, how.device)
-    else:
-        try:
-            found = Path(model).exists()
-        except OSError as error:
-            raise CheckpointError(f"{model} cannot be read: {error.strerror}") from None
-        if not found and not hub.is_name(model):
-            close = difflib.get_close_matches(model, preset_names(), n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise UsageError(f"{model} is neither a model nor a preset; {hint}presets: {', '.join(preset_names())}")
-        config = models.read_config(model)
-    size = image_size or config.data.image_size
-    yield f"{model}: {size}x{size}, {config.data.channels} channels" + (
-        f", {len(config.data.class_names)} classes" if config.data.class_names else ""
+    config = _config(model, image_size, how)
+    data, diffusion, size = config.data, config.diffusion, config.data.image_size
+    classes = f", {len(data.class_names)} classes" if data.class_names else ""
+    yield f"{model}: {size}x{size}, {data.channels} channels{classes}"
+    if diffusion.task == "inpaint":
+        yield f"learned to inpaint, with random masks ({data.masks}), and generates too"
+    yield (
+        f"predicts {diffusion.target} on the {diffusion.schedule} schedule; "
+        f"samples by {diffusion.sample_steps} steps of {diffusion.sampler}"
     )
-    d = config.diffusion
-    if d.task == "inpaint":
-        yield f"learned to inpaint, with random masks ({config.data.masks}), and generates too"
-    yield f"predicts {d.target} on the {d.schedule} schedule; samples by {d.sample_steps} steps of {d.sampler}"
-    price = memory.price(config.changed("data", image_size=size))
+    price = memory.price(config)
     yield ""
     yield f"{'part':<14}{'output':>18}{'parameters':>14}{'MACs':>14}"
-    yield f"{'image':<14}{_shape((config.data.channels, size, size)):>18}"
+    yield f"{'image':<14}{_shape((data.channels, size, size)):>18}"
     for row in price.rows:
         yield f"{row.name:<14}{_shape(row.shape):>18}{row.parameters:>14,}{row.macs / 1e6:>13,.1f}M"
     yield f"{'all':<14}{'':>18}{price.parameters:>14,}{price.macs / 1e6:>13,.1f}M"
     yield ""
-    config = config.changed("data", image_size=size)
 
     def needed(batch: int) -> int:
         return memory.training_bytes(config, how, batch)
 
-    yield f"memory to train in {how.precision}: {_gib(needed(1))} at 1 image a pass, " + ", ".join(
-        f"{_gib(needed(batch))} at {batch}" for batch in (16, 64)
-    )
+    one, few, many = (f"{needed(batch) / 2**30:.1f} GiB" for batch in (1, 16, 64))
+    yield f"memory to train in {how.precision}: {one} at 1 image a pass, {few} at 16, {many} at 64"
     yield f"weights on disk: {price.parameters * 4 / 2**20:.0f} MiB"
     yield ""
     most = max(1, min(8, WORTH_MEASURING // max(1, price.macs)))
     batch = how.fits(needed, most=most, free=how.free_memory() // 2)
     if batch:
-        yield from _time(config, size, how, batch)
+        yield from _time(config, how, batch)
     else:
         yield f"time not measured: {compute.describe(how.device)} has too little free memory for it"
 
 
-def _time(config: Config, size: int, how: Compute, batch: int) -> Iterator[str]:
-    """A few passes of `batch` images through a net with random weights."""
+def _config(model: str, image_size: int | None, how: Compute) -> Config:
+    """Return the config of a model or preset, everything resolved, at `image_size` if that is given."""
+    resize = {} if image_size is None else {"image_size": image_size}
+    if model in preset_names():
+        return defaults.architecture(preset(model).changed("data", **resize), how.device)
+    try:
+        exists = Path(model).exists()
+    except OSError as error:
+        raise CheckpointError(f"{model} cannot be read: {error.strerror}") from None
+    if not exists and not hub.is_name(model):
+        close = difflib.get_close_matches(model, preset_names(), n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(f"{model} is neither a model nor a preset; {hint}presets: {', '.join(preset_names())}")
+    return models.read_config(model).changed("data", **resize)
+
+
+def _time(config: Config, how: Compute, batch: int) -> Iterator[str]:
+    """Yield how long training and sampling take, by a few passes of `batch` images through a net of random weights."""
+    size, diffusion = config.data.image_size, config.diffusion
     net = build.net(config)
     how.prepare(net)
     x = torch.zeros(batch, net.in_channels, size, size, device=how.device)
     c_noise = torch.zeros(batch, device=how.device)
 
-    def passes(learn: bool) -> float:
+    def rate(learn: bool) -> float:
+        """Return the images a second."""
         seconds = []
         for _ in range(4):
             began = time.perf_counter()
@@ -96,22 +99,17 @@ def _time(config: Config, size: int, how: Compute, batch: int) -> Iterator[str]:
                 out.float().square().mean().backward()
             how.synchronize()
             seconds.append(time.perf_counter() - began)
-        return median(seconds[1:])  # the first pass prepares things
+        return batch / median(seconds[1:])  # the first pass prepares things
 
     with how.kernels():
-        learn = passes(True)
+        training = rate(learn=True)
         how.prepare(net, frozen=True)
-        use = passes(False)
-    d = config.diffusion
-    calls = build.calls(d.sampler, d.sample_steps)
+        sampling = rate(learn=False)
+    calls = build.calls(diffusion.sampler, diffusion.sample_steps)
     yield f"measured on {compute.describe(how.device)} in {how.precision} ({how.why}), {batch} images a pass:"
-    yield f"  training: {batch / learn:.1f} images a second; 1,000 steps of 64: {duration(64_000 * learn / batch)}"
-    yield f"  sampling: 16 images by {calls} calls of the net take {duration(16 * calls * use / batch)}"
+    yield f"  training: {training:.1f} images a second; 1,000 steps of 64: {duration(64_000 / training)}"
+    yield f"  sampling: 16 images by {calls} calls of the net take {duration(16 * calls / sampling)}"
 
 
 def _shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"

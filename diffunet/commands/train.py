@@ -1,4 +1,4 @@
-"""`diffunet train`: a model trained on a folder of images."""
+"""`diffunet train` trains a model on a folder of images."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ from diffunet.commands import arguments
 from diffunet.commands.progress import main_process, progress, tell
 from diffunet.config import Config, DataConfig, DiffusionConfig, ModelConfig, TrainConfig
 from diffunet.names import TaskName
+
+SHORT = {
+    "task": "diffusion", "image_size": "data", "classes": "data", "steps": "train", "batch_size": "train",
+    "seed": "train", "threads": "train",
+}  # fmt: skip
+"""Options that are short for those of a section of the config."""
 
 
 @dataclass
@@ -72,16 +78,9 @@ def train(args: Sequence[str]) -> None:
         Train(missing, missing, **{name: getattr(default, name) for name in Config.model_fields}),
     )  # fmt: skip
     config = Config(model=chosen.model, diffusion=chosen.diffusion, data=chosen.data, train=chosen.train)
-    for section, name, value in (
-        ("diffusion", "task", chosen.task),
-        ("data", "image_size", chosen.image_size),
-        ("data", "classes", chosen.classes or None),
-        ("train", "steps", chosen.steps),
-        ("train", "batch_size", chosen.batch_size),
-        ("train", "seed", chosen.seed),
-        ("train", "threads", chosen.threads),
-    ):
-        if value is not None:
+    for name, section in SHORT.items():
+        value = getattr(chosen, name)
+        if value is not None and value is not False:  # without --classes the config decides
             config = config.changed(section, **{name: value})
 
     if config.train.deterministic:
