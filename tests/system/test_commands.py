@@ -523,7 +523,7 @@ def test_a_disk_that_fills_up(command, trained, tmp_path, capsys):
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-from diffunet.cli import main
+from diffunet.commands.cli import main
 main(sys.argv[1:])
 """
 

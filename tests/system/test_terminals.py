@@ -339,7 +339,7 @@ def test_a_signal_ends_sampling_without_half_a_picture(run, tmp_path, number, co
 
 STUCK = """
 import sys, time
-from diffunet import cli
+from diffunet.commands import cli
 def stuck():
     "Help."
     try:
