@@ -169,7 +169,7 @@ def train(*_, **__):
 loop = types.ModuleType("diffunet.training.loop")
 loop.train, loop.TrainProgress = train, None
 sys.modules["diffunet.training.loop"] = loop
-from diffunet.cli import main
+from diffunet.commands.cli import main
 try:
     main(["train", "photos", "--out", "run", {options}])
 finally:

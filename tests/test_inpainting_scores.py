@@ -30,6 +30,8 @@ sys.path.insert(0, str(SCRIPTS))
 import benchmark_inpainting  # noqa: E402
 from benchmark_inpainting import AsUnet, counted, method  # noqa: E402
 
+pytestmark = pytest.mark.seconds  # it trains nets, and nets that judge
+
 
 @pytest.fixture(scope="module")
 def holding_out(folder, tmp_path_factory):

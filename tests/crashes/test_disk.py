@@ -120,9 +120,9 @@ def config_path(tmp_path):
 def complaint(reply):
     """The one line that a command ended with."""
     assert (reply.signal, reply.code) == (0, 6), reply
-    lines = reply.said.strip().splitlines()
-    assert [line.startswith("diffunet: ") for line in lines] == [False] * (len(lines) - 1) + [True], reply.said
-    assert "Traceback" not in reply.said
+    lines = reply.output.strip().splitlines()
+    assert [line.startswith("diffunet: ") for line in lines] == [False] * (len(lines) - 1) + [True], reply.output
+    assert "Traceback" not in reply.output
     return lines[-1]
 
 

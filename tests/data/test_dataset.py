@@ -282,6 +282,7 @@ print(data.index_hash, sum(int(data.images[n].sum()) for n in range(len(data.ima
 """
 
 
+@pytest.mark.seconds
 def test_two_processes_build_one_cache(root: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", BUILD, str(root), str(tmp_path / "cache")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -354,6 +355,7 @@ def fill(root: Path, cache: Path, limit: int) -> str:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
 @pytest.mark.parametrize("limit", [30_000, pytest.param(200_000, marks=pytest.mark.slow)])
+@pytest.mark.seconds
 def test_no_room_for_the_cache(root: Path, limit: int) -> None:
     for n in range(20 if limit > 100_000 else 0):
         shutil.copy(root / "a" / "4.png", root / f"{n}.png")
@@ -365,6 +367,7 @@ def test_no_room_for_the_cache(root: Path, limit: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+@pytest.mark.seconds
 def test_no_room_for_a_rebuild_leaves_the_old_cache(root: Path) -> None:
     old = opened(root, image_size=64)
     before = sorted(path.name for path in folder_of(root).iterdir())
@@ -375,6 +378,7 @@ def test_no_room_for_a_rebuild_leaves_the_old_cache(root: Path) -> None:
     assert same(opened(root, image_size=64), old)
 
 
+@pytest.mark.seconds
 def test_a_full_disk(root: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
@@ -391,6 +395,7 @@ def test_a_full_disk(root: Path, tmp_path: Path) -> None:
     assert left == ["lock"]
 
 
+@pytest.mark.seconds
 def test_the_data_may_go_while_the_cache_is_used(root: Path) -> None:
     data = opened(root)
     fresh = opened(root, cache="off")
@@ -436,6 +441,7 @@ def test_files_that_come_go_and_change_between_looking_and_reading(root: Path, c
     assert same(opened(root, **options), opened(root, cache="off"))
 
 
+@pytest.mark.seconds
 def test_memory_is_bounded_by_the_number_of_files(tmp_path: Path) -> None:
     """Second openings, from the cache, of 500 and of 3,000 files: what an image more costs."""
     Image.new("RGB", (8, 8)).save(tmp_path / "one.png")

@@ -234,6 +234,7 @@ for name in ("locked", "locked/deeper"):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="rights are other things there")
+@pytest.mark.seconds
 def test_what_may_not_be_read() -> None:
     with tempfile.TemporaryDirectory() as temporary:  # not pytest's folder, which a stranger may not enter
         root = Path(temporary)
@@ -311,6 +312,7 @@ print(json.dumps({
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names are text there")
+@pytest.mark.seconds
 def test_names_are_the_same_in_every_locale(tmp_path: Path) -> None:
     root = tmp_path / "Ordner mit ümlaut"
     names = ["grün/日本語.png", "grün/a.png", "blå/🎈 two\nlines.png", "blå/ü.png", "plain/z.png"]

@@ -189,6 +189,7 @@ def test_a_newer_version_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+@pytest.mark.seconds
 def test_a_full_disk_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "index.txt"
     write_index(path, some(["old.png"]))

@@ -161,6 +161,7 @@ def test_each_level_tells_its_net_the_label_and_a_trained_one_what_is_known(meth
         assert torch.allclose(concat, expected.expand(len(BATCH), -1, -1, -1), atol=1e-6)
 
 
+@pytest.mark.seconds
 def test_what_no_window_sees_is_known_and_has_no_slope(pipe):
     """Whatever x is there: else mmps goes by what a few far pixels would have to change."""
     pixels, hole = noise(24, 40, 3), framed(24, 40)
@@ -239,6 +240,7 @@ def test_equal_holes_get_different_fillings_and_the_same_again(pipe, fit):
     assert np.array_equal(first, fillings(3))
 
 
+@pytest.mark.seconds
 def test_inference_mode_of_the_caller_changes_nothing(run):
     """mmps takes gradients, of a model that was loaded inside as of one that was loaded outside."""
     pixels, hole = Image.fromarray(noise(20, 24, 3)), framed(20, 24)

@@ -68,6 +68,7 @@ def peak(net, size):
     return max(footprint(net, size, size, torch.float32, "cpu", learn=True).per_image)
 
 
+@pytest.mark.seconds
 def test_checkpointing_changes_memory_and_nothing_else(device):
     plain, thrifty = awake(tiny()), tiny(checkpointing=True)
     thrifty.load_state_dict(plain.state_dict())
@@ -185,6 +186,7 @@ def test_memory_of_a_layer_known_by_hand():
     assert learned.parameters == 16
 
 
+@pytest.mark.seconds
 def test_memory_is_counted_in_the_types_of_autocast():
     at = {
         (precision, device): footprint(tiny(), 32, 32, precision, device, learn=True).per_image

@@ -71,6 +71,7 @@ def filled(main, weaker, **options):
         ("generate", "generate", "mmps"),
     ],
 )
+@pytest.mark.seconds
 def test_a_weaker_model_sees_windows_and_what_is_known_where_it_was_trained_to(task, of_weaker, method, fit, told):
     calls, watch = told
     main, weaker = watch("main", untrained(task)), watch("weaker", untrained(of_weaker))

@@ -17,7 +17,7 @@ from diffunet.training.loop import train
 LIMITED = """
 import resource, sys
 import torch, torch.utils.flop_counter, diffunet.training.loop
-from diffunet.cli import main
+from diffunet.commands.cli import main
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 limit = used + int(sys.argv[1]) * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

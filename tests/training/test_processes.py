@@ -239,7 +239,7 @@ def test_two_machines_train_what_one_does_and_stop_together(folder, tmp_path):
 BEFORE = """
 import sys, torch.distributed as dist
 from diffunet import build
-from diffunet.cli import main
+from diffunet.commands.cli import main
 
 dataset = build.dataset
 
@@ -264,7 +264,7 @@ def test_images_are_decoded_before_the_process_group_exists(folder, tmp_path):
 
 DIFFERENT = """
 import os, sys
-from diffunet.cli import main
+from diffunet.commands.cli import main
 main(["train", sys.argv[1 + int(os.environ["RANK"])], *sys.argv[3:]])
 """
 

@@ -71,7 +71,7 @@ def test_under_nohup_a_closed_terminal_does_not_matter(folder, tmp_path):
 ASLEEP = """
 import sys, time
 from diffunet import build
-from diffunet.cli import main
+from diffunet.commands.cli import main
 build.{name} = lambda *_, **__: (print("asleep", flush=True), time.sleep(600))
 main(sys.argv[1:])
 """
@@ -193,7 +193,7 @@ def test_a_stop_does_not_wait_for_previews_and_validation(folder, tmp_path, what
 import sys, time
 from diffunet.diffusion import samplers
 from diffunet.training import loop
-from diffunet.cli import main
+from diffunet.commands.cli import main
 
 def slow(*arguments, function=samplers.sample):
     for result in function(*arguments):
