@@ -133,8 +133,7 @@ class Denoiser(nn.Module):
 
     Args:
         net: called as `net(c_in * x [B C H W], c_noise [B], label, augment)`, it returns C channels, or 2 C with
-            `learned_variance`. It has a `null_label`, the label for "no class", where it has labels, and an
-            `uncertainty(log_snr [B]) -> logvar [B]` where it learns that.
+            `learned_variance`. It has an `uncertainty(log_snr [B]) -> logvar [B]` where it learns that.
         target: what the net predicts.
         schedule: gives the net its `c_noise`.
         learned_variance: the second half of the net's channels is `Denoised.var`, scaled to -1 ... 1 (Nichol & Dhariwal
@@ -216,8 +215,6 @@ def condition(known: Tensor, keep: Tensor) -> Tensor:
 
 class Conditional(Protocol):
     """A `Denoiser`, or an object that is called like one, such as `tiling.Tiled`."""
-
-    net: nn.Module
 
     def __call__(self, x: Tensor, sigma: Tensor, label: Condition = None, concat: Condition = None) -> Denoised: ...
 

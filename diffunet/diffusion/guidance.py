@@ -31,9 +31,9 @@ class Pair:
 class WithAndWithoutLabel(Pair):
     """One net with its labels and with the null label, in a single forward pass of 2 B images (Ho & Salimans 2022)."""
 
-    def __init__(self, denoiser: Conditional, label: Tensor, concat: Tensor | None = None) -> None:
+    def __init__(self, denoiser: Conditional, label: Tensor, null_label: int, concat: Tensor | None = None) -> None:
         self.main = bind(denoiser, label, concat)
-        null = torch.full_like(label, int(denoiser.net.null_label))  # type: ignore[arg-type]
+        null = torch.full_like(label, null_label)
         self.both = bind(denoiser, torch.cat([label, null]), None if concat is None else torch.cat([concat, concat]))
 
     def __call__(self, x: Tensor, sigma: Tensor) -> tuple[Denoised, Denoised]:

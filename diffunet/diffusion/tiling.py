@@ -43,7 +43,6 @@ class Tiled:
     ) -> None:
         self.denoiser = denoiser
         self.at_once = at_once
-        self.net = denoiser.net
         self.size = size
         self.windows = windows(wanted, size, stride)
         ramp = torch.arange(size, device=wanted.device, dtype=torch.float32).add(0.5).div(size).mul(math.pi).sin() ** 2

@@ -141,6 +141,8 @@ def denoising(model: Model, guidance: float | Guidance, config: Config) -> Calla
     elif g.scale != 1 and not model.config.diffusion.label_dropout:
         raise UsageError(f"guidance {g.scale:g} needs a model trained with label dropout; this one has none")
 
+    null_label = len(model.config.data.class_names)
+
     def denoise_for(
         label: Tensor | None = None,
         concat: Tensor | None = None,
@@ -154,7 +156,7 @@ def denoising(model: Model, guidance: float | Guidance, config: Config) -> Calla
             pair = Pair(denoise, bind(worse if wrap is None else wrap(worse), label, told))
             denoise = guided(pair, g.scale, g.interval, g.rescale)
         elif label is not None:
-            denoise = guided(WithAndWithoutLabel(ours, label, concat), g.scale, g.interval, g.rescale)
+            denoise = guided(WithAndWithoutLabel(ours, label, null_label, concat), g.scale, g.interval, g.rescale)
         kind = config.diffusion.threshold
         return denoise if kind == "none" else threshold(denoise, kind)
 

@@ -19,9 +19,9 @@ TARGETS = {"epsilon": Epsilon(), "x0": X0(), "v": V(), "flow": Flow(), "edm": ED
 FIRST_ORDER = ("ddpm", "ddpm-large", "ddpm-learned", "euler")
 GUIDANCE = {
     "none": lambda strong, weak, label: bind(strong, label),
-    "classifier-free": lambda strong, weak, label: guided(WithAndWithoutLabel(strong, label), 2.0),
+    "classifier-free": lambda strong, weak, label: guided(WithAndWithoutLabel(strong, label, Net.null_label), 2.0),
     "interval and rescale": lambda strong, weak, label: guided(
-        WithAndWithoutLabel(strong, label), 3.0, interval=(0.5, 5.0), rescale=0.7
+        WithAndWithoutLabel(strong, label, Net.null_label), 3.0, interval=(0.5, 5.0), rescale=0.7
     ),
     "autoguidance": lambda strong, weak, label: guided(Pair(bind(strong, label), bind(weak, label)), 2.0),
 }
