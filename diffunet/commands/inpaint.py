@@ -109,7 +109,7 @@ def inpaint(
         path = job.image
         try:  # what is wrong with one image shows here; what is wrong with the options, in the pipeline
             masked = part.read(
-                path, job.mask, box=corners, invert=invert_mask, soft=soft_mask, feather=feather,
+                path, job.mask, box=corners, invert_mask=invert_mask, soft_mask=soft_mask, feather=feather,
                 resize_mask=resize_mask, max_pixels=max_pixels,
             )  # fmt: skip
             part.parts(masked, pipe.image_size, fit)

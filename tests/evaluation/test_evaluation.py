@@ -93,6 +93,8 @@ def test_evaluating_a_model(run, folder, tmp_path, caplog):
     assert report.excess == report.distance - report.floor
     assert 0 <= report.agreement <= 1
     assert any("feature distance" in line for line in report.lines())
+    with pytest.raises(TypeError, match=r"evaluate\(\) got an unexpected keyword argument 'labels'"):
+        evaluate(diffunet.load(run), folder, labels=["disc"])
     (tmp_path / "few").mkdir()
     for path in list((folder / "disc").iterdir())[:9]:
         (tmp_path / "few" / path.name).write_bytes(path.read_bytes())
