@@ -218,7 +218,7 @@ def method(text: str, pipe: Pipeline, trained: Pipeline, seed: int, batch_size: 
     else:
         chosen = {option: options.pop(option) for option in ("sampler", "ladder") if option in options}
         config, schedule = build.sampling(source.config, **chosen), source.denoiser.schedule
-        way = methods.choose(config, schedule, name, **numbers("steps", "jump_length", "jump_n_sample"))
+        way = methods.choose(config, schedule, methods.Choice(name, **numbers("steps", "jump_length", "jump_n_sample")))
         if name == "mmps" and "iterations" in options:
             way = with_iterations(way, build.step(config), **numbers("iterations"))
         filler = partial(ours, source, way, seed, batch_size)

@@ -63,7 +63,7 @@ def test_every_sampler(sampler):
 def test_every_way_to_fill_in(method):
     _, denoiser, config = learner()
     denoiser.eval().requires_grad_(False)
-    way = methods.choose(config, denoiser.schedule, method, steps=3)
+    way = methods.choose(config, denoiser.schedule, methods.Choice(method, steps=3))
     keep, known = torch.arange(8) < 4, torch.zeros(2, 3, 8, 8)
     x = way.ladder[0].float() * torch.randn(2, 3, 8, 8)
     with Apple():

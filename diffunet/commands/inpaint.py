@@ -102,7 +102,7 @@ def inpaint(
         path = job.image
         try:  # errors of one image are raised here; those of the options, by the pipeline
             masked = part.read(
-                path, job.mask, box=corners, invert=invert_mask, soft=soft_mask, feather=feather,
+                path, job.mask, box=corners, invert_mask=invert_mask, soft_mask=soft_mask, feather=feather,
                 resize_mask=resize_mask, max_pixels=max_pixels,
             )  # fmt: skip
             part.parts(masked, pipe.image_size, fit)

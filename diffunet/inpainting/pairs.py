@@ -1,4 +1,4 @@
-"""Which mask goes with which image, by their names."""
+"""Finding the mask that goes with each image, by their names."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from diffunet.errors import DataError
 log = logging.getLogger(__name__)
 
 NAMED = 3
-"""How many of the files that have a problem are named."""
+"""How many files with a problem a message names."""
 
 
 class Pair(NamedTuple):
-    """An image, its mask, if any, and its `name`: the path in its folder without the suffix, as "holiday/beach"."""
+    """An image, its mask, if any, and its name: the path in its folder without the suffix, such as "holiday/beach"."""
 
     image: Path
     mask: Path | None
@@ -27,15 +27,15 @@ class Pair(NamedTuple):
 
 
 def pairs(images: Sequence[Path], mask: Path | None) -> list[Pair]:
-    """Images, each with its mask.
+    """Find the mask of each image. Masks that no image has are logged.
 
     Args:
         images: files, and folders, of which all images are taken, those of their subfolders too, as of a data folder.
-        mask: one for all of them; or a folder, in which the mask of holiday/beach.jpg is holiday/beach with any suffix
-            of an image. Masks that no image has are logged.
+        mask: one mask for all images; or a folder, in which the mask of holiday/beach.jpg is holiday/beach with the
+            suffix of any image format; or None.
 
     Raises:
-        DataError: a file or folder that is not there, a folder without images, images without a mask or with several.
+        DataError: a file or folder that does not exist, a folder without images, images without a mask or with several.
     """
     for path in (*images, *(() if mask is None else (mask,))):
         if not os.path.exists(path):
@@ -59,17 +59,17 @@ def pairs(images: Sequence[Path], mask: Path | None) -> list[Pair]:
 
 
 def _images(source: Path) -> list[tuple[Path, str]]:
-    """The images of a folder, or a file itself, each with its name."""
+    """Return the images of a folder, or a file itself, each with its name."""
     if not os.path.isdir(source):
         return [(source, source.stem)]
-    found, rejected = folder.list_images(source)
+    files, rejected = folder.list_images(source)
     for file in rejected:
         log.warning("%s: %s", source / file.path, file.reason)
-    return [(source / folder.native(path), PurePath(path).with_suffix("").as_posix()) for path in found]
+    return [(source / folder.native(path), PurePath(path).with_suffix("").as_posix()) for path in files]
 
 
 def _some(paths: Iterable[Path]) -> str:
-    """The first of them, and how many more there are."""
-    named = [str(path) for path in paths]
-    more = len(named) - NAMED
-    return ", ".join(named[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    """Name the first paths, and count the others."""
+    names = [str(path) for path in paths]
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

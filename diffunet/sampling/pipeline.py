@@ -1,15 +1,16 @@
-"""The Python API: load a model, sample from it, fill in masked images."""
+"""The Python API: load a model, sample from it, and fill in masked images."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from numpy.typing import NDArray
@@ -29,19 +30,19 @@ from diffunet.interop import models
 from diffunet.pictures import images
 from diffunet.sampling import conditions
 from diffunet.sampling.conditions import Guidance as Guidance
-from diffunet.sampling.conditions import Label
+from diffunet.sampling.conditions import Label, SamplingOptions, check_counts, refuse_unknown
 
 log = logging.getLogger(__name__)
 
 INPAINT_BATCH = 16
-"""Fillings of the model's size at a time, at most."""
+"""The most fillings of the model's size that are made at a time."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What `on_step` is told: `step` of `steps` is done, and what the images look like to the model by now.
+    """What `on_step` receives: step `step` of `steps` is done, and the images of the batch look like `denoised`.
 
-    `denoised` is [B C H W] in [-1, 1], of the batch at work.
+    `denoised` is the model's present prediction of them, [B C H W] in [-1, 1].
     """
 
     step: int
@@ -50,7 +51,7 @@ class Progress:
 
 
 OnStep = Callable[[Progress], Any]
-"""Returning False cancels."""
+"""A function that is called after every step; it cancels by returning False."""
 
 
 def load(
@@ -67,15 +68,15 @@ def load(
 
     Args:
         model: a run folder, a model folder, a diffusers folder, or a name of the hub (owner/name).
-        device: the best there is by default.
-        dtype: of convolutions, products and attention. By default, as in training, torch.bfloat16 where the device has
-            it natively, torch.float16 on older GPUs, else torch.float32.
+        device: where to compute; by default the best device that the machine has.
+        dtype: the type of convolutions, products and attention. By default, as in training, torch.bfloat16 where the
+            device has it natively, torch.float16 on older GPUs, else torch.float32.
         compile: put the net through `torch.compile`: the first picture of each size takes a minute or more, and all
             that follow less.
 
     Raises:
-        CheckpointError: for a model that is missing, damaged or of another kind.
-        UsageError: for a device that is not there, or another `dtype`.
+        CheckpointError: a model that is missing, damaged or of another kind.
+        UsageError: a device that the machine does not have, or another `dtype`.
     """
     precision = "auto" if dtype is None else next((name for name, t in compute.PRECISIONS.items() if t is dtype), None)
     if precision is None:
@@ -89,12 +90,15 @@ def load(
 
 
 class Pipeline:
-    """A model, ready to use. Calls from several threads wait for each other; an exception leaves it usable.
+    """A model that is ready to sample and to inpaint.
+
+    Calls from several threads wait for each other. An exception leaves a pipeline usable.
 
     Args:
-        config: the model's, resolved.
-        denoiser: with its weights; `how` brings it to its device.
-        how: to compute; by default where the denoiser is, in the type that its weights are cast to, or float32.
+        config: the model's config, resolved.
+        denoiser: the model with its weights; it is moved to the device of `how`.
+        how: how to compute. By default on the device where the denoiser is, in the type that its weights are cast to,
+            or float32.
     """
 
     def __init__(self, config: Config, denoiser: Denoiser, how: Compute | None = None) -> None:
@@ -110,27 +114,27 @@ class Pipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where the net is."""
+        """The device on which the net computes."""
         return self.how.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in, see `load`."""
+        """The type in which the net computes; see `load`."""
         return self.how.dtype
 
     @property
     def image_size(self) -> int:
-        """Height and width that the model was trained at."""
+        """Height and width, in pixels, that the model was trained at."""
         return self.config.data.image_size
 
     @property
     def channels(self) -> int:
-        """1 grey, 3 RGB, 4 RGBA."""
+        """Channels of an image: 1 is grey, 3 RGB, 4 RGBA."""
         return self.config.data.channels
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes, empty for a model without."""
+        """The names of the model's classes; empty for a model without classes."""
         return self.config.data.class_names
 
     def sample(
@@ -139,61 +143,61 @@ class Pipeline:
         *,
         seed: int = 0,
         labels: Label | Iterable[Label] = None,
-        guidance: float | Guidance = 1.0,
-        sampler: str | None = None,
-        steps: int | None = None,
-        ladder: str | None = None,
-        threshold: str | None = None,
         batch_size: int | None = None,
         on_step: OnStep | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> list[Image]:
         """Generate images.
 
         Args:
-            num: how many.
+            num: the number of images.
             seed: image i of a seed starts from the same noise at any `num` and `batch_size`, on any device.
-            labels: a class name or number, or one for each image (a list, an array, a tensor); the classes in turn if
-                not given.
-            guidance: scale of classifier-free guidance, 1 is off; needs a model with classes. Or a `Guidance`.
-            sampler: one of `diffunet.names.SAMPLERS` or `ALIASES`, as README describes them.
-            steps: of the sampler.
-            ladder: how they are spaced: trailing, leading, linspace, karras, log-snr; see `DiffusionConfig.ladder`.
-            threshold: none, static or dynamic: what keeps the predicted image within its range. These four are the
-                config's by default.
-            batch_size: images at a time; by default as many as are worth it and counted to fit into free memory. Where
-                that proves too many, half of it is gone on with.
-            on_step: called after every step; returning False cancels.
+            labels: a class name or number, or one for each image (a list, an array, a tensor); by default the classes
+                in turn.
+            batch_size: how many images to make at a time; by default as many as are worth it and counted to fit into
+                free memory. Where memory runs out, half of it is used from then on.
+            on_step: called after every step; it cancels by returning False.
+            options: `guidance`, `sampler`, `steps`, `ladder` and `threshold`; see `SamplingOptions`.
 
         Raises:
-            UsageError: for arguments that cannot be.
+            UsageError: arguments with impossible values, or which this model cannot do.
             ResourceError: out of memory with one image at a time.
             DivergedError: the images are not finite, as where float16 is too narrow for the model.
-            Cancelled: when `on_step` said so.
+            Cancelled: `on_step` returned False.
         """
-        _natural(num=num, batch_size=batch_size, seed=seed)
-        numbers = conditions.numbers(labels, num, self.class_names)
-        config = build.sampling(self.config, sampler=sampler, ladder=ladder, threshold=threshold)
-        denoise_for = conditions.denoising(self, guidance, config)
-        step, sigmas = build.step(config), self._ladder(steps, config)
+        refuse_unknown("Pipeline.sample()", options, SamplingOptions)
+        check_counts(num=num, batch_size=batch_size, seed=seed)
+        classes = conditions.class_numbers(labels, num, self.class_names)
+        config = build.sampling(
+            self.config, sampler=options.get("sampler"), ladder=options.get("ladder"),
+            threshold=options.get("threshold"),
+        )  # fmt: skip
+        guidance = conditions.as_guidance(options.get("guidance", 1.0))
+        denoise_for = conditions.denoising(self, guidance, config.diffusion.threshold)
+        steps = options.get("steps")
+        check_counts(steps=steps)
+        sigmas = build.ladder(config, self.denoiser.schedule, config.diffusion.sample_steps if steps is None else steps)
+        step = build.step(config)
         if batch_size is None:
-            batch_size = max(1, self.fits(2 if conditions.guidance_of(guidance).scale != 1 else 1))
-        batch_size = min(batch_size, num)
+            batch_size = max(1, self.fits(2 if guidance.scale != 1 else 1))
         shape = (self.channels, self.image_size, self.image_size)
         watch = _Watch(on_step)
-        done: list[Image] = []
+        made: list[Image] = []
 
         def make(first: int, count: int) -> None:
-            watch.total = watch.done + -(-(num - first) // count) * (len(sigmas) - 1)
+            watch.total = watch.done + ceil((num - first) / count) * (len(sigmas) - 1)
             # A compiled net sees batches of one size: the last is filled up with images that nobody asked for.
             batch = range(first, first + count) if self.how.compiled else range(first, min(first + count, num))
             noise = draws.streams(seed, batch, shape, self.device)
-            label = None if numbers is None else numbers[[i % num for i in batch]].to(self.device)
-            walk = samplers.sample(denoise_for(label), self._start(noise(), sigmas), sigmas, step, noise)
-            done.extend(images.from_array(array) for array in images.to_uint8(watch(walk, num - first)))
+            label = None if classes is None else classes[[i % num for i in batch]].to(self.device)
+            first_noise = noise()  # round the mean of the images: what a real one looks like at the first noise level
+            x = build.prior_mean(config).to(first_noise) + sigmas[0] * first_noise
+            walk = samplers.sample(denoise_for(label), x, sigmas, step, noise)
+            made.extend(images.from_array(array) for array in images.to_uint8(watch(walk, num - first)))
 
         with self.working("with one image at a time"):
-            self.in_batches(num, batch_size, make)
-        return done
+            self.in_batches(num, min(batch_size, num), make)
+        return made
 
     def inpaint(
         self,
@@ -209,63 +213,51 @@ class Pipeline:
         jump_n_sample: int | None = None,
         label: Label = None,
         guidance: float | Guidance = 1.0,
-        box: tuple[int, int, int, int] | None = None,
-        invert_mask: bool = False,
-        soft_mask: bool = False,
-        feather: int = 0,
-        resize_mask: bool = False,
-        max_pixels: int = images.MAX_PIXELS,
         on_step: OnStep | None = None,
+        **reading: Unpack[part.ReadingOptions],
     ) -> list[Image]:
         """Fill in the masked part of an image; every pixel outside it comes back as it was.
 
-        Holes that are far from each other are filled in one by one. One that is the whole image is plain sampling, of
-        the same images as `sample` gives for this seed.
+        Holes that are far from each other are filled in one by one. A hole that is the whole image is plain sampling,
+        of the same images as `sample` gives for this seed.
 
         Args:
-            image: of any mode and size; a path is opened, turned as its EXIF says, and keeps what that says but for
-                thumbnails, which show what is erased; an Image keeps its `info`. Or what `part.read` has made of
-                an image and a mask, and the arguments about these are not looked at.
+            image: an image of any mode and size, or the path of one. A path is opened, turned as its EXIF says, and
+                keeps what that says but for thumbnails, which show what is erased; an Image keeps its `info`. Or what
+                `part.read` returned, and then `mask` and `reading` are not looked at.
             mask: white (at least half) = fill, of the image's size; by default what is not opaque is filled.
-            num: different fillings.
+            num: the number of different fillings.
             seed: filling i of a seed starts from the same noise at any `num`.
-            method: trained (the net is told the known pixels: of a model trained with --task inpaint), repaint
-                (resampling, Lugmayr et al. 2022), ddnm (Wang et al. 2022), mmps (gradients, Rozet et al. 2024), replace
-                (one walk, known pixels pasted into every denoised image), or auto (trained where the model is, else
-                mmps).
+            method: trained (the net has the known pixels as a condition: for a model trained with --task inpaint),
+                repaint (resampling, Lugmayr et al. 2022), ddnm (Wang et al. 2022), mmps (gradients, Rozet et al. 2024),
+                replace (once down the ladder, known pixels pasted into every denoised image), or auto (trained where
+                the model is, else mmps).
             fit: crop (a region round each hole, at the model's size), tile (the image's own resolution, by windows of
                 the model's size), native (the whole image at once), or auto, by the sizes of image, hole and model.
             steps: of the ladder; repaint walks most of them several times, mmps also goes backwards at each.
             jump_length, jump_n_sample: how many steps repaint (or ddnm, as its time travel) goes back, and how often it
                 walks each stretch. 250 steps with 10 and 10 are RePaint as published, 2,410 calls of the net.
-            label, guidance: as for `sample`; without a label, none is told.
-            box: (x0, y0, x1, y1) in pixels, x1 and y1 not included: the hole, instead of a mask.
-            invert_mask: black = fill.
-            soft_mask: blend by the mask's grey; exact where it is 0.
-            feather: pixels from the edge of the hole, inwards, over which old and new are blended.
-            resize_mask: take a mask of another size to the image's.
-            max_pixels: larger images and masks are refused, before they are decoded.
-            on_step: called after every step; returning False cancels.
+            label, guidance: as for `sample`; None fills in without a label.
+            on_step: called after every step; it cancels by returning False.
+            reading: `box`, `invert_mask`, `soft_mask`, `feather`, `resize_mask` and `max_pixels`; see
+                `part.ReadingOptions`.
 
         Returns:
             `num` images of the input's size, and of its mode where pixels of that mode can be set one by one.
 
         Raises:
-            UsageError: arguments that cannot be; no mask; a mask of another size.
+            UsageError: arguments with impossible values; no mask; a mask of another size.
             DataError: an image or mask that cannot be read, or that is too large.
             ResourceError: out of memory.
-            Cancelled: when `on_step` said so.
+            DivergedError: as for `sample`.
+            Cancelled: `on_step` returned False.
         """
-        _natural(
-            num=num, seed=seed, max_pixels=max_pixels, steps=steps, jump_length=jump_length,
-            jump_n_sample=jump_n_sample, feather=feather,
+        refuse_unknown("Pipeline.inpaint()", reading, part.ReadingOptions)
+        check_counts(
+            num=num, seed=seed, max_pixels=reading.get("max_pixels"), steps=steps, jump_length=jump_length,
+            jump_n_sample=jump_n_sample, feather=reading.get("feather"),
         )  # fmt: skip
-        masked = image
-        if not isinstance(masked, part.Masked):
-            masked = part.read(
-                masked, mask, box=box, invert=invert_mask, soft=soft_mask, feather=feather, resize_mask=resize_mask,
-                max_pixels=max_pixels,
-            )  # fmt: skip
+        masked = image if isinstance(image, part.Masked) else part.read(image, mask, **reading)
         with compute.enough_memory(f"for {num} copies of the image: a smaller num, or image, takes less"):
             filled = [masked.picture.copy() for _ in range(num)]
         if not masked.hole.any():
@@ -273,61 +265,67 @@ class Pipeline:
         share = float(masked.hole.mean())
         if share > 0.9:
             log.warning("the mask fills %.0f%% of the image; for masks with black = fill: --invert-mask", 100 * share)
-        g = conditions.guidance_of(guidance)
-        if label is None and g.weaker is None and g.scale != 1:
-            raise UsageError(f"guidance {g.scale:g} needs a label to go towards")
+        guidance = conditions.as_guidance(guidance)
+        if label is None and guidance.weaker is None and guidance.scale != 1:
+            raise UsageError(f"guidance {guidance.scale:g} needs a label to go towards")
         watch = _Watch(on_step)
-        with torch.inference_mode(False):  # as in `working`
-            way = partial(
-                methods.choose, self.config, self.denoiser.schedule, method, steps, jump_length, jump_n_sample
-            )
-            filler = Filler(
-                self.config, way(), way(below=REFINE), conditions.denoising(self, g, self.config),
-                conditions.number(label, self.class_names), watch, self.device,
-            )  # fmt: skip
+        filler = self._filler(methods.Choice(method, steps, jump_length, jump_n_sample), label, guidance, watch)
         parts = part.parts(masked, self.image_size, fit)
         if len(parts) == 1 and parts[0].is_all_hole(self.image_size):
+            # Methods differ in what they do with known pixels, and here are none: all that is left of each is sampling,
+            # on its own ladder. So take `sample`, whose ladder suits the model and whose images a user may know.
             log.info("nothing is known of the image: plain sampling")
-            made = self.sample(num, seed=seed, labels=label, guidance=g, steps=steps, on_step=on_step)
+            made = self.sample(num, seed=seed, labels=label, guidance=guidance, steps=steps, on_step=on_step)
             parts[0].paste(filled, [images.to_array(one, self.channels) for one in made])
             return filled
-        fits = self.fits(2 if g.scale != 1 else 1, learn=filler.whole.method == "mmps", most=AT_ONCE)
-        filler = replace(filler, at_once=max(1, fits))
-        levels = [each.levels(self.image_size) for each in parts]
-        counts = [self._fillings(num, each.region, min(fits, INPAINT_BATCH)) for each in parts]
-        walks = [filler.steps(each) for each in levels]
-        took, calls = regions.summary([each.region for each in parts]), sum(map(filler.calls, levels))
-        log.info("%s; %s, %d calls of the net a filling", took, filler.whole.method, calls)
-        for place, each in enumerate(parts):
-            new: list[images.Pixels] = []
-
-            def make(first: int, count: int, place: int = place, new: list[images.Pixels] = new) -> None:
-                later = sum(-(-num // n) * s for n, s in zip(counts[place + 1 :], walks[place + 1 :], strict=True))
-                watch.total = watch.done + -(-(num - first) // count) * walks[place] + later
-                batch = range(first, min(first + count, num))
-                new.extend(filler.fill(levels[place], batch, draws.key_of("part", seed, place) if place else seed))
-
-            def fewer_windows() -> bool:
-                nonlocal filler
-                halved = filler.at_once > 1
-                filler = replace(filler, at_once=max(1, filler.at_once // 2))
-                return halved
-
-            tiled, size = each.region.fit == "tile", f"{each.region.columns}x{each.region.rows}"
-            with self.working(f"with one filling of {size} at a time: fit crop takes less"):
-                self.in_batches(num, counts[place], make, fewer_windows if tiled else None)
-            each.paste(filled, new)
+        fits = self.fits(2 if guidance.scale != 1 else 1, learn=filler.whole.method == "mmps", most=AT_ONCE)
+        filler.at_once = max(1, fits)
+        levels = [one.levels(self.image_size) for one in parts]
+        chosen, calls = regions.summary([one.region for one in parts]), sum(map(filler.calls, levels))
+        log.info("%s; %s, %d calls of the net a filling", chosen, filler.whole.method, calls)
+        fillings = self._fillings(filler, levels, num, seed, min(fits, INPAINT_BATCH), watch)
+        for one, new in zip(parts, fillings, strict=True):
+            one.paste(filled, new)
         return filled
 
-    def _fillings(self, num: int, region: regions.Region, at_once: int) -> int:
-        """How many fillings of a region to make at a time: fewer of larger ones."""
-        return min(num, max(1, at_once * self.image_size**2 // (region.rows * region.columns)))
+    def _filler(self, choice: methods.Choice, label: Label, guidance: Guidance, watch: _Watch) -> Filler:
+        with torch.inference_mode(False):  # as in `working`
+            choose = partial(methods.choose, self.config, self.denoiser.schedule, choice)
+            return Filler(
+                self.image_size, build.prior_mean(self.config), choose(), choose(below=REFINE),
+                conditions.denoising(self, guidance, self.config.diffusion.threshold),
+                conditions.class_number(label, self.class_names), watch, self.device,
+            )  # fmt: skip
 
-    # What sampling and inpainting share.
+    def _fillings(
+        self, filler: Filler, parts: Sequence[list[part.Part]], num: int, seed: int, at_once: int, watch: _Watch
+    ) -> Iterator[list[images.Pixels]]:
+        """Yield `num` fillings of each part, which is a list of its levels.
+
+        `at_once` fillings are made at a time if a part is of the model's size, fewer if it is larger.
+        """
+        sizes = [levels[-1].region.rows * levels[-1].region.columns for levels in parts]
+        counts = [min(num, max(1, at_once * self.image_size**2 // size)) for size in sizes]
+        steps = [filler.steps(levels) for levels in parts]
+        for i, levels in enumerate(parts):
+            later = sum(ceil(num / n) * s for n, s in zip(counts[i + 1 :], steps[i + 1 :], strict=True))
+            made: list[images.Pixels] = []
+
+            def make(first: int, count: int, i: int = i, later: int = later, made: list[images.Pixels] = made) -> None:
+                watch.total = watch.done + ceil((num - first) / count) * steps[i] + later
+                batch = range(first, min(first + count, num))
+                made.extend(filler.fill(parts[i], batch, draws.key_of("part", seed, i) if i else seed))
+
+            region = levels[-1].region
+            with self.working(f"with one filling of {region.columns}x{region.rows} at a time: fit crop takes less"):
+                self.in_batches(num, counts[i], make, filler.halve_windows if region.fit == "tile" else None)
+            yield made
+
+    # What sampling, inpainting and likelihoods share.
 
     @contextmanager
     def working(self, needs: str) -> Iterator[None]:
-        """Alone with the net, in the pipeline's autocast, not the caller's. `needs`: as `enough_memory`."""
+        """Hold the net alone, in the pipeline's autocast and not the caller's; for `needs` see `enough_memory`."""
         with (
             compute.enough_memory(needs),
             self._lock,
@@ -340,7 +338,10 @@ class Pipeline:
             yield
 
     def fits(self, copies: int = 1, *, learn: bool = False, most: int | None = None) -> int:
-        """How many images, `copies` of each, to put through the net at once, and back if `learn`: `Compute.at_once`."""
+        """Return how many images can go through the net at once, `copies` of each, and back through it if `learn`.
+
+        They are no more than `most`, or than are worth it; see `Compute.at_once`.
+        """
 
         def needed(n: int) -> int:
             return build.footprint(self.config, self.how, learn=learn).peak(n * copies)
@@ -350,8 +351,11 @@ class Pipeline:
     def in_batches(
         self, num: int, count: int, make: Callable[[int, int], None], smaller: Callable[[], bool] | None = None
     ) -> None:
-        """Call `make(first, count)` until `num` are made. Where memory runs out half of `count` is gone on with, or
-        with one at a time what `smaller` makes smaller; it says whether it did."""
+        """Call `make(first, count)` for batch after batch until `num` images are made.
+
+        Where memory runs out, `count` is halved from then on. With one image at a time `smaller`, which makes the work
+        on each image smaller and returns whether it could, is the last resort.
+        """
         first = 0
         while first < num:
             try:
@@ -366,44 +370,27 @@ class Pipeline:
             else:
                 first += count
 
-    def _ladder(self, steps: int | None, config: Config) -> Tensor:
-        steps = config.diffusion.sample_steps if steps is None else steps
-        _natural(steps=steps)
-        return build.ladder(config, self.denoiser.schedule, steps)
-
-    def _start(self, noise: Tensor, ladder: Tensor) -> Tensor:
-        """Pure noise round the mean of the images: what a real image looks like at the first sigma."""
-        return build.prior_mean(self.config).to(noise) + ladder[0] * noise
-
 
 class _Watch:
-    """Walks to the end of one walk after another, telling `on_step`, and gives the last x [B C H W] of each."""
+    """Runs walks of a sampler to their end, one after another, and reports each of their steps to `on_step`."""
 
-    def __init__(self, on_step: OnStep | None, total: int = 0) -> None:
+    def __init__(self, on_step: OnStep | None) -> None:
         self.on_step = on_step
-        self.total = total
+        self.total = 0
         self.done = 0
 
-    def __call__(self, walk: samplers.Walk, asked: int | None = None) -> Tensor:
-        """Of the first images that are `asked` for; all by default."""
+    def __call__(self, walk: samplers.Walk, wanted: int | None = None) -> Tensor:
+        """Return the last x of a walk, float32 [B C H W], of the first `wanted` images, or of all."""
         x: Tensor | None = None
         for _, x, denoised in walk:  # noqa: B007
             self.done += 1
-            told = Progress(self.done, self.total, denoised.x0[:asked].float())
-            if self.on_step is not None and self.on_step(told) is False:
+            progress = Progress(self.done, self.total, denoised.x0[:wanted].float())
+            if self.on_step is not None and self.on_step(progress) is False:
                 raise Cancelled(f"cancelled after step {self.done} of {self.total}")
         assert x is not None, "a ladder has at least two sigmas"
-        if not x[:asked].isfinite().all():
+        if not x[:wanted].isfinite().all():
             raise DivergedError(
                 "the model's images are not finite: float16 may be too narrow for it (precision fp32 is not; in "
                 "Python, dtype=torch.float32), or it is damaged"
             )
-        return x[:asked].float()
-
-
-def _natural(**values: int | None) -> None:
-    """Raises UsageError for a number that is too small, or too large for anything."""
-    for name, value in values.items():
-        least = 0 if name in ("seed", "feather") else 1
-        if value is not None and not least <= value < 2**63:
-            raise UsageError(f"{name} is at least {least}{' and below 2**63' if value > 0 else ''}, not {value}")
+        return x[:wanted].float()

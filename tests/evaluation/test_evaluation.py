@@ -98,13 +98,15 @@ def test_samples_are_dealt_the_labels_of_the_floor(run, folder):
 
 @pytest.mark.usefixtures("_brief")
 def test_evaluating_a_model(run, folder, tmp_path, caplog):
-    found = evaluate(diffunet.load(run), folder, num=10, steps=2)
-    assert found.num == 10
-    assert found.learned == "classes"
-    assert found.distance > 0
-    assert found.excess == found.distance - found.floor
-    assert 0 <= found.agreement <= 1
-    assert any("feature distance" in line for line in found.lines())
+    report = evaluate(diffunet.load(run), folder, num=10, steps=2)
+    assert report.num == 10
+    assert report.learned == "classes"
+    assert report.distance > 0
+    assert report.excess == report.distance - report.floor
+    assert 0 <= report.agreement <= 1
+    assert any("feature distance" in line for line in report.lines())
+    with pytest.raises(TypeError, match=r"evaluate\(\) got an unexpected keyword argument 'labels'"):
+        evaluate(diffunet.load(run), folder, labels=["disc"])
     (tmp_path / "few").mkdir()
     for path in list((folder / "disc").iterdir())[:9]:
         (tmp_path / "few" / path.name).write_bytes(path.read_bytes())

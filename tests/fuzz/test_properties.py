@@ -277,7 +277,7 @@ def test_known_pixels_never_change(image: Image.Image, seed: int, size: int, fit
     mask = masks.random_mask("mixed", image.height, image.width, generator) * (generator.random() if soft else 1)
     channels = 3 if seed % 2 else 1
     try:
-        masked = part.read(image, mask, soft=soft, feather=seed % 3)
+        masked = part.read(image, mask, soft_mask=soft, feather=seed % 3)
         if seed % 5 and masks.alpha_hole(masked.picture) is not None:
             masked = part.read(image)
         before = images.to_array(image, 4, white=masked.white)  # in modes I and F, of what is known alone

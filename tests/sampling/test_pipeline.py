@@ -19,7 +19,7 @@ import diffunet
 from diffunet import Cancelled, DataError, Guidance, UsageError, build
 from diffunet.compute import is_out_of_memory
 from diffunet.diffusion import samplers
-from diffunet.inpainting import masks, methods
+from diffunet.inpainting import masks, methods, part
 from diffunet.names import LADDERS, SAMPLERS
 
 
@@ -189,6 +189,15 @@ def test_labels_by_name_by_number_by_image_and_in_turn(pipe):
 def test_arguments_that_cannot_be(pipe, arguments, message):
     with pytest.raises(UsageError, match=message):
         pipe.sample(**arguments)
+
+
+def test_an_unknown_keyword_is_named(pipe):
+    with pytest.raises(TypeError, match=r"Pipeline.sample\(\) got an unexpected keyword argument 'step'"):
+        pipe.sample(1, steps=1, step=3)
+    hole = np.eye(8, dtype=bool)
+    for image in (noise_picture(8, 8), part.read(noise_picture(8, 8), hole)):
+        with pytest.raises(TypeError, match=r"Pipeline.inpaint\(\) got an unexpected keyword argument 'invert'"):
+            pipe.inpaint(image, hole, invert=True)
 
 
 def test_guidance_that_a_model_cannot_have(pipe):
