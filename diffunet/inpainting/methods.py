@@ -52,12 +52,14 @@ class Method:
 
 @dataclass(frozen=True)
 class _Row:
+    """How a method is made for any model and ladder."""
+
     denoise: Callable[[Denoise, Tensor, Tensor, Noise], Denoise]
     """From (denoise, known, keep, noise) to the denoiser that the sampler sees."""
     step: Callable[[Tensor, Tensor], samplers.Step] | None = None
     """From (known, keep) to the method's own sampler; None takes the sampler and the ladder of the config."""
     jumps: tuple[int, int, int] | None = None
-    """Of a method that jumps back, by default: steps of the ladder, stretches of it, and walks down each stretch."""
+    """Defaults of a method that jumps back: steps of the ladder, stretches of it, and walks down each stretch."""
     passes: int = 1
     """Passes through the net for each call of the denoiser."""
     trained: bool = False

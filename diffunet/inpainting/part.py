@@ -93,8 +93,9 @@ def read(
         hole = masks.box_mask(box, height, width) != invert_mask
     elif mask is not None:
         mask_name = f"mask {mask}" if isinstance(mask, str | Path) else "the mask"
-        decoded = isinstance(mask, np.ndarray)
-        grey = masks.read_mask(mask if decoded else _opened(mask, mask_name, max_pixels), invert=invert_mask)
+        source = mask if isinstance(mask, np.ndarray) else _opened(mask, mask_name, max_pixels)
+        grey = masks.read_mask(source, invert=invert_mask)
+        del source  # it may be large, and there are copies to come
         if grey.shape != (height, width):
             if not resize_mask:
                 raise UsageError(
