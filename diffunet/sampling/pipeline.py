@@ -60,6 +60,7 @@ def load(
     dtype: torch.dtype | None = None,
     *,
     compile: bool = False,
+    net: build.NetFactory = build.net,
 ) -> Pipeline:
     """Load a model for sampling and inpainting.
 
@@ -73,20 +74,21 @@ def load(
             device has it natively, torch.float16 on older GPUs, else torch.float32.
         compile: put the net through `torch.compile`: the first picture of each size takes a minute or more, and all
             that follow less.
+        net: the function that makes the net of a model that was trained with `diffunet.train(net=...)`.
 
     Raises:
         CheckpointError: a model that is missing, damaged or of another kind.
-        UsageError: a device that the machine does not have, or another `dtype`.
+        UsageError: a device that the machine does not have, another `dtype`, or a net of your own without `net`.
     """
     precision = "auto" if dtype is None else next((name for name, t in compute.PRECISIONS.items() if t is dtype), None)
     if precision is None:
         raise UsageError(f"dtype is torch.float32, torch.bfloat16 or torch.float16, not {dtype}")
     with torch.inference_mode(False):  # as in `Pipeline.working`
         how = compute.choose(device, precision, compiled=compile)
-        read = models.read_model(model)
+        read = models.read_model(model, net)
         how.prepare(read.denoiser, frozen=True)
         how.compile(read.denoiser.net)
-        return Pipeline(read.config, read.denoiser, how)
+        return Pipeline(read.config, read.denoiser, how, net)
 
 
 class Pipeline:
@@ -99,16 +101,19 @@ class Pipeline:
         denoiser: the model with its weights; it is moved to the device of `how`.
         how: how to compute. By default on the device where the denoiser is, in the type that its weights are cast to,
             or float32.
+        net: makes a net of this config, whose memory is counted; see `build.NetFactory`.
     """
 
-    def __init__(self, config: Config, denoiser: Denoiser, how: Compute | None = None) -> None:
+    def __init__(
+        self, config: Config, denoiser: Denoiser, how: Compute | None = None, net: build.NetFactory = build.net
+    ) -> None:
         self.config = config
         self.denoiser = denoiser.eval().requires_grad_(False)
         if how is None:
             types = {parameter.dtype for parameter in denoiser.parameters()}
             cast = (name for name, dtype in compute.PRECISIONS.items() if dtype in types and name != "fp32")
             how = compute.choose(next(denoiser.parameters()).device, next(cast, "fp32"))
-        self.how = how
+        self.how, self._net = how, net
         self._lock = threading.RLock()
         self.how.prepare(denoiser)
 
@@ -344,7 +349,7 @@ class Pipeline:
         """
 
         def needed(n: int) -> int:
-            return build.footprint(self.config, self.how, learn=learn).peak(n * copies)
+            return build.footprint(self.config, self.how, learn=learn, make=self._net).peak(n * copies)
 
         return self.how.at_once(self.image_size, needed, most)
 

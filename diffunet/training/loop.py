@@ -133,7 +133,7 @@ def train(
         few = np.linspace(0, len(run.held_out) - 1, min(VALIDATION_IMAGES, len(run.held_out))).astype(np.int64)
         validation = batches.held_out(run.held_out[few]).to(how.device) if len(few) and run.is_main else None
         judge = DenoisingLoss(build.denoiser(config, learner.state.ema.net), build.weighting(config), loss)
-        pipeline = Pipeline(config, judge.denoiser, how)
+        pipeline = Pipeline(config, judge.denoiser, how, net)
         meters, last_loss = Meters(run.state.get("counters", {}), how, t.batch_size), math.nan
         record = None
         if run.is_main:
