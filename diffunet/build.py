@@ -43,9 +43,9 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm++2m-sde": Sampler(lambda: samplers.dpmpp_2m(eta=1.0)),
     "unipc": Sampler(samplers.unipc, ladder="log-snr"),
 }
-"""The samplers by name. dpm++2m and unipc suit a ladder uniform in log-SNR, which at few steps is worse than a trailing
-one for the others: scripts/benchmark_quality.py on CIFAR-10 gives as excess over the floor at 15 calls of the net 0.50
-against 0.62 for unipc, 7.2 against 1.2 for heun, 7.9 against 1.6 for euler."""
+"""The samplers by name. dpm++2m and unipc suit a ladder uniform in log-SNR; at few steps the others do better on a trailing
+one. The excess feature distance at 15 calls of the net (scripts/benchmark_quality.py on CIFAR-10, log-SNR / trailing) is
+0.50 / 0.62 for unipc, 7.2 / 1.2 for heun and 7.9 / 1.6 for euler."""
 
 
 def _ddpm(d: DiffusionConfig) -> schedules.Schedule:
@@ -78,7 +78,8 @@ WEIGHTINGS: dict[str, Callable[[DiffusionConfig, int], losses.Weighting]] = {
     "p2": lambda d, size: losses.p2(d.p2_gamma),
     "sigmoid": lambda d, size: losses.sigmoid(_schedule(d, size), d.sigmoid_bias),
 }
-"""The weightings of the loss by name, as functions of the diffusion section and the image size."""
+"""The weightings of the loss by name, as functions of the diffusion section and the image size. An option that a
+weighting has in the config is also free to change with `--init`: training/transfer.py lists such options."""
 
 
 NetFactory = Callable[[Config], nn.Module]
@@ -126,7 +127,7 @@ def net(config: Config) -> UNet | UNet2015:
             layers=len(chosen["multipliers"]) - 1, base_channels=chosen["channels"], padding="same", time=True,
             dropout=chosen.get("dropout", 0.0), **of_data,
         )  # fmt: skip
-    try:  # the options of the net are those that the section and the signature both have
+    try:  # pass the fields of ModelConfig that are also keywords of UNet
         return UNet(**{name: chosen[name] for name in chosen.keys() & inspect.signature(UNet).parameters}, **of_data)
     except ValueError as error:
         raise UsageError(f"model: {error}") from None
@@ -134,7 +135,7 @@ def net(config: Config) -> UNet | UNet2015:
 
 def footprint(config: Config, how: Compute, *, learn: bool, make: NetFactory = net) -> Footprint:
     """Return the memory that the net of a resolved config takes as `how` computes it; see `nn.footprint`."""
-    # It does not depend on the train section: with a fixed one, more calls find their answer in the cache.
+    # The train section does not matter here; a fixed one makes the cache hit more often.
     return _footprint(config.model_copy(update={"train": TrainConfig()}), how, learn, make)
 
 

@@ -164,8 +164,22 @@ class Compute:
         return self.fits(bytes_of, most)
 
     def free_memory(self) -> int:
-        """Return the bytes that this process can still allocate on the device."""
-        return free_memory(self.device)
+        """Return the bytes that this process can still allocate, with those that it holds but does not use."""
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            return int(free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device))
+        if self.device.type == "mps":
+            return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
+        limits = [int(psutil.virtual_memory().available)]
+        with contextlib.suppress(OSError, ValueError):
+            group = Path("/sys/fs/cgroup")
+            used = int((group / "memory.current").read_text())
+            fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            used -= int(fields.get("inactive_file", 0))  # these are cached files, which the system drops for us
+            limits.append(int((group / "memory.max").read_text()) - used)
+        if (most := _address_space()) is not None:
+            limits.append(most - psutil.Process().memory_info().vms)
+        return max(0, min(limits))
 
     def synchronize(self) -> None:
         """Wait until the device has finished its work."""
@@ -329,25 +343,6 @@ def memory(device: torch.device) -> int:
     if (most := _address_space()) is not None:
         limits.append(most)
     return min(limits)
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the bytes that this process can still allocate on a device, with those that it holds but does not use."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    if device.type == "mps":
-        return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
-    limits = [int(psutil.virtual_memory().available)]
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        used = int((group / "memory.current").read_text())
-        fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used -= int(fields.get("inactive_file", 0))  # these are cached files, which the system drops for us
-        limits.append(int((group / "memory.max").read_text()) - used)
-    if (most := _address_space()) is not None:
-        limits.append(most - psutil.Process().memory_info().vms)
-    return max(0, min(limits))
 
 
 def _address_space() -> int | None:
