@@ -43,9 +43,9 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm++2m-sde": Sampler(lambda: samplers.dpmpp_2m(eta=1.0)),
     "unipc": Sampler(samplers.unipc, ladder="log-snr"),
 }
-"""The samplers by name. dpm++2m and unipc suit a ladder uniform in log-SNR; at few steps the others do better on a trailing
-one. The excess feature distance at 15 calls of the net (scripts/benchmark_quality.py on CIFAR-10, log-SNR / trailing) is
-0.50 / 0.62 for unipc, 7.2 / 1.2 for heun and 7.9 / 1.6 for euler."""
+"""The samplers by name. dpm++2m and unipc suit a ladder uniform in log-SNR; at few steps the others do better on a
+trailing one. The excess feature distance at 15 calls of the net (scripts/benchmark_quality.py on CIFAR-10, log-SNR /
+trailing) is 0.50 / 0.62 for unipc, 7.2 / 1.2 for heun and 7.9 / 1.6 for euler."""
 
 
 def _ddpm(d: DiffusionConfig) -> schedules.Schedule:

@@ -1,8 +1,8 @@
 """The names that can be chosen in config files, on the command line and in Python, each list of them stated once.
 
-Every list is a `Literal` type for annotations and the tuple of its names for tables and messages. The tables of `build`,
-`inpainting.masks` and `inpainting.methods` hold what a name stands for, and tests/test_names.py compares them with the
-lists. The command line reads this module before torch and pydantic, so it imports neither.
+Every list is a `Literal` type for annotations and the tuple of its names for tables and messages. The tables of
+`build`, `inpainting.masks` and `inpainting.methods` hold what a name stands for, and tests/test_names.py compares them
+with the lists. The command line reads this module before torch and pydantic, so it imports neither.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TARGETS: tuple[TargetName, ...] = get_args(TargetName)
 WEIGHTINGS: tuple[WeightingName, ...] = get_args(WeightingName)
 FITS: tuple[FitName, ...] = get_args(FitName)
 MASK_KINDS: tuple[MaskKind, ...] = get_args(MaskKind)
-"""The kinds that "mixed" draws from by their place in this list: a new kind changes the masks of runs that are resumed."""
+"""The kinds of masks. "mixed" draws a place in this list: a new kind changes the masks of runs that are resumed."""
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
 JUMPING: tuple[MethodName, ...] = ("repaint", "ddnm")
 """The methods of inpainting that jump back up their ladder, and take a jump length and a number of samples."""

@@ -26,7 +26,7 @@ from diffunet.errors import UsageError
 from diffunet.inpainting import masks, methods
 from diffunet.nn.unet import UNet
 from diffunet.nn.unet2015 import UNet2015
-from diffunet.training import start
+from diffunet.training import run_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -220,7 +220,7 @@ def test_a_run_that_states_an_alias_is_sampled_and_goes_on(alias, name, old):
     assert len(set(pictures)) == 1
     stored = read_toml(run / "config.toml")
     for sampler in (alias, name):
-        assert start._same_run(Config().changed("diffusion", sampler=sampler), stored) == stored
+        assert run_folder._same_run(Config().changed("diffusion", sampler=sampler), stored) == stored
     asked = Config().changed("diffusion", sampler=alias).changed("train", steps=5)
     diffunet.train(asked, run.parent / "data", run, resume=True)
     assert read_toml(run / "config.toml").diffusion.sampler == name

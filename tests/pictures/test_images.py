@@ -409,13 +409,13 @@ def test_memory_of_the_largest_images(kind: str, tmp_path: Path) -> None:
     code = f"""
 import os, resource
 from pathlib import Path
-from diffunet.data import cache, folder
+from diffunet.data import dataset, survey
 os.cpu_count = lambda: 3
 used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (used + 4 * 2**30,) * 2)
 root = Path({str(tmp_path)!r})
-assert folder.survey(root).rejected == ()
-assert cache.open_dataset(root, image_size=64, channels=3, fit="crop", cache="off").rejected == ()
+assert survey.survey(root).rejected == ()
+assert dataset.open_dataset(root, image_size=64, channels=3, fit="crop", cache="off").rejected == ()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

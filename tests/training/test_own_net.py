@@ -89,7 +89,7 @@ def test_without_the_function_that_makes_it_nothing_is_done(trained, folder, tmp
 
 
 def test_another_net_is_refused(trained, run, folder, tmp_path):
-    with pytest.raises(CheckpointError, match="do not fit: first.weight is"):
+    with pytest.raises(CheckpointError, match=r"do not fit: first\.weight is"):
         diffunet.load(trained, net=lambda config: Own(4, 3, 2))
     with pytest.raises(UsageError, match=r"has a net of diffunet's own, and net=.* was given: leave it out"):
         diffunet.train(tiny(train={"steps": 9}), folder, run, resume=True, net=own)

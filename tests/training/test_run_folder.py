@@ -63,7 +63,8 @@ def test_a_folder_of_another_user_is_refused_first(folder, run, tmp_path):
         pytest.skip("only root can become somebody else")
     shutil.copytree(run, tmp_path / "run")
     nobody = (
-        "import os, sys\nfrom diffunet import build, errors\nimport diffunet, diffunet.training.loop, small\n"
+        "import os, sys\nfrom diffunet import build, errors\nimport diffunet, diffunet.training.loop\n"
+        "from helpers import small\n"
         "os.setuid(65534)\n"
         "try: diffunet.train(small.tiny(train={'steps': 20}), sys.argv[1], sys.argv[2], resume=True)\n"
         "except errors.UsageError as error: print(error)\n"
