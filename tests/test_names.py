@@ -16,10 +16,9 @@ import torch
 import diffunet
 from diffunet import build, names, storage
 from diffunet.commands import arguments, cli
-from diffunet.commands.evaluate import evaluate
 from diffunet.commands.folders import masks as masks_command
 from diffunet.commands.inpaint import inpaint
-from diffunet.commands.sample import sample
+from diffunet.commands.options import Sampling
 from diffunet.commands.train import Train
 from diffunet.config import BOTH_NETS, Config, ModelConfig, preset_names, read_toml
 from diffunet.errors import UsageError
@@ -62,7 +61,8 @@ def test_every_name_has_a_row_and_every_row_a_name():
     assert tuple(build.TARGETS) == names.TARGETS
     assert tuple(build.WEIGHTINGS) == names.WEIGHTINGS
     assert tuple(masks.KINDS) == names.MASK_KINDS, "a drawn kind is the number of a row"
-    assert methods.METHODS == names.METHODS
+    assert tuple(methods._TABLE) == names.METHODS
+    assert tuple(name for name, row in methods._TABLE.items() if row.jumps is not None) == names.JUMPING
 
 
 @pytest.mark.parametrize("name", names.SAMPLERS)
@@ -114,8 +114,7 @@ def test_the_types_and_the_tuples_say_the_same():
     assert get_args(hints["method"]) == ("auto", *names.METHODS)
     assert get_args(hints["fit"]) == names.INPAINT_FITS
     assert get_args(get_type_hints(masks_command)["kind"]) == ("mixed", *names.MASK_KINDS)
-    for command in (sample, evaluate):
-        assert get_args(get_type_hints(command)["sampler"])[0] == names.SamplerName
+    assert get_args(get_type_hints(Sampling)["sampler"])[0] == names.SamplerName
 
 
 def test_the_readme_describes_every_name_that_is_chosen_for_sampling_and_inpainting():
@@ -224,7 +223,7 @@ def test_a_run_that_states_an_alias_is_sampled_and_goes_on(alias, name, old):
     asked = Config().changed("diffusion", sampler=alias).changed("train", steps=5)
     diffunet.train(asked, run.parent / "data", run, resume=True)
     assert read_toml(run / "config.toml").diffusion.sampler == name
-    assert storage.read_metadata(run / "model" / storage.WEIGHTS)["config"] == read_toml(run / "config.toml").hash()
+    assert storage.read_header(run / "model" / storage.WEIGHTS)[1]["config"] == read_toml(run / "config.toml").hash()
 
 
 # The options of the net.
@@ -233,7 +232,7 @@ def test_a_run_that_states_an_alias_is_sampled_and_goes_on(alias, name, old):
 def test_every_option_of_the_net_reaches_it(monkeypatch):
     """The fields of the section but those that choose the net and its levels are keywords of `UNet`."""
     keywords = inspect.signature(UNet).parameters
-    assert set(ModelConfig.model_fields) - set(keywords) == {"net", "attention_resolutions"}
+    assert set(ModelConfig.model_fields) - set(keywords) == {"net", "attention_resolutions", "custom"}
     chosen = {
         "channels": 16, "multipliers": (1, 3), "num_blocks": 3, "attention_levels": (0,), "middle_attention": False,
         "head_channels": 4, "num_heads": 2, "qk_norm": True, "norm_groups": 4, "norm_eps": 1e-4, "scale_shift": False,
