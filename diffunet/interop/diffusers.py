@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +46,7 @@ def is_folder(path: Path) -> bool:
 
 
 def read_config(folder: Path) -> Config:
-    """Return the config of a folder of diffusers, everything resolved, without a look at the weights.
-
-    Raises:
-        CheckpointError: as `read`.
-    """
+    """Return the config of a folder of diffusers, everything resolved, without a look at the weights."""
     return _read_config(folder)[0]
 
 
@@ -63,8 +57,8 @@ def read(folder: Path) -> Model:
     which needs a learned one, is refused.
 
     Args:
-        folder: a pipeline (with unet/ and scheduler/, or both at its root); a UNet2DModel alone, whose scheduler is
-            taken to be DDPM's; or a checkpoint of train_unconditional.py, of which the averaged weights are taken.
+        folder: a pipeline (with unet/ and scheduler/, or both at its root); a UNet2DModel alone, taken to be of DDPM's
+            scheduler; or a checkpoint of train_unconditional.py, of which the averaged weights are taken.
 
     Raises:
         CheckpointError: something is missing, damaged, or cannot be expressed here; the message names file and option.
@@ -74,8 +68,7 @@ def read(folder: Path) -> Model:
     try:
         with torch.device("meta"):  # memory is allocated only once the file has shown that it fits
             net = build.net(config)
-        own = (folder / OURS).is_file()
-        if own:
+        if own := (folder / OURS).is_file():
             _refuse_changed(folder, config, net, unet)
     except UsageError as error:
         raise CheckpointError(f"{where / CONFIG}: {error}") from None
@@ -88,14 +81,12 @@ def read(folder: Path) -> Model:
 
 
 def _read_config(folder: Path) -> tuple[Config, int, importing.UNet2D, Path]:
-    """Return our config, the step, the options of the net, and the folder that the net is in."""
+    """Return our config, the step, the options of the net, and the folder that holds the net."""
     where, scheduler = _find(folder)
     unet = importing.read_unet(weights.read_json(where / CONFIG), str(where / CONFIG))
     if (folder / OURS).is_file():
         return *_read_ours(folder / OURS), unet, where
-    process = None
-    if scheduler is not None:
-        process = importing.read_scheduler(weights.read_json(scheduler), str(scheduler))
+    process = importing.read_scheduler(weights.read_json(scheduler), str(scheduler)) if scheduler else None
     return importing.config(unet, process, str(folder)), 0, unet, where
 
 
@@ -106,9 +97,9 @@ def _find(folder: Path) -> tuple[Path, Path | None]:
     for name, value in index.items():
         if not name.startswith("_") and name not in ("unet", "scheduler") and value not in (None, [None, None]):
             kind = index.get("_class_name", "pipeline")
+            what = f"a {str(kind)[:60]} with a {name[:60]}"
             raise CheckpointError(
-                f"{folder / INDEX}: a {str(kind)[:60]} with a {name[:60]} cannot be said here, only a "
-                "UNet2DModel of pixels and its scheduler"
+                f"{folder / INDEX}: {what} cannot be said here, only a UNet2DModel of pixels and its scheduler"
             )
     names = ("unet",) if is_pipeline else ("unet_ema", "unet")
     where = next((folder / name for name in names if (folder / name / CONFIG).is_file()), folder)
@@ -135,17 +126,16 @@ def _read_ours(path: Path) -> tuple[Config, int]:
 
 
 def _refuse_changed(folder: Path, config: Config, net: torch.nn.Module, unet: importing.UNet2D) -> None:
-    """Refuse our config where it is not of the files beside it, since another model was put into the folder."""
+    """Refuse our config where the files beside it are of another model, which was put into the folder later."""
     stated, written = unet.model_dump(mode="json"), exporting.unet_options(config, net)
-    _, scheduler = _find(folder)
-    if scheduler is not None:
+    if scheduler := _find(folder)[1]:
         stated |= {name: value for name, value in weights.read_json(scheduler).items() if name in PROCESS}
         written |= exporting.scheduler_options(config)
-    for name, value in written.items():
-        if name in stated and stated[name] != value:
-            raise CheckpointError(
-                f"{folder / OURS} is of another model than the one beside it, by {name}: delete it to read that one"
-            )
+    other = next((name for name, value in written.items() if stated.get(name, value) != value), None)
+    if other is not None:
+        raise CheckpointError(
+            f"{folder / OURS} is of another model than the one beside it, by {other}: delete it to read that one"
+        )
 
 
 def write(model: Model, folder: Path) -> None:
@@ -164,47 +154,38 @@ def write(model: Model, folder: Path) -> None:
     unet, scheduler = exporting.unet_options(config, net), exporting.scheduler_options(config)
     _warn_of_differences(config, scheduler["num_train_timesteps"])
     contents = {
-        Path("unet", CONFIG): unet,
-        Path("scheduler", SCHEDULER_CONFIG): scheduler,
-        Path(OURS): {
+        f"unet/{CONFIG}": unet, f"scheduler/{SCHEDULER_CONFIG}": scheduler,
+        OURS: {
             "format": storage.FORMAT, "version": storage.VERSION, "step": model.step,
             "config": config.model_dump(mode="json"),
         },
-        Path(INDEX): {
+        INDEX: {
             "_class_name": "DDPMPipeline", "_diffusers_version": exporting.VERSION,
             "scheduler": ["diffusers", scheduler["_class_name"]], "unet": ["diffusers", unet["_class_name"]],
         },
     }  # fmt: skip
     kept = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith(DROPPED)}
     theirs = {name: tensor.clone() for name, tensor in weights.to_diffusers(kept).items()}
-    temporary = folder / f".model.{os.getpid()}.tmp"
     try:
-        storage.write_tensors(temporary / "unet" / weights.FILE, theirs, {"format": "pt"})
-        for path, content in contents.items():
-            files.write_atomic(temporary / path, json.dumps(content, indent=2) + "\n")
-        for path in (Path("unet", weights.FILE), *contents):
-            files.mkdir((folder / path).parent)
-            files.replace(temporary / path, folder / path)
+        with files.replacing_all(folder, (f"unet/{weights.FILE}", *contents)) as temporary:
+            storage.write_tensors(temporary / "unet" / weights.FILE, theirs, {"format": "pt"})
+            for path, content in contents.items():
+                files.write_atomic(temporary / path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
         needed = sum(tensor.nbytes for tensor in theirs.values())
         raise ResourceError(
             f"the model {folder} ({storage.size(needed)}) could not be written: {error.strerror or error}; make room"
         ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _warn_of_differences(config: Config, num_steps: int) -> None:
     """Log what their pipeline does otherwise when it samples; `num_steps` is the length of its chain."""
-    if config.data.class_names:
-        log.warning(
-            "DDPMPipeline gives its net no labels, and this one wants some: call unet(x, t, labels); no class is %d",
-            len(config.data.class_names),
-        )
+    if classes := len(config.data.class_names):
+        text = "DDPMPipeline gives its net no labels, and this one wants some: call unet(x, t, labels); no class is %d"
+        log.warning(text, classes)
     if num_steps < 1000:
-        log.warning(
-            "DDPMPipeline takes 1,000 steps if not told: call it with num_inference_steps of at most %d", num_steps
-        )
+        text = "DDPMPipeline takes 1,000 steps if not told: call it with num_inference_steps of at most %d"
+        log.warning(text, num_steps)
     off = max(abs(value) for value in config.diffusion.mean or (0.0,)) / build.schedule(config).sigma_max
     if off > 0.01:
         log.warning("DDPMPipeline starts at noise alone, and diffunet at the mean of the images: %.3f apart", off)

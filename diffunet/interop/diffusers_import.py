@@ -7,7 +7,7 @@ that is not known here, is refused by its name. Checked against diffusers 0.42.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -35,19 +35,14 @@ class _Options(BaseModel):
     @classmethod
     def read(cls, content: Mapping[str, Any], where: str) -> Self:
         """Return the options in `content` without private ones (_class_name) and unknown ones that are null."""
-        stated = {
-            name: value
-            for name, value in content.items()
-            if not name.startswith("_") and (value is not None or name in cls.model_fields)
-        }
+        known = {name: value for name, value in content.items() if value is not None or name in cls.model_fields}
         try:
-            return cls.model_validate(stated)
+            return cls.model_validate({name: value for name, value in known.items() if not name.startswith("_")})
         except ValidationError as error:
             problems = {}  # one for each option, which can have several errors
             for item in error.errors():
-                name = str(item["loc"][0])
-                unknown = item["type"] == "extra_forbidden"
-                what = "is not known here" if unknown else f"cannot be said here ({item['msg']})"
+                name, is_unknown = str(item["loc"][0]), item["type"] == "extra_forbidden"
+                what = "is not known here" if is_unknown else f"cannot be said here ({item['msg']})"
                 problems[name] = f"{name[:60]} {_shown(content[name])} {what}"
             raise CheckpointError(f"{where}: {'; '.join(list(problems.values())[:3])}") from None
 
@@ -169,44 +164,43 @@ def read_unet(content: Mapping[str, Any], where: str) -> UNet2D:
     if _class(content, where) != "UNet2DModel":
         raise CheckpointError(f"{where}: it is a {content['_class_name']}, and only a UNet2DModel can be read")
     unet = UNet2D.read({name: value for name, value in content.items() if name not in EMA}, where)
-    widths, groups = unet.block_out_channels, unet.attn_norm_num_groups
-
-    def refuse(name: str, why: str) -> None:
+    for name, why in _misfits(unet):
         raise CheckpointError(f"{where}: {name} {_shown(getattr(unet, name))} cannot be said here: {why}")
-
-    down, up = _kinds(unet)
-    for side, (name, kinds) in enumerate((("down_block_types", down), ("up_block_types", up))):
-        for kind in kinds:
-            if kind not in (PLAIN[side], ATTENTION[side], RESIDUAL[side]):
-                refuse(name, f"there is no {_shown(kind)}")
-        if len(kinds) != len(widths):
-            refuse(name, f"block_out_channels has {len(widths)} levels")
-    if [kind in ATTENTION for kind in down] != [kind in ATTENTION for kind in reversed(up)]:
-        refuse("up_block_types", "attention is at the levels where down_block_types has it")
-    if len(set(_resampling(unet))) > 1:
-        refuse("down_block_types", "sizes are changed by convolutions at all levels or inside residual blocks at all")
-    if unet.time_embedding_dim not in (None, 0, 4 * widths[0]):
-        refuse("time_embedding_dim", f"it is 4 times the first width, {4 * widths[0]}")
-    if unet.out_channels not in (unet.in_channels, 2 * unet.in_channels):
-        refuse("out_channels", f"they are as in_channels, {unet.in_channels}, or twice as many with learned variances")
-    if isinstance(unet.sample_size, tuple) and len(set(unet.sample_size)) > 1:
-        refuse("sample_size", "image-size is one number, of square images")
-    if unet.add_attention and groups is None and unet.resnet_time_scale_shift == "scale_shift":
-        refuse("attn_norm_num_groups", "with scale_shift the attention of their middle is then not normalised")
-    if unet.add_attention and groups not in (None, unet.norm_num_groups):
-        refuse("attn_norm_num_groups", f"all norms have norm_num_groups, {unet.norm_num_groups}")
-    attended = [width for width, kind in zip(widths, down, strict=True) if kind in ATTENTION]
-    attended += widths[-1:] if unet.add_attention else ()
-    for width in attended:
-        if unet.attention_head_dim is not None and width % unet.attention_head_dim:
-            refuse("attention_head_dim", f"it does not divide {width}")
     return unet
 
 
-def _kinds(unet: UNet2D) -> tuple[list[str], list[str]]:
+def _misfits(unet: UNet2D) -> Iterator[tuple[str, str]]:
+    """Yield the options that do not go with others or cannot be expressed here, each with the reason."""
+    widths, groups = unet.block_out_channels, unet.attn_norm_num_groups
+    down, up = _kinds(unet)
+    for side, (name, kinds) in enumerate((("down_block_types", down), ("up_block_types", up))):
+        known = (PLAIN[side], ATTENTION[side], RESIDUAL[side])
+        yield from ((name, f"there is no {_shown(kind)}") for kind in kinds if kind not in known)
+        if len(kinds) != len(widths):
+            yield name, f"block_out_channels has {len(widths)} levels"
+    if [kind in ATTENTION for kind in down] != [kind in ATTENTION for kind in reversed(up)]:
+        yield "up_block_types", "attention is at the levels where down_block_types has it"
+    if len(set(_resampling(unet))) > 1:
+        yield "down_block_types", "sizes are changed by convolutions at all levels or inside residual blocks at all"
+    if unet.time_embedding_dim not in (None, 0, 4 * widths[0]):
+        yield "time_embedding_dim", f"it is 4 times the first width, {4 * widths[0]}"
+    if unet.out_channels not in (unet.in_channels, 2 * unet.in_channels):
+        yield "out_channels", f"they are as in_channels, {unet.in_channels}, or twice as many with learned variances"
+    if isinstance(unet.sample_size, tuple) and len(set(unet.sample_size)) > 1:
+        yield "sample_size", "image-size is one number, of square images"
+    if unet.add_attention and groups is None and unet.resnet_time_scale_shift == "scale_shift":
+        yield "attn_norm_num_groups", "with scale_shift the attention of their middle is then not normalised"
+    if unet.add_attention and groups not in (None, unet.norm_num_groups):
+        yield "attn_norm_num_groups", f"all norms have norm_num_groups, {unet.norm_num_groups}"
+    attended = [width for width, kind in zip(widths, down, strict=True) if kind in ATTENTION]
+    for width in (*attended, *(widths[-1:] if unet.add_attention else ())):
+        if unet.attention_head_dim is not None and width % unet.attention_head_dim:
+            yield "attention_head_dim", f"it does not divide {width}"
+
+
+def _kinds(unet: UNet2D) -> list[list[str]]:
     """Return the kinds of blocks of the encoder and of the decoder, without the UNetRes of the first diffusers."""
-    down, up = unet.down_block_types, unet.up_block_types
-    return [kind.removeprefix("UNetRes") for kind in down], [kind.removeprefix("UNetRes") for kind in up]
+    return [[kind.removeprefix("UNetRes") for kind in side] for side in (unet.down_block_types, unet.up_block_types)]
 
 
 def _resampling(unet: UNet2D) -> list[str]:
@@ -222,18 +216,15 @@ def read_scheduler(content: Mapping[str, Any], where: str) -> Chain | FlowMatch:
     """Return the options in `content`, a scheduler_config.json, that describe the model; messages begin with `where`.
 
     Raises:
-        CheckpointError: it is of another kind of scheduler, or an option (by its name) is not known or not one that
-            ours can express.
+        CheckpointError: it is another scheduler, or an option (by its name) is not known or cannot be expressed here.
     """
     scheduler = _class(content, where)
     content = {name: value for name, value in content.items() if name not in SAMPLING}
     if scheduler in FLOW_SCHEDULERS:
         return FlowMatch.read(content, where)
     if scheduler not in SCHEDULERS:
-        raise CheckpointError(
-            f"{where}: a {scheduler} cannot be said here; schedulers of DDPM's chain can (DDPMScheduler, "
-            "DDIMScheduler, DPMSolverMultistepScheduler and others), and FlowMatchEulerDiscreteScheduler"
-        )
+        able = "schedulers of DDPM's chain can (DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler and others)"
+        raise CheckpointError(f"{where}: a {scheduler} cannot be said here; {able}, and {FLOW_SCHEDULERS[0]}")
     return Chain.read({**SCHEDULERS[scheduler], **content}, where)
 
 
@@ -256,14 +247,12 @@ def config(unet: UNet2D, scheduler: Chain | FlowMatch | None, where: str) -> Con
         log.warning("there is no scheduler with %s: taken as DDPM's own, linear betas and target epsilon", where)
     variance = scheduler.variance_type if isinstance(scheduler, Chain) else None
     if learned != (variance == "learned_range") or variance == "learned":
-        raise CheckpointError(
-            f"{where}: out_channels {unet.out_channels} of in_channels {unet.in_channels} with variance_type "
-            f"{variance!r} cannot be said here: twice as many channels go with learned_range, and no others do"
-        )
+        what = f"out_channels {unet.out_channels} of in_channels {unet.in_channels} with variance_type {variance!r}"
+        rule = "twice as many channels go with learned_range, and no others do"
+        raise CheckpointError(f"{where}: {what} cannot be said here: {rule}")
     levels = [level for level, kind in enumerate(_kinds(unet)[0]) if kind in ATTENTION]
-    resample = "residual" if "resnet" in _resampling(unet) else "convolution"
-    if unet.downsample_padding == 0 and "conv" in _resampling(unet):
-        resample = "asymmetric"
+    convolution = "asymmetric" if unet.downsample_padding == 0 and _resampling(unet) else "convolution"
+    resample = "residual" if "resnet" in _resampling(unet) else convolution
     heads = {"num_heads": 1} if unet.attention_head_dim is None else {"head_channels": unet.attention_head_dim}
     model = {
         "channels": first, "multipliers": [width / first if width % first else width // first for width in widths],
@@ -288,16 +277,13 @@ def config(unet: UNet2D, scheduler: Chain | FlowMatch | None, where: str) -> Con
 def _chain(scheduler: Chain) -> dict[str, Any]:
     schedule, ends = BETA_SCHEDULES[scheduler.beta_schedule], (scheduler.beta_start, scheduler.beta_end)
     published = published_range(schedule, scheduler.num_train_timesteps)
-    threshold = "none"
+    threshold = "static" if scheduler.clip_sample and scheduler.clip_sample_range == 1 else "none"
     if scheduler.thresholding:  # to [-s, s] with s at most sample_max_value: to [-1, 1] by default
         threshold = "dynamic" if scheduler.sample_max_value > 1 else "static"
-    elif scheduler.clip_sample and scheduler.clip_sample_range == 1:
-        threshold = "static"
     return {
-        "schedule": schedule, "num_steps": scheduler.num_train_timesteps,
+        "schedule": schedule, "num_steps": scheduler.num_train_timesteps, "threshold": threshold,
         "beta_range": ends if schedule != "cosine" and ends != published else None,
         "zero_snr": scheduler.rescale_betas_zero_snr, "target": TARGETS[scheduler.prediction_type],
-        "threshold": threshold,
     }  # fmt: skip
 
 

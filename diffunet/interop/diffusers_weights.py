@@ -2,8 +2,6 @@
 
 The numbers are the same, in other places. A resampling layer of theirs is the last of a level, one of ours the first of
 the next level. Their queries, keys and values have a matrix each, and ours one 1x1 convolution together.
-
-Legend: C channels, E width of the embedding, K classes.
 """
 
 from __future__ import annotations
@@ -23,9 +21,8 @@ from diffunet.errors import CheckpointError
 from diffunet.interop.pickles import read_pickled, refuse_hollow
 
 FILE = "diffusion_pytorch_model.safetensors"
-INDEX = f"{FILE}.index.json"
-_STEM = "diffusion_pytorch_model"
-FILES = (FILE, INDEX, f"{_STEM}.bin", f"{_STEM}.fp16.safetensors", f"{_STEM}.fp16.bin")
+_ENDINGS = ("safetensors", "safetensors.index.json", "bin", "fp16.safetensors", "fp16.bin")
+FILES = tuple(f"diffusion_pytorch_model.{ending}" for ending in _ENDINGS)
 """Names of files with weights, of which the first that exists is read: half precision only where there is no other."""
 
 LABEL = "class_embedding.weight"
@@ -60,20 +57,14 @@ def _name(ours: str) -> str:
 
 
 def to_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state_dict of our UNet as that of a UNet2DModel whose `flip_sin_to_cos` is True.
-
-    Tensors may be on the meta device.
-    """
+    """Return the state_dict of our UNet, on any device, as that of a UNet2DModel whose `flip_sin_to_cos` is True."""
     result: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         theirs = _name(name)
-        if ".attentions." in theirs and ".group_norm." not in theirs:
-            tensor = tensor.flatten(1) if tensor.ndim == 4 else tensor  # [C' C 1 1] -> [C' C]
-        if ".qkv." in theirs:
-            parts = zip("qkv", tensor.chunk(3), strict=True)
-            result |= {theirs.replace(".qkv.", f".to_{letter}."): part for letter, part in parts}
-        else:
-            result[theirs] = tensor
+        if ".attentions." in theirs and tensor.ndim == 4:
+            tensor = tensor.flatten(1)  # [C' C 1 1] -> [C' C], where C is the number of channels
+        parts = zip("qkv", tensor.chunk(3), strict=True) if ".qkv." in theirs else [("", tensor)]
+        result |= {theirs.replace(".qkv.", f".to_{letter}."): part for letter, part in parts}
     return result
 
 
@@ -108,8 +99,7 @@ def read(folder: Path, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
 
     Args:
         folder: a folder of diffusers with a net.
-        wanted: tensors (on any device, also meta) of the names and shapes which the file must have; that is checked
-            before its own tensors are read.
+        wanted: tensors, on any device, of the names and shapes which the file must have; they are checked first.
 
     Raises:
         CheckpointError: there are no weights, they are damaged, or are others, naming what differs.
@@ -121,12 +111,12 @@ def read(folder: Path, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
     if path.suffix == ".bin":
         pickled = read_pickled(path)
         refuse_hollow(pickled, path)
-        tensors = _current(pickled, path)
+        tensors = _current([pickled], path)
         storage.refuse_others(tensors, wanted, path)
         return {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}, path
     parts = _parts(path)
-    storage.refuse_others(_current(_joined([storage.read_header(part)[0] for part in parts], path), path), wanted, path)
-    tensors = _current(_joined([storage.read_tensors(part)[0] for part in parts], path), path)
+    storage.refuse_others(_current([storage.read_header(part)[0] for part in parts], path), wanted, path)
+    tensors = _current([storage.read_tensors(part)[0] for part in parts], path)
     return {name: tensor.float() for name, tensor in tensors.items()}, path
 
 
@@ -144,11 +134,7 @@ def _parts(path: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object that a JSON file holds.
-
-    Raises:
-        CheckpointError: the file cannot be read or holds anything else.
-    """
+    """Return the object that a JSON file holds; CheckpointError if it cannot be read or holds anything else."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise CheckpointError(f"{path} cannot be read: it is larger than {MAX_BYTES >> 20} MiB")
@@ -160,15 +146,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _joined(parts: list[dict[str, Tensor]], path: Path) -> dict[str, Tensor]:
-    result = {name: tensor for part in parts for name, tensor in part.items()}
-    if len(result) < sum(len(part) for part in parts):
+def _current(parts: list[dict[str, Tensor]], path: Path) -> dict[str, Tensor]:
+    """Return the weights in all `parts` with attention as diffusers now has it: in names, and as matrices."""
+    weights = {name: tensor for part in parts for name, tensor in part.items()}
+    if len(weights) < sum(map(len, parts)):
         raise CheckpointError(f"the files that {path} names hold the same weights twice")
-    return result
-
-
-def _current(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Return `weights` with attention as diffusers now has it: today's names, and matrices for 1x1 convolutions."""
     result = {}
     for name, tensor in weights.items():
         match = re.fullmatch(r"(.*attentions\.\d+)\.(?:(query|key|value|proj_attn)|to_[qkv]|to_out\.0)\.(\w+)", name)

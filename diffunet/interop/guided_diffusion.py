@@ -6,6 +6,7 @@ which their READMEs print for each published model. Names of weights are those o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,12 @@ from diffunet.nn.unet import DownBlock, UNet, UpBlock
 
 PARTS = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "embedding": "emb_layers.1", "norm2": "out_layers.0",
-    "conv2": "out_layers.3", "shortcut": "skip_connection",
-    "norm": "norm", "qkv": "qkv", "out": "proj_out",
+    "conv2": "out_layers.3", "shortcut": "skip_connection", "norm": "norm", "qkv": "qkv", "out": "proj_out",
 }  # fmt: skip
 """Our names and theirs in a residual block and in attention."""
 
 CLASSES = 1000
-"""How many classes their scripts have; a file may have others."""
+"""How many classes their scripts have; a file may have others, up to `MAX_CLASSES`."""
 MAX_CLASSES = 1_000_000
 
 
@@ -66,11 +66,9 @@ def read(path: Path, flags: str, dialect: Dialect) -> storage.Model:
     assert isinstance(net, UNet), "to_config says so"
     _refuse_misfits(weights, their_shapes(net), path)
     refuse_hollow(weights, path)
+    new_order, pairs = parsed.use_new_attention_order, names(net).items()
     try:
-        tensors = {
-            ours: _translated(ours, weights[theirs], net, parsed.use_new_attention_order)
-            for ours, theirs in names(net).items()
-        }
+        tensors = {ours: _translated(ours, weights[theirs], net, new_order) for ours, theirs in pairs}
     except RuntimeError as error:
         if not compute.is_out_of_memory(error):
             raise
@@ -88,25 +86,23 @@ def names(net: UNet) -> dict[str, str]:
     def block(ours: str, theirs: str) -> None:
         modules.update({f"{ours}.res": f"{theirs}.0", f"{ours}.attention": f"{theirs}.1"})
 
-    place = 1  # the index in input_blocks, where 0 is the stem
+    places = itertools.count(1)  # in input_blocks, where 0 is the stem
     for level, down in enumerate(net.down):
         assert isinstance(down, DownBlock)
         if level:
-            theirs = f"input_blocks.{place}.0"
+            theirs = f"input_blocks.{next(places)}.0"
             modules |= {f"down.{level}.down.res": theirs, f"down.{level}.down.conv": f"{theirs}.op"}
-            place += 1
         for i in range(len(down.blocks)):
-            block(f"down.{level}.blocks.{i}", f"input_blocks.{place}")
-            place += 1
-    place, last = 0, 1  # the index in output_blocks; upsampling is the last part of the block before
+            block(f"down.{level}.blocks.{i}", f"input_blocks.{next(places)}")
+    place, last = -1, 1  # the index in output_blocks; upsampling is the last part of the block before
     for level, up in enumerate(net.up):
         assert isinstance(up, UpBlock)
         if level:
-            theirs = f"output_blocks.{place - 1}.{last}"
+            theirs = f"output_blocks.{place}.{last}"
             modules |= {f"up.{level}.up.res": theirs, f"up.{level}.up.conv": f"{theirs}.conv"}
         for i, part in enumerate(up.blocks):
-            block(f"up.{level}.blocks.{i}", f"output_blocks.{place}")
             place, last = place + 1, 2 if isinstance(part.attention, Attention) else 1
+            block(f"up.{level}.blocks.{i}", f"output_blocks.{place}")
     result = {}
     for name in net.state_dict():
         module = next(module for module in modules if name.startswith(f"{module}."))
@@ -117,14 +113,12 @@ def names(net: UNet) -> dict[str, str]:
 
 def their_shapes(net: UNet) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of the weights which the same net has in their code."""
-    shapes, weights = {}, net.state_dict()
-    for ours, theirs in names(net).items():
-        shape = tuple(weights[ours].shape)
-        if ".attention." in ours:
-            shape = shape[:3]  # a 1-d convolution over positions
-        elif ours == "embedding.label.weight":
-            shape = (shape[0] - 1, shape[1])  # no null label
-        shapes[theirs] = shape
+    weights = net.state_dict()
+    shapes = {theirs: tuple(weights[ours].shape) for ours, theirs in names(net).items()}
+    attention = [theirs for ours, theirs in names(net).items() if ".attention." in ours]
+    shapes |= {theirs: shapes[theirs][:3] for theirs in attention}  # theirs is a 1-d convolution over positions
+    if label := shapes.get("label_emb.weight"):
+        shapes["label_emb.weight"] = (label[0] - 1, label[1])  # theirs has no null label
     return shapes
 
 
@@ -167,8 +161,8 @@ def _refuse_other_flags(shapes: Mapping[str, tuple[int, ...]], flags: Flags, dia
             if any(problem.startswith("--image_size") for problem in problems):
                 continue  # levels are resolutions of that size
             size = flags.image_size  # no level has attention with a resolution above it
-            resolutions = tuple(size // 2**level for level in value) or (2 * size,)
-            name, value, mine = "attention_resolutions", resolutions, flags.attention_resolutions
+            name, mine = "attention_resolutions", flags.attention_resolutions
+            value = tuple(size // 2**level for level in value) or (2 * size,)
         origin = "" if name in flags.model_fields_set else " (the default)"
         if name in GUIDED_ONLY and dialect == "improved-diffusion":
             origin = " (as in guided-diffusion, not improved-diffusion)"
@@ -196,19 +190,16 @@ def _implied(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         ends = sorted(plain + residual)
         blocks = ends[0] + 1 if ends else count
         starts = range(count - blocks, -1, -blocks)  # the first block of each level, full size first
-        multipliers = [rows(f"output_blocks.{i}.0.out_layers.3") / channels for i in starts]
-        attended = [f"output_blocks.{i}.1.qkv.weight" in shapes for i in starts]
-        flags = {
-            "num_channels": channels,
-            "num_res_blocks": blocks - 1,
-            "channel_mult": tuple(int(ratio) if ratio == int(ratio) else ratio for ratio in multipliers),
-            "attention_levels": tuple(level for level, has in enumerate(attended) if has),
-            "class_cond": "label_emb.weight" in shapes,
-            "use_scale_shift_norm": rows("output_blocks.0.0.emb_layers.1")
-            == 2 * rows("output_blocks.0.0.out_layers.3"),
-            "learn_sigma": rows("out.2") == 6,
-        }
-        return flags | ({"resblock_updown": bool(residual)} if ends else {})
+        ratios = [rows(f"output_blocks.{i}.0.out_layers.3") / channels for i in starts]
+        attended = [level for level, i in enumerate(starts) if f"output_blocks.{i}.1.qkv.weight" in shapes]
+        shifts = rows("output_blocks.0.0.emb_layers.1") == 2 * rows("output_blocks.0.0.out_layers.3")
+        return {
+            "num_channels": channels, "num_res_blocks": blocks - 1,
+            "channel_mult": tuple(int(ratio) if ratio.is_integer() else ratio for ratio in ratios),
+            "attention_levels": tuple(attended), "class_cond": "label_emb.weight" in shapes,
+            "use_scale_shift_norm": shifts, "learn_sigma": rows("out.2") == 6,
+            **({"resblock_updown": bool(residual)} if ends else {}),
+        }  # fmt: skip
     except (KeyError, IndexError, ValueError, ZeroDivisionError):
         return {}
 

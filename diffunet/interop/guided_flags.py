@@ -16,13 +16,12 @@ from diffunet.errors import UsageError
 
 Dialect = Literal["guided-diffusion", "improved-diffusion"]
 
-
 Listed = BeforeValidator(lambda text: text.split(",") if text else ())
 """Marks a tuple that is written as numbers with commas between them."""
 
 
 class Flags(BaseModel):
-    """The flags that describe a net and its process, with the defaults of guided-diffusion."""
+    """The flags that describe a net and its process, with the defaults of guided-diffusion; `parse` knows others'."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -52,12 +51,6 @@ class Flags(BaseModel):
         return tuple(level for level in range(len(self.channel_mult)) if 2**level in factors)
 
 
-class ImprovedFlags(Flags):
-    """The same flags with the defaults of improved-diffusion."""
-
-    rescale_timesteps: bool = True
-
-
 GUIDED_ONLY = ("channel_mult", "num_head_channels", "resblock_updown", "use_new_attention_order")
 """Flags that improved-diffusion does not have; its nets are as the defaults say."""
 
@@ -74,9 +67,8 @@ IGNORED = (
 SUPER_RESOLUTION = ("base_samples", "large_size", "small_size")
 
 MULTIPLIERS: dict[Dialect, dict[int, tuple[float, ...]]] = {
-    "guided-diffusion": {
-        64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4),
-    },
+    "guided-diffusion":
+        {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)},
     "improved-diffusion": {32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)},
 }  # fmt: skip
 """The channel_mult of each image size, where none is given."""
@@ -88,8 +80,8 @@ def parse(text: str, dialect: Dialect) -> Flags:
     Raises:
         UsageError: a flag does not exist (the message names the closest), or its value is not possible.
     """
-    kind = ImprovedFlags if dialect == "improved-diffusion" else Flags
-    own = [name for name in kind.model_fields if dialect == "guided-diffusion" or name not in GUIDED_ONLY]
+    is_improved = dialect == "improved-diffusion"
+    own = [name for name in Flags.model_fields if not (is_improved and name in GUIDED_ONLY)]
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -106,23 +98,25 @@ def parse(text: str, dialect: Dialect) -> Flags:
             close = difflib.get_close_matches(name, [*own, *IGNORED], n=1)
             hint = f"; did you mean --{close[0]}?" if close else ""
             raise UsageError(f"{dialect} has no flag {flag}{hint}")
-        if not equals:
-            if not words or words[0].startswith("--"):
-                raise UsageError(f"{flag} needs a value")
-            value = words.pop(0)
+        if not equals and (not words or words[0].startswith("--")):
+            raise UsageError(f"{flag} needs a value")
+        value = value if equals else words.pop(0)
         if name in own:
             values[name] = value
     try:
-        flags = kind.model_validate(values)
+        flags = Flags.model_validate(values)
     except ValidationError as error:
         name, message = str(error.errors()[0]["loc"][0]), error.errors()[0]["msg"]
         raise UsageError(f"--{name} {values[name]}: {message[0].lower()}{message[1:]}") from None
     multipliers = flags.channel_mult or MULTIPLIERS[dialect].get(flags.image_size)
     if multipliers is None:
-        sizes = ", ".join(str(size) for size in MULTIPLIERS[dialect])
+        sizes = ", ".join(map(str, MULTIPLIERS[dialect]))
         other = " without --channel_mult" if "channel_mult" in own else ""
         raise UsageError(f"--image_size {flags.image_size}: {dialect} has nets for {sizes}{other}")
-    return kind.model_construct(flags.model_fields_set, **dict(flags) | {"channel_mult": multipliers})
+    resolved: dict[str, Any] = dict(flags) | {"channel_mult": multipliers}
+    if is_improved and "rescale_timesteps" not in values:
+        resolved["rescale_timesteps"] = True
+    return Flags.model_construct(flags.model_fields_set, **resolved)
 
 
 def to_config(flags: Flags) -> Config:
@@ -135,10 +129,8 @@ def to_config(flags: Flags) -> Config:
     if multipliers[0] > 1:
         raise UsageError(f"--channel_mult {written(multipliers)}: the first one cannot be above 1 here")
     if head == "-1" and flags.num_heads_upsample not in ("-1", flags.num_heads):
-        raise UsageError(
-            f"--num_heads_upsample {flags.num_heads_upsample} is not --num_heads {flags.num_heads}: "
-            "diffunet's nets have one number of heads"
-        )
+        what = f"--num_heads_upsample {flags.num_heads_upsample} is not --num_heads {flags.num_heads}"
+        raise UsageError(f"{what}: diffunet's nets have one number of heads")
     for level in sorted({*flags.attention_levels, len(multipliers) - 1}):  # the middle has attention, too
         width = round(channels * multipliers[level])
         if isinstance(head, int) and width % head:
@@ -146,9 +138,8 @@ def to_config(flags: Flags) -> Config:
     model = {
         "channels": channels, "multipliers": multipliers, "num_blocks": flags.num_res_blocks, "dropout": flags.dropout,
         "attention_resolutions": flags.attention_resolutions, "attention_levels": flags.attention_levels,
-        **({"num_heads": flags.num_heads} if head == "-1" else {"head_channels": head}),
-        "norm_groups": 32, "scale_shift": flags.use_scale_shift_norm,
-        "resample": "residual" if flags.resblock_updown else "convolution",
+        **({"num_heads": flags.num_heads} if head == "-1" else {"head_channels": head}), "norm_groups": 32,
+        "scale_shift": flags.use_scale_shift_norm, "resample": "residual" if flags.resblock_updown else "convolution",
     }  # fmt: skip
     diffusion = {
         "schedule": flags.noise_schedule, "num_steps": flags.diffusion_steps,
@@ -162,4 +153,4 @@ def to_config(flags: Flags) -> Config:
 
 def written(value: Any) -> str:
     """Return a value as it is written on their command line."""
-    return ",".join(str(part) for part in value) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

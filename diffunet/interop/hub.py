@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import itertools
 import json
 import logging
 import re
@@ -27,10 +28,10 @@ TIMEOUT = 5.0
 """Seconds after which a hub that does not answer is taken to be out of reach."""
 
 PICTURE = "samples.png"
-"""The file in a repository that its card shows."""
+"""The image in a repository that its card shows."""
 
 ADDRESS = "https://huggingface.co/"
-"""What the web address of a model has before its name."""
+"""The beginning of the web address of a model; its name follows."""
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"(?!.*--|.*\.\.|.*\.git$){_PART}/{_PART}")
@@ -52,11 +53,7 @@ def is_name(text: str) -> bool:
 
 
 def check_name(text: str) -> None:
-    """Refuse a name that no repository of the hub can have.
-
-    Raises:
-        UsageError: it is not owner/name, of letters, digits, "-", "_" and ".".
-    """
+    """Raise UsageError for a name that no repository of the hub can have."""
     if not _NAME.fullmatch(text):
         raise UsageError(f"{text} is not a name on the hub: owner/name, of letters, digits and single - _ .")
 
@@ -70,8 +67,7 @@ def pull(name: str) -> Path:
     download is taken.
 
     Raises:
-        CheckpointError: there is no such model, it may not be read, it cannot be used here, or the hub cannot be
-            reached.
+        CheckpointError: the model does not exist, may not be read, or cannot be used, or the hub cannot be reached.
         ResourceError: the disk has no room for it.
     """
     from huggingface_hub.utils.tqdm import tqdm
@@ -81,7 +77,7 @@ def pull(name: str) -> Path:
         try:  # snapshot_download has no timeout for the first request, and would wait for a silent hub for ever
             info = huggingface_hub.HfApi().model_info(name, timeout=TIMEOUT)
         except Exception as error:
-            if not _is_of_hub(error) or _answer(error)[0] < 500 or (kept := _kept(name)) is None:
+            if _answer(error)[0] < 500 or (kept := _kept(name)) is None:
                 raise
             return kept
         *small, weights = _needed(name, [file.rfilename for file in info.siblings or []])
@@ -98,9 +94,9 @@ def push(folder: Path, name: str, card: str, private: bool = False, picture: Pat
 
     Args:
         folder: a model folder, see `storage`; only its config and its weights are uploaded.
-        name: name on the hub, owner/name.
-        card: text of its README.md; an earlier one is replaced, and stays in the history.
-        private: make a new repository that nobody else sees.
+        name: the name on the hub, owner/name.
+        card: the text of its README.md; an earlier one is replaced, and stays in the history.
+        private: whether a new repository is made that nobody else sees.
         picture: the image that the card shows as `PICTURE`.
 
     Raises:
@@ -114,9 +110,7 @@ def push(folder: Path, name: str, card: str, private: bool = False, picture: Pat
     if huggingface_hub.get_token() is None:
         raise UsageError(f"{name} cannot be written to without a login: run hf auth login, or set HF_TOKEN")
     content: dict[str, Any] = {file: folder / file for file in (storage.CONFIG, storage.WEIGHTS)}
-    content["README.md"] = card.encode()
-    if picture is not None:
-        content[PICTURE] = picture
+    content |= {"README.md": card.encode()} | ({PICTURE: picture} if picture else {})
     api = huggingface_hub.HfApi()
     with _explained(name, _not_pushed):
         try:
@@ -140,7 +134,7 @@ def _explained(name: str, explain: Callable[[str, Exception], Error]) -> Iterato
     try:
         yield
     except Exception as error:
-        if isinstance(error, Error) or not _is_of_hub(error):
+        if isinstance(error, Error) or not _answer(error)[0]:
             raise
         raise explain(name, error) from None
     finally:
@@ -148,18 +142,14 @@ def _explained(name: str, explain: Callable[[str, Exception], Error]) -> Iterato
 
 
 def _needed(name: str, existing: Iterable[str]) -> list[str]:
-    """Return which of the `existing` files of a repository are needed; the config is first, the weights are last.
-
-    Raises:
-        CheckpointError: a needed one does not exist.
-    """
+    """Return which of the `existing` files of a repository are needed; the config is first, the weights are last."""
     existing = set(existing)
     if {storage.CONFIG, storage.WEIGHTS} <= existing:
         return [storage.CONFIG, storage.WEIGHTS]
-    for folder in ("unet/", ""):
-        for weights in _WEIGHTS:
-            if {f"{folder}config.json", f"{folder}{weights}"} <= existing:
-                return [f"{folder}config.json", *(text for text in _TEXTS if text in existing), f"{folder}{weights}"]
+    for folder, file in itertools.product(("unet/", ""), _WEIGHTS):
+        config, weights = f"{folder}config.json", f"{folder}{file}"
+        if {config, weights} <= existing:
+            return [config, *(text for text in _TEXTS if text in existing), weights]
     raise CheckpointError(
         f"{name} on the hub is no model that can be used here: it has neither {storage.CONFIG} with {storage.WEIGHTS} "
         f"nor config.json with {_WEIGHTS[0]}"
@@ -167,7 +157,6 @@ def _needed(name: str, existing: Iterable[str]) -> list[str]:
 
 
 def _refuse_others(name: str, config: Path) -> None:
-    """Refuse the net of another kind of model."""
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
         is_ours, kind = content.get("format") == storage.FORMAT, content.get("_class_name")
@@ -180,35 +169,30 @@ def _refuse_others(name: str, config: Path) -> None:
 
 def _kept(name: str) -> Path | None:
     """Return the folder of an earlier download, or None where there is none that has all needed files."""
-    from huggingface_hub import errors
-
     try:
         # Without patterns it would ask for all files that the repository has.
         folder = Path(huggingface_hub.snapshot_download(name, local_files_only=True, allow_patterns=[]))
         _needed(name, [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()])
-    except (errors.LocalEntryNotFoundError, CheckpointError):
+    except (FileNotFoundError, CheckpointError):  # huggingface_hub's LocalEntryNotFoundError is one
         return None
     return folder
 
 
-def _is_of_hub(error: Exception) -> bool:
-    """Return whether an error comes from the disk, the network or huggingface_hub."""
-    from huggingface_hub import errors
-
-    # The HTTP library depends on the version, so its HTTPError is taken from there. hf_xet raises RuntimeError.
-    known = (OSError, errors.HTTPError, RuntimeError)  # type: ignore[attr-defined]
-    return isinstance(error, known) or type(error).__module__.startswith("huggingface_hub")
-
-
 def _answer(error: Exception) -> tuple[int, str]:
-    """Return the HTTP status that the hub answered with, 503 where it did not, and what to say of it."""
+    """Return the HTTP status of an error of the hub, and what to say of it.
+
+    The status is 503 where the hub, the network or the disk gave no answer, and 0 for an error of anything else.
+    """
     from huggingface_hub import errors
 
     if isinstance(error, errors.OfflineModeIsEnabled):
         return 503, "HF_HUB_OFFLINE is set"
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code, f"it answers {error.response.status_code}"
-    return 503, str(error)[:200] or type(error).__name__
+    # The HTTP library depends on the version, so its HTTPError is taken from there. hf_xet raises RuntimeError.
+    known = (OSError, errors.HTTPError, RuntimeError)  # type: ignore[attr-defined]
+    of_hub = isinstance(error, known) or type(error).__module__.startswith("huggingface_hub")
+    return 503 if of_hub else 0, str(error)[:200] or type(error).__name__
 
 
 def _not_pulled(name: str, error: Exception) -> Error:
@@ -216,18 +200,16 @@ def _not_pulled(name: str, error: Exception) -> Error:
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # what snapshot_download met before it looked for an earlier download
-    status, reason = _answer(error)
-    hub = constants.ENDPOINT
+    (status, reason), hub = _answer(error), constants.ENDPOINT
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
-        words = f"cannot be kept in {constants.HF_HUB_CACHE}: {error.strerror}; make room, or set HF_HOME"
-        return ResourceError(f"{name} {words}")
+        place = constants.HF_HUB_CACHE
+        return ResourceError(f"{name} cannot be kept in {place}: {error.strerror}; make room, or set HF_HOME")
+    words = f"is no folder here, and the hub {hub} could not be reached ({reason}): check the network, or give a "
+    words += "folder that is on this machine"
     if isinstance(error, errors.GatedRepoError):
         words = f"is gated: ask for access on {hub}/{name} and log in: hf auth login"
     elif isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
         words = f"is neither a folder here nor a public model of {hub}; if it is private, log in: hf auth login"
-    else:
-        words = f"is no folder here, and the hub {hub} could not be reached ({reason}): check the network, or give a "
-        words += "folder that is on this machine"
     return CheckpointError(f"{name} {words}")
 
 
@@ -235,6 +217,5 @@ def _not_pushed(name: str, error: Exception) -> Error:
     status, reason = _answer(error)
     if status in (401, 403):
         return UsageError(f"your login may not write to {name} on the hub: run hf auth login with a token that may")
-    if status < 500:
-        return ResourceError(f"the hub did not take {name}: {str(error)[:300]}")
-    return ResourceError(f"the hub {constants.ENDPOINT} could not be reached ({reason}): check the network")
+    lost = f"the hub {constants.ENDPOINT} could not be reached ({reason}): check the network"
+    return ResourceError(f"the hub did not take {name}: {str(error)[:300]}" if status < 500 else lost)

@@ -22,8 +22,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,17 +73,15 @@ def write(model: storage.Model, path: Path) -> None:
     """
     program = _program(model)
     large = sum(tensor.nbytes for tensor in model.denoiser.net.state_dict().values()) > LARGEST
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    names = [f"{path.name}.data", path.name] if large else [path.name]  # PATH refers to PATH.data, which goes first
     try:
-        files.mkdir(temporary)
-        program.save(str(temporary / path.name), external_data=large)
-        for written in sorted(temporary.iterdir(), reverse=True):  # PATH.data goes before PATH, which refers to it
-            files.fsync(written)
-            files.replace(written, path.with_name(written.name))
+        with files.replacing_all(path.parent, names) as temporary:
+            files.mkdir(temporary)
+            program.save(str(temporary / path.name), external_data=large)
+            for name in names:
+                files.fsync(temporary / name)
     except OSError as error:
         raise ResourceError(f"{path} could not be written: {error.strerror or error}; make room") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _example(model: storage.Model) -> dict[str, Tensor]:
@@ -93,12 +89,10 @@ def _example(model: storage.Model) -> dict[str, Tensor]:
 
     Height and width differ, the height is odd at every level, and neither ever becomes 1.
     """
-    net = model.denoiser.net
+    net, unit = model.denoiser.net, 2 ** len(model.config.model.multipliers or ())
     assert isinstance(net.in_channels, int)
-    depth = len(model.config.model.multipliers or ())
-    x = torch.zeros(2, net.in_channels, 2**depth + 1, 2**depth + 3)
     label = {"label": torch.zeros(2, dtype=torch.int64)} if net.num_classes else {}
-    return {"x": x, "c_noise": torch.zeros(2), **label}
+    return {"x": torch.zeros(2, net.in_channels, unit + 1, unit + 3), "c_noise": torch.zeros(2), **label}
 
 
 def _program(model: storage.Model) -> Any:
@@ -113,14 +107,10 @@ def _program(model: storage.Model) -> Any:
     size = {0: "batch", 2: "height", 3: "width"}
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            model.denoiser.net,
-            kwargs=example,
-            dynamo=True,
-            verbose=False,
-            input_names=list(example),
+            model.denoiser.net, kwargs=example, dynamo=True, verbose=False, input_names=list(example),
             output_names=[output(model)],
             dynamic_shapes={name: size if name == "x" else {0: "batch"} for name in example},
-        )
+        )  # fmt: skip
     assert program is not None
     # Every node has a stack trace, which shows the folders of this machine.
     ClearMetadataAndDocStringPass()(program.model)
@@ -134,8 +124,7 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(before)
@@ -150,11 +139,7 @@ def _metadata(model: storage.Model) -> dict[str, str]:
         for sigma in build.ladder(config, schedule, config.diffusion.sample_steps)[:-1]
     ]
     return {
-        "config": json.dumps(content),
-        "step": str(model.step),
-        "target": config.diffusion.target,
-        "schedule": config.diffusion.schedule,
-        "classes": json.dumps(config.data.class_names),
-        "mean": json.dumps(build.prior_mean(config).flatten().tolist()),
-        "ladder": json.dumps(ladder),
-    }
+        "config": json.dumps(content), "step": str(model.step), "target": config.diffusion.target,
+        "schedule": config.diffusion.schedule, "classes": json.dumps(config.data.class_names),
+        "mean": json.dumps(build.prior_mean(config).flatten().tolist()), "ladder": json.dumps(ladder),
+    }  # fmt: skip
