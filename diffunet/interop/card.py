@@ -1,6 +1,6 @@
-"""The card of a model (README.md of its repository on the hub), from its config and what its run has measured.
+"""The card of a model: README.md of its repository on the hub, which states its config and what its run has measured.
 
-It states nothing else and no licence: that is for the model's owner to add.
+It states no licence: that is for the model's owner to add.
 """
 
 from __future__ import annotations
@@ -32,10 +32,14 @@ def card(model: storage.Model, run: Path | None = None, name: str | None = None)
     """
     from huggingface_hub import ModelCardData
 
-    tags = ["diffunet", "diffusion", "unet", *(["inpainting"] if model.config.diffusion.task == "inpaint" else [])]
+    data, inpaints = model.config.data, model.config.diffusion.task == "inpaint"
+    tags = ["diffunet", "diffusion", "unet", *(["inpainting"] if inpaints else [])]
     head = ModelCardData(library_name="diffunet", pipeline_tag="unconditional-image-generation", tags=tags)
     title = name.split("/")[-1] if name else "A diffusion model"
-    blocks = [f"---\n{head.to_yaml()}\n---", f"# {_plain(title)}", _summary(model)]
+    kind = {1: "grey", 3: "RGB", 4: "RGB with transparency"}[data.channels]
+    text = f"A diffusion model of {kind} images of {data.image_size}x{data.image_size} pixels, made with diffunet."
+    text += " It was trained to inpaint, and generates too." if inpaints else ""
+    blocks = [f"---\n{head.to_yaml()}\n---", f"# {_plain(title)}", text]
     if run is not None and preview(run) is not None:
         blocks.append(f"![Samples, drawn during training]({PICTURE})")
     blocks += [_usage(model, name or "MODEL"), "## Model\n\n" + _table(_model_rows(model))]
@@ -47,15 +51,6 @@ def card(model: storage.Model, run: Path | None = None, name: str | None = None)
 def preview(run: Path) -> Path | None:
     """Return the newest preview of a run, RUN/samples/step-....png, None where there is none."""
     return max((run / "samples").glob("step-*.png"), default=None)
-
-
-def _summary(model: storage.Model) -> str:
-    data = model.config.data
-    kind = {1: "grey", 3: "RGB", 4: "RGB with transparency"}[data.channels]
-    text = f"A diffusion model of {kind} images of {data.image_size}x{data.image_size} pixels, made with diffunet."
-    if model.config.diffusion.task == "inpaint":
-        text += " It was trained to inpaint, and generates too."
-    return text
 
 
 def _usage(model: storage.Model, name: str) -> str:
@@ -79,10 +74,8 @@ def _model_rows(model: storage.Model) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{sum(parameter.numel() for parameter in model.denoiser.net.parameters()):,}"
     yield "predicts", d.target + (", and the variance" if d.learned_variance else "")
     yield "noise schedule", d.schedule + (f", {d.num_steps:,} steps" if d.schedule in DDPM_SCHEDULES else "")
-    yield (
-        "samples by",
-        f"{d.sample_steps} steps of {d.sampler} ({build.calls(d.sampler, d.sample_steps)} calls of the net)",
-    )
+    calls = build.calls(d.sampler, d.sample_steps)
+    yield "samples by", f"{d.sample_steps} steps of {d.sampler} ({calls} calls of the net)"
 
 
 def _run_rows(model: storage.Model, run: Path) -> Iterator[tuple[str, str]]:

@@ -23,10 +23,8 @@ from diffunet.storage import Model
 
 log = logging.getLogger(__name__)
 
-INDEX = "model_index.json"
-CONFIG, SCHEDULER_CONFIG = "config.json", "scheduler_config.json"
-OURS = "diffunet.json"
-"""The file with our whole config, in a folder that diffunet wrote."""
+INDEX, CONFIG, SCHEDULER_CONFIG, OURS = "model_index.json", "config.json", "scheduler_config.json", "diffunet.json"
+"""The files of a folder; `OURS`, which only diffunet writes, holds our whole config."""
 
 PROCESS = ("num_train_timesteps", "prediction_type", "rescale_betas_zero_snr", "trained_betas")
 """Options of a scheduler that the weights of a net depend on."""
@@ -96,11 +94,8 @@ def _find(folder: Path) -> tuple[Path, Path | None]:
     index = weights.read_json(folder / INDEX) if is_pipeline else {}
     for name, value in index.items():
         if not name.startswith("_") and name not in ("unet", "scheduler") and value not in (None, [None, None]):
-            kind = index.get("_class_name", "pipeline")
-            what = f"a {str(kind)[:60]} with a {name[:60]}"
-            raise CheckpointError(
-                f"{folder / INDEX}: {what} cannot be said here, only a UNet2DModel of pixels and its scheduler"
-            )
+            what = f"a {str(index.get('_class_name', 'pipeline'))[:60]} with a {name[:60]} cannot be said here"
+            raise CheckpointError(f"{folder / INDEX}: {what}, only a UNet2DModel of pixels and its scheduler")
     names = ("unet",) if is_pipeline else ("unet_ema", "unet")
     where = next((folder / name for name in names if (folder / name / CONFIG).is_file()), folder)
     for place in (folder / "scheduler", folder, folder.absolute().parent / "scheduler"):
@@ -131,11 +126,10 @@ def _refuse_changed(folder: Path, config: Config, net: torch.nn.Module, unet: im
     if scheduler := _find(folder)[1]:
         stated |= {name: value for name, value in weights.read_json(scheduler).items() if name in PROCESS}
         written |= exporting.scheduler_options(config)
-    other = next((name for name, value in written.items() if stated.get(name, value) != value), None)
-    if other is not None:
-        raise CheckpointError(
-            f"{folder / OURS} is of another model than the one beside it, by {other}: delete it to read that one"
-        )
+    for name, value in written.items():
+        if stated.get(name, value) != value:
+            what = f"is of another model than the one beside it, by {name}"
+            raise CheckpointError(f"{folder / OURS} {what}: delete it to read that one")
 
 
 def write(model: Model, folder: Path) -> None:
@@ -172,10 +166,8 @@ def write(model: Model, folder: Path) -> None:
             for path, content in contents.items():
                 files.write_atomic(temporary / path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
-        needed = sum(tensor.nbytes for tensor in theirs.values())
-        raise ResourceError(
-            f"the model {folder} ({storage.size(needed)}) could not be written: {error.strerror or error}; make room"
-        ) from None
+        needed, reason = storage.size(sum(tensor.nbytes for tensor in theirs.values())), error.strerror or error
+        raise ResourceError(f"the model {folder} ({needed}) could not be written: {reason}; make room") from None
 
 
 def _warn_of_differences(config: Config, num_steps: int) -> None:

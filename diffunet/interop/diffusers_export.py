@@ -59,8 +59,7 @@ def unet_options(config: Config, net: nn.Module) -> dict[str, Any]:
         _refuse(what, "train with --model.head-channels that divide every width that has attention")
     plain = RESIDUAL if m.resample == "residual" else PLAIN
     down, up = ([ATTENTION[side] if i in attended else plain[side] for i in range(len(widths))] for side in (0, 1))
-    resampling = "resnet" if m.resample == "residual" else "conv"
-    classes = len(config.data.class_names)
+    resampling, classes = "resnet" if m.resample == "residual" else "conv", len(config.data.class_names)
     return {
         "_class_name": "UNet2DModel", "_diffusers_version": VERSION, "sample_size": size,
         "in_channels": config.data.channels, "out_channels": config.data.channels * (2 if d.learned_variance else 1),
@@ -101,8 +100,7 @@ def scheduler_options(config: Config) -> dict[str, Any]:
     return {
         "_class_name": "DDPMScheduler", "_diffusers_version": VERSION, "num_train_timesteps": d.num_steps,
         "beta_schedule": names[d.schedule] if by_name else "linear", "beta_start": first, "beta_end": last,
-        "trained_betas": None if by_name else noise.beta.tolist(),
-        "rescale_betas_zero_snr": d.zero_snr and by_name,
+        "trained_betas": None if by_name else noise.beta.tolist(), "rescale_betas_zero_snr": d.zero_snr and by_name,
         "prediction_type": {ours: theirs for theirs, ours in TARGETS.items()}[d.target], "variance_type": variance,
         "clip_sample": d.threshold == "static", "clip_sample_range": 1.0, "thresholding": d.threshold == "dynamic",
         "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1e6 if d.threshold == "dynamic" else 1.0,
@@ -121,7 +119,5 @@ def _flow_options(config: Config) -> dict[str, Any]:
         _refuse(f"diffusion.sigma-shift {shift:g} of schedule {d.schedule}", "train with --diffusion.sigma-shift 1")
     if d.threshold != "none":
         log.warning("diffusion.threshold %s is left out: their scheduler of flow has none", d.threshold)
-    return {
-        "_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": VERSION,
-        "num_train_timesteps": 1000, "shift": 1.0,
-    }  # fmt: skip
+    name = {"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": VERSION}
+    return {**name, "num_train_timesteps": 1000, "shift": 1.0}

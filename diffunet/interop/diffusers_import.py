@@ -134,9 +134,7 @@ SAMPLING = frozenset((
 ))  # fmt: skip
 """Options of schedulers that say how to sample, and nothing about the model; our samplers have options of their own."""
 
-EMA = frozenset((
-    "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup",
-))  # fmt: skip
+EMA = {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}
 """Options which diffusers' EMAModel adds to the config of the net that it averages."""
 
 TARGETS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}

@@ -52,8 +52,7 @@ def read(path: Path, flags: str, dialect: Dialect) -> storage.Model:
         ResourceError: it does not fit into memory.
     """
     parsed = parse(flags, dialect)
-    config = to_config(parsed)
-    weights = read_pickled(path, legacy=True)
+    config, weights = to_config(parsed), read_pickled(path, legacy=True)
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     _refuse_others(shapes, path)
     _refuse_other_flags(shapes, parsed, dialect, path)
@@ -174,9 +173,7 @@ def _refuse_other_flags(shapes: Mapping[str, tuple[int, ...]], flags: Flags, dia
 def _implied(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Return the flags that names and shapes imply; none where they are not those of a whole net."""
 
-    def rows(name: str) -> int:
-        return shapes[f"{name}.weight"][0]
-
+    rows = {name.removesuffix(".weight"): shape[0] for name, shape in shapes.items() if shape}
     try:
         channels = shapes["time_embed.0.weight"][1]
         count = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("output_blocks."))
@@ -190,14 +187,14 @@ def _implied(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         ends = sorted(plain + residual)
         blocks = ends[0] + 1 if ends else count
         starts = range(count - blocks, -1, -blocks)  # the first block of each level, full size first
-        ratios = [rows(f"output_blocks.{i}.0.out_layers.3") / channels for i in starts]
+        ratios = [rows[f"output_blocks.{i}.0.out_layers.3"] / channels for i in starts]
         attended = [level for level, i in enumerate(starts) if f"output_blocks.{i}.1.qkv.weight" in shapes]
-        shifts = rows("output_blocks.0.0.emb_layers.1") == 2 * rows("output_blocks.0.0.out_layers.3")
+        shifts = rows["output_blocks.0.0.emb_layers.1"] == 2 * rows["output_blocks.0.0.out_layers.3"]
         return {
             "num_channels": channels, "num_res_blocks": blocks - 1,
             "channel_mult": tuple(int(ratio) if ratio.is_integer() else ratio for ratio in ratios),
             "attention_levels": tuple(attended), "class_cond": "label_emb.weight" in shapes,
-            "use_scale_shift_norm": shifts, "learn_sigma": rows("out.2") == 6,
+            "use_scale_shift_norm": shifts, "learn_sigma": rows["out.2"] == 6,
             **({"resblock_updown": bool(residual)} if ends else {}),
         }  # fmt: skip
     except (KeyError, IndexError, ValueError, ZeroDivisionError):

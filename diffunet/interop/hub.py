@@ -110,7 +110,7 @@ def push(folder: Path, name: str, card: str, private: bool = False, picture: Pat
     if huggingface_hub.get_token() is None:
         raise UsageError(f"{name} cannot be written to without a login: run hf auth login, or set HF_TOKEN")
     content: dict[str, Any] = {file: folder / file for file in (storage.CONFIG, storage.WEIGHTS)}
-    content |= {"README.md": card.encode()} | ({PICTURE: picture} if picture else {})
+    content |= {"README.md": card.encode(), **({PICTURE: picture} if picture else {})}
     api = huggingface_hub.HfApi()
     with _explained(name, _not_pushed):
         try:
