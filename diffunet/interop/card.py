@@ -3,8 +3,6 @@
 It states no licence: that is for the model's owner to add.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -26,9 +24,8 @@ SHOWN = 100
 def card(model: storage.Model, run: Path | None = None, name: str | None = None) -> str:
     """Return the card of a model: Markdown with a YAML head, as the hub reads it.
 
-    Args:
-        run: the run folder that the model is from, for its measurements; its newest preview is shown as `PICTURE`.
-        name: the model's name on the hub, owner/name, for the commands in the card.
+    The measurements are those of the run folder `run`, whose newest preview is shown as `PICTURE`. The commands in the
+    card have the model's `name` on the hub, owner/name.
     """
     from huggingface_hub import ModelCardData
 

@@ -4,8 +4,6 @@ The package diffusers is not needed: a folder is JSON and weights. `diffusers.DD
 loads what is written here, and our config lies beside theirs, so that it reads back the same.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path
@@ -16,8 +14,7 @@ import torch
 from diffunet import build, files, storage
 from diffunet.config import Config, validated
 from diffunet.errors import CheckpointError, ResourceError, UsageError
-from diffunet.interop import diffusers_export as exporting
-from diffunet.interop import diffusers_import as importing
+from diffunet.interop import diffusers_options as options
 from diffunet.interop import diffusers_weights as weights
 from diffunet.storage import Model
 
@@ -51,12 +48,9 @@ def read_config(folder: Path) -> Config:
 def read(folder: Path) -> Model:
     """Read a model of diffusers, on the CPU, in float32, for use and not for training.
 
-    A net of K classes has K + 1 labels here. Theirs has no null label, so ours is the mean of the others, and guidance,
-    which needs a learned one, is refused.
-
-    Args:
-        folder: a pipeline (with unet/ and scheduler/, or both at its root); a UNet2DModel alone, taken to be of DDPM's
-            scheduler; or a checkpoint of train_unconditional.py, of which the averaged weights are taken.
+    The folder is a pipeline (with unet/ and scheduler/, or both at its root); a UNet2DModel alone, taken to be DDPM's;
+    or a checkpoint of train_unconditional.py, of which the averaged weights are taken. Theirs has no null label, so
+    ours, the last of K + 1, is the mean of the others, and guidance, which needs a learned one, is refused.
 
     Raises:
         CheckpointError: something is missing, damaged, or cannot be expressed here; the message names file and option.
@@ -78,14 +72,14 @@ def read(folder: Path) -> Model:
     return storage.with_weights(config, net, weights.from_diffusers(tensors, like, unet.flip_sin_to_cos), path, step)
 
 
-def _read_config(folder: Path) -> tuple[Config, int, importing.UNet2D, Path]:
+def _read_config(folder: Path) -> tuple[Config, int, options.UNet2D, Path]:
     """Return our config, the step, the options of the net, and the folder that holds the net."""
     where, scheduler = _find(folder)
-    unet = importing.read_unet(weights.read_json(where / CONFIG), str(where / CONFIG))
+    unet = options.read_unet(weights.read_json(where / CONFIG), str(where / CONFIG))
     if (folder / OURS).is_file():
         return *_read_ours(folder / OURS), unet, where
-    process = importing.read_scheduler(weights.read_json(scheduler), str(scheduler)) if scheduler else None
-    return importing.config(unet, process, str(folder)), 0, unet, where
+    process = options.read_scheduler(weights.read_json(scheduler), str(scheduler)) if scheduler else None
+    return options.config(unet, process, str(folder)), 0, unet, where
 
 
 def _find(folder: Path) -> tuple[Path, Path | None]:
@@ -120,12 +114,12 @@ def _read_ours(path: Path) -> tuple[Config, int]:
     return config, step if isinstance(step, int) else 0
 
 
-def _refuse_changed(folder: Path, config: Config, net: torch.nn.Module, unet: importing.UNet2D) -> None:
+def _refuse_changed(folder: Path, config: Config, net: torch.nn.Module, unet: options.UNet2D) -> None:
     """Refuse our config where the files beside it are of another model, which was put into the folder later."""
-    stated, written = unet.model_dump(mode="json"), exporting.unet_options(config, net)
+    stated, written = unet.model_dump(mode="json"), options.unet_options(config, net)
     if scheduler := _find(folder)[1]:
         stated |= {name: value for name, value in weights.read_json(scheduler).items() if name in PROCESS}
-        written |= exporting.scheduler_options(config)
+        written |= options.scheduler_options(config)
     for name, value in written.items():
         if stated.get(name, value) != value:
             what = f"is of another model than the one beside it, by {name}"
@@ -145,18 +139,14 @@ def write(model: Model, folder: Path) -> None:
     config, net = model.config, model.denoiser.net
     if config.data.augment or config.diffusion.learned_uncertainty:
         config = config.changed("data", augment=0.0).changed("diffusion", learned_uncertainty=False)
-    unet, scheduler = exporting.unet_options(config, net), exporting.scheduler_options(config)
+    unet, scheduler = options.unet_options(config, net), options.scheduler_options(config)
     _warn_of_differences(config, scheduler["num_train_timesteps"])
     contents = {
         f"unet/{CONFIG}": unet, f"scheduler/{SCHEDULER_CONFIG}": scheduler,
-        OURS: {
-            "format": storage.FORMAT, "version": storage.VERSION, "step": model.step,
-            "config": config.model_dump(mode="json"),
-        },
-        INDEX: {
-            "_class_name": "DDPMPipeline", "_diffusers_version": exporting.VERSION,
-            "scheduler": ["diffusers", scheduler["_class_name"]], "unet": ["diffusers", unet["_class_name"]],
-        },
+        OURS: {"format": storage.FORMAT, "version": storage.VERSION, "step": model.step,
+               "config": config.model_dump(mode="json")},
+        INDEX: {"_class_name": "DDPMPipeline", "_diffusers_version": options.VERSION,
+                "scheduler": ["diffusers", scheduler["_class_name"]], "unet": ["diffusers", unet["_class_name"]]},
     }  # fmt: skip
     kept = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith(DROPPED)}
     theirs = {name: tensor.clone() for name, tensor in weights.to_diffusers(kept).items()}

@@ -4,8 +4,6 @@ The numbers are the same, in other places. A resampling layer of theirs is the l
 the next level. Their queries, keys and values have a matrix each, and ours one 1x1 convolution together.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -93,16 +91,13 @@ def from_diffusers(
 
 
 def read(folder: Path, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Path]:
-    """Return the weights in a folder, in float32 on the CPU, and the file that they are from.
+    """Return the weights of the net in a folder, in float32 on the CPU, and the file that they are from.
 
-    Attention has its names of today, whatever those in the file. Nothing in a `.bin` is run.
-
-    Args:
-        folder: a folder of diffusers with a net.
-        wanted: tensors, on any device, of the names and shapes which the file must have; they are checked first.
+    Attention has its names of today, whatever those in the file. Nothing in a `.bin` is run. The file must have the
+    names and shapes of the tensors `wanted`, which may be on the meta device; that is checked before it is read.
 
     Raises:
-        CheckpointError: there are no weights, they are damaged, or are others, naming what differs.
+        CheckpointError: there are no weights, they are damaged, or are others; the message names what differs.
         ResourceError: they do not fit into memory.
     """
     path = next((folder / name for name in FILES if (folder / name).is_file()), None)
@@ -137,12 +132,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object that a JSON file holds; CheckpointError if it cannot be read or holds anything else."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise CheckpointError(f"{path} cannot be read: it is larger than {MAX_BYTES >> 20} MiB")
+            raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} cannot be read: it is not a JSON object")
     return content
 
 

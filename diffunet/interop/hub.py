@@ -5,8 +5,6 @@ downloads are kept (HF_HOME), which hub is asked (HF_ENDPOINT) and whether any i
 quickly, and its modules slowly (errors.py brings the HTTP library), so only the functions that use these import them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import functools
@@ -44,10 +42,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def is_name(text: str) -> bool:
-    """Return whether `text` is a name on the hub (owner/name, or its web address) and no path.
-
-    It is taken for a path where it, or its folder "owner", exists here.
-    """
+    """Return whether `text` is a name on the hub: owner/name or its web address, where no such path, nor owner, exists."""
     text = text.removeprefix(ADDRESS)
     return bool(_NAME.fullmatch(text)) and not Path(text).exists() and not Path(text).parent.exists()
 
@@ -62,9 +57,8 @@ def pull(name: str) -> Path:
     """Download the model `name`, unless it was before, and return the folder that it is kept in.
 
     Only needed files are downloaded: the config and the weights of one of our models; the JSON files and the weights of
-    the UNet of a diffusers repository (safetensors where it has any). The weights, which may be many gigabytes, come
-    after the config has shown that the net is one that can be used. Where the hub cannot be reached, an earlier
-    download is taken.
+    the UNet of a diffusers repository (safetensors where it has any). The weights, which may be large, come after the
+    config has shown that the net can be used. Where the hub cannot be reached, an earlier download is taken.
 
     Raises:
         CheckpointError: the model does not exist, may not be read, or cannot be used, or the hub cannot be reached.
@@ -100,8 +94,7 @@ def push(folder: Path, name: str, card: str, private: bool = False, picture: Pat
         picture: the image that the card shows as `PICTURE`.
 
     Raises:
-        UsageError: the name is not possible, there is no login, it may not write there, or `private` is asked for of a
-            repository that is public.
+        UsageError: the name is impossible, there is no login, it may not write there, or `private` of a public one.
         ResourceError: the hub cannot be reached, or refuses the upload.
     """
     from huggingface_hub import errors

@@ -1,7 +1,5 @@
 """Reading MODEL, which is a run folder, a model folder, a checkpoint, a folder of diffusers or a name on the hub."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from diffunet import build, storage

@@ -1,7 +1,5 @@
 """Weights in the files of `torch.save`, read without running anything that is pickled in them."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,17 +12,14 @@ from diffunet.errors import CheckpointError, ResourceError
 
 
 def read_pickled(path: Path, *, legacy: bool = False) -> dict[str, Tensor]:
-    """Return the state dict in a file by its names, on the CPU, mapped and not yet read where the format allows it.
+    """Return the state dict in a file of `torch.save`, on the CPU, mapped and not yet read where the format allows it.
 
-    A shape is only a claim of the file: call `refuse_hollow` before memory of that size is allocated.
-
-    Args:
-        path: a file that `torch.save` wrote.
-        legacy: read the format of torch before 1.6 too, which is not a zip archive and is read at once.
+    A shape is only a claim of the file: call `refuse_hollow` before memory of that size is allocated. With `legacy` the
+    format of torch before 1.6 is read too, which is not a zip archive and is read at once.
 
     Raises:
-        CheckpointError: for a file that cannot be read, is damaged, or holds anything but a flat dict of tensors.
-        ResourceError: for one that does not fit into memory.
+        CheckpointError: the file cannot be read, is damaged, or holds anything but a flat dict of tensors.
+        ResourceError: it does not fit into memory.
     """
     try:
         zipped = zipfile.is_zipfile(path)
