@@ -18,12 +18,11 @@ from diffunet.config import MAX_BYTES
 from diffunet.errors import CheckpointError
 from diffunet.interop.pickles import read_pickled, refuse_hollow
 
+LABEL = "class_embedding.weight"
 FILE = "diffusion_pytorch_model.safetensors"
 _ENDINGS = ("safetensors", "safetensors.index.json", "bin", "fp16.safetensors", "fp16.bin")
 FILES = tuple(f"diffusion_pytorch_model.{ending}" for ending in _ENDINGS)
 """Names of files with weights, of which the first that exists is read: half precision only where there is no other."""
-
-LABEL = "class_embedding.weight"
 
 _NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^embedding\.mlp\.0", "time_embedding.linear_1"),
@@ -61,18 +60,17 @@ def to_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         theirs = _name(name)
         if ".attentions." in theirs and tensor.ndim == 4:
             tensor = tensor.flatten(1)  # [C' C 1 1] -> [C' C], where C is the number of channels
-        parts = zip("qkv", tensor.chunk(3), strict=True) if ".qkv." in theirs else [("", tensor)]
-        result |= {theirs.replace(".qkv.", f".to_{letter}."): part for letter, part in parts}
+        letters, parts = ("qkv", tensor.chunk(3)) if ".qkv." in theirs else ("-", (tensor,))
+        result |= {theirs.replace(".qkv.", f".to_{letter}."): part for letter, part in zip(letters, parts, strict=True)}
     return result
 
 
-def from_diffusers(
-    weights: Mapping[str, Tensor], like: Mapping[str, Tensor], flip_sin_to_cos: bool = True
-) -> dict[str, Tensor]:
+def from_diffusers(weights: Mapping[str, Tensor], like: Mapping[str, Tensor], cos_first: bool) -> dict[str, Tensor]:
     """Return a UNet2DModel's `weights` under the names and in the shapes of `like`, the state_dict of our UNet.
 
-    Without `flip_sin_to_cos` their time embedding is sines, then cosines, and ours the other way round, so the columns
-    of the first matrix change places. Where theirs has K labels and `like` has K + 1, their mean is added as the last.
+    Without `cos_first` (their flip_sin_to_cos) their time embedding is sines, then cosines, and ours the other way
+    round, so the columns of the first matrix change places. Where theirs has K labels and `like` has K + 1, their mean
+    is added as the last.
     """
     result = {}
     for name, wanted in like.items():
@@ -83,7 +81,7 @@ def from_diffusers(
             tensor = weights[theirs]
         if theirs == LABEL and len(tensor) == len(wanted) - 1:
             tensor = torch.cat([tensor, tensor.mean(dim=0, keepdim=True)])
-        if theirs == "time_embedding.linear_1.weight" and not flip_sin_to_cos:
+        if theirs == "time_embedding.linear_1.weight" and not cos_first:
             half = tensor.shape[1] // 2  # an odd width ends with a column that is multiplied by 0
             tensor = torch.cat([tensor[:, half : 2 * half], tensor[:, :half], tensor[:, 2 * half :]], dim=1)
         result[name] = tensor.reshape(wanted.shape)

@@ -25,13 +25,12 @@ from diffunet.nn.layers import Attention
 from diffunet.nn.unet import DownBlock, UNet, UpBlock
 
 Dialect = Literal["guided-diffusion", "improved-diffusion"]
-
 Listed = BeforeValidator(lambda text: text.split(",") if text else ())
 """Marks a tuple that is written as numbers with commas between them."""
 
 
 class Flags(BaseModel):
-    """The flags that describe a net and its process, with the defaults of guided-diffusion; `parse` knows others'."""
+    """The flags that describe a net and its process, with the defaults of guided-diffusion; `parse` knows the other."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -123,10 +122,9 @@ def parse(text: str, dialect: Dialect) -> Flags:
         sizes = ", ".join(map(str, MULTIPLIERS[dialect]))
         other = " without --channel_mult" if "channel_mult" in own else ""
         raise UsageError(f"--image_size {flags.image_size}: {dialect} has nets for {sizes}{other}")
-    resolved: dict[str, Any] = dict(flags) | {"channel_mult": multipliers}
-    if is_improved and "rescale_timesteps" not in values:
-        resolved["rescale_timesteps"] = True
-    return Flags.model_construct(flags.model_fields_set, **resolved)
+    rescales = flags.rescale_timesteps or (is_improved and "rescale_timesteps" not in values)  # their default is True
+    changed: dict[str, Any] = {"channel_mult": multipliers, "rescale_timesteps": rescales}
+    return Flags.model_construct(flags.model_fields_set, **dict(flags) | changed)
 
 
 def to_config(flags: Flags) -> Config:

@@ -42,7 +42,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def is_name(text: str) -> bool:
-    """Return whether `text` is a name on the hub: owner/name or its web address, where no such path, nor owner, exists."""
+    """Return whether `text` is a name or web address on the hub, and no path: neither it nor its owner exists here."""
     text = text.removeprefix(ADDRESS)
     return bool(_NAME.fullmatch(text)) and not Path(text).exists() and not Path(text).parent.exists()
 
@@ -88,7 +88,6 @@ def push(folder: Path, name: str, card: str, private: bool = False, picture: Pat
 
     Args:
         folder: a model folder, see `storage`; only its config and its weights are uploaded.
-        name: the name on the hub, owner/name.
         card: the text of its README.md; an earlier one is replaced, and stays in the history.
         private: whether a new repository is made that nobody else sees.
         picture: the image that the card shows as `PICTURE`.
@@ -121,8 +120,7 @@ def push(folder: Path, name: str, card: str, private: bool = False, picture: Pat
 @contextlib.contextmanager
 def _explained(name: str, explain: Callable[[str, Exception], Error]) -> Iterator[None]:
     """Raise what `explain` makes of an error of the hub; silence warnings of huggingface_hub, which say the same."""
-    log = logging.getLogger("huggingface_hub")
-    level = log.level
+    level = (log := logging.getLogger("huggingface_hub")).level
     log.setLevel(logging.ERROR)
     try:
         yield
@@ -143,10 +141,8 @@ def _needed(name: str, existing: Iterable[str]) -> list[str]:
         config, weights = f"{folder}config.json", f"{folder}{file}"
         if {config, weights} <= existing:
             return [config, *(text for text in _TEXTS if text in existing), weights]
-    raise CheckpointError(
-        f"{name} on the hub is no model that can be used here: it has neither {storage.CONFIG} with {storage.WEIGHTS} "
-        f"nor config.json with {_WEIGHTS[0]}"
-    )
+    wanted = f"neither {storage.CONFIG} with {storage.WEIGHTS} nor config.json with {_WEIGHTS[0]}"
+    raise CheckpointError(f"{name} on the hub is no model that can be used here: it has {wanted}")
 
 
 def _refuse_others(name: str, config: Path) -> None:
@@ -172,10 +168,7 @@ def _kept(name: str) -> Path | None:
 
 
 def _answer(error: Exception) -> tuple[int, str]:
-    """Return the HTTP status of an error of the hub, and what to say of it.
-
-    The status is 503 where the hub, the network or the disk gave no answer, and 0 for an error of anything else.
-    """
+    """Return an HTTP status, 503 where nothing answered and 0 for an error of anything but the hub, and the reason."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.OfflineModeIsEnabled):

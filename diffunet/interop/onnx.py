@@ -96,8 +96,7 @@ def _program(model: storage.Model) -> Any:
     except ImportError:
         raise UsageError("ONNX needs more packages: pip install 'diffunet[onnx]'") from None
     example = _example(model)
-    size = {0: "batch", 2: "height", 3: "width"}
-    shapes = {name: size if name == "x" else {0: "batch"} for name in example}
+    shapes = {name: {0: "batch", 2: "height", 3: "width"} if name == "x" else {0: "batch"} for name in example}
     logs = logging.root.manager.disable
     logging.disable(logging.ERROR)  # the exporter logs and warns of its own operators, versions and passes
     try:
