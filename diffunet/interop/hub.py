@@ -93,7 +93,7 @@ def push(folder: Path, name: str, card: str, private: bool = False, picture: Pat
         picture: the image that the card shows as `PICTURE`.
 
     Raises:
-        UsageError: the name is impossible, there is no login, it may not write there, or `private` of a public one.
+        UsageError: the name is impossible, no login may write there, or `private` is asked for and it is public.
         ResourceError: the hub cannot be reached, or refuses the upload.
     """
     from huggingface_hub import errors
