@@ -7,8 +7,9 @@ import errno
 import hashlib
 import logging
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import filelock
@@ -64,6 +65,19 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # an error here would hide the one that led here
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_all(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    """Yield a temporary folder from which the files `names` replace those of `folder`, in this order, on success."""
+    temporary = folder / f".model.{os.getpid()}.tmp"
+    try:
+        yield temporary
+        for name in names:
+            mkdir((folder / name).parent)
+            replace(temporary / name, folder / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:

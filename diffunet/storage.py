@@ -6,8 +6,6 @@ A model folder is `config.json` and `model.safetensors`, and is all that samplin
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,13 +175,8 @@ def export_model(folder: Path, config: Config, weights: Mapping[str, Tensor], st
     Raises:
         ResourceError: the disk does not take it; earlier files are whole.
     """
-    temporary = folder / f".model.{os.getpid()}.tmp"
-    try:
+    with files.replacing_all(folder, (CONFIG, WEIGHTS)) as temporary:
         write_model(temporary, config, weights, step)
-        for name in (CONFIG, WEIGHTS):
-            files.replace(temporary / name, folder / name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def size(count: int) -> str:

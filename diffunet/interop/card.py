@@ -1,17 +1,15 @@
-"""The card of a model (README.md of its repository on the hub), from its config and what its run has measured.
+"""The card of a model: README.md of its repository on the hub, which states its config and what its run has measured.
 
-It states nothing that is in neither of them, and no licence: that is for the model's owner to add.
+It states no licence: that is for the model's owner to add.
 """
-
-from __future__ import annotations
 
 import contextlib
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from diffunet import build, storage
 from diffunet.data.index import read_index
@@ -26,21 +24,19 @@ SHOWN = 100
 def card(model: storage.Model, run: Path | None = None, name: str | None = None) -> str:
     """Return the card of a model: Markdown with a YAML head, as the hub reads it.
 
-    Args:
-        model: the model that it describes.
-        run: the run folder that the model is from, for its measurements; its newest preview is shown as `PICTURE`.
-        name: the model's name on the hub, owner/name, for the commands in the card.
+    The measurements are those of the run folder `run`, whose newest preview is shown as `PICTURE`. The commands in the
+    card have the model's `name` on the hub, owner/name.
     """
     from huggingface_hub import ModelCardData
 
-    inpaints = ["inpainting"] if model.config.diffusion.task == "inpaint" else []
-    head = ModelCardData(
-        library_name="diffunet",
-        pipeline_tag="unconditional-image-generation",
-        tags=["diffunet", "diffusion", "unet", *inpaints],
-    )
+    data, inpaints = model.config.data, model.config.diffusion.task == "inpaint"
+    tags = ["diffunet", "diffusion", "unet", *(["inpainting"] if inpaints else [])]
+    head = ModelCardData(library_name="diffunet", pipeline_tag="unconditional-image-generation", tags=tags)
     title = name.split("/")[-1] if name else "A diffusion model"
-    blocks = [f"---\n{head.to_yaml()}\n---", f"# {_plain(title)}", _summary(model)]
+    kind = {1: "grey", 3: "RGB", 4: "RGB with transparency"}[data.channels]
+    text = f"A diffusion model of {kind} images of {data.image_size}x{data.image_size} pixels, made with diffunet."
+    text += " It was trained to inpaint, and generates too." if inpaints else ""
+    blocks = [f"---\n{head.to_yaml()}\n---", f"# {_plain(title)}", text]
     if run is not None and preview(run) is not None:
         blocks.append(f"![Samples, drawn during training]({PICTURE})")
     blocks += [_usage(model, name or "MODEL"), "## Model\n\n" + _table(_model_rows(model))]
@@ -54,37 +50,25 @@ def preview(run: Path) -> Path | None:
     return max((run / "samples").glob("step-*.png"), default=None)
 
 
-def _summary(model: storage.Model) -> str:
-    data = model.config.data
-    kind = {1: "grey", 3: "RGB", 4: "RGB with transparency"}[data.channels]
-    text = f"A diffusion model of {kind} images of {data.image_size}x{data.image_size} pixels, made with diffunet."
-    if model.config.diffusion.task == "inpaint":
-        text += " It was trained to inpaint, and generates too."
-    return text
-
-
 def _usage(model: storage.Model, name: str) -> str:
     fill = f"diffunet inpaint {name} photo.png --mask mask.png --out filled.png\n"
     label = f", labels={json.dumps(model.config.data.class_names[0])}" if model.config.data.class_names else ""
     return (
-        "## Use\n\n"
-        "```\npip install 'diffunet[hub]'\n"
-        f"diffunet sample {name} --out samples.png --grid\n{fill}```\n\n"
+        f"## Use\n\n```\npip install 'diffunet[hub]'\ndiffunet sample {name} --out samples.png --grid\n{fill}```\n\n"
         f'```python\nimport diffunet\n\npipe = diffunet.load("{name}")\nimages = pipe.sample(num=16{label})\n```'
     )
 
 
 def _model_rows(model: storage.Model) -> Iterator[tuple[str, str]]:
-    config, net = model.config, model.denoiser.net
-    m, d = config.model, config.diffusion
-    classes = config.data.class_names
-    yield "image size", f"{config.data.image_size}x{config.data.image_size}, {config.data.channels} channels"
+    m, d, data = model.config.model, model.config.diffusion, model.config.data
+    classes = data.class_names
+    yield "image size", f"{data.image_size}x{data.image_size}, {data.channels} channels"
     if classes:
         more = f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
         yield f"{len(classes)} classes", ", ".join(map(_plain, classes[:SHOWN])) + more
     kind = "the U-Net of 2015 with a time embedding" if m.net == "unet2015" else "UNet"
     yield "net", f"{kind}, {m.channels} channels times {', '.join(f'{each:g}' for each in m.multipliers or ())}"
-    yield "parameters", f"{sum(parameter.numel() for parameter in net.parameters()):,}"
+    yield "parameters", f"{sum(parameter.numel() for parameter in model.denoiser.net.parameters()):,}"
     yield "predicts", d.target + (", and the variance" if d.learned_variance else "")
     yield "noise schedule", d.schedule + (f", {d.num_steps:,} steps" if d.schedule in DDPM_SCHEDULES else "")
     calls = build.calls(d.sampler, d.sample_steps)
@@ -92,7 +76,6 @@ def _model_rows(model: storage.Model) -> Iterator[tuple[str, str]]:
 
 
 def _run_rows(model: storage.Model, run: Path) -> Iterator[tuple[str, str]]:
-    """Yield what RUN has recorded up to the step that the model is of."""
     try:
         batch_size = storage.run_config(run).train.batch_size
     except CheckpointError:
@@ -103,35 +86,29 @@ def _run_rows(model: storage.Model, run: Path) -> Iterator[tuple[str, str]]:
     with contextlib.suppress(OSError, ValueError):
         count = len(read_index(run / "images.index"))
         yield "images in the folder", f"{count:,}, those held out for validation included"
-    lines = [line for line in _metrics(run) if line.get("step", 0) <= model.step]
-    losses = [(line["validation_loss"], line["step"]) for line in lines if _is_number(line.get("validation_loss"))]
-    if losses:
+    if losses := list(_measured(run, "validation_loss", model.step)):
         (first, first_step), (best, best_step), (last, _) = losses[0], min(losses), losses[-1]
         best_words = f"{best:.4g} at best (step {best_step:,})"
         yield "held-out loss", f"{first:.4g} at step {first_step:,}, {best_words}, {last:.4g} at the last"
-    speeds = [line["images_per_second"] for line in lines if _is_number(line.get("images_per_second"))]
-    if speeds:
-        yield "speed", f"{sorted(speeds)[len(speeds) // 2]:,.0f} images a second (median)"
+    if speeds := [speed for speed, _ in _measured(run, "images_per_second", model.step)]:
+        yield "speed", f"{statistics.median_high(speeds):,.0f} images a second (median)"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # it may have been deleted
         state = run / "checkpoints" / f"step-{model.step:08d}" / "state.json"
         environment = json.loads(state.read_text(encoding="utf-8"))["environment"]
         yield "trained on", _plain(f"{environment['device']}, {environment['precision']}")
 
 
-def _metrics(run: Path) -> Iterator[dict[str, Any]]:
+def _measured(run: Path, name: str, last: int) -> Iterator[tuple[float, int]]:
+    """Yield the finite values of a metric of a run with their steps, up to the step `last`."""
     try:
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return
     for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):  # a crash can leave half a line
-            entry = json.loads(line)
-            if isinstance(entry, dict):
-                yield entry
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+        with contextlib.suppress(ValueError, RecursionError, AttributeError):  # a crash can leave half a line
+            value, step = (entry := json.loads(line)).get(name), entry.get("step", 0)
+            if step <= last and isinstance(value, int | float) and math.isfinite(value):
+                yield value, step
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:

@@ -4,12 +4,8 @@ The package diffusers is not needed: a folder is JSON and weights. `diffusers.DD
 loads what is written here, and our config lies beside theirs, so that it reads back the same.
 """
 
-from __future__ import annotations
-
 import json
 import logging
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +14,14 @@ import torch
 from diffunet import build, files, storage
 from diffunet.config import Config, validated
 from diffunet.errors import CheckpointError, ResourceError, UsageError
-from diffunet.interop import diffusers_export as exporting
-from diffunet.interop import diffusers_import as importing
+from diffunet.interop import diffusers_options as options
 from diffunet.interop import diffusers_weights as weights
 from diffunet.storage import Model
 
 log = logging.getLogger(__name__)
 
-INDEX = "model_index.json"
-CONFIG, SCHEDULER_CONFIG = "config.json", "scheduler_config.json"
-OURS = "diffunet.json"
-"""The file with our whole config, in a folder that diffunet wrote."""
+INDEX, CONFIG, SCHEDULER_CONFIG, OURS = "model_index.json", "config.json", "scheduler_config.json", "diffunet.json"
+"""The files of a folder; `OURS`, which only diffunet writes, holds our whole config."""
 
 PROCESS = ("num_train_timesteps", "prediction_type", "rescale_betas_zero_snr", "trained_betas")
 """Options of a scheduler that the weights of a net depend on."""
@@ -48,23 +41,16 @@ def is_folder(path: Path) -> bool:
 
 
 def read_config(folder: Path) -> Config:
-    """Return the config of a folder of diffusers, everything resolved, without a look at the weights.
-
-    Raises:
-        CheckpointError: as `read`.
-    """
+    """Return the config of a folder of diffusers, everything resolved, without a look at the weights."""
     return _read_config(folder)[0]
 
 
 def read(folder: Path) -> Model:
     """Read a model of diffusers, on the CPU, in float32, for use and not for training.
 
-    A net of K classes has K + 1 labels here. Theirs has no null label, so ours is the mean of the others, and guidance,
-    which needs a learned one, is refused.
-
-    Args:
-        folder: a pipeline (with unet/ and scheduler/, or both at its root); a UNet2DModel alone, whose scheduler is
-            taken to be DDPM's; or a checkpoint of train_unconditional.py, of which the averaged weights are taken.
+    The folder is a pipeline (with unet/ and scheduler/, or both at its root); a UNet2DModel alone, taken to be DDPM's;
+    or a checkpoint of train_unconditional.py, of which the averaged weights are taken. Theirs has no null label, so
+    ours, the last of K + 1, is the mean of the others, and guidance, which needs a learned one, is refused.
 
     Raises:
         CheckpointError: something is missing, damaged, or cannot be expressed here; the message names file and option.
@@ -74,8 +60,7 @@ def read(folder: Path) -> Model:
     try:
         with torch.device("meta"):  # memory is allocated only once the file has shown that it fits
             net = build.net(config)
-        own = (folder / OURS).is_file()
-        if own:
+        if own := (folder / OURS).is_file():
             _refuse_changed(folder, config, net, unet)
     except UsageError as error:
         raise CheckpointError(f"{where / CONFIG}: {error}") from None
@@ -87,16 +72,14 @@ def read(folder: Path) -> Model:
     return storage.with_weights(config, net, weights.from_diffusers(tensors, like, unet.flip_sin_to_cos), path, step)
 
 
-def _read_config(folder: Path) -> tuple[Config, int, importing.UNet2D, Path]:
-    """Return our config, the step, the options of the net, and the folder that the net is in."""
+def _read_config(folder: Path) -> tuple[Config, int, options.UNet2D, Path]:
+    """Return our config, the step, the options of the net, and the folder that holds the net."""
     where, scheduler = _find(folder)
-    unet = importing.read_unet(weights.read_json(where / CONFIG), str(where / CONFIG))
+    unet = options.read_unet(weights.read_json(where / CONFIG), str(where / CONFIG))
     if (folder / OURS).is_file():
         return *_read_ours(folder / OURS), unet, where
-    process = None
-    if scheduler is not None:
-        process = importing.read_scheduler(weights.read_json(scheduler), str(scheduler))
-    return importing.config(unet, process, str(folder)), 0, unet, where
+    process = options.read_scheduler(weights.read_json(scheduler), str(scheduler)) if scheduler else None
+    return options.config(unet, process, str(folder)), 0, unet, where
 
 
 def _find(folder: Path) -> tuple[Path, Path | None]:
@@ -105,11 +88,8 @@ def _find(folder: Path) -> tuple[Path, Path | None]:
     index = weights.read_json(folder / INDEX) if is_pipeline else {}
     for name, value in index.items():
         if not name.startswith("_") and name not in ("unet", "scheduler") and value not in (None, [None, None]):
-            kind = index.get("_class_name", "pipeline")
-            raise CheckpointError(
-                f"{folder / INDEX}: a {str(kind)[:60]} with a {name[:60]} cannot be said here, only a "
-                "UNet2DModel of pixels and its scheduler"
-            )
+            what = f"a {str(index.get('_class_name', 'pipeline'))[:60]} with a {name[:60]} cannot be said here"
+            raise CheckpointError(f"{folder / INDEX}: {what}, only a UNet2DModel of pixels and its scheduler")
     names = ("unet",) if is_pipeline else ("unet_ema", "unet")
     where = next((folder / name for name in names if (folder / name / CONFIG).is_file()), folder)
     for place in (folder / "scheduler", folder, folder.absolute().parent / "scheduler"):
@@ -134,18 +114,16 @@ def _read_ours(path: Path) -> tuple[Config, int]:
     return config, step if isinstance(step, int) else 0
 
 
-def _refuse_changed(folder: Path, config: Config, net: torch.nn.Module, unet: importing.UNet2D) -> None:
-    """Refuse our config where it is not of the files beside it, since another model was put into the folder."""
-    stated, written = unet.model_dump(mode="json"), exporting.unet_options(config, net)
-    _, scheduler = _find(folder)
-    if scheduler is not None:
+def _refuse_changed(folder: Path, config: Config, net: torch.nn.Module, unet: options.UNet2D) -> None:
+    """Refuse our config where the files beside it are of another model, which was put into the folder later."""
+    stated, written = unet.model_dump(mode="json"), options.unet_options(config, net)
+    if scheduler := _find(folder)[1]:
         stated |= {name: value for name, value in weights.read_json(scheduler).items() if name in PROCESS}
-        written |= exporting.scheduler_options(config)
+        written |= options.scheduler_options(config)
     for name, value in written.items():
-        if name in stated and stated[name] != value:
-            raise CheckpointError(
-                f"{folder / OURS} is of another model than the one beside it, by {name}: delete it to read that one"
-            )
+        if stated.get(name, value) != value:
+            what = f"is of another model than the one beside it, by {name}"
+            raise CheckpointError(f"{folder / OURS} {what}: delete it to read that one")
 
 
 def write(model: Model, folder: Path) -> None:
@@ -161,50 +139,35 @@ def write(model: Model, folder: Path) -> None:
     config, net = model.config, model.denoiser.net
     if config.data.augment or config.diffusion.learned_uncertainty:
         config = config.changed("data", augment=0.0).changed("diffusion", learned_uncertainty=False)
-    unet, scheduler = exporting.unet_options(config, net), exporting.scheduler_options(config)
+    unet, scheduler = options.unet_options(config, net), options.scheduler_options(config)
     _warn_of_differences(config, scheduler["num_train_timesteps"])
     contents = {
-        Path("unet", CONFIG): unet,
-        Path("scheduler", SCHEDULER_CONFIG): scheduler,
-        Path(OURS): {
-            "format": storage.FORMAT, "version": storage.VERSION, "step": model.step,
-            "config": config.model_dump(mode="json"),
-        },
-        Path(INDEX): {
-            "_class_name": "DDPMPipeline", "_diffusers_version": exporting.VERSION,
-            "scheduler": ["diffusers", scheduler["_class_name"]], "unet": ["diffusers", unet["_class_name"]],
-        },
+        f"unet/{CONFIG}": unet, f"scheduler/{SCHEDULER_CONFIG}": scheduler,
+        OURS: {"format": storage.FORMAT, "version": storage.VERSION, "step": model.step,
+               "config": config.model_dump(mode="json")},
+        INDEX: {"_class_name": "DDPMPipeline", "_diffusers_version": options.VERSION,
+                "scheduler": ["diffusers", scheduler["_class_name"]], "unet": ["diffusers", unet["_class_name"]]},
     }  # fmt: skip
     kept = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith(DROPPED)}
     theirs = {name: tensor.clone() for name, tensor in weights.to_diffusers(kept).items()}
-    temporary = folder / f".model.{os.getpid()}.tmp"
     try:
-        storage.write_tensors(temporary / "unet" / weights.FILE, theirs, {"format": "pt"})
-        for path, content in contents.items():
-            files.write_atomic(temporary / path, json.dumps(content, indent=2) + "\n")
-        for path in (Path("unet", weights.FILE), *contents):
-            files.mkdir((folder / path).parent)
-            files.replace(temporary / path, folder / path)
+        with files.replacing_all(folder, (f"unet/{weights.FILE}", *contents)) as temporary:
+            storage.write_tensors(temporary / "unet" / weights.FILE, theirs, {"format": "pt"})
+            for path, content in contents.items():
+                files.write_atomic(temporary / path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
-        needed = sum(tensor.nbytes for tensor in theirs.values())
-        raise ResourceError(
-            f"the model {folder} ({storage.size(needed)}) could not be written: {error.strerror or error}; make room"
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        needed, reason = storage.size(sum(tensor.nbytes for tensor in theirs.values())), error.strerror or error
+        raise ResourceError(f"the model {folder} ({needed}) could not be written: {reason}; make room") from None
 
 
 def _warn_of_differences(config: Config, num_steps: int) -> None:
     """Log what their pipeline does otherwise when it samples; `num_steps` is the length of its chain."""
-    if config.data.class_names:
-        log.warning(
-            "DDPMPipeline gives its net no labels, and this one wants some: call unet(x, t, labels); no class is %d",
-            len(config.data.class_names),
-        )
+    if classes := len(config.data.class_names):
+        text = "DDPMPipeline gives its net no labels, and this one wants some: call unet(x, t, labels); no class is %d"
+        log.warning(text, classes)
     if num_steps < 1000:
-        log.warning(
-            "DDPMPipeline takes 1,000 steps if not told: call it with num_inference_steps of at most %d", num_steps
-        )
+        text = "DDPMPipeline takes 1,000 steps if not told: call it with num_inference_steps of at most %d"
+        log.warning(text, num_steps)
     off = max(abs(value) for value in config.diffusion.mean or (0.0,)) / build.schedule(config).sigma_max
     if off > 0.01:
         log.warning("DDPMPipeline starts at noise alone, and diffunet at the mean of the images: %.3f apart", off)

@@ -2,11 +2,7 @@
 
 The numbers are the same, in other places. A resampling layer of theirs is the last of a level, one of ours the first of
 the next level. Their queries, keys and values have a matrix each, and ours one 1x1 convolution together.
-
-Legend: C channels, E width of the embedding, K classes.
 """
-
-from __future__ import annotations
 
 import json
 import re
@@ -22,13 +18,11 @@ from diffunet.config import MAX_BYTES
 from diffunet.errors import CheckpointError
 from diffunet.interop.pickles import read_pickled, refuse_hollow
 
-FILE = "diffusion_pytorch_model.safetensors"
-INDEX = f"{FILE}.index.json"
-_STEM = "diffusion_pytorch_model"
-FILES = (FILE, INDEX, f"{_STEM}.bin", f"{_STEM}.fp16.safetensors", f"{_STEM}.fp16.bin")
-"""Names of files with weights, of which the first that exists is read: half precision only where there is no other."""
-
 LABEL = "class_embedding.weight"
+FILE = "diffusion_pytorch_model.safetensors"
+_ENDINGS = ("safetensors", "safetensors.index.json", "bin", "fp16.safetensors", "fp16.bin")
+FILES = tuple(f"diffusion_pytorch_model.{ending}" for ending in _ENDINGS)
+"""Names of files with weights, of which the first that exists is read: half precision only where there is no other."""
 
 _NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^embedding\.mlp\.0", "time_embedding.linear_1"),
@@ -60,30 +54,23 @@ def _name(ours: str) -> str:
 
 
 def to_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state_dict of our UNet as that of a UNet2DModel whose `flip_sin_to_cos` is True.
-
-    Tensors may be on the meta device.
-    """
+    """Return the state_dict of our UNet, on any device, as that of a UNet2DModel whose `flip_sin_to_cos` is True."""
     result: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         theirs = _name(name)
-        if ".attentions." in theirs and ".group_norm." not in theirs:
-            tensor = tensor.flatten(1) if tensor.ndim == 4 else tensor  # [C' C 1 1] -> [C' C]
-        if ".qkv." in theirs:
-            parts = zip("qkv", tensor.chunk(3), strict=True)
-            result |= {theirs.replace(".qkv.", f".to_{letter}."): part for letter, part in parts}
-        else:
-            result[theirs] = tensor
+        if ".attentions." in theirs and tensor.ndim == 4:
+            tensor = tensor.flatten(1)  # [C' C 1 1] -> [C' C], where C is the number of channels
+        letters, parts = ("qkv", tensor.chunk(3)) if ".qkv." in theirs else ("-", (tensor,))
+        result |= {theirs.replace(".qkv.", f".to_{letter}."): part for letter, part in zip(letters, parts, strict=True)}
     return result
 
 
-def from_diffusers(
-    weights: Mapping[str, Tensor], like: Mapping[str, Tensor], flip_sin_to_cos: bool = True
-) -> dict[str, Tensor]:
+def from_diffusers(weights: Mapping[str, Tensor], like: Mapping[str, Tensor], cos_first: bool) -> dict[str, Tensor]:
     """Return a UNet2DModel's `weights` under the names and in the shapes of `like`, the state_dict of our UNet.
 
-    Without `flip_sin_to_cos` their time embedding is sines, then cosines, and ours the other way round, so the columns
-    of the first matrix change places. Where theirs has K labels and `like` has K + 1, their mean is added as the last.
+    Without `cos_first` (their flip_sin_to_cos) their time embedding is sines, then cosines, and ours the other way
+    round, so the columns of the first matrix change places. Where theirs has K labels and `like` has K + 1, their mean
+    is added as the last.
     """
     result = {}
     for name, wanted in like.items():
@@ -94,7 +81,7 @@ def from_diffusers(
             tensor = weights[theirs]
         if theirs == LABEL and len(tensor) == len(wanted) - 1:
             tensor = torch.cat([tensor, tensor.mean(dim=0, keepdim=True)])
-        if theirs == "time_embedding.linear_1.weight" and not flip_sin_to_cos:
+        if theirs == "time_embedding.linear_1.weight" and not cos_first:
             half = tensor.shape[1] // 2  # an odd width ends with a column that is multiplied by 0
             tensor = torch.cat([tensor[:, half : 2 * half], tensor[:, :half], tensor[:, 2 * half :]], dim=1)
         result[name] = tensor.reshape(wanted.shape)
@@ -102,17 +89,13 @@ def from_diffusers(
 
 
 def read(folder: Path, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Path]:
-    """Return the weights in a folder, in float32 on the CPU, and the file that they are from.
+    """Return the weights of the net in a folder, in float32 on the CPU, and the file that they are from.
 
-    Attention has its names of today, whatever those in the file. Nothing in a `.bin` is run.
-
-    Args:
-        folder: a folder of diffusers with a net.
-        wanted: tensors (on any device, also meta) of the names and shapes which the file must have; that is checked
-            before its own tensors are read.
+    Attention has its names of today, whatever those in the file. Nothing in a `.bin` is run. The file must have the
+    names and shapes of the tensors `wanted`, which may be on the meta device; that is checked before it is read.
 
     Raises:
-        CheckpointError: there are no weights, they are damaged, or are others, naming what differs.
+        CheckpointError: there are no weights, they are damaged, or are others; the message names what differs.
         ResourceError: they do not fit into memory.
     """
     path = next((folder / name for name in FILES if (folder / name).is_file()), None)
@@ -121,12 +104,12 @@ def read(folder: Path, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
     if path.suffix == ".bin":
         pickled = read_pickled(path)
         refuse_hollow(pickled, path)
-        tensors = _current(pickled, path)
+        tensors = _current([pickled], path)
         storage.refuse_others(tensors, wanted, path)
         return {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}, path
     parts = _parts(path)
-    storage.refuse_others(_current(_joined([storage.read_header(part)[0] for part in parts], path), path), wanted, path)
-    tensors = _current(_joined([storage.read_tensors(part)[0] for part in parts], path), path)
+    storage.refuse_others(_current([storage.read_header(part)[0] for part in parts], path), wanted, path)
+    tensors = _current([storage.read_tensors(part)[0] for part in parts], path)
     return {name: tensor.float() for name, tensor in tensors.items()}, path
 
 
@@ -144,31 +127,23 @@ def _parts(path: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object that a JSON file holds.
-
-    Raises:
-        CheckpointError: the file cannot be read or holds anything else.
-    """
+    """Return the object that a JSON file holds; CheckpointError if it cannot be read or holds anything else."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise CheckpointError(f"{path} cannot be read: it is larger than {MAX_BYTES >> 20} MiB")
+            raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} cannot be read: it is not a JSON object")
     return content
 
 
-def _joined(parts: list[dict[str, Tensor]], path: Path) -> dict[str, Tensor]:
-    result = {name: tensor for part in parts for name, tensor in part.items()}
-    if len(result) < sum(len(part) for part in parts):
+def _current(parts: list[dict[str, Tensor]], path: Path) -> dict[str, Tensor]:
+    """Return the weights in all `parts` with attention as diffusers now has it: in names, and as matrices."""
+    weights = {name: tensor for part in parts for name, tensor in part.items()}
+    if len(weights) < sum(map(len, parts)):
         raise CheckpointError(f"the files that {path} names hold the same weights twice")
-    return result
-
-
-def _current(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Return `weights` with attention as diffusers now has it: today's names, and matrices for 1x1 convolutions."""
     result = {}
     for name, tensor in weights.items():
         match = re.fullmatch(r"(.*attentions\.\d+)\.(?:(query|key|value|proj_attn)|to_[qkv]|to_out\.0)\.(\w+)", name)

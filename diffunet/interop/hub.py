@@ -5,11 +5,10 @@ downloads are kept (HF_HOME), which hub is asked (HF_ENDPOINT) and whether any i
 quickly, and its modules slowly (errors.py brings the HTTP library), so only the functions that use these import them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import functools
+import itertools
 import json
 import logging
 import re
@@ -27,10 +26,10 @@ TIMEOUT = 5.0
 """Seconds after which a hub that does not answer is taken to be out of reach."""
 
 PICTURE = "samples.png"
-"""The file in a repository that its card shows."""
+"""The image in a repository that its card shows."""
 
 ADDRESS = "https://huggingface.co/"
-"""What the web address of a model has before its name."""
+"""The beginning of the web address of a model; its name follows."""
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"(?!.*--|.*\.\.|.*\.git$){_PART}/{_PART}")
@@ -43,20 +42,13 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def is_name(text: str) -> bool:
-    """Return whether `text` is a name on the hub (owner/name, or its web address) and no path.
-
-    It is taken for a path where it, or its folder "owner", exists here.
-    """
+    """Return whether `text` is a name or web address on the hub, and no path: neither it nor its owner exists here."""
     text = text.removeprefix(ADDRESS)
     return bool(_NAME.fullmatch(text)) and not Path(text).exists() and not Path(text).parent.exists()
 
 
 def check_name(text: str) -> None:
-    """Refuse a name that no repository of the hub can have.
-
-    Raises:
-        UsageError: it is not owner/name, of letters, digits, "-", "_" and ".".
-    """
+    """Raise UsageError for a name that no repository of the hub can have."""
     if not _NAME.fullmatch(text):
         raise UsageError(f"{text} is not a name on the hub: owner/name, of letters, digits and single - _ .")
 
@@ -65,13 +57,11 @@ def pull(name: str) -> Path:
     """Download the model `name`, unless it was before, and return the folder that it is kept in.
 
     Only needed files are downloaded: the config and the weights of one of our models; the JSON files and the weights of
-    the UNet of a diffusers repository (safetensors where it has any). The weights, which may be many gigabytes, come
-    after the config has shown that the net is one that can be used. Where the hub cannot be reached, an earlier
-    download is taken.
+    the UNet of a diffusers repository (safetensors where it has any). The weights, which may be large, come after the
+    config has shown that the net can be used. Where the hub cannot be reached, an earlier download is taken.
 
     Raises:
-        CheckpointError: there is no such model, it may not be read, it cannot be used here, or the hub cannot be
-            reached.
+        CheckpointError: the model does not exist, may not be read, or cannot be used, or the hub cannot be reached.
         ResourceError: the disk has no room for it.
     """
     from huggingface_hub.utils.tqdm import tqdm
@@ -81,7 +71,7 @@ def pull(name: str) -> Path:
         try:  # snapshot_download has no timeout for the first request, and would wait for a silent hub for ever
             info = huggingface_hub.HfApi().model_info(name, timeout=TIMEOUT)
         except Exception as error:
-            if not _is_of_hub(error) or _answer(error)[0] < 500 or (kept := _kept(name)) is None:
+            if _answer(error)[0] < 500 or (kept := _kept(name)) is None:
                 raise
             return kept
         *small, weights = _needed(name, [file.rfilename for file in info.siblings or []])
@@ -98,14 +88,12 @@ def push(folder: Path, name: str, card: str, private: bool = False, picture: Pat
 
     Args:
         folder: a model folder, see `storage`; only its config and its weights are uploaded.
-        name: name on the hub, owner/name.
-        card: text of its README.md; an earlier one is replaced, and stays in the history.
-        private: make a new repository that nobody else sees.
+        card: the text of its README.md; an earlier one is replaced, and stays in the history.
+        private: whether a new repository is made that nobody else sees.
         picture: the image that the card shows as `PICTURE`.
 
     Raises:
-        UsageError: the name is not possible, there is no login, it may not write there, or `private` is asked for of a
-            repository that is public.
+        UsageError: the name is impossible, no login may write there, or `private` is asked for and it is public.
         ResourceError: the hub cannot be reached, or refuses the upload.
     """
     from huggingface_hub import errors
@@ -114,9 +102,7 @@ def push(folder: Path, name: str, card: str, private: bool = False, picture: Pat
     if huggingface_hub.get_token() is None:
         raise UsageError(f"{name} cannot be written to without a login: run hf auth login, or set HF_TOKEN")
     content: dict[str, Any] = {file: folder / file for file in (storage.CONFIG, storage.WEIGHTS)}
-    content["README.md"] = card.encode()
-    if picture is not None:
-        content[PICTURE] = picture
+    content |= {"README.md": card.encode(), **({PICTURE: picture} if picture else {})}
     api = huggingface_hub.HfApi()
     with _explained(name, _not_pushed):
         try:
@@ -134,13 +120,12 @@ def push(folder: Path, name: str, card: str, private: bool = False, picture: Pat
 @contextlib.contextmanager
 def _explained(name: str, explain: Callable[[str, Exception], Error]) -> Iterator[None]:
     """Raise what `explain` makes of an error of the hub; silence warnings of huggingface_hub, which say the same."""
-    log = logging.getLogger("huggingface_hub")
-    level = log.level
+    level = (log := logging.getLogger("huggingface_hub")).level
     log.setLevel(logging.ERROR)
     try:
         yield
     except Exception as error:
-        if isinstance(error, Error) or not _is_of_hub(error):
+        if isinstance(error, Error) or not _answer(error)[0]:
             raise
         raise explain(name, error) from None
     finally:
@@ -148,26 +133,19 @@ def _explained(name: str, explain: Callable[[str, Exception], Error]) -> Iterato
 
 
 def _needed(name: str, existing: Iterable[str]) -> list[str]:
-    """Return which of the `existing` files of a repository are needed; the config is first, the weights are last.
-
-    Raises:
-        CheckpointError: a needed one does not exist.
-    """
+    """Return which of the `existing` files of a repository are needed; the config is first, the weights are last."""
     existing = set(existing)
     if {storage.CONFIG, storage.WEIGHTS} <= existing:
         return [storage.CONFIG, storage.WEIGHTS]
-    for folder in ("unet/", ""):
-        for weights in _WEIGHTS:
-            if {f"{folder}config.json", f"{folder}{weights}"} <= existing:
-                return [f"{folder}config.json", *(text for text in _TEXTS if text in existing), f"{folder}{weights}"]
-    raise CheckpointError(
-        f"{name} on the hub is no model that can be used here: it has neither {storage.CONFIG} with {storage.WEIGHTS} "
-        f"nor config.json with {_WEIGHTS[0]}"
-    )
+    for folder, file in itertools.product(("unet/", ""), _WEIGHTS):
+        config, weights = f"{folder}config.json", f"{folder}{file}"
+        if {config, weights} <= existing:
+            return [config, *(text for text in _TEXTS if text in existing), weights]
+    wanted = f"neither {storage.CONFIG} with {storage.WEIGHTS} nor config.json with {_WEIGHTS[0]}"
+    raise CheckpointError(f"{name} on the hub is no model that can be used here: it has {wanted}")
 
 
 def _refuse_others(name: str, config: Path) -> None:
-    """Refuse the net of another kind of model."""
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
         is_ours, kind = content.get("format") == storage.FORMAT, content.get("_class_name")
@@ -180,35 +158,27 @@ def _refuse_others(name: str, config: Path) -> None:
 
 def _kept(name: str) -> Path | None:
     """Return the folder of an earlier download, or None where there is none that has all needed files."""
-    from huggingface_hub import errors
-
     try:
         # Without patterns it would ask for all files that the repository has.
         folder = Path(huggingface_hub.snapshot_download(name, local_files_only=True, allow_patterns=[]))
         _needed(name, [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()])
-    except (errors.LocalEntryNotFoundError, CheckpointError):
+    except (FileNotFoundError, CheckpointError):  # huggingface_hub's LocalEntryNotFoundError is one
         return None
     return folder
 
 
-def _is_of_hub(error: Exception) -> bool:
-    """Return whether an error comes from the disk, the network or huggingface_hub."""
-    from huggingface_hub import errors
-
-    # The HTTP library depends on the version, so its HTTPError is taken from there. hf_xet raises RuntimeError.
-    known = (OSError, errors.HTTPError, RuntimeError)  # type: ignore[attr-defined]
-    return isinstance(error, known) or type(error).__module__.startswith("huggingface_hub")
-
-
 def _answer(error: Exception) -> tuple[int, str]:
-    """Return the HTTP status that the hub answered with, 503 where it did not, and what to say of it."""
+    """Return an HTTP status, 503 where nothing answered and 0 for an error of anything but the hub, and the reason."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.OfflineModeIsEnabled):
         return 503, "HF_HUB_OFFLINE is set"
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code, f"it answers {error.response.status_code}"
-    return 503, str(error)[:200] or type(error).__name__
+    # The HTTP library depends on the version, so its HTTPError is taken from there. hf_xet raises RuntimeError.
+    known = (OSError, errors.HTTPError, RuntimeError)  # type: ignore[attr-defined]
+    of_hub = isinstance(error, known) or type(error).__module__.startswith("huggingface_hub")
+    return 503 if of_hub else 0, str(error)[:200] or type(error).__name__
 
 
 def _not_pulled(name: str, error: Exception) -> Error:
@@ -216,18 +186,16 @@ def _not_pulled(name: str, error: Exception) -> Error:
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # what snapshot_download met before it looked for an earlier download
-    status, reason = _answer(error)
-    hub = constants.ENDPOINT
+    (status, reason), hub = _answer(error), constants.ENDPOINT
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
-        words = f"cannot be kept in {constants.HF_HUB_CACHE}: {error.strerror}; make room, or set HF_HOME"
-        return ResourceError(f"{name} {words}")
+        place = constants.HF_HUB_CACHE
+        return ResourceError(f"{name} cannot be kept in {place}: {error.strerror}; make room, or set HF_HOME")
+    words = f"is no folder here, and the hub {hub} could not be reached ({reason}): check the network, or give a "
+    words += "folder that is on this machine"
     if isinstance(error, errors.GatedRepoError):
         words = f"is gated: ask for access on {hub}/{name} and log in: hf auth login"
     elif isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
         words = f"is neither a folder here nor a public model of {hub}; if it is private, log in: hf auth login"
-    else:
-        words = f"is no folder here, and the hub {hub} could not be reached ({reason}): check the network, or give a "
-        words += "folder that is on this machine"
     return CheckpointError(f"{name} {words}")
 
 
@@ -235,6 +203,5 @@ def _not_pushed(name: str, error: Exception) -> Error:
     status, reason = _answer(error)
     if status in (401, 403):
         return UsageError(f"your login may not write to {name} on the hub: run hf auth login with a token that may")
-    if status < 500:
-        return ResourceError(f"the hub did not take {name}: {str(error)[:300]}")
-    return ResourceError(f"the hub {constants.ENDPOINT} could not be reached ({reason}): check the network")
+    lost = f"the hub {constants.ENDPOINT} could not be reached ({reason}): check the network"
+    return ResourceError(f"the hub did not take {name}: {str(error)[:300]}" if status < 500 else lost)

@@ -1,7 +1,5 @@
 """Reading MODEL, which is a run folder, a model folder, a checkpoint, a folder of diffusers or a name on the hub."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from diffunet import build, storage
@@ -27,11 +25,7 @@ def find(model: str | Path) -> Path:
 
 
 def read_config(model: str | Path) -> Config:
-    """Return the config of MODEL, everything resolved.
-
-    Raises:
-        CheckpointError, ResourceError: as `find`; or the config is damaged, or of a net that cannot be built here.
-    """
+    """Return the config of MODEL, everything resolved; raise as `read_model` does."""
     folder = find(model)
     return diffusers.read_config(folder) if diffusers.is_folder(folder) else storage.read_config(folder)
 
@@ -40,8 +34,8 @@ def read_model(model: str | Path, net: build.NetFactory = build.net) -> Model:
     """Read MODEL, on the CPU, for sampling and not for training; `net` makes the net of a model of ours.
 
     Raises:
-        CheckpointError, ResourceError: as `read_config`; or the weights are damaged, of other shapes or not finite, or
-            do not fit into memory.
+        CheckpointError, ResourceError: as `find`; or the config is damaged or of a net that cannot be built here; or
+            the weights are damaged, of other shapes or not finite, or do not fit into memory.
     """
     folder = find(model)
     return diffusers.read(folder) if diffusers.is_folder(folder) else storage.read_model(folder, net)

@@ -17,15 +17,9 @@ c_noise is the timestep on a DDPM schedule (linear, scaled-linear, cosine, sigmo
 for the model's own ladder of noise levels are in the metadata of the file (`metadata_props`).
 """
 
-from __future__ import annotations
-
-import contextlib
 import json
 import logging
-import os
-import shutil
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +50,17 @@ def write(model: storage.Model, path: Path) -> None:
     """Write the net of a model as an ONNX file with its weights; above `LARGEST` these go to PATH.data beside it.
 
     Inputs, each of any batch size, height and width:
-        x: float32 [batch channels height width], noisy images, already multiplied by c_in. A net that is trained to
-            inpaint has more channels: the known pixels (not multiplied by c_in, 0 in the hole), then the mask (1 in the
-            hole). Where nothing is known, the hole is everywhere.
+        x: float32 [batch channels height width], noisy images, already multiplied by c_in. A net for inpainting has
+            more channels: the known pixels (not multiplied by c_in, 0 in the hole), then the mask (1 in the hole, which
+            is everywhere if nothing is known).
         c_noise: float32 [batch].
         label: int64 [batch], of a net with classes: 0 ... K - 1, or K, the null label.
     Output: `output(model)` [batch channels height width]. A learned variance is the second half of the channels, -1
     for the smaller and 1 for the larger log variance of DDPM (Nichol & Dhariwal 2021, eq. 15).
 
-    Metadata, each a text: `config` (as in a model folder), `step`, `target`, `schedule`, `classes` (a JSON list),
-    `mean` (of each channel, a JSON list) and `ladder`: a JSON list with one {"sigma", "c_noise", "c_in", "c_skip",
-    "c_out"} for each of the model's own steps, from much noise to little. After the last step sigma is 0, and x is the
-    image.
+    Metadata, each a text: `config` (as in a model folder), `step`, `target`, `schedule`, `classes` and `mean` (of each
+    channel), both JSON lists, and `ladder`: a JSON list with one {"sigma", "c_noise", "c_in", "c_skip", "c_out"} for
+    each of the model's own steps, from much noise to little. After the last step sigma is 0, and x is the image.
 
     Raises:
         UsageError: a package that the export needs is not installed.
@@ -75,30 +68,23 @@ def write(model: storage.Model, path: Path) -> None:
     """
     program = _program(model)
     large = sum(tensor.nbytes for tensor in model.denoiser.net.state_dict().values()) > LARGEST
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    names = [f"{path.name}.data", path.name] if large else [path.name]  # PATH refers to PATH.data, which goes first
     try:
-        files.mkdir(temporary)
-        program.save(str(temporary / path.name), external_data=large)
-        for written in sorted(temporary.iterdir(), reverse=True):  # PATH.data goes before PATH, which refers to it
-            files.fsync(written)
-            files.replace(written, path.with_name(written.name))
+        with files.replacing_all(path.parent, names) as temporary:
+            files.mkdir(temporary)
+            program.save(str(temporary / path.name), external_data=large)
+            for name in names:
+                files.fsync(temporary / name)
     except OSError as error:
         raise ResourceError(f"{path} could not be written: {error.strerror or error}; make room") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _example(model: storage.Model) -> dict[str, Tensor]:
-    """Return inputs to trace the net with, whose sizes show the exporter that any are possible.
-
-    Height and width differ, the height is odd at every level, and neither ever becomes 1.
-    """
-    net = model.denoiser.net
+    """Return inputs to trace the net with: sizes differ, are odd at every level and never 1, so any become possible."""
+    net, unit = model.denoiser.net, 2 ** len(model.config.model.multipliers or ())
     assert isinstance(net.in_channels, int)
-    depth = len(model.config.model.multipliers or ())
-    x = torch.zeros(2, net.in_channels, 2**depth + 1, 2**depth + 3)
     label = {"label": torch.zeros(2, dtype=torch.int64)} if net.num_classes else {}
-    return {"x": x, "c_noise": torch.zeros(2), **label}
+    return {"x": torch.zeros(2, net.in_channels, unit + 1, unit + 3), "c_noise": torch.zeros(2), **label}
 
 
 def _program(model: storage.Model) -> Any:
@@ -110,35 +96,22 @@ def _program(model: storage.Model) -> Any:
     except ImportError:
         raise UsageError("ONNX needs more packages: pip install 'diffunet[onnx]'") from None
     example = _example(model)
-    size = {0: "batch", 2: "height", 3: "width"}
-    with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            model.denoiser.net,
-            kwargs=example,
-            dynamo=True,
-            verbose=False,
-            input_names=list(example),
-            output_names=[output(model)],
-            dynamic_shapes={name: size if name == "x" else {0: "batch"} for name in example},
-        )
+    shapes = {name: {0: "batch", 2: "height", 3: "width"} if name == "x" else {0: "batch"} for name in example}
+    logs = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # the exporter logs and warns of its own operators, versions and passes
+    try:
+        with warnings.catch_warnings(action="ignore"), torch.no_grad():
+            program = torch.onnx.export(
+                model.denoiser.net, kwargs=example, dynamo=True, verbose=False, input_names=list(example),
+                output_names=[output(model)], dynamic_shapes=shapes,
+            )  # fmt: skip
+    finally:
+        logging.disable(logs)
     assert program is not None
     # Every node has a stack trace, which shows the folders of this machine.
     ClearMetadataAndDocStringPass()(program.model)
     program.model.metadata_props.update(_metadata(model))
     return program
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what the exporter logs and warns of: its own operators, versions and passes."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _metadata(model: storage.Model) -> dict[str, str]:
@@ -150,11 +123,7 @@ def _metadata(model: storage.Model) -> dict[str, str]:
         for sigma in build.ladder(config, schedule, config.diffusion.sample_steps)[:-1]
     ]
     return {
-        "config": json.dumps(content),
-        "step": str(model.step),
-        "target": config.diffusion.target,
-        "schedule": config.diffusion.schedule,
-        "classes": json.dumps(config.data.class_names),
-        "mean": json.dumps(build.prior_mean(config).flatten().tolist()),
-        "ladder": json.dumps(ladder),
-    }
+        "config": json.dumps(content), "step": str(model.step), "target": config.diffusion.target,
+        "schedule": config.diffusion.schedule, "classes": json.dumps(config.data.class_names),
+        "mean": json.dumps(build.prior_mean(config).flatten().tolist()), "ladder": json.dumps(ladder),
+    }  # fmt: skip

@@ -1,7 +1,5 @@
 """Weights in the files of `torch.save`, read without running anything that is pickled in them."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,17 +12,14 @@ from diffunet.errors import CheckpointError, ResourceError
 
 
 def read_pickled(path: Path, *, legacy: bool = False) -> dict[str, Tensor]:
-    """Return the state dict in a file by its names, on the CPU, mapped and not yet read where the format allows it.
+    """Return the state dict in a file of `torch.save`, on the CPU, mapped and not yet read where the format allows it.
 
-    A shape is only a claim of the file: call `refuse_hollow` before memory of that size is allocated.
-
-    Args:
-        path: a file that `torch.save` wrote.
-        legacy: read the format of torch before 1.6 too, which is not a zip archive and is read at once.
+    A shape is only a claim of the file: call `refuse_hollow` before memory of that size is allocated. With `legacy` the
+    format of torch before 1.6 is read too, which is not a zip archive and is read at once.
 
     Raises:
-        CheckpointError: for a file that cannot be read, is damaged, or holds anything but a flat dict of tensors.
-        ResourceError: for one that does not fit into memory.
+        CheckpointError: the file cannot be read, is damaged, or holds anything but a flat dict of tensors.
+        ResourceError: it does not fit into memory.
     """
     try:
         zipped = zipfile.is_zipfile(path)
@@ -45,23 +40,18 @@ def read_pickled(path: Path, *, legacy: bool = False) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file can make the unpickler raise nearly anything
         if compute.is_out_of_memory(error):
             raise out_of_memory(path) from None
-        raise CheckpointError(
-            f"{path} cannot be read: it is cut short, not of torch, or holds more than tensors, which is never run"
-        ) from None
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
-    ):
+        what = "it is cut short, not of torch, or holds more than tensors, which is never run"
+        raise CheckpointError(f"{path} cannot be read: {what}") from None
+    pairs = content.items() if isinstance(content, dict) else [(None, content)]
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in pairs):
         raise CheckpointError(f"{path} cannot be read: it is not a plain state dict of tensors")
     return dict(content)
 
 
 def refuse_hollow(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse tensors which the file at `path` does not hold all values of.
+    """Raise CheckpointError where the file at `path` does not hold all values of its tensors.
 
     In a file one number can have any shape, as `Tensor.expand` gives it, and a tensor can be sparse or on "meta".
-
-    Raises:
-        CheckpointError: for such tensors.
     """
     dense = all(value.layout == torch.strided and value.device.type == "cpu" for value in tensors.values())
     if not dense or sum(value.nbytes for value in tensors.values()) > path.stat().st_size:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffunet import storage
 from diffunet.interop import guided_diffusion
-from diffunet.interop.guided_flags import Dialect
+from diffunet.interop.guided_diffusion import Dialect
 
 VECTORS = Path(__file__).parents[1] / "interop/vectors/guided_diffusion.json"
 LIMIT = 1e-5

@@ -15,7 +15,7 @@ from diffunet.diffusion import samplers
 from diffunet.diffusion.denoiser import bind
 from diffunet.diffusion.guidance import threshold
 from diffunet.errors import CheckpointError, UsageError
-from diffunet.interop import diffusers, diffusers_export, diffusers_weights
+from diffunet.interop import diffusers, diffusers_options, diffusers_weights
 from diffunet.storage import Model
 from diffunet.training.defaults import architecture
 
@@ -137,7 +137,7 @@ def test_presets_are_their_nets(name, wanted):
     c = architecture(preset(name), torch.device("cpu"))
     with torch.device("meta"):
         net, unet = build.net(c), peer.UNet2DModel(**wanted)
-        again = peer.UNet2DModel.from_config(diffusers_export.unet_options(c, net))
+        again = peer.UNet2DModel.from_config(diffusers_options.unet_options(c, net))
     shapes = {name: tensor.shape for name, tensor in unet.state_dict().items()}
     assert {name: tensor.shape for name, tensor in diffusers_weights.to_diffusers(net.state_dict()).items()} == shapes
     ignored = (

@@ -49,7 +49,7 @@ from helpers.openai_nets import (
 from diffunet import build
 from diffunet.errors import CheckpointError, UsageError
 from diffunet.interop import guided_diffusion
-from diffunet.interop.guided_flags import GUIDED_ONLY, IGNORED, parse, to_config, written
+from diffunet.interop.guided_diffusion import GUIDED_ONLY, IGNORED, parse, to_config, written
 
 
 @pytest.mark.parametrize("name", CASES)
