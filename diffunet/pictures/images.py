@@ -24,8 +24,7 @@ from diffunet.errors import DataError, ResourceError, UsageError
 from diffunet.pictures import deep, notes
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-MAX_PIXELS = 200_000_000
-MAX_BYTES = 2**30
+MAX_PIXELS, MAX_BYTES = 200_000_000, 2**30  # the most of an image and of its file that are read
 WHITE = (255, 255, 255)
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for each number of channels
 Pixels = NDArray[np.uint8]
