@@ -55,8 +55,8 @@ def _set_raw_mode(image: Any, raw: str) -> None:
 def own_low(image: Image.Image, original: Image.Image) -> Image.Image | None:
     """Return the low bytes of `image`, a copy of `original`, after making them a copy, too, that can be changed."""
     low: Image.Image | None = image.info.get(LOW)
-    if isinstance(low, Image.Image) and low is original.info.get(LOW):
-        low = image.info[LOW] = low.copy()
+    if low is not None and low is original.info.get(LOW):
+        low = image.info[LOW] = image.info[LOW].copy()
     return low
 
 
