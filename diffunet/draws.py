@@ -4,8 +4,6 @@ No generator outlives a step and no global random state is used, so any process 
 run that is stopped and resumed makes the same draws as one that is not.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -14,20 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Noise = Callable[[], Tensor]
-"""A function that returns the next standard normal draw of each image's own stream, float32 [B C H W]."""
+Noise = Callable[[], Tensor]  # returns the next standard normal draw of each image's own stream, float32 [B C H W]
 
 SLOT = 16
-"""The number of samples of the global batch that share a generator of noise.
-
-More would waste draws at the ends of a process's share of the batch, and fewer would launch more kernels.
-"""
+"""The number of samples of the global batch that share a generator: more waste draws, fewer launch more kernels."""
 
 
 def seed_of(*parts: int | str) -> int:
     """Return a 32-bit seed for a key, which is hashed since torch's CPU generator uses only 32 bits of its seed."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little")
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")
 
 
 def key_of(*parts: int | str) -> int:
@@ -52,8 +45,8 @@ def order(seed: int, samples: Sequence[int] | np.ndarray, size: int) -> np.ndarr
     The samples of a run are numbered through all its batches. Those of an epoch, `size` samples, are a permutation of
     the images which depends on the seed and the epoch alone, so that sample n is `permutation(n // size)[n % size]`.
     """
-    # A batch need not divide an epoch: one that reaches beyond its end continues in the next permutation. No image is
-    # left out, and a run can be resumed, or its batches divided among processes, at any n without the draws before it.
+    # A batch that reaches beyond an epoch's end continues in the next permutation, so no image is left out, and a run
+    # can be resumed, or its batches divided among processes, at any n without the draws before it.
     return np.array([_permutation(seed, int(n) // size, size)[int(n) % size] for n in samples], dtype=np.int64)
 
 
@@ -64,8 +57,7 @@ def levels(seed: int, step: int, batch: int) -> np.ndarray:
     therefore varies less than with independent draws.
     """
     shift = np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 1, 0])).random()
-    u = (shift + (np.arange(batch) + 0.5) / batch) % 1.0
-    return np.clip(u, 1e-9, 1 - 1e-9)
+    return np.clip((shift + (np.arange(batch) + 0.5) / batch) % 1.0, 1e-9, 1 - 1e-9)
 
 
 def gaussian(seed: int, step: int, start: int, count: int, shape: Sequence[int], device: torch.device) -> Tensor:
@@ -74,10 +66,8 @@ def gaussian(seed: int, step: int, start: int, count: int, shape: Sequence[int],
     It is drawn on `device` in whole slots, so it does not depend on how processes and accumulation divide the batch.
     """
     first, last = start // SLOT, (start + count - 1) // SLOT
-    slots = []
-    for slot in range(first, last + 1):
-        source = torch.Generator(device).manual_seed(seed_of("noise", seed, step, slot))
-        slots.append(torch.randn(SLOT, *shape, generator=source, device=device, dtype=torch.float32))
+    sources = (torch.Generator(device).manual_seed(seed_of("noise", seed, step, n)) for n in range(first, last + 1))
+    slots = [torch.randn(SLOT, *shape, generator=source, device=device, dtype=torch.float32) for source in sources]
     return torch.cat(slots)[start - first * SLOT :][:count]
 
 
@@ -90,7 +80,7 @@ def streams(seed: int, images: Sequence[int], shape: Sequence[int], device: torc
     sources = [np.random.Generator(np.random.Philox(key=key_of("image", seed, i))) for i in images]
 
     def draw() -> Tensor:
-        drawn = [source.standard_normal(tuple(shape), dtype=np.float32) for source in sources]
-        return torch.from_numpy(np.stack(drawn)).to(device)
+        noise = np.stack([source.standard_normal(tuple(shape), dtype=np.float32) for source in sources])
+        return torch.from_numpy(noise).to(device)
 
     return draw

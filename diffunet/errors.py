@@ -3,10 +3,7 @@
 Everything raised for bad input is a `diffunet.Error`. Its message is one line: what is wrong, where, and what to do.
 """
 
-from __future__ import annotations
-
-LONGEST = 800
-"""The most characters that a message keeps."""
+LONGEST = 800  # the most characters that a message keeps
 
 
 class Error(Exception):
@@ -27,8 +24,6 @@ class Error(Exception):
 
 class UsageError(Error):
     """An option or argument is not valid."""
-
-    exit_code = 2
 
 
 class DataError(Error):

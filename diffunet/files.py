@@ -1,7 +1,5 @@
 """Functions that write files so that nobody ever reads half of one, and a lock between processes."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib
@@ -23,13 +21,12 @@ WINDOWS = os.name == "nt"
 
 def fsync(path: Path) -> None:
     """Wait until a file or folder is on the disk. Windows cannot open a folder for this, and does not need it."""
-    if WINDOWS and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if not (WINDOWS and path.is_dir()):
+        descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def replace(source: Path, target: Path) -> None:

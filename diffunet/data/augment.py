@@ -3,16 +3,15 @@
 The draws of an image come from its own generator in a fixed order: the flip, then the crop's row and column.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 
 from diffunet.pictures import images as pictures
-from diffunet.pictures.images import Pixels
+from diffunet.pictures.images import Colour, Pixels
 
 
 class Images(Protocol):
@@ -23,9 +22,7 @@ class Images(Protocol):
     def __getitem__(self, index: int, /) -> Pixels: ...
 
 
-def square(
-    image: Pixels, size: int, fit: str, background: tuple[int, int, int], generator: np.random.Generator | None = None
-) -> Pixels:
+def square(image: Pixels, size: int, fit: str, background: Colour, generator: Generator | None = None) -> Pixels:
     """Return an image [h w C] as a square of side `size`, [size size C].
 
     For fit "pad" it is laid on `background`, with 4 channels of alpha 0. For "random" it is cropped anywhere, with two
@@ -36,8 +33,7 @@ def square(
         assert max(h, w) <= size, (h, w, size)
         if h == w == size:
             return image
-        padded = np.empty((size, size, channels), np.uint8)
-        padded[:] = pictures.background_of(background, channels)
+        padded = np.full((size, size, channels), pictures.background_of(background, channels), np.uint8)
         top, left = (size - h) // 2, (size - w) // 2
         padded[top : top + h, left : left + w] = image
         return padded
@@ -50,15 +46,9 @@ def square(
 
 
 def gather(
-    images: Images,
-    indices: Sequence[int] | NDArray[np.int64],
-    generators: Sequence[np.random.Generator | None],
-    *,
-    image_size: int,
-    fit: str,
-    flip: bool,
-    background: tuple[int, int, int] = pictures.WHITE,
-) -> Pixels:
+    images: Images, indices: Sequence[int] | NDArray[np.int64], generators: Sequence[Generator | None], *,
+    image_size: int, fit: str, flip: bool, background: Colour = pictures.WHITE,
+) -> Pixels:  # fmt: skip
     """Return the images at `indices`, in that order, as a batch uint8 [B image_size image_size C].
 
     `generators` has one entry for each image. With None the image is as for evaluation: its middle, not flipped.

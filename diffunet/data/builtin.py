@@ -1,14 +1,12 @@
 """Known data sets, written as folders of images: a subfolder for each class, with numbered PNG files."""
 
-from __future__ import annotations
-
 import difflib
+import re
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +22,7 @@ _NUMBERS = tuple("0123456789")
 _FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 
 
-@dataclass(frozen=True)
-class Known:
+class Known(NamedTuple):
     """A data set. `load(download_root)` returns a sequence of pairs of image and label.
 
     `names` are those of the classes, unless the sequence has them as its attribute `classes`.
@@ -42,8 +39,7 @@ def _torchvision(name: str, root: Path, **options: Any) -> Any:
 
 
 def _digits(root: Path) -> list[tuple[Image.Image, int]]:
-    pixels, labels = load_digits_arrays()
-    return [(images.from_array(image), int(label)) for image, label in zip(pixels, labels, strict=True)]
+    return [(images.from_array(image), int(label)) for image, label in zip(*load_digits_arrays(), strict=True)]
 
 
 DATASETS: dict[str, Known] = {
@@ -64,18 +60,13 @@ def load_digits_arrays() -> tuple[Pixels, NDArray[np.int64]]:
 
     digits = load_digits()
     small = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # 8x8, 0..16
-    large = [images.resize(image[..., None], 16, 16) for image in small]
-    return np.stack(large), digits.target.astype(np.int64)
+    return np.stack([images.resize(x[..., None], 16, 16) for x in small]), digits.target.astype(np.int64)
 
 
 def prepare(
-    name: str,
-    out: Path,
-    *,
-    download_root: Path | None = None,
-    limit: int | None = None,
+    name: str, out: Path, *, download_root: Path | None = None, limit: int | None = None,
     progress: Progress | None = None,
-) -> int:
+) -> int:  # fmt: skip
     """Write the data set `name` to the folder `out` and return the number of images.
 
     A download is kept in `download_root`, or else deleted. With `limit` only so many images are written, spread evenly
@@ -86,8 +77,7 @@ def prepare(
         DataError: The download failed.
         ResourceError: The disk is full or the folder cannot be written.
     """
-    known = DATASETS.get(name)
-    if known is None:
+    if name not in DATASETS:
         close = difflib.get_close_matches(name, DATASETS, cutoff=0.4) or list(DATASETS)
         raise UsageError(f"no data set {name!r}; did you mean {' or '.join(close)}? (all: {', '.join(DATASETS)})")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -96,8 +86,8 @@ def prepare(
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", ignore_cleanup_errors=True) as parts:
             temporary = Path(parts)
-            data = _load(name, known, download_root or temporary / "download")
-            classes = known.names or getattr(data, "classes", None)
+            data = _load(name, download_root or temporary / "download")
+            classes = DATASETS[name].names or getattr(data, "classes", None)
             if not classes:
                 classes = [str(n) for n in range(1 + max(int(label) for _, label in data))]
             count = _write(data, classes, temporary / "images", limit, progress)
@@ -109,10 +99,10 @@ def prepare(
     return count
 
 
-def _load(name: str, known: Known, download_root: Path) -> Any:
+def _load(name: str, download_root: Path) -> Any:
     try:
         download_root.mkdir(parents=True, exist_ok=True)
-        return known.load(download_root)
+        return DATASETS[name].load(download_root)
     except Error:
         raise
     except Exception as error:  # no network, a moved address, a wrong checksum: torchvision raises any of a dozen types
@@ -123,7 +113,8 @@ def _load(name: str, known: Known, download_root: Path) -> Any:
 def _write(data: Any, classes: Sequence[str], out: Path, limit: int | None, progress: Progress | None) -> int:
     total = len(data)
     count = min(total, limit or total)
-    folders = [out / _folder_name(name) for name in classes]
+    # A name in a form that is the name of a folder on every system.
+    folders = [out / (re.sub(r"[^\w\- ]", "_", name).strip() or "_") for name in classes]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     for done in range(count):
@@ -133,8 +124,3 @@ def _write(data: Any, classes: Sequence[str], out: Path, limit: int | None, prog
         if progress is not None:
             progress(done + 1, count)
     return count
-
-
-def _folder_name(name: str) -> str:
-    """Return a class name in a form that is the name of a folder on every system."""
-    return "".join(c if c.isalnum() or c in "-_ " else "_" for c in name).strip() or "_"

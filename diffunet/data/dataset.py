@@ -1,21 +1,16 @@
 """A folder of images as a data set, whose images are decoded once into a cache, or each time they are asked for.
 
 Images keep their aspect ratio, since crops and flips are drawn only when a batch is made. A file whose size and time of
-change are those of last time is not read again. The identity of a data set, its `index_hash`, depends on relative paths
-and contents alone.
+change are those of last time is not read again.
 """
-
-from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import json
 import os
 import secrets
 import zlib
-from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,16 +19,13 @@ from numpy.typing import NDArray
 
 from diffunet import files
 from diffunet.data import augment, cache
-from diffunet.data.cache import Rows, Stored
-from diffunet.data.cache_folder import cache_root
+from diffunet.data.cache import Layout, Rows, Stored, decode_file, folder_of
 from diffunet.data.folder import Progress, Rejected, class_of, in_order, list_images, native, printable
 from diffunet.data.index import Index, Paths, index_hash, row
-from diffunet.data.index import split as split
-from diffunet.data.layout import Layout, read
 from diffunet.errors import DataError, ResourceError, UsageError
 from diffunet.names import FITS
 from diffunet.pictures import images
-from diffunet.pictures.images import Pixels
+from diffunet.pictures.images import Colour, Pixels
 
 
 @dataclass(frozen=True)
@@ -42,9 +34,8 @@ class Dataset:
 
     `images[i]` is uint8 [h w C], read-only and nearly of the size of the model (see `augment.gather`), and `files[i]`
     is its file. `mean` (one number for each channel) and `sigma_data`, the standard deviation around it, are in units
-    of [-1, 1] and taken over the middle square of every image. `index_hash` changes with any path or content.
-
-    `images[i]` raises DataError where the cached image is damaged, or where there is no cache and the file has changed.
+    of [-1, 1] and taken over the middle square of every image. `index_hash` depends on relative paths and contents
+    alone. `images[i]` raises DataError for a damaged cached image, or without a cache for a file that has changed.
     """
 
     images: augment.Images
@@ -56,8 +47,7 @@ class Dataset:
 
     def labels(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Return the label of each image, the place of its subfolder in `names`, int64 [N], or raise DataError."""
-        number = {name: n for n, name in enumerate(names)}
-        paths = self.files.paths
+        number, paths = {name: n for n, name in enumerate(names)}, self.files.paths
         labels = np.fromiter((number.get(class_of(path) or "", -1) for path in paths), np.int64, len(paths))
         if (labels < 0).any():
             stray = printable(paths[int(np.argmax(labels < 0))])
@@ -77,7 +67,7 @@ class _Decoding:
     def __getitem__(self, index: int, /) -> Pixels:
         expected = self._files[index]
         try:
-            file, pixels = read(self._root, expected.path, self._layout)
+            file, pixels = decode_file(self._root, expected.path, self._layout)
         except DataError as error:
             raise DataError(f"{printable(expected.path)}: {error}") from None
         if file.sha256 != expected.sha256:
@@ -87,17 +77,9 @@ class _Decoding:
 
 
 def open_dataset(
-    root: Path,
-    *,
-    image_size: int,
-    channels: int,
-    fit: str,
-    background: tuple[int, int, int] = images.WHITE,
-    margin: float = 1.125,
-    cache: Path | Literal["off"] | None = None,
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> Dataset:
+    root: Path, *, image_size: int, channels: int, fit: str, background: Colour = images.WHITE, margin: float = 1.125,
+    cache: Path | Literal["off"] | None = None, workers: int | None = None, progress: Progress | None = None,
+) -> Dataset:  # fmt: skip
     """Return a data set of all usable images below `root`, decoded or taken from the cache.
 
     A stored image has `channels` 1 (grey), 3 (RGB) or 4 (RGBA). Its short side is `image_size` pixels for fit "crop",
@@ -120,11 +102,11 @@ def open_dataset(
     paths, rejected = list_images(root)
     job = _Job(root, Paths.of(paths), layout, workers, progress)
     del paths  # a million strings are a lot of memory, and `job` has them in one piece
-    stored: Stored | None = None
+    stored = None
     if cache == "off":
-        rows, undecodable = _read_all(job)
+        rows, undecodable = job.collect(lambda pixels: None, {})
     else:
-        folder = cache_root(cache) / _key(root, layout)
+        folder = folder_of(cache, root, layout)
         stamps = job.stamps()  # not under the lock, which every process of a node takes in turn
         try:
             with files.lock(folder / "lock", wait=True):
@@ -155,14 +137,10 @@ def _nothing_usable(root: Path, rejected: Sequence[Rejected]) -> DataError:
 
 
 def _statistics(table: NDArray[np.void], area: int) -> tuple[tuple[float, ...], float]:
-    """Return the mean of each channel and the standard deviation around them over all channels, in units of [-1, 1].
-
-    `area` is the number of pixels of an image that the sums in `table` were taken over. These sums are exact.
-    """
-    count = len(table) * area
-    total, squares = (table[name].sum(axis=0).astype(np.float64) for name in ("total", "squares"))
-    mean = total / count
-    variance = float(np.mean(squares / count - mean**2))
+    """Return each channel's mean and the standard deviation around them, in [-1, 1], of images of `area` pixels."""
+    sums = (table[name].sum(axis=0).astype(np.float64) for name in ("total", "squares"))
+    mean, square = (values / (len(table) * area) for values in sums)
+    variance = float(np.mean(square - mean**2))
     return tuple((mean / 127.5 - 1).tolist()), max(variance, 0.0) ** 0.5 / 127.5
 
 
@@ -176,11 +154,39 @@ class _Job:
     workers: int | None
     progress: Progress | None
 
-    def read(self, places: NDArray[np.int64]) -> Generator[tuple[tuple[Any, ...], Pixels] | Rejected]:
-        """Yield (row, pixels) of the paths at `places`, in order, decoded by threads that run only a few files ahead.
+    def collect(
+        self, keep: Callable[[Pixels | None], object], undecodable: dict[int, Rejected],
+        old: cache.Generation | None = None, kept: NDArray[np.int64] | None = None,
+    ) -> tuple[Rows, list[Rejected]]:  # fmt: skip
+        """Return the rows of all images and the files that cannot be decoded.
 
-        The other paths count as done already.
+        Args:
+            keep: is called for every path in order, with the pixels of its image or None where it cannot be decoded.
+            undecodable: the files that have just been tried in vain, by the place of their path.
+            old: the generation that holds the images of the paths for which `kept`, int64 [N], is a place and not -1.
         """
+        kept = np.full(len(self.paths), -1, np.int64) if kept is None else kept
+        table, usable = np.zeros(len(kept), cache.row_type(self.layout.channels)), kept >= 0
+        if old is not None:
+            table[usable] = old.rows.table[kept[usable]]
+        rejected: list[Rejected] = []
+        unread = np.array([n for n in np.flatnonzero(~usable) if n not in undecodable], np.int64)
+        with contextlib.closing(self.read(unread)) as fresh:
+            for n, place in enumerate(kept):
+                pixels: Pixels | None = None
+                if old is not None and place >= 0:
+                    pixels = old.images[place]
+                elif isinstance(result := undecodable.get(n) or next(fresh), Rejected):
+                    rejected.append(result)
+                else:
+                    table[n], pixels = result
+                    usable[n] = True
+                keep(pixels)
+        places = np.flatnonzero(usable)
+        return Rows(self.paths.take(places), table if usable.all() else table[places]), rejected
+
+    def read(self, places: NDArray[np.int64]) -> Generator[tuple[tuple[Any, ...], Pixels] | Rejected]:
+        """Yield (row, pixels) of the paths at `places`, in order; for `progress` the other paths are done already."""
         skipped = len(self.paths) - len(places)
         for done, result in enumerate(in_order(self._read_one, map(int, places), self.workers), 1):
             if self.progress is not None:
@@ -191,51 +197,31 @@ class _Job:
         path, layout = self.paths[place], self.layout
         stamp = self._stamp(path)  # before reading: a file that changes meanwhile is then read again next time
         try:
-            file, pixels = read(self.root, path, layout)
+            file, pixels = decode_file(self.root, path, layout)
         except DataError as error:
             return Rejected(path, str(error))
         pixels = np.ascontiguousarray(pixels)
         middle = augment.square(pixels, layout.image_size, layout.fit, layout.background).reshape(-1, layout.channels)
-        total = middle.sum(axis=0, dtype=np.int64)
-        squares = np.square(middle, dtype=np.int64).sum(axis=0)
-        return (row(file), stamp, pixels.shape, zlib.crc32(pixels.data), total, squares), pixels
+        sums = middle.sum(axis=0, dtype=np.int64), np.square(middle, dtype=np.int64).sum(axis=0)
+        return (row(file), stamp, pixels.shape, zlib.crc32(pixels.data), *sums), pixels
 
     def stamps(self) -> NDArray[np.int64]:
         """Return size and time of change of every file, 0 where it is gone, int64 [N 2]."""
         return np.fromiter(map(self._stamp, self.paths), np.dtype((np.int64, 2)), len(self.paths))
 
     def _stamp(self, path: str) -> tuple[int, int]:
-        try:
+        with contextlib.suppress(OSError):
             status = os.stat(f"{self.root}{os.sep}{native(path)}")
-        except OSError:
-            return 0, 0
-        return status.st_size, status.st_mtime_ns
-
-    def empty_table(self) -> NDArray[np.void]:
-        """Return a table of zeros with a row for every path."""
-        return np.zeros(len(self.paths), cache.row_type(self.layout.channels))
-
-
-def _read_all(job: _Job) -> tuple[Rows, list[Rejected]]:
-    """Return the rows of all images and the files that cannot be decoded. The pixels are dropped."""
-    table, usable, rejected = job.empty_table(), np.ones(len(job.paths), bool), list[Rejected]()
-    for n, result in enumerate(job.read(np.arange(len(table)))):
-        if isinstance(result, Rejected):
-            rejected.append(result)
-            usable[n] = False
-        else:
-            table[n] = result[0]
-    return Rows.of(job.paths, table, usable), rejected
+            return status.st_size, status.st_mtime_ns
+        return 0, 0
 
 
 def _bring_up_to_date(folder: Path, job: _Job, stamps: NDArray[np.int64]) -> tuple[Rows, list[Rejected], Stored]:
     """Return the rows of the images, the files that cannot be decoded, and the images, from the cache in `folder`.
 
-    The cache is read where it is whole and nothing has changed, and else it is built anew from what is still good.
-    `stamps` are those of the files now.
+    It is read where it is whole and the files still have these `stamps`, else built anew from what is still good.
     """
     old = cache.load(folder)
-    kept = np.full(len(job.paths), -1, np.int64)
     undecodable: dict[int, Rejected] = {}
     if old is not None:
         places = job.paths.places_in(old.rows.paths)
@@ -248,39 +234,29 @@ def _bring_up_to_date(folder: Path, job: _Job, stamps: NDArray[np.int64]) -> tup
             cache.delete_others(folder, old.name)  # a process that was killed may have left something since
             return old.rows, list(undecodable.values()), old.images
         with contextlib.suppress(cache.Damaged):
-            return _build(folder, job, old, np.where(same, places, kept), undecodable)
-    return _build(folder, job, None, kept, undecodable)
+            return _build(folder, job, undecodable, old, np.where(same, places, -1))
+    return _build(folder, job, undecodable)
 
 
 def _build(
-    folder: Path, job: _Job, old: cache.Generation | None, kept: NDArray[np.int64], undecodable: dict[int, Rejected]
-) -> tuple[Rows, list[Rejected], Stored]:
+    folder: Path, job: _Job, undecodable: dict[int, Rejected],
+    old: cache.Generation | None = None, kept: NDArray[np.int64] | None = None,
+) -> tuple[Rows, list[Rejected], Stored]:  # fmt: skip
     """Write a new generation beside the old one, which other processes may still have mapped into their memory.
 
-    `kept` [N] holds the place of each path's image in `old`, or -1 where the file is to be read. `undecodable` holds
-    the files that have just been tried in vain, by the place of their path.
+    The arguments are as for `_Job.collect`.
     """
     generation = secrets.token_hex(8)
-    table, usable, rejected = job.empty_table(), kept >= 0, list[Rejected]()
-    if old is not None:
-        table[usable] = old.rows.table[kept[usable]]
-    fresh = job.read(np.array([n for n in np.flatnonzero(~usable) if n not in undecodable], np.int64))
     done = written = 0
     try:
-        with cache.paths_of(folder, generation)[0].open("xb") as file, contextlib.closing(fresh):
-            for n, place in enumerate(kept):
-                if n in undecodable:
-                    rejected.append(undecodable[n])
-                elif old is not None and place >= 0:
-                    written += file.write(old.images[place].data)
-                elif isinstance(result := next(fresh), Rejected):
-                    rejected.append(result)
-                else:
-                    table[n], pixels = result
-                    usable[n] = True
-                    written += file.write(pixels.data)
+        with cache.paths_of(folder, generation)[0].open("xb") as file:
+
+            def keep(pixels: Pixels | None) -> None:
+                nonlocal done, written
+                written += 0 if pixels is None else file.write(pixels.data)
                 done += 1
-        rows = Rows.of(job.paths, table, usable)
+
+            rows, rejected = job.collect(keep, undecodable, old, kept)
         if not rows.paths:
             raise _nothing_usable(job.root, rejected)
         stored = cache.commit(folder, generation, rows, rejected, job.root)
@@ -288,13 +264,7 @@ def _build(
         cache.delete_others(folder, old.name if old else "")
         if not isinstance(error, OSError):
             raise
-        needed = f" of about {written / done * len(kept) / 2**20:,.1f} MiB" if done else ""
+        needed = f" of about {written / done * len(job.paths) / 2**20:,.1f} MiB" if done else ""
         raise _no_room(folder, error, f" after {written / 2**20:,.1f} MiB{needed}") from error
     cache.delete_others(folder, generation)
     return rows, rejected, stored
-
-
-def _key(root: Path, layout: Layout) -> str:
-    """Return the name of the cache folder of a folder of images stored in this layout."""
-    parts = [cache.VERSION, os.fsencode(root).hex(), *asdict(layout).values()]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]

@@ -1,10 +1,8 @@
 """Functions that find the images in a folder, and that read classes from their paths.
 
-A path is relative to the folder, with forward slashes on every system. It is text and the same in every locale: the
-bytes of the file's name, read as UTF-8. `native` returns the name by which this process opens the file.
+A path is relative to the folder, with forward slashes on every system, and the same in every locale: the bytes of the
+file's name, read as UTF-8.
 """
-
-from __future__ import annotations
 
 import os
 from collections import Counter, deque
@@ -21,8 +19,6 @@ _OTHER_IMAGES = (
     ".heic .heif .avif .svg .psd .jxl .jp2 .j2k .ico .tga .exr .hdr .ppm .pgm .pbm .pnm .pcx .eps .ai .xcf .kra .raw "
     ".cr2 .cr3 .nef .arw .dng .orf .rw2 .raf"
 )
-_UNSUPPORTED = frozenset(_OTHER_IMAGES.split())
-_SKIPPED_FOLDERS = ("__MACOSX",)
 
 Progress = Callable[[int, int], None]  # (done, total)
 T = TypeVar("T")
@@ -63,9 +59,7 @@ def list_images(root: Path) -> tuple[list[str], list[Rejected]]:
         raise DataError(f"{shown}: no such folder")
     if not os.path.isdir(root):
         raise DataError(f"{shown}: is a file; give the folder that holds the images (unpack archives first)")
-    paths: list[str] = []
-    rejected: list[Rejected] = []
-    extensions: Counter[str] = Counter()
+    paths, rejected, extensions = list[str](), list[Rejected](), Counter[str]()
     for name, problem in _files_below(root):
         if problem is not None and not name:
             raise DataError(f"{shown}: {problem}")
@@ -76,15 +70,14 @@ def list_images(root: Path) -> tuple[list[str], list[Rejected]]:
                 paths.append(os.fsencode(name).decode())
             except UnicodeError:
                 problem = "its name is not valid text (UTF-8); rename it"
-        elif problem is None and extension in _UNSUPPORTED:
+        elif problem is None and extension in _OTHER_IMAGES.split():
             problem = f"{extension} is not supported; convert it to PNG or JPEG"
         if problem is not None:
             rejected.append(Rejected(printable(name), problem))
     if not paths:
         present = ", ".join(f"{n} {extension or 'without extension'}" for extension, n in extensions.most_common(5))
-        raise DataError(
-            f"{shown}: holds no images (found: {printable(present) or 'nothing'}); supported are {' '.join(EXTENSIONS)}"
-        )
+        known = " ".join(EXTENSIONS)
+        raise DataError(f"{shown}: holds no images (found: {printable(present) or 'nothing'}); supported are {known}")
     return sorted(paths), sorted(rejected, key=lambda file: file.path)
 
 
@@ -93,20 +86,17 @@ def _files_below(root: Path) -> Iterator[tuple[str, str | None]]:
 
     Names are relative to `root`, in the form that this process uses; that of `root` itself is empty.
     """
-    visited: set[str] = set()
-    pending = deque([""])
+    visited, pending = set[str](), deque([""])
     while pending:
         folder = pending.popleft()
-        target = os.path.realpath(root / folder)
-        if target in visited:
+        if (target := os.path.realpath(root / folder)) in visited:
             continue
         visited.add(target)
-        folders: list[str] = []
-        links: list[str] = []
+        folders, links = list[str](), list[str]()
         try:
             with os.scandir(root / folder) as entries:
                 for entry in entries:  # never all at once: one folder may hold a million
-                    if entry.name.startswith(".") or entry.name in _SKIPPED_FOLDERS:
+                    if entry.name.startswith(".") or entry.name == "__MACOSX":
                         continue
                     name = f"{folder}/{entry.name}" if folder else entry.name
                     try:
@@ -132,10 +122,7 @@ def native(path: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return `text` on one line, with escapes for line breaks, control characters and bytes that are not UTF-8.
-
-    The result is the same in every locale.
-    """
+    """Return `text` on one line in every locale: line breaks, control characters and bytes beyond UTF-8 are escaped."""
     try:
         text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeError:  # half a pair of surrogates, as Windows allows in names
@@ -157,8 +144,7 @@ def class_names(paths: Iterable[str]) -> tuple[str, ...]:
     """
     names: set[str] = set()
     for path in paths:
-        name = class_of(path)
-        if name is None:
+        if (name := class_of(path)) is None:
             raise DataError(f"{printable(path)}: lies in no class folder; with --classes every image needs one")
         names.add(name)
     if len(names) < 2:

@@ -1,15 +1,11 @@
 """The survey of a folder that `diffunet check` prints: what can be used, what cannot and why, and what to try."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
-
-import numpy as np
 
 from diffunet.data.folder import ImageFile, Progress, Rejected, class_of, in_order, list_images, native, printable
 from diffunet.errors import DataError
@@ -18,10 +14,7 @@ from diffunet.pictures import images
 
 @dataclass(frozen=True)
 class Survey:
-    """The files below `root`: the images, the rejected files, and facts about the pixels of the images.
-
-    `transparent` counts the images that have a pixel which is not opaque; `all_grey` says whether none has any colour.
-    """
+    """The files below `root`, how many images have a pixel which is not opaque, and whether none has any colour."""
 
     root: Path
     images: tuple[ImageFile, ...]
@@ -42,8 +35,8 @@ class Survey:
     def size_range(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         """Return (width, height) of the smallest image by area, the medians of both sides, and the largest image."""
         by_area = sorted(((i.width, i.height) for i in self.images), key=lambda size: (size[0] * size[1], size))
-        middle = (median_low(i.width for i in self.images), median_low(i.height for i in self.images))
-        return by_area[0], middle, by_area[-1]
+        widths, heights = zip(*by_area, strict=True)
+        return by_area[0], (median_low(widths), median_low(heights)), by_area[-1]
 
     def smaller_than(self, size: int) -> int:
         """Return the number of images whose short side is below `size` pixels, and which would be enlarged."""
@@ -53,20 +46,17 @@ class Survey:
 def survey(root: Path, *, progress: Progress | None = None) -> Survey:
     """Decode every candidate below `root` in full, and list what cannot be used. Raises DataError as `list_images`."""
     paths, rejected = list_images(root)
-    good: list[ImageFile] = []
-    transparent, all_grey = 0, True
+    good: list[tuple[ImageFile, bool, bool]] = []
     for done, result in enumerate(in_order(lambda path: _examine(root, path), paths), 1):
         if isinstance(result, Rejected):
             rejected.append(result)
         else:
-            image, has_alpha, is_grey = result
-            good.append(image)
-            transparent += has_alpha
-            all_grey &= is_grey
+            good.append(result)
         if progress is not None:
             progress(done, len(paths))
     rejected.sort(key=lambda file: file.path)
-    return Survey(root, tuple(good), tuple(rejected), transparent, all_grey and bool(good))
+    files, transparent, grey = zip(*good, strict=True) if good else ((), (), ())
+    return Survey(root, files, tuple(rejected), sum(transparent), bool(good) and all(grey))
 
 
 def _examine(root: Path, path: str) -> tuple[ImageFile, bool, bool] | Rejected:
@@ -76,10 +66,9 @@ def _examine(root: Path, path: str) -> tuple[ImageFile, bool, bool] | Rejected:
         with images.decoding(content) as decoded:
             pixels = images.to_array(decoded.image, 4)
             visible = pixels[..., 3] > 0  # under transparent pixels editors leave any colour
-            red, green, blue = (pixels[..., c] for c in range(3))
-            coloured = bool(np.any(((red != green) | (green != blue)) & visible))
+            grey = bool((pixels[..., 1:3] == pixels[..., :1])[visible].all())
             image = ImageFile(path, hashlib.sha256(content).hexdigest(), *decoded[1:])
-            return image, images.has_alpha(decoded.image), not coloured
+            return image, images.has_alpha(decoded.image), grey
     except DataError as error:
         return Rejected(printable(path), str(error))
 

@@ -14,12 +14,8 @@ The changes are made in that order about the centre of the image, and the vector
 Angles and directions are uniform, each n is standard normal. Three things differ from EDM. EDM has n cos(b), n sin(b)
 for the stretch, which is the same for (n, b) and (-n, b + pi), a stretch and its inverse; with 2 b each stretch has a
 vector of its own. Half of EDM's stretches are along the axes. Its flips, where they apply, are made half of the time;
-here they are always made.
-
-Legend: B batch, C channels, S rows and columns.
+here they are always made. In shapes, B is the batch, C are the channels, S rows and columns.
 """
-
-from __future__ import annotations
 
 import math
 from functools import lru_cache
@@ -30,9 +26,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-CHANNELS = 9
-"""The length of the vector, which is 0 for an image without changes."""
-
+CHANNELS = 9  # the length of the vector, which is 0 for an image without changes
 _OCTAVES = 0.2  # standard deviation of scale and stretch
 _SHIFT = 1 / 8  # standard deviation of the shift, as a share of the size
 _LOBES = 4  # of the Lanczos filter
@@ -47,17 +41,11 @@ def draw(generator: np.random.Generator, probability: float) -> NDArray[np.float
     across, upside_down, scaled, turned, stretched, moved = generator.random(6) < probability
     angle, direction = generator.uniform(-math.pi, math.pi, 2)
     scale, stretch, right, down = generator.standard_normal(4)
-    vector = np.zeros(CHANNELS, np.float32)
-    vector[0], vector[1] = across, upside_down
-    if scaled:
-        vector[2] = scale
-    if turned:
-        vector[3:5] = math.cos(angle) - 1, math.sin(angle)
-    if stretched:
-        vector[5:7] = stretch * math.cos(direction), stretch * math.sin(direction)
-    if moved:
-        vector[7:9] = right, down
-    return vector
+    changes = [
+        (across, [1]), (upside_down, [1]), (scaled, [scale]), (turned, [math.cos(angle) - 1, math.sin(angle)]),
+        (stretched, [stretch * math.cos(direction), stretch * math.sin(direction)]), (moved, [right, down]),
+    ]  # fmt: skip
+    return np.array([number if made else 0 for made, numbers in changes for number in numbers], np.float32)
 
 
 def matrix(augment: Tensor) -> Tensor:
@@ -68,21 +56,20 @@ def matrix(augment: Tensor) -> Tensor:
     """
     across, upside_down, scale, cos_less_1, sin, stretch_x, stretch_y, right, down = augment.float().unbind(1)
     cos = cos_less_1 + 1
-    turn_back = _rows(cos, -sin, sin, cos)
+    turn_back = _matrices(cos, -sin, sin, cos)
     # exp(-K) for the symmetric K = rate * [[x, -y], [-y, -x]] of trace 0, whose square is (rate * n)^2.
     rate, n = _OCTAVES * math.log(2), torch.hypot(stretch_x, stretch_y)
     even, odd = torch.cosh(rate * n), torch.sinh(rate * n) / n.clamp(min=1e-12)
-    stretch_back = _rows(even - odd * stretch_x, odd * stretch_y, odd * stretch_y, even + odd * stretch_x)
+    stretch_back = _matrices(even - odd * stretch_x, odd * stretch_y, odd * stretch_y, even + odd * stretch_x)
     size_back, nothing = torch.exp2(-_OCTAVES * scale), torch.zeros_like(scale)
-    flips = _rows((1 - 2 * across) * size_back, nothing, nothing, (1 - 2 * upside_down) * size_back)
+    flips = _matrices((1 - 2 * across) * size_back, nothing, nothing, (1 - 2 * upside_down) * size_back)
     linear = _product(flips, _product(turn_back, stretch_back))
     moved = torch.stack([right, down], 1)[:, None] * (2 * _SHIFT)  # [B 1 2]
     return torch.cat([linear, -(linear * moved).sum(2, keepdim=True)], 2)
 
 
-def _rows(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """Return the matrices [[a, b], [c, d]], [B 2 2], from four vectors [B]."""
-    return torch.stack([a, b, c, d], 1).view(-1, 2, 2)
+def _matrices(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    return torch.stack([a, b, c, d], 1).view(-1, 2, 2)  # [[a, b], [c, d]] of four vectors [B]
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -119,8 +106,7 @@ def _sampled(images: Tensor, where: Tensor) -> Tensor:
     below that of plain bicubic sampling. Averaging four samples for each pixel would help images that shrink by a fifth
     or more (one in fifty at probability 0.12) and blur the others by 1 to 2 dB.
     """
-    size = images.shape[-1]
-    twice = _doubling(size, images.device)
+    size, twice = images.shape[-1], _doubling(images.shape[-1], images.device)
     grid = F.affine_grid(where, [len(images), 1, size, size], align_corners=False)
     # The outermost samples of the doubled image lie on its edges, which is what align_corners stands for.
     return F.grid_sample(twice @ images @ twice.T, grid, "bicubic", "reflection", align_corners=True)
@@ -136,8 +122,7 @@ def _doubling(size: int, device: torch.device) -> Tensor:
     taps = np.floor(places).astype(np.int64) + np.arange(1 - _LOBES, 1 + _LOBES)  # [2 S + 1, 2 lobes]
     weights = np.sinc(places - taps) * np.sinc((places - taps) / _LOBES)
     weights /= weights.sum(1, keepdims=True)
-    folded = taps % (2 * size)
-    folded = np.minimum(folded, 2 * size - 1 - folded)
+    folded = np.minimum(taps % (2 * size), 2 * size - 1 - taps % (2 * size))
     twice = np.zeros((2 * size + 1, size))
     np.add.at(twice, (np.arange(2 * size + 1)[:, None], folded), weights)
     return torch.from_numpy(twice.astype(np.float32)).to(device)

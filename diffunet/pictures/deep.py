@@ -4,13 +4,10 @@ When an image of mode RGB or RGBA is read from such a file, `info[LOW]` holds a 
 with the low bytes, or None where they could not be read.
 """
 
-from __future__ import annotations
-
 import io
 import struct
 import sys
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -52,18 +49,14 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _set_raw_mode(image: Any, raw: str) -> None:
-    image.tile = [
-        tile._replace(args=raw if isinstance(tile.args, str) else (raw, *tile.args[1:])) for tile in image.tile
-    ]
+    image.tile = [t._replace(args=raw if isinstance(t.args, str) else (raw, *t.args[1:])) for t in image.tile]
 
 
 def own_low(image: Image.Image, original: Image.Image) -> Image.Image | None:
     """Return the low bytes of `image`, a copy of `original`, after making them a copy, too, that can be changed."""
     low: Image.Image | None = image.info.get(LOW)
-    shared: Image.Image | None = original.info.get(LOW)
-    if low is not None and low is shared:
-        low = low.copy()
-        image.info[LOW] = low
+    if low is not None and low is original.info.get(LOW):
+        low = image.info[LOW] = image.info[LOW].copy()
     return low
 
 
@@ -80,20 +73,15 @@ def png(image: Image.Image, low: Image.Image, options: dict[str, Any]) -> bytes:
     rows = np.stack([np.asarray(image), np.asarray(low)], axis=-1).reshape(image.height, -1)
     rows[1:] -= rows[:-1].copy()  # PNG's filter 2: a row is stored as its difference to the one above
     lines = zlib.compress(np.insert(rows, 0, 2, axis=1).tobytes())
-    written = [frame.getvalue()[:8]]
-    for name, content in _chunks(frame.getvalue()):
+    small, place = frame.getvalue(), 8  # behind the signature
+    written = [small[:place]]
+    while place < len(small):
+        (length,), name = struct.unpack_from(">I", small, place), small[place + 4 : place + 8]
+        content = small[place + 8 : place + 8 + length]
+        place += length + 12
         if name == b"IHDR":
             content = struct.pack(">IIB", *image.size, 16) + content[9:]
         elif name == b"IDAT":
             content = lines
         written.append(struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content)))
     return b"".join(written)
-
-
-def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the name and the content of each chunk of a PNG."""
-    place = 8  # behind the signature
-    while place < len(content):
-        (length,) = struct.unpack_from(">I", content, place)
-        yield content[place + 4 : place + 8], content[place + 8 : place + 8 + length]
-        place += length + 12

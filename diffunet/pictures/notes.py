@@ -3,16 +3,13 @@
 They are carried from file to file. Pillow keeps them in `Image.info`, and few of its writers look there.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-NAMES = ("icc_profile", "exif", "xmp", "dpi")
-"""Their names in `Image.info`."""
+NAMES = ("icc_profile", "exif", "xmp", "dpi")  # in `Image.info`
 
 _ORIENTATION, _EXIF, _GPS, _XMP = 0x0112, 0x8769, 0x8825, 700
 _DESCRIBING = (
@@ -21,10 +18,8 @@ _DESCRIBING = (
 )  # fmt: skip
 """EXIF tags of description, camera, resolution, software, time, author, rating and copyright. All others describe the
 layout of their file, and would be wrong in another."""
-_OFFSETS = (0x927C, 0xA005)
-"""EXIF tags that are dropped: both point to places in their file, and maker notes may hold a thumbnail of what was
-erased since."""
-_XMP_ORIENTATIONS = (rb'tiff:Orientation="[0-9]"', rb"<tiff:Orientation>[0-9]</tiff:Orientation>")
+_OFFSETS = (0x927C, 0xA005)  # tags that point to places in their file; maker notes may show what was erased since
+_XMP_ORIENTATION = rb'tiff:Orientation="[0-9]"|<tiff:Orientation>[0-9]</tiff:Orientation>'
 _LONGEST = 65_000  # bytes of a JPEG's segment
 _SPACES = {b"GRAY": ("1", "L", "LA", "I;16", "I", "F"), b"CMYK": ("CMYK",), b"Lab ": ()}
 """The modes for which a profile is valid, by its colour space (its bytes 16 to 19); other profiles fit all modes."""
@@ -44,9 +39,8 @@ def cleaned(image: Image.Image) -> dict[str, Any]:
             notes["exif"] = exif.tobytes()
     if b"xmpGImg" in notes.get("xmp", b""):  # a thumbnail
         del notes["xmp"]
-    for orientation in _XMP_ORIENTATIONS:
-        if "xmp" in notes:
-            notes["xmp"] = re.sub(orientation, b"", notes["xmp"])
+    elif "xmp" in notes:
+        notes["xmp"] = re.sub(_XMP_ORIENTATION, b"", notes["xmp"])
     return notes
 
 
@@ -107,9 +101,7 @@ def _tags(exif: bytes | None, xmp: bytes | None) -> dict[str, Any]:
 def _described(exif: Image.Exif) -> Image.Exif:
     """Return those tags that are true in any file."""
     kept = Image.Exif()
-    for tag in _DESCRIBING:
-        if tag in exif:
-            kept[tag] = exif[tag]
+    kept.update({tag: exif[tag] for tag in _DESCRIBING if tag in exif})
     for table in (_EXIF, _GPS):
         if inside := {tag: value for tag, value in exif.get_ifd(table).items() if tag not in _OFFSETS}:
             kept[table] = inside

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.indices import index_of
 from PIL import Image
 
-from diffunet.data import layout
+from diffunet.data import index
 from diffunet.data.augment import gather
-from diffunet.data.dataset import Dataset, open_dataset, split
+from diffunet.data.cache import Layout, decode_file
+from diffunet.data.dataset import Dataset, open_dataset
 from diffunet.data.folder import ImageFile
 from diffunet.errors import DataError, UsageError
 
@@ -59,11 +61,11 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     seen: list[str] = []
 
-    def counted(root: Path, path: str, how: layout.Layout) -> Any:
+    def counted(root: Path, path: str, how: Layout) -> Any:
         seen.append(path)
-        return layout.read(root, path, how)
+        return decode_file(root, path, how)
 
-    monkeypatch.setattr(dataset, "read", counted)
+    monkeypatch.setattr(dataset, "decode_file", counted)
     return seen
 
 
@@ -514,6 +516,10 @@ def test_where_the_cache_is(root: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def many(count: int, seed: int = 0) -> list[ImageFile]:
     generator = np.random.default_rng(seed)
     return [ImageFile(f"{n}.png", generator.bytes(32).hex(), 1, 1, "L", "PNG") for n in range(count)]
+
+
+def split(files: list[ImageFile], fraction: float, cap: int) -> Any:
+    return index.split(index_of(files, ordered=False), fraction, cap)
 
 
 def test_split_is_a_partition_of_about_the_right_size() -> None:
