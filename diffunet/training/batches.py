@@ -6,7 +6,7 @@ Legend: b images of a pass, N images of the run, C channels, H W height and widt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -23,6 +23,7 @@ from diffunet.data import augment, warp
 from diffunet.data.dataset import Dataset
 from diffunet.diffusion.schedules import Schedule
 from diffunet.inpainting import masks
+from diffunet.pictures.images import Pixels
 
 STORED = 0.05
 """The share of a GPU's free memory that the images of a run may take."""
@@ -41,12 +42,9 @@ class Batch:
         start: the place of its first image in the batch of the optimizer step.
         images: uint8 [b H W C]; or, where all images of the run are on the device, int64 [b 2]: the row in `store`, and
             whether the image is mirrored.
-        label: int64 [b]; None for a net without classes.
-        sigma: noise levels, float32 [b].
-        augment: float32 [b 9], the augmentation that is still to be applied to the images (see data/warp.py); None for
-            a run without it.
-        keep: bool [b 1 H W], True where pixels are known once the images are augmented; None for a run that does not
-            learn to inpaint.
+        label, sigma: int64 [b], None for a net without classes; and the noise levels, float32 [b].
+        augment: float32 [b 9], the augmentation that is still to be applied (see data/warp.py), or None without it.
+        keep: bool [b 1 H W], True where pixels are known once images are augmented, or None where the task is another.
         store: all images of the run, uint8 [N H W C], where they are on the device.
     """
 
@@ -83,10 +81,9 @@ class Share:
     """Which images of every step a process takes.
 
     Args:
-        seed: of the run.
-        batch_size: images of one optimizer step, over all processes and passes.
-        passes: into which the images of one process are divided.
-        rank, processes: this process is number `rank` of so many.
+        seed, batch_size: the seed of the run, and the images of one optimizer step, over all processes and passes.
+        passes: the passes into which the images of one process are divided.
+        rank, processes: the number of this process, from 0, and that of all processes.
     """
 
     seed: int
@@ -95,21 +92,23 @@ class Share:
     rank: int = 0
     processes: int = 1
 
+    @property
+    def images_per_pass(self) -> int:
+        """The number of images that one process sends through the net at a time."""
+        return self.batch_size // self.processes // self.passes
+
 
 @dataclass(frozen=True)
 class Batches:
     """The batches of one process of a run.
 
     Args:
-        dataset: the images.
-        chosen: the indices of those to train on, int64 [N].
-        schedule: gives the noise levels.
-        share: the part that this process takes.
+        dataset, chosen: the images, and the indices of those to train on, int64 [N].
+        schedule, share: the schedule that gives the noise levels, and the part of each step that this process takes.
         data: how images are cropped, mirrored and augmented, and the names of their classes.
         label_dropout: the share of images whose label becomes the null label.
         masks: the kind of random masks, see `masks.random_mask`; None for a run that does not learn to inpaint.
-        pin: whether batches are in memory that a GPU reads from.
-        store: the chosen images as the net sees them, uint8 [N H W C], on the device; see `stored`.
+        pin, store: whether batches are in memory that a GPU reads from; and the images on the device, see `stored`.
     """
 
     dataset: Dataset
@@ -132,10 +131,7 @@ class Batches:
         return cls(dataset, chosen, schedule, share, config.data, dropout, kind, pin).stored(how)
 
     def stored(self, how: Compute) -> Batches:
-        """Return the same batches out of images that are on a GPU, where they take little of its memory.
-
-        Nothing is then cropped and sent to the GPU at each step. There are too many random crops for it.
-        """
+        """Return the batches with their images on a GPU, where they take little of its memory and have but one crop."""
         room = STORED * how.free_memory() if how.device.type == "cuda" else 0
         shape = (self.data.image_size, self.data.image_size, len(self.dataset.mean))
         if self.data.fit == "random" or len(self.chosen) * math.prod(shape) > room:
@@ -149,10 +145,8 @@ class Batches:
 
     def step(self, step: int) -> list[Batch]:
         """Return the passes of this process in one optimizer step."""
-        share = self.share
-        u = draws.levels(share.seed, step, share.batch_size)
-        size = share.batch_size // share.processes // share.passes
-        first = share.rank * size * share.passes
+        share, size = self.share, self.share.images_per_pass
+        u, first = draws.levels(share.seed, step, share.batch_size), share.rank * size * share.passes
         return [self._batch(step, first + n * size, size, u) for n in range(share.passes)]
 
     def steps(self, first: int, end: int) -> Iterator[tuple[int, list[Batch]]]:
@@ -167,10 +161,7 @@ class Batches:
                 yield step, ready
 
     def held_out(self, indices: NDArray[np.int64]) -> Batch:
-        """Return the images at `indices` as one batch for validation, which is the same every time.
-
-        Images are cropped at the centre and keep their labels; noise levels and masks are drawn once.
-        """
+        """Return the images at `indices` as one batch for validation: centre crops with labels, the same every time."""
         images = torch.from_numpy(self.gather(indices, [None] * len(indices)))
         label = None if self._labels is None else torch.from_numpy(self._labels[indices])
         # Multiples of the golden ratio are spread evenly, and in no order that could go with that of the images.
@@ -179,9 +170,7 @@ class Batches:
         keep = self._keep([draws.generator(seed, 0, place) for place in range(len(indices))])
         return Batch(0, images, label, self.schedule.sigma(torch.from_numpy(u)).float(), keep=keep)
 
-    def gather(
-        self, indices: NDArray[np.int64], generators: list[np.random.Generator] | list[None]
-    ) -> NDArray[np.uint8]:
+    def gather(self, indices: NDArray[np.int64], generators: Sequence[np.random.Generator | None]) -> Pixels:
         """Return images, uint8 [b H W C]; a generator of None gives the centre crop, not mirrored."""
         d = self.data
         return augment.gather(
@@ -196,14 +185,13 @@ class Batches:
     def _batch(self, step: int, start: int, size: int, u: NDArray[np.float64]) -> Batch:
         # The order of the draws of each generator is a promise: a run is resumed by making them again. What not every
         # run draws (augmentation, masks) comes last, so that all other draws are the same in a run without it.
-        share, places = self.share, range(start, start + size)
+        share, places, label, augmentation = self.share, range(start, start + size), None, None
         generators = [draws.generator(share.seed, step, place) for place in places]
         dropped = [generator.random() < self.label_dropout for generator in generators]
         rows = draws.order(share.seed, np.asarray(places) + step * share.batch_size, len(self.chosen))
-        indices, label, augmentation = self.chosen[rows], None, None
+        indices = self.chosen[rows]
         if self._labels is not None:
-            null_label = len(self.data.class_names)
-            label = torch.from_numpy(np.where(dropped, null_label, self._labels[indices]))
+            label = torch.from_numpy(np.where(dropped, len(self.data.class_names), self._labels[indices]))
         sigma = self.schedule.sigma(torch.from_numpy(u[start : start + size])).float()
         if self.store is None:
             images = torch.from_numpy(self.gather(indices, generators))
@@ -219,11 +207,7 @@ class Batches:
         """Draw which pixels of each image are known, bool [b 1 H W]; None for a run that does not learn to inpaint."""
         if self.masks is None:
             return None
-        size = self.data.image_size
-        holes = [
-            np.ones((size, size), bool)
-            if generator.random() < ALL_HOLE
-            else masks.random_mask(self.masks, size, size, generator)
-            for generator in generators
-        ]
-        return torch.from_numpy(~np.stack(holes)[:, None])
+        kind, size = self.masks, self.data.image_size
+        all_hole = np.ones((size, size), bool)
+        drawn = (all_hole if g.random() < ALL_HOLE else masks.random_mask(kind, size, size, g) for g in generators)
+        return torch.from_numpy(~np.stack(list(drawn))[:, None])

@@ -5,8 +5,6 @@ power.safetensors where a run keeps averages for `convert --ema`, and manifest.j
 files, which is written last.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging
@@ -23,12 +21,9 @@ from diffunet.errors import CheckpointError, ResourceError
 
 log = logging.getLogger(__name__)
 
-STATE, MANIFEST = "state.json", "manifest.json"
-
-NAMES = {"model.safetensors", "ema.safetensors", "optimizer.safetensors", STATE}
-
-POWER = "power.safetensors"
-"""The file of the power averages, in the checkpoints of a run that stores averages."""
+STATE, MANIFEST, POWER = "state.json", storage.MANIFEST, "power.safetensors"
+NAMES = {"model.safetensors", storage.AVERAGE, "optimizer.safetensors", STATE}
+"""The files that every manifest names; `POWER` is beside them where a run stores averages."""
 
 VERSION = 1
 """The version of a checkpoint's format. A later one is refused by its number, and an earlier one loads for ever."""
@@ -39,17 +34,13 @@ def folder_of(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-    """Write a checkpoint and return its folder.
+def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    """Write a checkpoint; raise ResourceError if the disk does not take it, which leaves earlier ones whole.
 
     Args:
-        run: the run folder.
-        step: the number of optimizer steps that are done.
-        tensors: by the name of their file ("model", "ema", "optimizer", "power"), and in it by name.
-        state: plain values, for state.json.
-
-    Raises:
-        ResourceError: the disk does not take it; earlier checkpoints are whole.
+        run, step: the run folder, and the number of optimizer steps that are done.
+        tensors: the tensors by the name of their file ("model", "ema", "optimizer", "power"), and in it by name.
+        state: the plain values for state.json.
     """
     target = folder_of(run, step)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -60,10 +51,8 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], stat
         for name, part in tensors.items():
             storage.write_tensors(temporary / f"{name}.safetensors", part, {"step": str(step)})
         files.write_atomic(temporary / STATE, json.dumps({"version": VERSION, **state}, indent=1))
-        manifest = {
-            path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
-            for path in sorted(temporary.iterdir())
-        }
+        written = sorted(temporary.iterdir())
+        manifest = {path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in written}
         files.write_atomic(temporary / MANIFEST, json.dumps(manifest, indent=1))
         files.fsync(temporary)
         if target.exists():  # it is damaged, and was skipped when the run was resumed
@@ -76,14 +65,12 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], stat
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return target
 
 
 def prune(run: Path, step: int, keep_every: int | None) -> None:
     """Delete checkpoints up to `step`, but the newest 2 and multiples of `keep_every`, and what crashes left behind.
 
-    Later checkpoints are damaged, since the run would otherwise have gone on from them. They must not push out a good
-    one, and are replaced when the run reaches their step.
+    Later checkpoints are damaged, else the run would have gone on from them, and must not push out a good one.
     """
     for left in (run / "checkpoints").glob(".step-*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
@@ -124,16 +111,10 @@ def problem(folder: Path) -> str | None:
 
 
 def newest(run: Path) -> Path | None:
-    """Return the newest whole checkpoint, or None where none was ever written; damaged ones are logged and skipped.
-
-    Raises:
-        CheckpointError: all checkpoints are damaged, or they are gone.
-    """
+    """Return the newest whole checkpoint, None before the first; raise CheckpointError if all are damaged or gone."""
     written = steps(run)
-    for step in reversed(written):
-        folder = folder_of(run, step)
-        damage = problem(folder)
-        if damage is None:
+    for folder in (folder_of(run, step) for step in reversed(written)):
+        if (damage := problem(folder)) is None:
             return folder
         log.warning("checkpoint %s is not used: %s", folder, damage)
     if written:
@@ -147,11 +128,7 @@ def newest(run: Path) -> Path | None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return the plain values of a checkpoint that is whole.
-
-    Raises:
-        CheckpointError: a later diffunet wrote it, or it holds values that training does not write.
-    """
+    """Return the plain values of a whole checkpoint; raise CheckpointError for values that training does not write."""
     path = folder / STATE
     try:
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -162,19 +139,11 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"the checkpoint {folder} is of version {version}; this diffunet reads {VERSION}: update it"
         )
-    if not _is_usual(state):
+    usual = False
+    with contextlib.suppress(KeyError, TypeError):
+        counts = [state["step"], *(state["counters"][name] for name in ("skipped", "streak"))]
+        usual = isinstance(state["environment"], dict) and isinstance(state["index_hash"], str)
+        usual = usual and all(type(count) is int and 0 <= count <= 10**12 for count in counts)
+    if not usual:
         raise CheckpointError(f"{path} holds what training does not write: start anew in another folder")
     return state
-
-
-def _is_usual(state: dict[str, Any]) -> bool:
-    """Return whether the values that a run goes on from exist and have their types."""
-    try:
-        counts = [state["step"], *(state["counters"][name] for name in ("skipped", "streak"))]
-        return (
-            all(type(count) is int and 0 <= count <= 10**12 for count in counts)
-            and isinstance(state["environment"], dict)
-            and isinstance(state["index_hash"], str)
-        )
-    except (KeyError, TypeError):
-        return False

@@ -1,10 +1,8 @@
 """How options that a config leaves open are chosen by the images and the device; RUN/config.toml has the choices."""
 
-from __future__ import annotations
-
 import logging
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -20,12 +18,9 @@ log = logging.getLogger(__name__)
 SMALL = 5000
 """With fewer images a model learns them by heart, so that flips and dropout are switched on."""
 
-BATCH = {64: 128, 128: 64}
-"""The batch size on a GPU for image sizes up to each key; above them it is `LARGE_BATCH`. Memory decides how many
-passes make a step, and not how many images: so a run is the same on a card of 8 GB and on one of 80."""
-
-LARGE_BATCH, CPU_BATCH = 32, 32
-"""The batch size for larger images, and the one on a CPU, where a step of more images takes seconds."""
+BATCH, LARGE_BATCH, CPU_BATCH = {64: 128, 128: 64}, 32, 32
+"""The batch size on a GPU for image sizes up to each key, for larger ones, and on a CPU, where a step takes seconds.
+Memory decides on the passes of a step, and not on its images, so that a run is the same on a card of 8 GB and of 80."""
 
 ROUND = 8
 """The images of a process are a multiple of this where we choose them, so that they divide into passes well."""
@@ -46,9 +41,7 @@ MULTIPLIERS = {16: (1, 2, 2), 32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 128: (1, 1, 2,
 
 def architecture(config: Config, device: torch.device) -> Config:
     """Return `config` with the channels, multipliers and attention levels of its net chosen."""
-    size = config.data.image_size
-    multipliers = config.model.multipliers
-    classic = config.model.net == "unet2015"
+    size, classic, multipliers = config.data.image_size, config.model.net == "unet2015", config.model.multipliers
     if multipliers is None and classic:  # at most four poolings, as in the paper, and maps of at least 4 pixels
         multipliers = tuple(2**level for level in range(max(1, min(4, int(math.log2(size)) - 2)) + 1))
     elif multipliers is None:
@@ -59,83 +52,60 @@ def architecture(config: Config, device: torch.device) -> Config:
     levels = () if classic else config.model.attention_levels
     if levels is None:
         sizes = [-(-size // 2**level) for level in range(len(multipliers))]
-        near = {_nearest(sizes, wanted) for wanted in config.model.attention_resolutions}
-        levels = tuple(sorted(level for level in near if level is not None))
+        octaves = ([abs(math.log2(size / wanted)) for size in sizes] for wanted in config.model.attention_resolutions)
+        levels = tuple(sorted({off.index(min(off)) for off in octaves if min(off) <= 0.5}))  # half an octave at most
     return config.changed("model", channels=channels, multipliers=multipliers, attention_levels=levels)
 
 
-def _nearest(sizes: Sequence[int], wanted: int) -> int | None:
-    """Return the level whose size is nearest to `wanted` by ratio, or None if it is off by more than half an octave."""
-    octaves = [abs(math.log2(size / wanted)) for size in sizes]
-    return octaves.index(min(octaves)) if min(octaves) <= 0.5 else None
-
-
 def resolve(
-    config: Config,
-    *,
-    images: int,
-    class_names: tuple[str, ...],
-    mean: tuple[float, ...],
-    sigma_data: float,
-    how: Compute,
-    processes: int = 1,
-    free: int | None = None,
-    net: build.NetFactory = build.net,
-) -> Config:
-    """Return `config` with everything chosen; a batch size of "auto" is found by trial later, see `after_trial`.
+    config: Config, *, images: int, class_names: tuple[str, ...], mean: tuple[float, ...], sigma_data: float,
+    how: Compute, processes: int = 1, free: int | None = None, net: build.NetFactory = build.net,
+) -> Config:  # fmt: skip
+    """Return `config` with everything chosen; raise UsageError if processes and passes do not divide the batch size.
+
+    A batch size of "auto" is found by trial later, see `after_trial`.
 
     Args:
-        config: the options that were asked for.
-        images: the number of images to train on.
+        config, images: the options that were asked for, and the number of images to train on.
         class_names, mean, sigma_data: the classes of the images, the mean of each channel and their standard deviation.
-        how: how to compute.
+        how, net: how to compute, and what makes the net.
         processes: the number of processes that divide a step.
         free: the bytes of memory that a process may take; those that `how` finds by default.
-        net: makes the net.
-
-    Raises:
-        UsageError: processes and passes do not divide the batch size.
     """
-    config = architecture(config, how.device)
-    small = images < SMALL
-    if config.model.dropout is None:
-        config = config.changed("model", dropout=0.1 if small else 0.0)
-    if config.data.flip is None:
-        config = config.changed("data", flip=small)
-    config = config.changed("data", class_names=class_names)
-    d = config.diffusion
-    config = config.changed(
-        "diffusion",
-        mean=mean if d.mean is None else d.mean,
-        # Images of one flat colour have no deviation, by which a net may have to divide.
-        sigma_data=max(sigma_data, 0.01) if d.sigma_data is None else d.sigma_data,
-    )
-    if config.train.steps is None:
-        config = config.changed("train", steps=100_000 if how.device.type == "cuda" else 10_000)
-    assert config.train.steps is not None, "just set"
+    small, steps = images < SMALL, config.train.steps or (100_000 if how.device.type == "cuda" else 10_000)
+    config = architecture(config, how.device).changed("train", steps=steps, precision=how.precision)
+    config = _filled(config, "model", dropout=0.1 if small else 0.0).changed("data", class_names=class_names)
+    config = _filled(config, "data", flip=small)
+    # Images of one flat colour have no deviation, by which a net may have to divide.
+    config = _filled(config, "diffusion", mean=mean, sigma_data=max(sigma_data, 0.01))
     if config.train.ema_every is None:
-        config = config.changed("train", ema_every=stored_every(config, config.train.steps, net))
+        config = config.changed("train", ema_every=stored_every(config, net))
     if config.train.batch_size is None:
         config = config.changed("train", batch_size=_batch(config, how.device, processes))
     if config.model.checkpointing is None:
-        config = config.changed("model", checkpointing=_needs_checkpointing(config, how, free, net))
-    batch = config.train.batch_size
-    if isinstance(batch, int):
-        config = _passes(config, how, batch, processes, free, net)
-        config = config.changed("train", learning_rate=config.train.learning_rate or rate_for(batch))
-    assert config.train.steps is not None, "set above"
-    compiled, _ = compute.pays_to_compile(how, config.train.steps, config.train.deterministic)
+        large, plain = config.model.net == "unet" and config.data.image_size > CHECKPOINTING_ABOVE, config
+        few = large and how.fits(lambda n: training_bytes(plain, how, n, net), most=FEW, free=free) < FEW
+        config = config.changed("model", checkpointing=few)
+    if isinstance(batch := config.train.batch_size, int):
+        config = _filled(_passes(config, how, batch, processes, free, net), "train", learning_rate=rate_for(batch))
     if config.train.compile == "auto":
+        compiled, _ = compute.pays_to_compile(how, steps, config.train.deterministic)
         config = config.changed("train", compile="on" if compiled else "off")
-    return config.changed("train", precision=how.precision)
+    return config
+
+
+def _filled(config: Config, section: str, **values: Any) -> Config:
+    """Return `config` in which those options of a section that are None have these values."""
+    chosen = getattr(config, section)
+    return config.changed(section, **{name: value for name, value in values.items() if getattr(chosen, name) is None})
 
 
 def after_trial(config: Config, fits: int, processes: int) -> Config:
     """Return `config`, whose batch size was "auto", once it is known how many images fit one pass."""
     passes = config.train.grad_accumulation or 1
     batch = fits * processes * passes
-    rate = config.train.learning_rate or rate_for(batch)
-    return config.changed("train", batch_size=batch, grad_accumulation=passes, learning_rate=rate)
+    config = _filled(config, "train", learning_rate=rate_for(batch))
+    return config.changed("train", batch_size=batch, grad_accumulation=passes)
 
 
 def rate_for(batch: int) -> float:
@@ -143,22 +113,19 @@ def rate_for(batch: int) -> float:
     return float(f"{RATE * math.sqrt(batch / RATE_BATCH):.3g}")
 
 
-def stored_every(config: Config, steps: int, net: build.NetFactory = build.net) -> int:
+def stored_every(config: Config, net: build.NetFactory = build.net) -> int:
     """Return the steps between stored averages, so that they fit into `STORED_BYTES`; 0 where none are stored."""
-    times = min(STORED, STORED_BYTES // _pair_bytes(config, net))
+    steps, times = config.train.steps or 0, min(STORED, STORED_BYTES // _pair_bytes(config, net))
     return -(-steps // times) if steps >= WORTH_STORING and times else 0
 
 
 def spaced(config: Config, before: Config, net: build.NetFactory = build.net) -> Config:
-    """Return `config`, whose run is made longer than it was `before`, with its averages stored less often.
+    """Return `config`, whose run is longer than it was `before`, with averages so far apart that all of them still fit.
 
-    The steps between them become a multiple of what they were, so that all averages still fit into `STORED_BYTES`. This
-    holds where diffunet chose them: what a person chose stays.
+    The steps between them become a multiple of what they were, where diffunet chose them: what a person chose stays.
     """
-    every, steps, planned = config.train.ema_every, config.train.steps, before.train.steps
-    assert steps is not None, "the config is resolved"
-    assert planned is not None, "the config is resolved"
-    if not every or steps <= planned or every != stored_every(before, planned, net):
+    every, steps, planned = config.train.ema_every, config.train.steps or 0, before.train.steps or 0
+    if not every or steps <= planned or every != stored_every(before, net):
         return config
     fit = max(1, STORED_BYTES // _pair_bytes(config, net))
     return config.changed("train", ema_every=every * max(1, -(-(steps // every) // fit)))
@@ -179,28 +146,20 @@ def _batch(config: Config, device: torch.device, processes: int) -> int:
     return (each if each < ROUND else -(-each // ROUND) * ROUND) * share
 
 
-def _needs_checkpointing(config: Config, how: Compute, free: int | None, net: build.NetFactory) -> bool:
-    if config.data.image_size <= CHECKPOINTING_ABOVE or config.model.net != "unet":
-        return False
-    return how.fits(lambda n: training_bytes(config, how, n, net), most=FEW, free=free) < FEW
-
-
 def _passes(
     config: Config, how: Compute, batch: int, processes: int, free: int | None, net: build.NetFactory
 ) -> Config:
-    """Return `config` with the fewest passes that memory allows and that divide the images of a process.
-
-    Raises:
-        UsageError: the processes, or the passes that were asked for, do not divide the batch size.
-    """
+    """Return `config` with the fewest passes that memory allows; raise UsageError if they do not divide the batch."""
     asked = config.train.grad_accumulation
     share = processes * (asked or 1)
     if batch % share:
         near = max(share, batch // share * share)
+        lower = range((asked or 1) - 1, 0, -1)
+        fewer = next((n for n in lower if batch % processes == 0 and batch // processes % n == 0), None)
         raise UsageError(
             f"--batch-size {batch} is the batch of one step and must divide by {processes} processes x "
             f"{asked or 1} passes; try {near} or {near + share}"
-            + (f", or --train.grad-accumulation {fewer}" if (fewer := _fewer(batch, processes, asked)) else "")
+            + (f", or --train.grad-accumulation {fewer}" if fewer else "")
         )
     if asked is None:
         each = batch // processes
@@ -212,10 +171,3 @@ def _passes(
                 batch, asked, each // asked, fits, processes * ROUND,
             )  # fmt: skip
     return config.changed("train", grad_accumulation=asked)
-
-
-def _fewer(batch: int, processes: int, passes: int | None) -> int | None:
-    """Return the largest number below `passes` that divides the images of a process, or None."""
-    if batch % processes:
-        return None
-    return next((n for n in range((passes or 1) - 1, 0, -1) if batch // processes % n == 0), None)

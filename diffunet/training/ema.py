@@ -2,11 +2,8 @@
 
 Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", section 3 and appendix C: an
 average by a power function of time, p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1) for tau in [0, t], is named by its
-relative width, which is the standard deviation of p divided by t. Two such averages, stored now and then, give all
-others by least squares.
+relative width, the deviation of p divided by t. Two such averages, stored now and then, give others by least squares.
 """
-
-from __future__ import annotations
 
 import copy
 import functools
@@ -28,8 +25,7 @@ WIDEST = float(12**-0.5)
 class Average:
     """A running average of a net's weights: average += share(t) * (net - average) after update t = 1, 2, ...
 
-    A step that is skipped counts like any other: the weights do not change in it, and to know of it would mean to wait
-    for the device.
+    A skipped step counts like any other: the weights stay, and to know of it would mean to wait for the device.
 
     Args:
         net: the net that is averaged. `average.net` is a copy of it, float32, on the same device.
@@ -39,8 +35,7 @@ class Average:
 
     def __init__(self, net: nn.Module, share: Callable[[int], float], name: str = "ema") -> None:
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
-        self.share, self.name = share, name
-        self.updates = 0
+        self.share, self.name, self.updates = share, name, 0
         self._averages: list[Tensor] = list(self.net.parameters())
         self._weights: list[Tensor] = list(net.parameters())
 
@@ -65,9 +60,7 @@ def power(width: float) -> Callable[[int], float]:
 
     With beta_t = (1 - 1/t)^(gamma + 1) the weights after update k have the integral of p over [k - 1, k] as their
     coefficient. The average is then exactly that of weights which do not change between updates, as `posthoc` assumes.
-
-    Args:
-        width: the relative width, in (0, `WIDEST`].
+    The relative `width` is in (0, `WIDEST`].
     """
     gamma = gamma_of(width)
     return lambda t: 1.0 if t == 1 else -math.expm1((gamma + 1) * math.log1p(-1 / t))
@@ -81,16 +74,9 @@ def averages(net: nn.Module, halflife: float, ramp: float, batch: int, stored: b
 
 @functools.cache
 def gamma_of(width: float) -> float:
-    """Return the exponent gamma of a relative width in (0, `WIDEST`].
-
-    It is the largest root of (gamma+2)^2 (gamma+3) = (gamma+1) / width^2, the cubic of appendix C.
-    """
+    """Return the exponent gamma of a relative width in (0, `WIDEST`], the largest root of the cubic of appendix C."""
+    # (gamma + 2)^2 (gamma + 3) = (gamma + 1) / width^2
     return float(max(np.roots([1, 7, 16 - width**-2, 12 - width**-2]).real))
-
-
-def width_of(gamma: float) -> float:
-    """Return the relative width of an exponent, (gamma+1)^1/2 (gamma+2)^-1 (gamma+3)^-1/2."""
-    return float((gamma + 1) ** 0.5 / (gamma + 2) / (gamma + 3) ** 0.5)
 
 
 def inner_product(t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b: ArrayLike) -> NDArray[np.float64]:
@@ -136,11 +122,8 @@ def mismatch(
 def _products(
     snapshots: Sequence[tuple[float, float]], t: float, width: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Return the inner products of the stored functions [n n], of these with the wanted one [n], and its own.
-
-    Time is in units of t, so that the numbers are neither large nor small.
-    """
-    times = np.array([time / t for time, _ in snapshots])
+    """Return the inner products of the stored functions [n n], of these with the wanted one [n], and its own."""
+    times = np.array([time / t for time, _ in snapshots])  # in units of t, so that numbers are neither large nor small
     gammas = np.array([gamma_of(stored) for _, stored in snapshots])
     gamma = gamma_of(width)
     return (

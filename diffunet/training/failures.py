@@ -1,21 +1,28 @@
-"""How a run ends that cannot go on: the error that a person can mend, and what is written to RUN/status.json."""
-
-from __future__ import annotations
+"""How far a run is, in RUN/status.json, and how one ends that cannot go on: with an error that a person can mend."""
 
 import contextlib
+import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
-from diffunet import compute
+from diffunet import compute, files
 from diffunet.config import Config
 from diffunet.errors import DataError, DivergedError, Error, ResourceError, Stopped
-from diffunet.training import record
 from diffunet.training.memory import out_of_memory
 from diffunet.training.stop import StopFlag
+
+
+def write_status(run: Path, state: str, step: int | None, **values: Any) -> None:
+    """Write RUN/status.json; `state` is starting, running, done, stopped, diverged or failed."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    content = {"state": state, "step": step, **values, "pid": os.getpid(), "time": now}
+    files.write_atomic(run / "status.json", json.dumps(content, indent=1))
 
 
 @dataclass
@@ -33,19 +40,17 @@ def explaining(status: Status, flag: StopFlag, main: bool) -> Iterator[None]:
     """Turn an error that a person can mend into a `diffunet.Error`, and write every error to RUN/status.json."""
     try:
         if main:
-            record.write_status(status.folder, "starting", None)  # replaces what an earlier start has left
+            write_status(status.folder, "starting", None)  # replaces what an earlier start has left
         yield
     except Exception as error:
         explained = explain(error, status)
         if main:
             stopped, diverged = isinstance(explained, Stopped), isinstance(explained, DivergedError)
             state = "stopped" if stopped else "diverged" if diverged else "failed"
-            details = {"reason": flag.reason} if stopped else {"error": str(explained)}
+            details = {"steps": status.config.train.steps, "exit_code": getattr(explained, "exit_code", 1)}
+            details |= {"reason": flag.reason} if stopped else {"error": str(explained)}
             with contextlib.suppress(OSError):  # the disk may be full, which the error says already
-                record.write_status(
-                    status.folder, state, status.step, steps=status.config.train.steps,
-                    exit_code=getattr(explained, "exit_code", 1), **details,
-                )  # fmt: skip
+                write_status(status.folder, state, status.step, **details)
         if explained is error:
             raise
         raise explained from None
@@ -63,11 +68,7 @@ def saved_first(status: Status, save: Callable[[], None]) -> Iterator[None]:
 
 
 def refuse_divergence(status: Status, streak: int, spoilt: bool) -> None:
-    """End a run that no longer learns: `streak` steps in a row were skipped, or weights are not finite (`spoilt`).
-
-    Raises:
-        DivergedError: it names the checkpoint that is left, and what to try.
-    """
+    """Raise DivergedError if too many steps in a row (`streak`) were skipped, or weights are not finite (`spoilt`)."""
     t = status.config.train
     if streak < t.max_skipped and not spoilt:
         return

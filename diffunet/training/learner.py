@@ -1,10 +1,7 @@
 """One optimizer step: passes through the net and back, the optimizer, the averages. Nothing in it waits for a device.
 
-`--batch-size auto` and the compiler try a step on made-up batches before the first real one: so a step is one thing,
-and everything that it needs memory for is in it.
+`--batch-size auto` and the compiler try a step on made-up batches first, so that all that needs memory is in one step.
 """
-
-from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
@@ -31,9 +28,8 @@ from diffunet.training.state import State
 class Outcome(NamedTuple):
     """The outcome of an optimizer step, in numbers [] on the device.
 
-    `loss` is the mean loss and `norm` the norm of the gradient. `bad` is 1 where the loss or the gradient was not
-    finite, and `overflow` is 1 where float16's loss scale was too large for the gradient; either way nothing was
-    learned.
+    They are the mean loss and the norm of the gradient. Nothing was learned where `bad` is 1, as one of these was not
+    finite, or `overflow` is 1, as float16's loss scale was too large for the gradient.
     """
 
     loss: Tensor
@@ -46,9 +42,8 @@ class Learner:
     """A denoiser that learns.
 
     Args:
-        config: everything in it is resolved.
-        denoiser: it has been prepared by `how`.
-        how: how to compute.
+        config: a config in which everything is resolved.
+        denoiser, how: the denoiser, which has been prepared by `how`, and how to compute.
         loss: a loss function of the user's own, see `train`.
         processes: all processes of the run; None means that this one is alone.
     """
@@ -67,20 +62,15 @@ class Learner:
         optimizer = torch.optim.AdamW(
             self.parameters, lr=t.learning_rate, betas=t.betas, weight_decay=t.weight_decay, fused=True
         )
-        self.state = State(
-            net, optimizer, averages(net, t.ema_halflife, t.ema_ramp, self.batch_size, bool(t.ema_every))
-        )
+        kept = averages(net, t.ema_halflife, t.ema_ramp, self.batch_size, stored=bool(t.ema_every))
+        self.state = State(net, optimizer, kept)
         self.scale = LossScale(how)
         self.skips_by_itself = skips_by_itself(how.device)
         self.alone = DenoisingLoss(denoiser, build.weighting(config), loss).train()
         self.model: nn.Module = self.alone if processes is None else processes.prepare(self.alone)
 
     def load(self, checkpoint: Path, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint, whose plain values are `state`.
-
-        Raises:
-            CheckpointError: its tensors are of another net.
-        """
+        """Go on from a checkpoint, whose plain values are `state`; raise CheckpointError if it is of another net."""
         self.state.load(checkpoint, state["step"])
         self.scale.load(state.get("loss_scale", {}))
 
@@ -149,16 +139,13 @@ class Learner:
 
     def imagined(self, batch: int) -> Batch:
         """Return a batch of grey images of the kind that the run has, to try a step with."""
-        d, size, device = self.config.data, self.config.data.image_size, self.how.device
-        inpaint = self.config.diffusion.task == "inpaint"
-        return Batch(
-            0,
-            torch.full((batch, size, size, d.channels), 128, dtype=torch.uint8, device=device),
-            torch.zeros(batch, dtype=torch.int64, device=device) if d.class_names else None,
-            torch.ones(batch, device=device),
-            torch.zeros(batch, warp.CHANNELS, device=device) if d.augment else None,
-            torch.zeros(batch, 1, size, size, dtype=torch.bool, device=device) if inpaint else None,
-        )
+        d, size, inpaint = self.config.data, self.config.data.image_size, self.config.diffusion.task == "inpaint"
+        with self.how.device:
+            grey = torch.full((batch, size, size, d.channels), 128, dtype=torch.uint8)
+            label = torch.zeros(batch, dtype=torch.int64) if d.class_names else None
+            augment = torch.zeros(batch, warp.CHANNELS) if d.augment else None
+            keep = torch.zeros(batch, 1, size, size, dtype=torch.bool) if inpaint else None
+            return Batch(0, grey, label, torch.ones(batch), augment, keep)
 
 
 def rate(train: TrainConfig, step: int) -> float:

@@ -4,8 +4,6 @@ Training is a pure function of (config, data, step): every draw is keyed by the 
 a function of it, so that a run which is stopped anywhere and resumed gives the same weights as one which is not.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math
@@ -26,13 +24,11 @@ from diffunet.diffusion.losses import DenoisingLoss, Loss
 from diffunet.errors import Cancelled, DivergedError, Stopped
 from diffunet.pictures import images
 from diffunet.sampling.pipeline import Pipeline
-from diffunet.training import failures, opening, snapshots, transfer
-from diffunet.training.batches import Batch, Batches, Share
+from diffunet.training import failures, opening, snapshots, stop, transfer
+from diffunet.training.batches import Batch, Batches
 from diffunet.training.learner import Learner, rate
-from diffunet.training.meters import Meters
+from diffunet.training.meters import Meters, Record
 from diffunet.training.plan import plan
-from diffunet.training.record import Record
-from diffunet.training.stop import StopFlag
 
 log = logging.getLogger(__name__)
 
@@ -53,18 +49,10 @@ class TrainProgress:
 
 
 def train(
-    config: Config,
-    data: str | Path,
-    out: str | Path,
-    *,
-    net: build.NetFactory = build.net,
-    loss: Loss | None = None,
-    resume: bool = False,
-    init: str | Path | None = None,
-    accept_new_data: bool = False,
-    device: str | None = None,
+    config: Config, data: str | Path, out: str | Path, *, net: build.NetFactory = build.net, loss: Loss | None = None,
+    resume: bool = False, init: str | Path | None = None, accept_new_data: bool = False, device: str | None = None,
     on_step: Callable[[TrainProgress], Any] | None = None,
-) -> Path:
+) -> Path:  # fmt: skip
     """Train a model on a folder of images.
 
     A program that trains should set `OMP_WAIT_POLICY` or `GOMP_SPINCOUNT=1000` before it imports torch, as the commands
@@ -98,16 +86,14 @@ def train(
         Stopped: by SIGINT, SIGTERM, SIGHUP, `on_step`, `train.stop_after` or a file `out/stop`; everything is saved.
     """
     began = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        run = stack.enter_context(
-            opening.opened(
-                config, Path(data), Path(out), net=net, loss=loss, resume=resume, init=init,
-                accept_new_data=accept_new_data, device=device,
-            )
-        )  # fmt: skip
-        if run.is_done:
-            return run.model
-        how, flag, status, first_step = run.how, run.flag, run.status, run.first_step
+    opened = opening.opened(
+        config, Path(data), Path(out), net=net, loss=loss, resume=resume, init=init, accept_new_data=accept_new_data,
+        device=device,
+    )  # fmt: skip
+    with opened as run, contextlib.ExitStack() as stack:
+        how, flag, status, first_step, steps = run.how, run.flag, run.status, run.first_step, run.steps
+        if first_step >= steps:
+            return run.folder / "model"
 
         # The net with its averages and the optimizer. Its random start is drawn from a key, like everything else.
         torch.manual_seed(draws.seed_of("init", run.config.train.seed))
@@ -123,37 +109,33 @@ def train(
         run.begin()
 
         # The images, and what the averaged weights are judged by.
-        config, t = run.config, run.config.train
-        assert t.steps is not None, "the config is resolved"
-        assert isinstance(t.batch_size, int), "the config is resolved"
-        assert t.grad_accumulation is not None, "the config is resolved"
-        rank, processes = run.processes.process_index, run.processes.num_processes
-        share = Share(t.seed, t.batch_size, t.grad_accumulation, rank, processes)
+        config, t, share = run.config, run.config.train, run.share
         batches = Batches.of(config, run.dataset, run.training, denoiser.schedule, share, how)
         few = np.linspace(0, len(run.held_out) - 1, min(VALIDATION_IMAGES, len(run.held_out))).astype(np.int64)
         validation = batches.held_out(run.held_out[few]).to(how.device) if len(few) and run.is_main else None
         judge = DenoisingLoss(build.denoiser(config, learner.state.ema.net), build.weighting(config), loss)
         pipeline = Pipeline(config, judge.denoiser, how, net)
-        meters, last_loss = Meters(run.state.get("counters", {}), how, t.batch_size), math.nan
+        meters, last_loss = Meters(run.state.get("counters", {}), how, share.batch_size), math.nan
         record = None
         if run.is_main:
             record = Record(run.folder, first_step, t.tensorboard)
             stack.callback(record.close)
-            record.status("running", first_step, steps=t.steps)
+            failures.write_status(run.folder, "running", first_step, steps=steps)
             stack.enter_context(failures.saved_first(status, partial(run.save, learner, meters)))
         for line in plan(run, net):
             log.info("%s", line)
 
         flag.begin(timedelta(minutes=t.timeout))
-        for step, passes in batches.steps(first_step, t.steps):
+        for step, passes in batches.steps(first_step, steps):
             meters.add(learner.step(step, passes))
             status.step = done = step + 1
 
             # Only here, now and then, does the loop wait for the device.
             if run.is_main and (reason := run.limits.reason()):
                 flag.set(reason)
-            stopping = flag.agreed() and done < t.steps
-            saving = stopping or done == t.steps or done % t.checkpoint_every == 0
+            last = done == steps
+            stopping = flag.agreed() and not last
+            saving = stopping or last or done % t.checkpoint_every == 0
             if saving or done % t.log_every == 0:
                 metrics, streak = meters.report(run.processes)
                 last_loss = metrics["loss"]
@@ -162,58 +144,50 @@ def train(
                 failures.refuse_divergence(status, streak, saving and not learner.state.finite())
             if record is not None:
                 # Averages come first: a checkpoint promises that all averages up to it are on the disk.
-                if t.ema_every and (done % t.ema_every == 0 or done == t.steps):
+                if t.ema_every and (last or done % t.ema_every == 0):
                     snapshots.write(run.folder, done, learner.state.power)
                 if saving:
                     run.save(learner, meters)
-                    record.status("running", done, steps=t.steps)
+                    failures.write_status(run.folder, "running", done, steps=steps)
                 # A process that is asked to stop may have half a minute left, so that these come last and break off.
                 with contextlib.suppress(Cancelled):
-                    if validation is not None and (done == t.steps or done % t.validate_every == 0):
+                    if validation is not None and (last or done % t.validate_every == 0):
                         with how.autocast():
-                            value = validate(judge, validation, t.seed, learner.shape, run.images_per_pass, flag)
+                            value = validate(judge, validation, t.seed, learner.shape, share.images_per_pass, flag)
                         record.metrics(done, validation_loss=value)
-                    if t.previews and (done == t.steps or done % t.sample_every == 0):
+                    if t.previews and (last or done % t.sample_every == 0):
                         path = run.folder / "samples" / f"step-{done:08d}.png"
                         try:
-                            preview(pipeline, t.previews, path, run.images_per_pass, flag)
+                            preview(pipeline, t.previews, path, share.images_per_pass, flag)
                         except DivergedError as error:  # the averages draw bad pictures, but may recover
                             log.warning("no preview of step %d: %s", done, error)
-                if on_step is not None:
-                    progress = TrainProgress(done, t.steps, last_loss, time.monotonic() - began)
-                    if on_step(progress) is False:
-                        flag.set("on_step")
+                seconds = time.monotonic() - began
+                if on_step is not None and on_step(TrainProgress(done, steps, last_loss, seconds)) is False:
+                    flag.set("on_step")
             if stopping:
                 flag.settle()
                 # A launcher kills the other processes once one has ended: none may end before the main one has saved.
                 run.processes.wait_for_everyone()
                 if run.is_main:
                     run.limits.done()
-                raise Stopped(f"stopped at step {done} of {t.steps} with everything saved; go on with --resume")
+                raise Stopped(f"stopped at step {done} of {steps} with everything saved; go on with --resume")
         flag.settle()
         if record is not None:
-            record.status("done", t.steps, steps=t.steps, exit_code=0)
+            failures.write_status(run.folder, "done", steps, steps=steps, exit_code=0)
             run.limits.done()
         run.processes.wait_for_everyone()
-    return run.model
+    return run.folder / "model"
 
 
 @torch.no_grad()
 def validate(
-    judge: DenoisingLoss, batch: Batch, seed: int, shape: tuple[int, int, int], at_once: int, flag: StopFlag
+    judge: DenoisingLoss, batch: Batch, seed: int, shape: tuple[int, int, int], at_once: int, flag: stop.StopFlag
 ) -> float:
-    """Return the mean loss of the averaged weights on the held-out `batch`, with the same noise every time.
+    """Return the mean loss on the held-out `batch`, with the same noise every time; raise Cancelled if asked to stop.
 
     Args:
-        judge: the loss of the averaged weights.
-        batch: the held-out images.
-        seed: of the run.
-        shape: (C, H, W) of an image.
-        at_once: images of one pass through the net.
-        flag: breaks the validation off when it is set.
-
-    Raises:
-        Cancelled: somebody asks the run to stop.
+        judge, seed, shape: the loss of the averaged weights, the seed of the run, and (C, H, W) of an image.
+        at_once, flag: the images of one pass through the net, and what breaks the validation off when it is set.
     """
     total = torch.zeros((), device=batch.sigma.device)
     for first in range(0, len(batch.sigma), at_once):
@@ -227,14 +201,11 @@ def validate(
     return total.item() / len(batch.sigma)
 
 
-def preview(pipeline: Pipeline, num: int, path: Path, at_once: int, flag: StopFlag) -> None:
-    """Write a grid of samples, from the same noise every time, so that the previews of a run can be compared.
+def preview(pipeline: Pipeline, num: int, path: Path, at_once: int, flag: stop.StopFlag) -> None:
+    """Write a grid of samples, from the same noise every time; raise Cancelled if somebody asks the run to stop.
 
     They are drawn by a fast sampler whatever the model's own is: one that calls the net 4,000 times would take longer
     than the training between two previews.
-
-    Raises:
-        Cancelled: somebody asks the run to stop.
     """
     pictures = pipeline.sample(
         num, sampler=PREVIEW_SAMPLER, steps=PREVIEW_STEPS, ladder=PREVIEW_LADDER, batch_size=at_once,

@@ -1,10 +1,7 @@
 """The scale of the loss in float16, which keeps small gradients from being 0 (Micikevicius et al. 2018, section 3.2).
 
-It is halved when gradients overflow and doubled after a while without overflow. This happens on the device, so that
-nothing waits.
+It is halved when gradients overflow and doubled after a while without overflow, on the device, so that nothing waits.
 """
-
-from __future__ import annotations
 
 import math
 from typing import Any
@@ -41,8 +38,8 @@ class LossScale:
             return
         self.calm = torch.where(skipped, 0.0, self.calm + 1)
         grow = self.calm >= PATIENCE
-        self.value = torch.where(overflow, self.value / 2, torch.where(grow, self.value * 2, self.value))
-        self.value = self.value.clamp(LEAST, MOST)
+        value = torch.where(overflow, self.value / 2, torch.where(grow, self.value * 2, self.value))
+        self.value = value.clamp(LEAST, MOST)
         self.calm = torch.where(grow, 0.0, self.calm)
 
     def state(self) -> dict[str, float]:

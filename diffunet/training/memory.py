@@ -1,7 +1,5 @@
 """Whether a run fits into memory: this is counted before anything is allocated, and `--batch-size auto` tries it."""
 
-from __future__ import annotations
-
 import gc
 import logging
 
@@ -18,9 +16,6 @@ from diffunet.training.learner import Learner
 
 log = logging.getLogger(__name__)
 
-MOMENTS = 2
-"""Tensors of the size of the weights that AdamW keeps."""
-
 
 def price(config: Config, net: build.NetFactory = build.net) -> Cost:
     """Return what the net of a resolved config costs; it is built on the meta device, where nothing is allocated."""
@@ -30,22 +25,14 @@ def price(config: Config, net: build.NetFactory = build.net) -> Cost:
 
 
 def training_bytes(config: Config, how: Compute, batch: int, net: build.NetFactory = build.net) -> int:
-    """Return the bytes of memory that an optimizer step with `batch` images a pass takes.
-
-    They are the peak of weights, gradients and feature maps, and beside them the moments of AdamW and the averages of
-    the weights, in float32.
-    """
+    """Return the bytes that a step with `batch` images a pass takes: the net's peak, AdamW's moments, and averages."""
     counted = build.footprint(config, how, learn=True, make=net)
-    averages = 1 if config.train.ema_every == 0 else 1 + len(WIDTHS)
-    return counted.peak(batch) + (MOMENTS + averages) * 4 * counted.parameters
+    moments, averages = 2, 1 if config.train.ema_every == 0 else 1 + len(WIDTHS)
+    return counted.peak(batch) + (moments + averages) * 4 * counted.parameters
 
 
 def refuse_what_cannot_fit(config: Config, how: Compute, net: build.NetFactory = build.net) -> None:
-    """Refuse a net that does not fit even with one image a pass.
-
-    Raises:
-        ResourceError: the message has the memory that is needed, and that of the device.
-    """
+    """Raise ResourceError for a net that does not fit even with one image a pass."""
     needed, capacity = training_bytes(config, how, 1, net), compute.memory(how.device)
     if needed > capacity:
         raise ResourceError(
@@ -58,14 +45,11 @@ def refuse_what_cannot_fit(config: Config, how: Compute, net: build.NetFactory =
 def images_per_pass(
     config: Config, how: Compute, free: int | None = None, loss: Loss | None = None, net: build.NetFactory = build.net
 ) -> int:
-    """Return the largest power of two of images with which a step fits, up to what is worth it on the device.
+    """Return the largest power of two of images with which a step fits; raise ResourceError if not even one does.
 
     What is counted to fit into `free` bytes (by default those of `how`) is tried by two steps, since the optimizer's
     moments exist from the second on. More is not tried: a system that promises more memory than it has refuses too
     late, or never.
-
-    Raises:
-        ResourceError: not even one image fits.
     """
     batch = max(1, how.fits(lambda n: training_bytes(config, how, n, net), free=free))
     while not _trial(config, how, batch, loss, net):

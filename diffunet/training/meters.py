@@ -1,15 +1,19 @@
-"""What training measures from one line of metrics.jsonl to the next, counted on the device so that nobody waits."""
+"""What training measures from one line of metrics.jsonl to the next, and the files which that is written to."""
 
-from __future__ import annotations
-
+import contextlib
+import json
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from diffunet import files
 from diffunet.compute import Compute
+from diffunet.errors import ResourceError
 from diffunet.training.learner import Outcome
 
 COUNTERS = ("skipped", "streak", "overflows")
@@ -18,12 +22,11 @@ up to now; and steps which were skipped because float16's loss scale was too lar
 
 
 class Meters:
-    """Counts the outcomes of optimizer steps.
+    """Counts the outcomes of optimizer steps on the device, so that nobody waits.
 
     Args:
         counters: the counts of `COUNTERS` in the checkpoint that the run goes on from; a missing one is 0.
-        how: names the device.
-        batch_size: images of an optimizer step, of all processes.
+        how, batch_size: how to compute, and the images of an optimizer step, of all processes.
     """
 
     def __init__(self, counters: Mapping[str, int], how: Compute, batch_size: int) -> None:
@@ -47,8 +50,7 @@ class Meters:
     def report(self, processes: Accelerator) -> tuple[dict[str, float], int]:
         """Return the metrics of the steps since the last report, and the longest streak of skipped steps among them.
 
-        All processes call it together, and it waits for the device. The loss and the gradient norm are means over the
-        steps that were not skipped, NaN where there are none.
+        All processes call it together. The means are over the steps that were not skipped, NaN where there are none.
         """
         loss, norm, good = processes.reduce(self._window).tolist()
         metrics = {
@@ -68,3 +70,56 @@ class Meters:
     def state(self) -> dict[str, int]:
         """Return the counts for a checkpoint; this waits for the device."""
         return {name: int(number.item()) for name, number in self.counted.items()}
+
+
+class Record:
+    """Writes RUN/metrics.jsonl (one JSON object a line) and RUN/tensorboard, on the main process.
+
+    Args:
+        run, step: the run folder, and the step that the run goes on from; lines for later steps are deleted.
+        tensorboard: whether to write curves for tensorboard, where it is installed.
+    """
+
+    def __init__(self, run: Path, step: int, tensorboard: bool) -> None:
+        self.path = run / "metrics.jsonl"
+        if self.path.exists():
+            self._truncate(step)
+        self._metrics = self.path.open("a", encoding="utf-8", newline="\n")
+        self._curves: Any = None
+        if tensorboard:
+            with contextlib.suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._curves = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def _truncate(self, step: int) -> None:
+        kept = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, RecursionError):  # a crash left half a line
+                entry = json.loads(line)
+                if isinstance(entry, dict) and entry.get("step", 0) <= step:
+                    kept.append(line + "\n")
+        files.write_atomic(self.path, "".join(kept))
+
+    def metrics(self, step: int, **values: float) -> None:
+        """Write a line of numbers; those which are not finite are written as null."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        try:
+            self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise ResourceError(
+                f"{self.path} takes no more lines: {error.strerror or error}; make room and use "
+                "--resume: checkpoints are whole"
+            ) from None
+        if self._curves is not None:
+            for name, value in values.items():
+                self._curves.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Close the files."""
+        with contextlib.suppress(OSError):  # a full disk, which `metrics` has reported already
+            self._metrics.close()
+        with contextlib.suppress(OSError):
+            if self._curves is not None:
+                self._curves.close()

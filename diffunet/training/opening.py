@@ -1,13 +1,11 @@
 """How a run is opened: its folder, its images, its config and its processes, until its first batch is known."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,21 +20,16 @@ from diffunet.compute import Compute
 from diffunet.config import Config
 from diffunet.data import index
 from diffunet.data.dataset import Dataset
-from diffunet.data.folder import Rejected, class_names, printable
+from diffunet.data.folder import class_names, printable
 from diffunet.diffusion.losses import Loss
 from diffunet.errors import DataError, UsageError
-from diffunet.training import checkpoint, defaults, failures, memory, processes, run_folder, snapshots
+from diffunet.training import checkpoint, defaults, failures, memory, processes, run_folder, snapshots, stop
+from diffunet.training.batches import Share
 from diffunet.training.learner import Learner
-from diffunet.training.meters import Meters
-from diffunet.training.record import Record, write_status
-from diffunet.training.run_folder import IMAGES
-from diffunet.training.stop import Limits, StopFlag, on_signals
+from diffunet.training.meters import Meters, Record
 from diffunet.version import __version__
 
 log = logging.getLogger(__name__)
-
-READING = 10.0
-"""Seconds between log lines while images are read for the first time."""
 
 
 @dataclass
@@ -44,14 +37,11 @@ class Run:
     """A run that is open: its folder is locked, its images are read and its processes are joined.
 
     Args:
-        folder: the run folder.
-        config: everything in it is resolved.
+        folder, config: the run folder, and the config, in which everything is resolved.
         dataset: the images; `training` and `held_out` are the indices int64 [N] of its two parts.
-        how: how this process computes.
-        processes: all processes of the run; `is_main` says whether this one writes files and prints.
+        how, processes: how this process computes, and all processes; `is_main` says whether this one writes files.
         checkpoint: the folder of the checkpoint that the run goes on from, and its `state`; None for a new run.
-        status: how far the run is; what is reported when it ends.
-        flag: set when somebody asks the run to stop; `limits` are other reasons to stop.
+        status, flag, limits: how far the run is, what is set to ask it to stop, and other reasons for which it stops.
         compile_is_open: whether it was left to diffunet to compile the net or not.
         averages_are_thinned: whether averages are now stored less often than before, see `defaults.spaced`.
     """
@@ -67,15 +57,10 @@ class Run:
     checkpoint: Path | None
     state: dict[str, Any]
     status: failures.Status
-    flag: StopFlag
-    limits: Limits
+    flag: stop.StopFlag
+    limits: stop.Limits
     compile_is_open: bool
     averages_are_thinned: bool
-
-    @property
-    def model(self) -> Path:
-        """The model folder of the run."""
-        return self.folder / "model"
 
     @property
     def first_step(self) -> int:
@@ -83,32 +68,24 @@ class Run:
         return int(self.state.get("step", 0))
 
     @property
-    def is_done(self) -> bool:
-        """Whether all optimizer steps are done already."""
+    def steps(self) -> int:
+        """The number of optimizer steps after which the run is done."""
         assert self.config.train.steps is not None, "the config is resolved"
-        return self.first_step >= self.config.train.steps
+        return self.config.train.steps
 
     @property
-    def images_per_pass(self) -> int:
-        """The number of images that one process sends through the net at a time."""
-        t = self.config.train
+    def share(self) -> Share:
+        """The share of every step that this process takes."""
+        t, rank, processes = self.config.train, self.processes.process_index, self.processes.num_processes
         assert isinstance(t.batch_size, int), "the config is resolved"
         assert t.grad_accumulation is not None, "the config is resolved"
-        return t.batch_size // self.processes.num_processes // t.grad_accumulation
-
-    def change(self, section: str, **values: Any) -> None:
-        """Change options of the run's config."""
-        self.config = self.status.config = self.config.changed(section, **values)
+        return Share(t.seed, t.batch_size, t.grad_accumulation, rank, processes)
 
     def compile(self, learner: Learner) -> None:
-        """Compile the learner's net where the config says so; where that fails and was not asked for, do without.
-
-        Raises:
-            UsageError: `--train.compile on` was asked for, and the net cannot be compiled on one of the processes.
-        """
+        """Compile the net where the config says so; where that fails, raise UsageError if it was asked for."""
         reason = None
         try:
-            learner.compile(self.images_per_pass)
+            learner.compile(self.share.images_per_pass)
         except Exception as error:
             if compute.is_out_of_memory(error):
                 raise
@@ -120,13 +97,10 @@ class Run:
         if not self.compile_is_open:
             raise UsageError(f"the net cannot be compiled: {reason}; --train.compile off does without")
         log.warning("the net is not compiled: %s", reason)
-        self.change("train", compile="off")
+        self.config = self.status.config = self.config.changed("train", compile="off")
 
     def begin(self) -> None:
-        """Write config, list of images and model to the run folder, and delete what belongs to steps still to come.
-
-        Only the main process does so.
-        """
+        """On the main process, write config, list of images and model, and delete what belongs to later steps."""
         if not self.is_main:
             return
         snapshots.forget_after(self.folder, self.first_step)
@@ -134,79 +108,60 @@ class Run:
             snapshots.thin(self.folder, self.config.train.ema_every or 1)
         files.write_atomic(self.folder / "config.toml", self.config.to_toml())
         if self.state.get("index_hash") != self.dataset.index_hash:
-            index.write_index(self.folder / IMAGES, self.dataset.files)
+            index.write_index(self.folder / run_folder.IMAGES, self.dataset.files)
         # A crash may have come between a checkpoint and the model that is written after it.
-        if self.checkpoint is not None and storage.model_step(self.model) != self.first_step:
+        model = self.folder / "model"
+        if self.checkpoint is not None and storage.model_step(model) != self.first_step:
             weights, _ = storage.read_tensors(self.checkpoint / storage.AVERAGE)
-            storage.write_model(self.model, self.config, weights, self.first_step)
+            storage.write_model(model, self.config, weights, self.first_step)
 
     def save(self, learner: Learner, meters: Meters) -> None:
-        """Write a checkpoint of the step that the run has reached, then the model, and delete old checkpoints.
-
-        Raises:
-            ResourceError: the disk does not take it; earlier checkpoints are whole.
-        """
+        """Write a checkpoint of the reached step, then the model; raise ResourceError if the disk does not take it."""
         step, state = self.status.step, learner.state
         content = {
-            "step": step,
-            "counters": meters.state(),
-            "loss_scale": learner.scale.state(),
-            "index_hash": self.dataset.index_hash,
-            "config_hash": self.config.hash(),
+            "step": step, "counters": meters.state(), "loss_scale": learner.scale.state(),
+            "index_hash": self.dataset.index_hash, "config_hash": self.config.hash(),
             "environment": self.environment(),
-        }
+        }  # fmt: skip
         checkpoint.save(self.folder, step, state.tensors(), content)
-        storage.write_model(self.model, self.config, state.ema.net.state_dict(), step)
+        storage.write_model(self.folder / "model", self.config, state.ema.net.state_dict(), step)
         checkpoint.prune(self.folder, step, self.config.train.keep_every)
         self.status.saved = step
 
     def environment(self) -> dict[str, Any]:
         """Return what the bits of a run depend on beside its config and its images."""
         return {
-            "diffunet": __version__,
-            "torch": torch.__version__,
-            "device": compute.describe(self.how.device),
-            "threads": torch.get_num_threads(),
-            "processes": self.processes.num_processes,
-            "passes": self.config.train.grad_accumulation,
-            "precision": self.how.precision,
-            "compile": self.config.train.compile,
-            "python": platform.python_version(),
-        }
+            "diffunet": __version__, "torch": torch.__version__, "device": compute.describe(self.how.device),
+            "threads": torch.get_num_threads(), "processes": self.processes.num_processes,
+            "passes": self.config.train.grad_accumulation, "precision": self.how.precision,
+            "compile": self.config.train.compile, "python": platform.python_version(),
+        }  # fmt: skip
 
 
 @contextlib.contextmanager
 def opened(
-    config: Config,
-    data: Path,
-    folder: Path,
-    *,
-    net: build.NetFactory,
-    loss: Loss | None,
-    resume: bool,
-    init: str | Path | None,
-    accept_new_data: bool,
-    device: str | None,
-) -> Iterator[Run]:
+    config: Config, data: Path, folder: Path, *, net: build.NetFactory, loss: Loss | None, resume: bool,
+    init: str | Path | None, accept_new_data: bool, device: str | None,
+) -> Iterator[Run]:  # fmt: skip
     """Open a run, and close it in good order; the arguments and errors are those of `loop.train`.
 
     Within the context signals stop the run between two steps, errors that a person can mend become a `diffunet.Error`
     and are written to RUN/status.json, and the caller's generators, threads and kernels are put back at its end.
     """
-    main, flag = processes.is_main(), StopFlag()
+    main, flag = processes.is_main(), stop.StopFlag()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(on_signals(flag))
+        stack.enter_context(stop.on_signals(flag))
         config = stack.enter_context(run_folder.claimed(config, folder, resume=resume, init=init, main=main))
         config = _with_net(config, net, resumed=resume and bool(checkpoint.steps(folder)))
         if config.train.deterministic:
             _prepare_determinism()
         status = failures.Status(folder, config)
         stack.enter_context(failures.explaining(status, flag, main))
-        limits = Limits(folder / "stop", config.train.stop_after)
+        limits = stop.Limits(folder / "stop", config.train.stop_after)
 
         # The cache is built before process groups exist: a long build would run into their timeouts.
         dataset = build.dataset(config, data, progress=_reading() if main else None)
-        refuse_too_many_rejected(dataset.rejected, len(dataset.files), config.data.max_rejected, data)
+        refuse_too_many_rejected(dataset, config.data.max_rejected, data)
         training, held_out = index.split(dataset.files, config.data.held_out, index.HELD_OUT_MAX)
         previous, state, thinned = (checkpoint.newest(folder) if resume else None), {}, False
         names = class_names(dataset.files.paths) if config.data.classes and previous is None else ()
@@ -220,10 +175,8 @@ def opened(
             names = config.data.class_names if config.data.classes else ()
 
         how = compute.choose(processes.device(device), config.train.precision)
-        if previous is not None:
-            how = replace(how, why="as before")
-        stack.enter_context(processes.end_of_group())
-        joined = processes.join(config.train, how.device)
+        how = how if previous is None else replace(how, why="as before")
+        joined = stack.enter_context(processes.joined(config.train, how.device))
         processes.refuse_different_images(dataset, joined)
         stack.enter_context(torch.random.fork_rng([how.device] if how.device.type == "cuda" else []))
         threads = stack.enter_context(compute.use_threads(config.train.threads))
@@ -251,17 +204,18 @@ def opened(
         elif resume:
             log.info("no checkpoint in %s yet: starting at step 0", folder)
         status.step = status.saved = run.first_step
-        if run.is_done:
-            _finish_again(run)
+        if run.first_step >= run.steps:
+            log.info("%s has reached step %d already; raise --steps to go on", folder, run.first_step)
+            if main:  # a crash may have come between the last checkpoint and what is written after it
+                run.begin()
+                checkpoint.prune(folder, run.first_step, run.config.train.keep_every)
+                Record(folder, run.first_step, tensorboard=False).close()  # drops half a line of metrics.jsonl
+                failures.write_status(folder, "done", run.first_step, steps=run.steps, exit_code=0)
         yield run
 
 
 def _with_net(config: Config, net: build.NetFactory, *, resumed: bool) -> Config:
-    """Note in the config which net it is of, a user's own or one of diffunet's.
-
-    Raises:
-        UsageError: the run that goes on, or the model that it starts from, has another net.
-    """
+    """Note a user's own net in the config; raise UsageError if the run or model that it goes on from has another."""
     name = None if net is build.net else f"{net.__module__}.{getattr(net, '__qualname__', type(net).__qualname__)}"
     before = config.model.custom
     if (resumed or before is not None) and (name is None) != (before is None):
@@ -273,34 +227,25 @@ def _with_net(config: Config, net: build.NetFactory, *, resumed: bool) -> Config
     return config if name is None else config.changed("model", custom=name)
 
 
-def _finish_again(run: Run) -> None:
-    """Do what a crash may have left undone after the last checkpoint of a run whose steps are all done."""
-    log.info("%s has reached step %d already; raise --steps to go on", run.folder, run.first_step)
-    if run.is_main:
-        run.begin()
-        checkpoint.prune(run.folder, run.first_step, run.config.train.keep_every)
-        Record(run.folder, run.first_step, tensorboard=False).close()  # drops half a line at the end of metrics.jsonl
-        write_status(run.folder, "done", run.first_step, steps=run.config.train.steps, exit_code=0)
-
-
 def _prepare_determinism() -> None:
     """Set what cuBLAS reads only once, and warn where that is too late because CUDA has begun."""
-    if "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
-        if torch.cuda.is_initialized():
-            log.warning(
-                "train.deterministic: CUDA was in use before CUBLAS_WORKSPACE_CONFIG was set, so that products may "
-                "still differ from run to run: set it to :4096:8 before this program uses torch"
-            )
-        variables.deterministic()
+    if "CUBLAS_WORKSPACE_CONFIG" in os.environ:
+        return
+    if torch.cuda.is_initialized():
+        log.warning(
+            "train.deterministic: CUDA was in use before CUBLAS_WORKSPACE_CONFIG was set, so that products may still "
+            "differ from run to run: set it to :4096:8 before this program uses torch"
+        )
+    variables.deterministic()
 
 
 def _reading() -> Callable[[int, int], None]:
-    """Return a progress callback that logs how many images are read, every `READING` seconds."""
+    """Return a progress callback that logs every 10 seconds how many images are read."""
     last = time.monotonic()
 
     def progress(done: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last > READING:
+        if time.monotonic() - last > 10.0:
             last = time.monotonic()
             log.info("reading images: %d of %d", done, total)
 
@@ -309,37 +254,32 @@ def _reading() -> Callable[[int, int], None]:
 
 def _with_environment(config: Config, environment: dict[str, Any]) -> Config:
     """Resolve what a run of diffunet 0.1 left open in its config by the environment that its checkpoint has noted."""
+    noted: dict[str, Any] = {}
     if config.train.precision == "auto" and environment.get("precision") in compute.PRECISIONS:
-        config = config.changed("train", precision=environment["precision"])
+        noted["precision"] = environment["precision"]
     if config.train.threads is None and type(environment.get("threads")) is int:
-        config = config.changed("train", threads=max(1, environment["threads"]))
+        noted["threads"] = max(1, environment["threads"])
     if config.train.compile == "auto":
-        config = config.changed("train", compile=environment.get("compile", "off"))
-    return config
+        noted["compile"] = environment.get("compile", "off")
+    return config.changed("train", **noted)
 
 
 def _log_differences(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Warn that bits may differ from those of a run that was not stopped, where the environment has changed."""
-    changes = [
-        f"{name} was {before[name]}, is {value}"
-        for name, value in now.items()
-        if name in before and before[name] != value  # diffunet 0.1 noted fewer of them
-    ]
+    shared = [name for name in now if name in before]  # diffunet 0.1 noted fewer of them
+    changes = [f"{name} was {before[name]}, is {now[name]}" for name in shared if before[name] != now[name]]
     if changes:
         log.warning("resuming sees the same images and noise, but bits may differ: %s", "; ".join(changes))
 
 
-def refuse_too_many_rejected(rejected: Sequence[Rejected], usable: int, most: float, data: Path) -> None:
-    """Log the files of the folder `data` that cannot be used, and refuse a folder with too many of them.
-
-    Raises:
-        DataError: their share of all files is above `most`.
-    """
+def refuse_too_many_rejected(dataset: Dataset, most: float, data: Path) -> None:
+    """Log the files of the folder `data` that cannot be used; raise DataError if their share is above `most`."""
+    rejected = dataset.rejected
     for file in rejected[:20]:
         log.warning("skipped %s: %s", printable(file.path), file.reason)
     if len(rejected) > 20:
         log.warning("... and %d more files skipped (diffunet check lists them)", len(rejected) - 20)
-    total = len(rejected) + usable
+    total = len(rejected) + len(dataset.files)
     if len(rejected) > most * total:
         raise DataError(
             f"{len(rejected)} of the {total} images in {data} cannot be used, such as {printable(rejected[0].path)} "
@@ -349,17 +289,14 @@ def refuse_too_many_rejected(rejected: Sequence[Rejected], usable: int, most: fl
 
 
 def refuse_other_images(state: dict[str, Any], dataset: Dataset, run: Path, data: Path, accept: bool) -> None:
-    """Refuse images that are not those which the run began with, or, with `accept`, warn that they are not.
-
-    Raises:
-        DataError: paths or contents differ; the message says which.
-    """
+    """Raise DataError for images that are not those which the run began with, or, with `accept`, only warn."""
     if state["index_hash"] == dataset.index_hash:
         return
+    path = run / run_folder.IMAGES
     try:
-        changes = "; ".join(index.changes(index.read_index(run / IMAGES), dataset.files)) or "in ways not on record"
+        changes = "; ".join(index.changes(index.read_index(path), dataset.files)) or "in ways not on record"
     except (OSError, ValueError):
-        changes = f"{run / IMAGES}, which lists them, cannot be read"
+        changes = f"{path}, which lists them, cannot be read"
     if not accept:
         raise DataError(
             f"the images in {data} are not those that this run began with ({changes}): put them back, or go on with "

@@ -1,7 +1,5 @@
 """What a run is about to do, in lines for the person who waits."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from diffunet import build, compute
@@ -11,15 +9,13 @@ from diffunet.training.opening import Run
 
 def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
     """Yield the lines: device, precision, images, model, memory, steps, and what to be careful about."""
-    how, dataset, t, d = run.how, run.dataset, run.config.train, run.config.data
-    training, processes, size = len(run.training), run.processes.num_processes, d.image_size
-    assert t.steps is not None, "the config is resolved"
-    assert isinstance(t.batch_size, int), "the config is resolved"
+    how, dataset, t, d, steps, share = run.how, run.dataset, run.config.train, run.config.data, run.steps, run.share
+    training, processes, size = len(run.training), share.processes, d.image_size
     if gpu_is_idle := compute.warning():
         yield gpu_is_idle
     many = f" x {processes} processes" if processes > 1 else ""
     yield f"device: {compute.describe(how.device)}{many}; precision: {how.precision} ({how.why})"
-    pays, why = compute.pays_to_compile(how, t.steps, t.deterministic)
+    pays, why = compute.pays_to_compile(how, steps, t.deterministic)
     if t.compile == "on" or how.device.type == "cuda":
         as_asked = "compiled, as asked" if t.compile == "on" else "not compiled, as asked, or as it could not be"
         yield f"the net is {why if pays == (t.compile == 'on') else as_asked}"
@@ -33,14 +29,14 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
     if small > len(dataset.files) // 2:
         yield f"note: {small} of {len(dataset.files)} images are smaller than {size} pixels and are enlarged"
     price = memory.price(run.config, net)
-    needed = memory.training_bytes(run.config, how, run.images_per_pass, net)
+    needed = memory.training_bytes(run.config, how, share.images_per_pass, net)
     yield (
         f"model: {price.parameters / 1e6:.1f} M parameters, {price.macs / 1e9:.2f} GMACs an image; "
         f"about {needed / 2**30:.1f} GiB to train{' (blocks checkpointed)' if run.config.model.checkpointing else ''}"
     )
-    passes = "" if t.grad_accumulation == 1 else f" in {t.grad_accumulation} passes"
+    passes = "" if share.passes == 1 else f" in {share.passes} passes"
     yield (
-        f"steps: {t.steps} of {t.batch_size} images{passes}, {t.steps * t.batch_size / training:.0f} times through "
+        f"steps: {steps} of {share.batch_size} images{passes}, {steps * share.batch_size / training:.0f} times through "
         "them; time left is shown once some are done"
     )
     if training < 1000:

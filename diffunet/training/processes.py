@@ -1,7 +1,5 @@
 """The processes of a run: where each of them computes, how they are joined, and what they agree on."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import os
@@ -27,11 +25,7 @@ def is_main() -> bool:
 
 
 def device(name: str | None) -> torch.device:
-    """Return the device on which this process trains.
-
-    Args:
-        name: the device that was asked for. By default it is the GPU of this process's rank on its machine, or the best
-            device there is.
+    """Return the device `name`, or by default the GPU of this process's rank on its machine, or the best there is.
 
     Raises:
         UsageError: the device is not there, or several processes would all take the same GPU.
@@ -62,50 +56,37 @@ def free_memory(how: Compute) -> int:
     return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if how.device.type == "cpu" else free
 
 
-def join(config: TrainConfig, chosen: torch.device) -> Accelerator:
-    """Join the processes of this run, and return what they communicate by."""
-    # DDP sorts its buckets anew after the first step, which would change the order of its sums when a run is resumed,
-    # unless it looks for unused parameters. Two processes have but one order.
-    exact = (chosen.type == "cpu" or config.deterministic) and int(os.environ.get("WORLD_SIZE", 1)) > 2
-    # We apply autocast ourselves, to the net alone: accelerate's is fixed for the life of a process.
-    return Accelerator(
-        mixed_precision="no",
-        cpu=chosen.type == "cpu",
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=exact, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(minutes=config.timeout)),
-        ],
-    )
-
-
 def smallest(number: int, processes: Accelerator) -> int:
     """Return the smallest of the processes' numbers, so that all of them make the same choice."""
     return int(processes.gather(torch.tensor([number], device=processes.device)).min().item())
 
 
 def refuse_different_images(dataset: Dataset, processes: Accelerator) -> None:
-    """Refuse to begin where processes see different images, such as on machines with a copy of the folder each.
-
-    Raises:
-        DataError: the images differ; every process raises it.
-    """
+    """Raise DataError on every process where processes see different images, as machines with a copy each may."""
     mine = torch.tensor([int(dataset.index_hash[:15], 16)], device=processes.device)
     if len(processes.gather(mine).unique()) > 1:
         raise DataError("the processes see different images: give all of them the same folder, and leave it alone")
 
 
 @contextlib.contextmanager
-def end_of_group() -> Iterator[None]:
-    """See to it that a process group which is made within this context ends with the program, as torch asks for.
+def joined(config: TrainConfig, chosen: torch.device) -> Iterator[Accelerator]:
+    """Join the processes of this run, and yield what they communicate by.
 
-    The group does not end with the run: another run in the same program goes on with it, since a second group at the
-    same address would meet what is left of the first. A process that is alone has no group, and what accelerate keeps
-    of it is dropped, so that the next run may use another device. A group that the caller has made is left alone.
-    Where this process fails, other processes may still wait for it, so that no group can be ended in good order.
+    A group which is made here ends with the program, as torch asks for, and not with the run: another run in the same
+    program goes on with it, since a second group at the same address would meet what is left of the first. A process
+    that is alone has no group, and what accelerate keeps of it is dropped, so that the next run may use another device.
+    A group that the caller has made is left alone. Where this process fails, other processes may still wait for it, so
+    that no group can be ended in good order.
     """
     ended, is_callers = False, bool(PartialState._shared_state) or dist.is_initialized()
+    # DDP sorts its buckets anew after the first step, which would change the order of its sums when a run is resumed,
+    # unless it looks for unused parameters. Two processes have but one order.
+    exact = (chosen.type == "cpu" or config.deterministic) and int(os.environ.get("WORLD_SIZE", 1)) > 2
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=exact, gradient_as_bucket_view=True)
+    group = InitProcessGroupKwargs(timeout=timedelta(minutes=config.timeout))
     try:
-        yield
+        # We apply autocast ourselves, to the net alone: accelerate's is fixed for the life of a process.
+        yield Accelerator(mixed_precision="no", cpu=chosen.type == "cpu", kwargs_handlers=[ddp, group])
         ended = True
     except Stopped:
         ended = True

@@ -1,7 +1,5 @@
 """The folder of a run: who may write to it, and which options may change when the run goes on."""
 
-from __future__ import annotations
-
 import contextlib
 import tempfile
 from collections.abc import Iterator
@@ -71,11 +69,7 @@ def _locked(run: Path, resume: bool) -> Iterator[None]:
 
 
 def _same_run(asked: Config, stored: Config) -> Config:
-    """Return the `stored` config of the run with those options that were `asked` for and may change.
-
-    Raises:
-        UsageError: an option was asked for that may not change.
-    """
+    """Return the `stored` config with the options that were `asked` for; raise UsageError if one may not change."""
     content = stored.model_dump()
     for section, values in asked.model_dump(exclude_unset=True).items():
         for name, value in values.items():

@@ -4,8 +4,6 @@ RUN/ema/step-00001000-0.050.safetensors is the power average of relative width 0
 which takes half the disk and has a relative error of 2e-4 in the weights.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -45,11 +43,7 @@ class Snapshot:
 
 
 def write(run: Path, step: int, averages: Sequence[Average]) -> None:
-    """Store the averages after a step.
-
-    Raises:
-        ResourceError: the disk does not take them; checkpoints are whole.
-    """
+    """Store the averages after a step; raise ResourceError if the disk does not take them."""
     for average in averages:
         path = run / "ema" / f"step-{step:08d}-{average.name}.safetensors"
         weights = {name: tensor.half().cpu() for name, tensor in average.net.state_dict().items()}
@@ -65,10 +59,8 @@ def write(run: Path, step: int, averages: Sequence[Average]) -> None:
 
 
 def only_where_kept(config: Config, checkpoint: Path) -> Config:
-    """Return `config` without stored averages if the checkpoint to go on from has none, as those of diffunet 0.1.
-
-    The average by a power function starts with the run and cannot be begun in the middle.
-    """
+    """Return `config` without stored averages if the checkpoint to go on from has none, as those of diffunet 0.1."""
+    # The average by a power function starts with the run and cannot be begun in the middle.
     if config.train.ema_every == 0 or (checkpoint / POWER).is_file():
         return config
     log.info("this run goes on without stored averages (train.ema_every 0): its checkpoint has none to go on with")
@@ -78,14 +70,14 @@ def only_where_kept(config: Config, checkpoint: Path) -> Config:
 def forget_after(run: Path, step: int) -> None:
     """Delete averages of steps after the one that a run goes on from, and what a crash has left behind."""
     files.sweep(run / "ema")
-    for path in (run / "ema").glob("step-*.safetensors"):
-        if (named := _name(path)) is not None and named[0] > step:
+    for path, written, _ in _named(run):
+        if written > step:
             path.unlink()
 
 
 def thin(run: Path, every: int) -> None:
     """Delete averages between the multiples of `every`, for which a run that is made longer has no room."""
-    between = [path for path in (run / "ema").glob("step-*.safetensors") if (n := _name(path)) and n[0] % every]
+    between = [path for path, step, _ in _named(run) if step % every]
     for path in between:
         path.unlink()
     if between:
@@ -93,18 +85,10 @@ def thin(run: Path, every: int) -> None:
 
 
 def find(run: Path) -> list[Snapshot]:
-    """Return the stored averages of a run, sorted by step and width.
-
-    Raises:
-        CheckpointError: a file cannot be read, or the run has no stored averages; the message says why.
-    """
-    config = storage.run_config(run)
-    stored = []
-    for path in sorted((run / "ema").glob("step-*.safetensors")):
-        if (named := _name(path)) is not None:
-            stored.append(Snapshot(path, *named, **_about(path)))
+    """Return the stored averages of a run by step and width; raise CheckpointError for none, or a file that is bad."""
+    every = storage.run_config(run).train.ema_every
+    stored = [Snapshot(path, step, width, **_about(path)) for path, step, width in _named(run)]
     if not stored:
-        every = config.train.ema_every
         why = f"the first comes after step {every}" if every else "it was trained without (train.ema_every)"
         raise CheckpointError(
             f"{run} has no stored averages, from which --ema puts one together: {why}; see diffunet train --help"
@@ -115,28 +99,20 @@ def find(run: Path) -> list[Snapshot]:
 def put_together(
     run: Path, width: float, step: int | None = None, on_step: Callable[[int, int], None] | None = None
 ) -> tuple[Config, dict[str, Tensor], int]:
-    """Put the average of a relative width together from the averages that were stored up to a step.
-
-    One file is in memory at a time, beside the sum in float64.
+    """Return the config, weights in float32, and the step of an average put together from those stored up to a step.
 
     Args:
-        run: the run folder.
-        width: the relative width.
-        step: after which the average is taken; the last one with stored averages by default.
+        run, width: the run folder, and the relative width.
+        step: the step after which the average is taken; the last one with stored averages by default.
         on_step: called with (files that are read, files in all).
 
-    Returns:
-        The run's config, the weights in float32, and the step.
-
     Raises:
-        UsageError: no average is stored after this step, or those which are cannot give this width; the message says
-            which steps or widths there are.
+        UsageError: no average is stored after this step, or those which are stored cannot give this width.
         CheckpointError: this is no run folder, nothing is stored in it, or a file is damaged.
     """
     averages = find(run)
     steps = sorted({average.step for average in averages})
-    if step is None:
-        step = steps[-1]
+    step = steps[-1] if step is None else step
     if step not in steps:
         shown = ", ".join(map(str, steps)) if len(steps) < 20 else f"{steps[0]}, {steps[1]} ... {steps[-1]}"
         raise UsageError(f"no average is stored of step {step} in {run}; there are {shown}")
@@ -152,8 +128,11 @@ def put_together(
         like = build.net(config).state_dict()
     total = {name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in like.items()}
     used = [(average, float(c)) for average, c in zip(stored.values(), coefficients, strict=True) if c]
-    for number, (average, coefficient) in enumerate(used):
-        for name, tensor in _read(average, like).items():
+    for number, (average, coefficient) in enumerate(used):  # one file is in memory at a time, beside the sum
+        weights, _ = storage.read_tensors(average.path, {name: tensor.half() for name, tensor in like.items()})
+        if _digest(weights) != average.sha256:
+            raise CheckpointError(f"{average.path} is damaged (its hash differs): delete it, and --ema does without")
+        for name, tensor in weights.items():
             total[name].add_(tensor, alpha=coefficient)
         if on_step is not None:
             on_step(number + 1, len(used))
@@ -161,11 +140,7 @@ def put_together(
 
 
 def _coefficients(stored: Sequence[tuple[int, float]], updates: int, width: float) -> NDArray[np.float64]:
-    """Return the coefficients of `posthoc`, for a width that the stored averages give well.
-
-    Raises:
-        UsageError: they do not; the message says which widths they give.
-    """
+    """Return the coefficients of `posthoc`; raise UsageError for a width that the stored averages do not give well."""
     if 0 < width <= WIDEST and (good := _good(stored, updates, width)) is not None:
         return good
     can = [k / 1000 for k in range(1, 289) if _good(stored, updates, k / 1000) is not None]
@@ -181,10 +156,11 @@ def _good(stored: Sequence[tuple[int, float]], updates: int, width: float) -> ND
     return coefficients if close and np.linalg.norm(coefficients) <= AMPLIFIED else None
 
 
-def _name(path: Path) -> tuple[int, float] | None:
-    """Return the step and the width that are in a file's name, or None for another file."""
-    match = re.fullmatch(r"step-(\d{8,12})-(0\.\d{3})\.safetensors", path.name)
-    return None if match is None else (int(match[1]), float(match[2]))
+def _named(run: Path) -> list[tuple[Path, int, float]]:
+    """Return the files of stored averages in the order of their names, with the step and the width in each name."""
+    paths = sorted((run / "ema").glob("step-*.safetensors"))
+    matches = [(path, re.fullmatch(r"step-(\d{8,12})-(0\.\d{3})\.safetensors", path.name)) for path in paths]
+    return [(path, int(match[1]), float(match[2])) for path, match in matches if match]
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -194,13 +170,6 @@ def _about(path: Path) -> dict[str, Any]:
         return {"updates": int(about["updates"]), "sha256": str(about["sha256"])}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"{path} is not a stored average: delete it, and --ema does without") from None
-
-
-def _read(stored: Snapshot, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    weights, _ = storage.read_tensors(stored.path, {name: tensor.half() for name, tensor in like.items()})
-    if _digest(weights) != stored.sha256:
-        raise CheckpointError(f"{stored.path} is damaged (its hash differs): delete it, and --ema does without")
-    return weights
 
 
 def _digest(weights: Mapping[str, Tensor]) -> str:

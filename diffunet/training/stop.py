@@ -6,6 +6,7 @@ This module imports torch, which takes seconds, only when training begins, since
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -32,18 +33,12 @@ class StopFlag:
     """
 
     def __init__(self) -> None:
-        self.wanted = False
-        self.reason = ""
-        self._stepping = False
+        self.wanted, self.reason, self._stepping = False, "", False
         self._pending: tuple[Tensor, distributed.Work] | None = None
         self._group: Any = None
 
     def set(self, reason: str) -> None:
-        """Ask the run to stop.
-
-        Raises:
-            Stopped: no step has begun.
-        """
+        """Ask the run to stop; raise Stopped where no step has begun."""
         self.wanted, self.reason = True, reason
         if not self._stepping:
             raise Stopped(f"stopped by {reason} before a step was done; nothing is lost: start it again, with --resume")
@@ -64,8 +59,7 @@ class StopFlag:
         import torch
         import torch.distributed as dist
 
-        before = self._pending
-        flag = torch.tensor([float(self.wanted)])
+        before, flag = self._pending, torch.tensor([float(self.wanted)])
         work = dist.all_reduce(flag, group=self._group, async_op=True)
         assert work is not None
         self._pending = (flag, work)
@@ -85,20 +79,17 @@ class Limits:
     """The reasons beside signals for which a run stops: its minutes are over, or somebody made the file RUN/stop.
 
     Args:
-        file: the file to look for, once a second.
-        minutes: how long the run may take from now on; None is for ever.
+        file, minutes: the file to look for, once a second, and the minutes that the run may take; None is for ever.
     """
 
     def __init__(self, file: Path, minutes: float | None) -> None:
-        self.file = file
-        now = time.monotonic()  # changes of the clock do not move it
-        self._end = None if minutes is None else now + 60 * minutes
-        self._look = now
+        self.file, self._look = file, time.monotonic()  # changes of the clock do not move it
+        self._end = math.inf if minutes is None else self._look + 60 * minutes
 
     def reason(self) -> str | None:
         """Return why the run has to stop, or None."""
         now = time.monotonic()
-        if self._end is not None and now >= self._end:
+        if now >= self._end:
             return "--train.stop-after"
         if now >= self._look:
             self._look = now + 1.0

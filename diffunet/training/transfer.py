@@ -1,7 +1,5 @@
 """Training that starts from another model (`--init`): which of its options are taken, and how its weights are."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,52 +21,41 @@ FREE = {
 }  # fmt: skip
 """Options that may differ from the model's, since the shapes and the meaning of its weights do not depend on them."""
 
+OWN = {"checkpointing", "task", "mean", "label_dropout"}
+"""Options that are not the model's but the run's: they depend on its memory, task and images, and label dropout is 0 in
+models of other projects, while guidance needs some."""
+
 LABELS, AUGMENTATION = "embedding.label.weight", "embedding.augment.weight"
 """Names of weights whose shape depends on the data and on training, not on the architecture."""
 
 
 def like_model(config: Config, init: str | Path) -> Config:
-    """Return `config` with the architecture of the model `init`, and with the meaning of its input and output.
-
-    Raises:
-        UsageError: `config` asks for an option that contradicts the model.
-    """
+    """Return `config` with what the weights of the model `init` mean; raise UsageError if it asks for anything else."""
     model = models.read_config(init)
     content, plain, theirs = config.model_dump(), Config().model_dump(), model.model_dump()
-    names = {section: list(theirs[section]) for section in ("model", "diffusion")} | {
-        "data": ["image_size", "channels"]
-    }
-    names["model"].remove("checkpointing")  # depends on the memory that is there
-    names["diffusion"].remove("task")  # may change, see `copy_weights`
-    names["diffusion"].remove("mean")  # is measured on the new images
-    names["diffusion"].remove("label_dropout")  # is 0 in models of other projects, and guidance needs some
     if model.diffusion.task != config.diffusion.task:
         log.info("--init: %s learned to %s, and this run to %s", init, model.diffusion.task, config.diffusion.task)
-    for section, options in names.items():
-        for name in options:
-            value = theirs[section][name]
-            is_asked_for = content[section][name] not in (plain[section][name], value)
-            if is_asked_for and name not in FREE:
-                raise UsageError(f"--init takes {section}.{name} = {value!r} from {init}; leave it out")
-            if not is_asked_for:
-                if value != content[section][name]:
-                    log.info("--init: %s.%s = %r, as in %s", section, name, value, init)
-                content[section][name] = value
+    sections = [(section, name) for section in ("model", "diffusion") for name in theirs[section] if name not in OWN]
+    for section, name in (*sections, ("data", "image_size"), ("data", "channels")):
+        value, asked = theirs[section][name], content[section][name]
+        if asked in (plain[section][name], value):
+            if value != asked:
+                log.info("--init: %s.%s = %r, as in %s", section, name, value, init)
+            content[section][name] = value
+        elif name not in FREE:
+            raise UsageError(f"--init takes {section}.{name} = {value!r} from {init}; leave it out")
     content["diffusion"]["mean"] = None
     return Config.model_validate(content)
 
 
 def copy_weights(init: str | Path, net: nn.Module, config: Config, make: build.NetFactory = build.net) -> None:
-    """Copy the weights of the model `init` into `net`, which `make` has made of `config`.
+    """Copy the weights of the model `init` into `net`, which `make` made of `config`; raise CheckpointError if unfit.
 
     Classes are matched by name; those that the model does not know keep their random start. The first convolution is
     fitted to the task: a net that learns to inpaint gets zeros for the known pixels and the mask, so that it begins
     with the model's prediction whatever they are. In the other direction, the weights for known pixels are dropped,
     and those of the mask become a bias: nothing is known then, so that the mask is 1 everywhere (but for the zeros
     that pad the image's border). A net of a user's own gets the weights as they are.
-
-    Raises:
-        CheckpointError: the weights do not fit.
     """
     model = models.read_model(init, make)
     weights = model.denoiser.net.state_dict()
@@ -84,12 +71,11 @@ def _fitted(
     if classes != new_classes:
         old_rows = weights.pop(LABELS, None)
         if LABELS in own:
-            weights[LABELS] = own[LABELS].clone()
+            weights[LABELS] = rows = own[LABELS].clone()
             if old_rows is not None:
-                for row, label in enumerate(new_classes):
-                    if label in classes:
-                        weights[LABELS][row] = old_rows[classes.index(label)]
-                weights[LABELS][-1] = old_rows[-1]  # the null label
+                for label in set(new_classes).intersection(classes):
+                    rows[new_classes.index(label)] = old_rows[classes.index(label)]
+                rows[-1] = old_rows[-1]  # the null label
     augmentation = weights.pop(AUGMENTATION, None)
     if AUGMENTATION in own:
         weights[AUGMENTATION] = torch.zeros_like(own[AUGMENTATION]) if augmentation is None else augmentation
