@@ -115,7 +115,8 @@ class Denoiser(nn.Module):
         net: called as `net(c_in * x [B C H W], c_noise [B], label, augment)`, it returns C channels, or 2 C with
             `learned_variance`. It has an `uncertainty(log_snr [B]) -> logvar [B]` where it learns that.
         target, schedule: what the net predicts, and what gives it its `c_noise`.
-        learned_variance: half of the net's channels are `Denoised.var` in -1 ... 1 (Nichol & Dhariwal 2021, eq. 15).
+        learned_variance: the second half of the net's channels is `Denoised.var`, scaled to -1 ... 1 (Nichol & Dhariwal
+            2021, eq. 15).
         masked: the net is trained to inpaint, with `condition` as its `concat`; None is a hole as large as the image.
     """
 

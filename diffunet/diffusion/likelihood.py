@@ -31,7 +31,8 @@ def variational_bound(
 
     Args:
         denoise, x0: D; images of 256 levels in [-1, 1], [B C H W].
-        sigmas, variance: ascending noise levels, float64 [T] on the CPU; the kind of `samplers.log_variance`.
+        sigmas: the noise levels of the chain, ascending, float64 [T] on the CPU.
+        variance: the kind of variance of the steps, see `samplers.log_variance`.
         noise: draws the next standard normal [B C H W].
     """
     alpha_bar = (1 / (1 + sigmas[-1] ** 2)).item()

@@ -226,7 +226,8 @@ class EDMSchedule(Schedule):
 class FlowSchedule(Schedule):
     """The schedule of rectified flow (Liu et al. 2022): x_t = (1 - t) x0 + t noise, so that sigma = t / (1 - t).
 
-    Training draws t uniformly, or logit(t) = log sigma as a standard normal if `logit_normal` (Esser et al. 2024, 3.1).
+    Training draws t uniformly or, with `logit_normal`, so that log sigma = logit(t) is standard normal (Esser et al.
+    2024, section 3.1).
     """
 
     sigma_min, sigma_max = 1e-3, FLOW_SIGMA_MAX

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 def zero(module: nn.Module) -> nn.Module:
     """Set the parameters of a module to zero and return it.
 
-    With such a last layer a residual branch starts as the identity, which signals and gradients pass unchanged.
+    As the last layer of a residual branch it makes a block start as the identity, for signals and gradients alike.
     """
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
@@ -61,7 +61,7 @@ class Embedding(nn.Module):
 
     Args:
         width, out_width: number of sinusoids; E.
-        num_classes, augment_channels: labels beside the null label `num_classes`, "no class", or 0; A, or 0.
+        num_classes, augment_channels: the number of labels, which is also the null label, and A; each is 0 for none.
         frequency_shift: the `shift` of `sinusoids`.
     """
 

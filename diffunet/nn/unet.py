@@ -93,7 +93,7 @@ class UNet(nn.Module):
         resample: whether convolutions, asymmetric ones (DDPM) or residual blocks (ADM) halve and double the sizes.
         frequency_shift: 1 for DDPM's frequencies of the embedding, else 0; see `layers.sinusoids`.
         dropout: probability of dropout in every residual block, 0 to 1.
-        num_classes: labels are 0 ... num_classes - 1, and num_classes is `null_label`, "no class". 0 for no labels.
+        num_classes: labels are 0 ... num_classes - 1, and `null_label`, "no class", is num_classes; 0 for no labels.
         augment_channels: size A of the augmentation vector, 0 for none.
         uncertainty: whether the net also learns the loss to expect: `net.uncertainty(log_snr [B]) -> [B]`.
         checkpointing: whether the backward pass keeps only the inputs of blocks: less memory, a third more time.
