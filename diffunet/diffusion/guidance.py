@@ -1,7 +1,5 @@
-"""Guidance and clipping: functions that make a denoiser from denoisers.
-
-Guidance has a better and a weaker denoiser, and extrapolates from the weaker output beyond the better one.
-"""
+"""Functions that make a denoiser from denoisers: clipping, and guidance, which extrapolates from the output of a weaker
+denoiser beyond that of a better one."""
 
 from __future__ import annotations
 
@@ -21,8 +19,7 @@ class Pair:
     """
 
     def __init__(self, main: Denoise, weaker: Denoise) -> None:
-        self.main = main
-        self.weaker = weaker
+        self.main, self.weaker = main, weaker
 
     def __call__(self, x: Tensor, sigma: Tensor) -> tuple[Denoised, Denoised]:
         return self.main(x, sigma), self.weaker(x, sigma)
@@ -43,16 +40,13 @@ class WithAndWithoutLabel(Pair):
 
 
 def guided(
-    pair: Callable[[Tensor, Tensor], tuple[Denoised, Denoised]],
-    scale: float,
-    interval: tuple[float, float] | None = None,
-    rescale: float = 0.0,
-) -> Denoise:
+    pair: Callable[[Tensor, Tensor], tuple[Denoised, Denoised]], scale: float,
+    interval: tuple[float, float] | None = None, rescale: float = 0.0,
+) -> Denoise:  # fmt: skip
     """Return the denoiser weaker + scale * (main - weaker), which is classifier-free guidance and autoguidance alike.
 
     Args:
-        pair: a `Pair`, or a function that is called like one.
-        scale: 1 is no guidance, and returns `main`.
+        pair, scale: a `Pair`, or a function that is called like one; 1 is no guidance, and returns `main`.
         interval: guide only where low < sigma <= high (Kynkäänniemi et al. 2024); elsewhere only `main` is called.
         rescale: 0 to 1, how far the standard deviation of each image is brought back to that of `main`, against
             oversaturated colours (Lin et al. 2023, section 3.4, who rescale the net's output; this is the clean image).
@@ -67,8 +61,7 @@ def guided(
         better, weaker = pair(x, sigma)
         x0 = torch.lerp(weaker.x0, better.x0, scale)
         if rescale:
-            all_but_batch = tuple(range(1, x0.ndim))
-            std_main, std = (image.std(all_but_batch, keepdim=True) for image in (better.x0, x0))
+            std_main, std = (image.std(tuple(range(1, x0.ndim)), keepdim=True) for image in (better.x0, x0))
             ratio = torch.where(std > 0, std_main / std, 1)  # An image of one colour stays as it is.
             x0 = x0 * (1 + rescale * (ratio - 1))
         return better._replace(x0=x0)
@@ -79,11 +72,8 @@ def guided(
 def threshold(denoise: Denoise, kind: str, percentile: float = 0.995) -> Denoise:
     """Return a denoiser whose output stays within the range of images.
 
-    Args:
-        denoise: the denoiser whose x0 is clipped.
-        kind: "static" clips to [-1, 1] (Ho et al. 2020); "dynamic" clips to [-s, s] and divides by s, where s is this
-            percentile of |x0| of each image, and at least 1 (Saharia et al. 2022, section 2.3).
-        percentile: 0 to 1.
+    Kind "static" clips x0 to [-1, 1] (Ho et al. 2020); "dynamic" clips it to [-s, s] and divides by s, where s is the
+    `percentile`, 0 to 1, of |x0| of each image, and at least 1 (Saharia et al. 2022, section 2.3).
 
     Raises:
         ValueError: for an unknown `kind`.

@@ -24,12 +24,9 @@ results differ by less than the error of measurement (samples/inpainting.md)."""
 def keep_known(denoise: Denoise, known: Tensor, keep: Tensor, noise: Noise | None = None) -> Denoise:
     """Return a denoiser that pastes the known pixels into the output of D.
 
-    Args:
-        denoise: D.
-        known, keep: the image and its mask, see the top of this file.
-        noise: if not None, known + sigma * noise() also replaces the known part of D's *input* (RePaint, Lugmayr et al.
-            2022, algorithm 1, lines 4 to 7); this is for first-order samplers. If None, the sampler itself takes the
-            known part along the ODE to the known pixels, and samplers of higher order keep their order.
+    With `noise`, known + sigma * noise() also replaces the known part of D's *input* (RePaint, Lugmayr et al. 2022,
+    algorithm 1, lines 4 to 7); this is for first-order samplers. Without, the sampler itself takes the known part along
+    the ODE to the known pixels, and samplers of higher order keep their order.
     """
 
     def denoise_rest(x: Tensor, sigma: Tensor) -> Denoised:
@@ -61,8 +58,7 @@ def resample_ladder(sigmas: Tensor, jump_length: int = 10, jump_n_sample: int = 
         if t % jump_length == 0 and t < n - jump_length:
             up = list(range(t + 1, t + jump_length + 1))
             timesteps += (up + up[-2::-1] + [t]) * (jump_n_sample - 1)
-    timesteps.append(-1)
-    return sigmas[[n - 1 - t for t in timesteps]]
+    return sigmas[[n - 1 - t for t in [*timesteps, -1]]]
 
 
 def ddnm(known: Tensor, keep: Tensor, eta: float = 0.85) -> Step:
@@ -70,11 +66,7 @@ def ddnm(known: Tensor, keep: Tensor, eta: float = 0.85) -> Step:
 
     x' = D^ + sigma' (eta noise + sqrt(1 - eta^2) (x - D) / sigma), where D^ is D with the known pixels pasted. The old
     noise (x - D) / sigma is that of the *raw* D; therefore this is a step, and not a function from a denoiser to a
-    denoiser. The time travel of algorithm 2 is `resample_ladder`.
-
-    Args:
-        known, keep: the image and its mask, see the top of this file.
-        eta: the part of the noise that is new, 0 to 1; the paper's is 0.85.
+    denoiser. `eta`, 0 to 1, is the new part of the noise. The time travel of algorithm 2 is `resample_ladder`.
     """
 
     def step(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise, state: State) -> StepResult:
@@ -99,11 +91,8 @@ def mmps(
     data. Conjugate gradients solve the linear system; each product with V is one backward pass through D. One iteration
     is much like PiGDM (Song et al. 2023), which has a multiple of the identity as V, with the best multiple.
 
-    Args:
-        denoise: D, which must be differentiable; it is run forwards once, and backwards in each iteration.
-        known, keep: the image and its mask, see the top of this file.
-        iterations: the number of iterations of conjugate gradients, at least 1.
-        known_std: the standard deviation of the error of the known pixels.
+    D must be differentiable; it is run forwards once, and backwards in each of the `iterations` of conjugate gradients,
+    at least 1. The error of the known pixels has the standard deviation `known_std`.
     """
 
     def denoise_known(x: Tensor, sigma: Tensor) -> Denoised:

@@ -23,19 +23,17 @@ Called = Callable[[], Any]
 
 
 def variational_bound(
-    denoise: Denoise, x0: Tensor, sigmas: Tensor, variance: str, noise: Noise, called: Called | None = None
+    denoise: Denoise, x0: Tensor, sigmas: Tensor, variance: str, noise: Noise, called: Called = lambda: None
 ) -> Tensor:
     """Return the variational bound of a chain (Ho et al. 2020, eq. 5), in bits per dimension, float64 [B].
 
     It is the sum of L_T = KL(q(x_T | x0) || N(0, I)) and of a `losses.vlb_term` for each sigma, with one draw of noise.
 
     Args:
-        denoise: D.
-        x0: images of 256 levels in [-1, 1], [B C H W].
+        denoise, x0: D; images of 256 levels in [-1, 1], [B C H W].
         sigmas: the noise levels of the chain, ascending, float64 [T] on the CPU.
-        variance: of the steps, see `samplers.log_variance`.
+        variance: the kind of variance of the steps, see `samplers.log_variance`.
         noise: draws the next standard normal [B C H W].
-        called: is called after every call of D.
     """
     alpha_bar = (1 / (1 + sigmas[-1] ** 2)).item()
     prior = 0.5 * (alpha_bar * x0.cpu().double() ** 2 - alpha_bar - math.log1p(-alpha_bar))
@@ -47,20 +45,14 @@ def variational_bound(
         denoised = denoise(x0 + sigma * noise(), sigma)
         term = vlb_term(denoised, x0, sigma.expand(len(x0)), below.expand(len(x0)), first, variance)
         total += term.cpu().double()
-        if called is not None:
-            called()
+        called()
     return total
 
 
 def log_density(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    mean: Tensor,
-    sigma_data: float,
-    probes: Sequence[Noise],
-    called: Called | None = None,
-) -> Tensor:
+    denoise: Denoise, x: Tensor, sigmas: Tensor, mean: Tensor, sigma_data: float, probes: Sequence[Noise],
+    called: Called = lambda: None,
+) -> Tensor:  # fmt: skip
     """Return log p(x) in nats, float64 [B], where p is the density of the probability-flow ODE's images at sigmas[0].
 
     In the coordinate x = x0 + sigma noise the ODE is dx / d log sigma = x - D(x, sigma). The flow carries the density
@@ -85,12 +77,10 @@ def log_density(
     trajectory does not depend, keep it unbiased, and vary the result less than one set of probes for all sigmas.
 
     Args:
-        denoise: D, which must be differentiable in x.
-        x: [B C H W].
+        denoise, x: D, which must be differentiable in x; the images [B C H W].
         sigmas: ascending, uniform in log sigma, float64 [n + 1] on the CPU, n >= 4.
         mean, sigma_data: mean and standard deviation of the images; `mean` broadcasts against x.
         probes: each draws its next v [B C H W] of covariance I, for instance of 1 and -1 with equal probability.
-        called: is called after every call of D.
     """
     stride = math.log(sigmas[1] / sigmas[0])
     noises: list[Tensor] = []  # the last three, newest first
@@ -99,15 +89,13 @@ def log_density(
         x0, trace = denoised_and_trace(denoise, x, sigma, [probe() for probe in probes])
         integral += stride * weight * trace
         noises = [(x - x0) / sigma, *noises][:3]
-        if called is not None:
-            called()
+        called()
         if i + 1 < len(sigmas):
             start, x = x, x + sigma * _gain(stride, noises, [-k * stride for k in range(len(noises))])
         if i == 0:
             ahead = (x - denoise(x, sigmas[1]).x0) / sigmas[1]
             x = start + sigma * _gain(stride, [noises[0], ahead], [0.0, stride])
-            if called is not None:
-                called()
+            called()
     d, variance = x[0].numel(), sigmas[-1].item() ** 2 + sigma_data**2
     square = (x - mean).square().sum(dim=(1, 2, 3)).cpu().double()
     prior = -0.5 * (d * math.log(2 * math.pi * variance) + square / variance)

@@ -76,14 +76,9 @@ def density(schedule: Schedule, sigma: Tensor) -> Tensor:
 
 
 def vlb_term(
-    denoised: Denoised,
-    x0: Tensor,
-    sigma: Tensor,
-    sigma_next: Tensor,
-    first: float,
-    variance: str = "learned",
+    denoised: Denoised, x0: Tensor, sigma: Tensor, sigma_next: Tensor, first: float, variance: str = "learned",
     keep: Tensor | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Return one term of the variational bound (Ho et al. 2020, eq. 5), in bits per dimension [B].
 
     Where sigma_next > 0 it is the KL divergence of the model's step, which has D in place of x0, from the posterior
@@ -91,11 +86,9 @@ def vlb_term(
 
     Args:
         denoised: the output of D at `sigma`.
-        x0: [B C H W] in [-1, 1].
-        sigma, sigma_next: [B].
-        first: `DDPMSchedule.first_variance`.
-        variance: of the model's step, see `samplers.log_variance`; "learned" needs `denoised.var`.
-        keep: the mask of known pixels, see `hole_mean`.
+        x0, sigma, sigma_next: the images [B C H W] in [-1, 1]; the noise levels [B].
+        first, keep: `DDPMSchedule.first_variance`; the mask of known pixels, see `hole_mean`.
+        variance: the kind of the model's step, see `samplers.log_variance`; "learned" needs `denoised.var`.
     """
     s, s_next = (level.to(x0)[:, None, None, None] for level in (sigma, sigma_next))
     log_var = log_variance(variance, s, s_next, denoised.var, first)
@@ -153,29 +146,18 @@ class DenoisingLoss(nn.Module):
     For a denoiser that learns to inpaint, all means are over the hole (as in Palette, Saharia et al. 2022), so that its
     area does not change the scale. Noise is added to all pixels, since samplers call the net with such images.
 
-    Args:
-        denoiser: the denoiser to train.
-        weighting: the weight of each noise level.
-        own: a loss of the user's, in place of all of the above. With a hole it is given D with the known pixels of x0
-            pasted in, and its result is divided by the hole's share of the pixels, which turns a mean over all pixels
-            into the mean over the hole.
+    A loss `own` of the user's replaces all of the above. With a hole it gets D with the known pixels of x0 pasted in,
+    and its result is divided by the hole's share of the pixels: a mean over all pixels becomes that over the hole.
     """
 
     def __init__(self, denoiser: Denoiser, weighting: Weighting, own: Loss | None = None) -> None:
         super().__init__()
-        self.denoiser = denoiser
-        self.weighting = weighting
-        self.own = own
+        self.denoiser, self.weighting, self.own = denoiser, weighting, own
 
     def forward(
-        self,
-        x0: Tensor,
-        noise: Tensor,
-        sigma: Tensor,
-        label: Tensor | None = None,
-        keep: Tensor | None = None,
-        augment: Tensor | None = None,
-    ) -> Tensor:
+        self, x0: Tensor, noise: Tensor, sigma: Tensor,
+        label: Tensor | None = None, keep: Tensor | None = None, augment: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Return the loss [B] of images `x0` with normal `noise` [B C H W] at `sigma` [B], in float32 on one device.
 
         `label` is int64 [B] (None: null) and `augment` [B A]. For a denoiser that learns to inpaint, `keep` bool
@@ -186,9 +168,8 @@ class DenoisingLoss(nn.Module):
         concat = None if keep is None else condition(x0, keep)
         if self.own is not None:
             denoised = self.denoiser(x, sigma, label, concat, augment)
-            if keep is not None:
-                denoised = denoised._replace(x0=torch.where(keep, x0, denoised.x0))
-            loss = self.own(denoised, x0, sigma)
+            pasted = denoised if keep is None else denoised._replace(x0=torch.where(keep, x0, denoised.x0))
+            loss = self.own(pasted, x0, sigma)
             if keep is not None:
                 share = (~keep).to(x0).mean(dim=(1, 2, 3))
                 loss = torch.where(share > 0, loss / share.clamp(min=1e-9), 0)

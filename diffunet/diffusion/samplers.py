@@ -24,6 +24,9 @@ from diffunet.draws import Noise
 State = Any
 """What a multistep sampler keeps from one step to the next; None at the start and after a rise of sigma."""
 
+Point = tuple[Tensor, Tensor]
+"""(sigma [], the clean image [B C H W] that D returned there)."""
+
 StepResult = tuple[Tensor, Denoised, State]
 """(x at sigma_next, the output of D at sigma, the state for the next step)."""
 
@@ -34,14 +37,14 @@ Walk = Iterator[tuple[int, Tensor, Denoised]]
 """The iterator over the steps that `sample` returns: (number of the step, x after it, the output of D in it)."""
 
 STRIDE_MAX = 8.0
-"""`heun` takes Euler's step where sigma / sigma' is larger than this. Its slope is linear in sigma, which is wrong by
-orders of magnitude over such a distance: with 10 steps on a cosine ladder its error on a mixture of Gaussians is 16
-times that of Euler, and on a flow ladder 4e5 times (scripts/benchmark_samplers.py)."""
+"""`heun` takes Euler's step where sigma / sigma' is larger than this. Its slope is linear in sigma, which is wrong over
+such a distance: with 10 steps its error on a mixture of Gaussians is 16 times that of Euler on a cosine ladder, and 4e5
+times on a flow ladder (scripts/benchmark_samplers.py)."""
 
 GROWTH_MAX = 2.0
 """`dpmpp_2m` and `unipc` take a first-order step where the step is more than this many times as long, in log sigma, as
-the one before. They extrapolate D from past steps; so far beyond them that is worse than Euler's step. The ladders
-"leading" and "linspace" end with such a step, the last one above 0."""
+the one before, since so far beyond past steps the extrapolation of D is worse than none. The ladders "leading" and
+"linspace" end with such a step, the last one above 0."""
 
 
 def sample(denoise: Denoise, x: Tensor, sigmas: Tensor, step: Step, noise: Noise) -> Walk:
@@ -50,8 +53,7 @@ def sample(denoise: Denoise, x: Tensor, sigmas: Tensor, step: Step, noise: Noise
     The caller can watch each step, or stop. Where sigma rises (RePaint's jumps back), noise is added to match, D is not
     called and its last output is yielded again. The state of a multistep sampler is dropped, as x is on a new path.
     """
-    state: State = None
-    denoised = Denoised(x)
+    denoised, state = Denoised(x), None
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas.unbind())):
         if sigma_next > sigma:
             x, state = x + (sigma_next**2 - sigma**2).sqrt() * noise(), None
@@ -62,8 +64,7 @@ def sample(denoise: Denoise, x: Tensor, sigmas: Tensor, step: Step, noise: Noise
 
 def last(steps: Walk) -> Tensor:
     """Run `sample` to its end and return the final x."""
-    [(_, x, _)] = deque(steps, maxlen=1)
-    return x
+    return deque(steps, maxlen=1)[0][1]
 
 
 VARIANCES = ("small", "large", "learned")
@@ -135,8 +136,7 @@ def euler_ancestral(eta: float = 1.0) -> Step:
 def ddpm(variance: str = "small") -> Step:
     """Return ancestral sampling (Ho et al. 2020, algorithm 2): the posterior's mean, and a variance of `log_variance`.
 
-    x' = D + (sigma' / sigma)^2 (x - D) + sqrt(variance) noise, without noise in the last step, to sigma 0. With "small"
-    this is `euler(eta=1)`.
+    x' = D + (sigma' / sigma)^2 (x - D) + sqrt(variance) noise, the last step without noise; "small" is `euler(eta=1)`.
 
     Raises:
         ValueError: for an unknown `variance`, and in the first step for "learned" with a denoiser that has none.
@@ -160,11 +160,8 @@ def heun(gamma: float = 0.0, low: float = 0.0, high: float = math.inf, noise_sca
     """Return Heun's method (Karras et al. 2022, algorithm 2): Euler's step, repeated with the mean slope of its ends.
 
     A step calls D twice, unless it is Euler's alone: the last one, and where sigma / sigma' is above `STRIDE_MAX`.
-
-    Args:
-        gamma: where low <= sigma <= high, noise first raises sigma by this fraction, min(S_churn / N, sqrt(2) - 1); 0
-            draws no noise, which is algorithm 1.
-        low, high, noise_scale: S_tmin, S_tmax and S_noise.
+    Where low <= sigma <= high, noise first raises sigma by the fraction `gamma`, min(S_churn / N, sqrt(2) - 1); 0 draws
+    no noise, which is algorithm 1. `low`, `high` and `noise_scale` are S_tmin, S_tmax and S_noise.
     """
 
     def step(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise, state: State) -> StepResult:
@@ -192,20 +189,17 @@ def dpmpp_2m(eta: float = 0.0) -> Step:
 
     D~ is D, and the step of first order, in three cases: in the first step, which has no D_last; in a step that is much
     longer than the one before (`GROWTH_MAX`); and in the last, to sigma 0, whose h is infinite and has no middle.
-
-    Args:
-        eta: 0 for the ODE, 1 for the reverse SDE (SDE-DPM-Solver++(2M), Lu et al. 2022, appendix).
+    An `eta` of 0 is the ODE, 1 the reverse SDE (SDE-DPM-Solver++(2M), Lu et al. 2022, appendix).
     """
 
     def step(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise, state: State) -> StepResult:
         denoised = denoise(x, sigma)
         if sigma_next == 0:
             return denoised.x0, denoised, None
-        h = math.log(sigma / sigma_next)
-        x0_middle = denoised.x0
+        h, x0_middle = math.log(sigma / sigma_next), denoised.x0
         if state is not None and h <= GROWTH_MAX * state[1]:
             x0_last, h_last = state
-            x0_middle = torch.lerp(x0_last, denoised.x0, 1 + h / (2 * h_last))
+            x0_middle = torch.lerp(x0_last, x0_middle, 1 + h / (2 * h_last))
         x = (sigma_next / sigma) * math.exp(-eta * h) * x - math.expm1(-(1 + eta) * h) * x0_middle
         if eta > 0:
             x = x + sigma_next * math.sqrt(-math.expm1(-2 * eta * h)) * noise()
@@ -217,14 +211,10 @@ def dpmpp_2m(eta: float = 0.0) -> Step:
 def unipc(order: int = 2) -> Step:
     """Return UniPC-`order`, a predictor and corrector (Zhao et al. 2023, algorithms 1 and 2), for B(h) = e^h - 1.
 
-    D is called once in each step, at the point to which the last step has led. Its output first corrects that point
-    (UniC), then takes part in the prediction of the next one (UniP), which uses the outputs at the last `order` points.
-    The prediction is of first order, from the newest output alone, in three cases: in the first step, which has no
-    other; in a step that is much longer than the one before (`GROWTH_MAX`); and in the last, to sigma 0, which is
-    infinitely long in log sigma and leads to D.
-
-    Args:
-        order: 2 or 3, the order of the predictor; the sampler with its corrector is of one order more.
+    The order, 2 or 3, is that of the predictor; with its corrector the sampler is of one order more. D is called once
+    in each step, at the point to which the last step has led. Its output first corrects that point (UniC), then takes
+    part in the prediction of the next one (UniP), which uses the outputs at the last `order` points. The prediction is
+    of first order, from the newest output alone, in the same three cases as that of `dpmpp_2m`.
     """
 
     def step(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise, state: State) -> StepResult:
@@ -236,15 +226,12 @@ def unipc(order: int = 2) -> Step:
         if past and sigma / sigma_next > (past[0][0] / sigma) ** GROWTH_MAX:
             past = []
         past = [here, *past][:order]
-        x_next = denoised.x0 if sigma_next == 0 else _unipc_step(x, sigma_next, past, [])
-        return x_next, denoised, (x, past)
+        return denoised.x0 if sigma_next == 0 else _unipc_step(x, sigma_next, past, []), denoised, (x, past)
 
     return step
 
 
-def _unipc_step(
-    x: Tensor, sigma_next: Tensor, past: list[tuple[Tensor, Tensor]], ahead: list[tuple[Tensor, Tensor]]
-) -> Tensor:
+def _unipc_step(x: Tensor, sigma_next: Tensor, past: list[Point], ahead: list[Point]) -> Tensor:
     """Return x at sigma_next, from x at past[0]'s sigma, as if D were a polynomial through all points (sigma, D).
 
     Let s be the distance in log sigma from the start of the step, from 0 to h. The ODE is dx/ds = D - x, and so

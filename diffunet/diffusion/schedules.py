@@ -13,11 +13,11 @@ import math
 from typing import Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 FLOW_SIGMA_MAX = 1e9
-"""The noise level of a flow at t = 1, where sigma = t / (1 - t) is infinite. Signal that is 1e9 times weaker than the
-noise is below the last bit of float32."""
+"""The noise level of a flow at t = 1, in place of infinity: a signal this much weaker is below float32's last bit."""
 
 ZERO_SNR_SIGMA_MAX = 4096.0
 """The last noise level of a schedule of zero terminal SNR, in place of infinity; alpha_bar is about 2^-24 there. It is
@@ -30,12 +30,13 @@ def _wide(x: Tensor) -> Tensor:
 
 
 class Schedule(Protocol):
-    """A noise schedule, as training and ladders use it. Results have the shape of the argument, in float64."""
+    """A noise schedule, as training and ladders use it. Results have the shape of the argument, in float64.
+
+    Sampling starts from the noise level `sigma_max`; `sigma_min` is the lowest that it visits before 0.
+    """
 
     sigma_min: float
-    """The lowest noise level that a sampler visits before 0."""
     sigma_max: float
-    """The noise level from which sampling starts."""
 
     def sigma(self, u: Tensor) -> Tensor:
         """Return the noise level at `u` in (0, 1); it increases with u."""
@@ -66,8 +67,7 @@ def betas(kind: str, num_steps: int, beta_range: tuple[float, float] | None = No
             level; "scaled-linear", 0.00085 to 0.012, uniform in sqrt(beta) and scaled likewise (Rombach et al. 2022);
             "cosine", s = 0.008 (Nichol & Dhariwal 2021, eq. 17); "sigmoid", start -3, end 3, tau 1, of alpha_bar (Jabri
             et al. 2022, algorithm 1). No beta is above 0.999.
-        num_steps: T.
-        beta_range: the first and the last beta of "linear" and "scaled-linear", used without scaling.
+        num_steps, beta_range: T; the first and the last beta of "linear" and "scaled-linear", used without scaling.
 
     Raises:
         ValueError: for an unknown `kind`, or for a `beta_range` with a kind that has none.
@@ -105,27 +105,19 @@ def zero_terminal_snr(beta: Tensor) -> Tensor:
 class DDPMSchedule(Schedule):
     """The discrete chain of DDPM (Ho et al. 2020). No other code uses the paper's notation.
 
-    With beta_t given for t = 0 ... T-1 (the paper counts from 1), alpha_bar_t the product of (1 - beta_s), s <= t,
-
-        q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I)                                     (paper: eq. 4)
-
-    The noisy image divided by sqrt(alpha_bar_t) is
-
-        x_t / sqrt(alpha_bar_t) = x_0 + sigma_t * noise,    sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)
-
-    which is the coordinate of all other code. `posterior` gives the paper's eq. 6 and 7; the sampler `euler(eta=1)` is
-    that step in the coordinate above (a test shows it).
+    With beta_t for t = 0 ... T-1 (the paper counts from 1) and alpha_bar_t, the product of (1 - beta_s) over s <= t,
+    q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I) (eq. 4). In the coordinate of all other code the noisy
+    image is x_t / sqrt(alpha_bar_t) = x_0 + sigma_t * noise, with sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t).
+    `posterior` gives eq. 6 and 7; the sampler `euler(eta=1)` is that step in this coordinate (a test shows it).
 
     Between its steps the schedule is continuous: log sigma is linear between neighbours, and u = (t + 1) / T, so that
     u in (0, 1] covers the T steps. `c_noise` is the timestep t, an exact integer at each step.
 
     Args:
-        num_steps: T, at least 2.
-        kind: "linear", "scaled-linear", "cosine" or "sigmoid", see `betas`.
+        num_steps, kind, beta_range: T, at least 2; see `betas`.
         zero_snr: use `zero_terminal_snr`; the last sigma, which would be infinite, is `ZERO_SNR_SIGMA_MAX`. This is not
             for a net that predicts epsilon: where x is pure noise, that prediction says nothing about the image.
         shift: the factor of every sigma, to which alpha_bar and beta are adapted; see `shifted`.
-        beta_range: the first and the last beta, see `betas`.
         rescale_timesteps: let `c_noise` be 1000 t / T in place of t, as in improved diffusion.
 
     Raises:
@@ -133,21 +125,15 @@ class DDPMSchedule(Schedule):
     """
 
     def __init__(
-        self,
-        num_steps: int = 1000,
-        kind: str = "linear",
-        zero_snr: bool = False,
-        shift: float = 1.0,
-        beta_range: tuple[float, float] | None = None,
-        rescale_timesteps: bool = False,
-    ) -> None:
+        self, num_steps: int = 1000, kind: str = "linear", zero_snr: bool = False, shift: float = 1.0,
+        beta_range: tuple[float, float] | None = None, rescale_timesteps: bool = False,
+    ) -> None:  # fmt: skip
         if num_steps < 2:
             raise ValueError(f"a DDPM schedule needs at least 2 steps, not {num_steps}")
         self.num_steps, self.kind, self.zero_snr, self.shift = num_steps, kind, zero_snr, shift
         self.beta_range, self.rescale_timesteps = beta_range, rescale_timesteps
-        self.beta = betas(kind, num_steps, beta_range)  # [T]
-        if zero_snr:
-            self.beta = zero_terminal_snr(self.beta)
+        beta = betas(kind, num_steps, beta_range)
+        self.beta = zero_terminal_snr(beta) if zero_snr else beta  # [T]
         self.alpha_bar = torch.cumprod(1 - self.beta, 0)  # [T]
         if zero_snr:
             self.alpha_bar[-1] = min(1 / (1 + ZERO_SNR_SIGMA_MAX**2), self.alpha_bar[-2].item() / 2)
@@ -201,10 +187,7 @@ class DDPMSchedule(Schedule):
         return mean, (1 - previous) / (1 - alpha_bar) * beta
 
     def previous(self, sigma: Tensor) -> Tensor:
-        """Return the noise level one step of the chain, 1 / T in u, below `sigma`; float64, 0 below the first step.
-
-        The posterior and the variational bound need it. Noise levels between the steps form a chain of their own.
-        """
+        """Return the float64 noise level one step of the chain, 1 / T in u, below `sigma`; it is 0 below the first."""
         t = self._t(sigma)
         return torch.where(t < 0.5, 0.0, self.sigma(t / self.num_steps))
 
@@ -212,9 +195,7 @@ class DDPMSchedule(Schedule):
 class EDMSchedule(Schedule):
     """The schedule of EDM (Karras et al. 2022, table 1): training draws log sigma from a normal distribution.
 
-    Args:
-        sigma_min, sigma_max: the range of noise levels of ladders, to which `c_noise` is clamped.
-        log_mean, log_std: P_mean and P_std of the training distribution.
+    P_mean and P_std are `log_mean` and `log_std`. Ladders and `c_noise` stay within `sigma_min` to `sigma_max`.
     """
 
     def __init__(
@@ -222,10 +203,11 @@ class EDMSchedule(Schedule):
     ) -> None:
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.log_mean, self.log_std = log_mean, log_std
+        # EDM has no time of its own; u, divided by its value at sigma_max so that it ends at 1, serves as time.
+        self._u_max = self.u(torch.tensor(sigma_max, dtype=torch.float64, device="cpu")).item()
 
     def sigma(self, u: Tensor) -> Tensor:
-        inside = _wide(u).clamp(1e-12, 1 - 1e-12)
-        return (self.log_mean + self.log_std * torch.special.ndtri(inside)).exp()
+        return (self.log_mean + self.log_std * torch.special.ndtri(_wide(u).clamp(1e-12, 1 - 1e-12))).exp()
 
     def u(self, sigma: Tensor) -> Tensor:
         return torch.special.ndtr((_wide(sigma).log() - self.log_mean) / self.log_std)
@@ -233,11 +215,6 @@ class EDMSchedule(Schedule):
     def c_noise(self, sigma: Tensor) -> Tensor:
         """Return log(sigma) / 4."""
         return _wide(sigma).clamp(self.sigma_min, self.sigma_max).log() / 4
-
-    @property
-    def _u_max(self) -> float:
-        """u at `sigma_max`. EDM has no time of its own; u, divided by this so that it ends at 1, serves as time."""
-        return self.u(torch.tensor(self.sigma_max, dtype=torch.float64)).item()
 
     def sigma_at(self, t: Tensor) -> Tensor:
         return self.sigma(_wide(t) * self._u_max)
@@ -249,19 +226,17 @@ class EDMSchedule(Schedule):
 class FlowSchedule(Schedule):
     """The schedule of rectified flow (Liu et al. 2022): x_t = (1 - t) x0 + t noise, so that sigma = t / (1 - t).
 
-    Args:
-        logit_normal: training draws t from a logit-normal distribution of mean 0 and standard deviation 1 (Esser et al.
-            2024, section 3.1), otherwise uniformly.
+    Training draws t uniformly or, with `logit_normal`, so that log sigma = logit(t) is standard normal (Esser et al.
+    2024, section 3.1).
     """
+
+    sigma_min, sigma_max = 1e-3, FLOW_SIGMA_MAX
 
     def __init__(self, logit_normal: bool = False) -> None:
         self.logit_normal = logit_normal
-        self.sigma_min, self.sigma_max = 1e-3, FLOW_SIGMA_MAX
 
     def sigma(self, u: Tensor) -> Tensor:
-        if self.logit_normal:  # log sigma = logit(t) is standard normal.
-            return torch.special.ndtri(_wide(u).clamp(1e-12, 1 - 1e-12)).exp()
-        return self.sigma_at(u)
+        return torch.special.ndtri(_wide(u).clamp(1e-12, 1 - 1e-12)).exp() if self.logit_normal else self.sigma_at(u)
 
     def u(self, sigma: Tensor) -> Tensor:
         return torch.special.ndtr(_wide(sigma).log()) if self.logit_normal else self.time(sigma)
@@ -282,8 +257,8 @@ class FlowSchedule(Schedule):
 class ShiftedSchedule(Schedule):
     """A schedule `base` with every sigma multiplied by `factor`; see `shifted`.
 
-    u and `c_noise` are those of the base at sigma / factor: the larger image with `factor` times the noise is about as
-    hard to denoise as the smaller one was, so the net is given the same number for the same difficulty.
+    The larger image with `factor` times the noise is about as hard to denoise as the smaller one was, so u and
+    `c_noise` are those of the base at sigma / factor: the net gets the same number for the same difficulty.
     """
 
     def __init__(self, base: Schedule, factor: float) -> None:
@@ -309,45 +284,35 @@ class ShiftedSchedule(Schedule):
 def shifted(schedule: Schedule, factor: float) -> Schedule:
     """Return `schedule` with every sigma multiplied by `factor` (Hoogeboom et al. 2023, simple diffusion, section 3.1).
 
-    Neighbouring pixels of a larger image are more alike, so that more noise is needed to hide as much of it: factor is
-    its size / 64. A factor of 1 returns `schedule` itself.
+    Neighbouring pixels of a larger image are more alike, so more noise is needed to hide as much: factor is size / 64.
     """
     if factor == 1:
         return schedule
-    if isinstance(schedule, DDPMSchedule):  # It stays a chain, with the beta and alpha_bar of the new sigmas.
-        s = schedule
-        return DDPMSchedule(s.num_steps, s.kind, s.zero_snr, s.shift * factor, s.beta_range, s.rescale_timesteps)
-    return ShiftedSchedule(schedule, factor)
+    if not isinstance(s := schedule, DDPMSchedule):
+        return ShiftedSchedule(schedule, factor)
+    # A chain stays one, with the beta and alpha_bar of the new sigmas.
+    return DDPMSchedule(s.num_steps, s.kind, s.zero_snr, s.shift * factor, s.beta_range, s.rescale_timesteps)
 
 
-# Ladders are float64 [n + 1]: n noise levels in descending order, then 0.
-
-
-def _with_zero(sigmas: Tensor) -> Tensor:
-    return torch.cat([sigmas, sigmas.new_zeros(1)])
+# Ladders are float64 [n + 1]: n noise levels in descending order, then 0, with which `F.pad` ends them.
 
 
 def karras(sigma_min: float, sigma_max: float, n: int, rho: float = 7.0) -> Tensor:
     """Return the ladder of Karras et al. 2022, eq. 5, uniform in sigma^(1/rho) from `sigma_max` to `sigma_min`."""
-    steps = torch.linspace(0, 1, n, dtype=torch.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return _with_zero((high + steps * (low - high)) ** rho)
+    return F.pad((high + torch.linspace(0, 1, n, dtype=torch.float64) * (low - high)) ** rho, (0, 1))
 
 
 def uniform_log_snr(sigma_min: float, sigma_max: float, n: int) -> Tensor:
     """Return a ladder uniform in log sigma, and so in log-SNR = -2 log sigma, from `sigma_max` to `sigma_min`."""
-    return _with_zero(torch.linspace(math.log(sigma_max), math.log(sigma_min), n, dtype=torch.float64).exp())
+    return F.pad(torch.linspace(math.log(sigma_max), math.log(sigma_min), n, dtype=torch.float64).exp(), (0, 1))
 
 
 def uniform_t(schedule: Schedule, n: int, spacing: Literal["trailing", "leading", "linspace"] = "trailing") -> Tensor:
     """Return a ladder uniform in the schedule's own time t; with n = T each spacing gives the steps of a DDPM chain.
 
-    Args:
-        schedule: the schedule, whose time runs from t(sigma_min) to 1.
-        n: number of sampling steps.
-        spacing: "trailing", t = 1, 1 - 1/n ... 1/n, starts at pure noise (Lin et al. 2023, section 3.3); "linspace"
-            visits both ends, t = 1 ... t(sigma_min); "leading", t = t(sigma_min) + k/n, is that of DDIM and does not
-            visit t = 1: with n = 1 it visits only sigma_min.
+    Spacing "trailing", t = 1, 1 - 1/n ... 1/n, starts at pure noise (Lin et al. 2023, section 3.3); "linspace" visits
+    both ends, t = 1 ... t(sigma_min); "leading", DDIM's t = t(sigma_min) + k/n, visits sigma_min but not t = 1.
 
     Raises:
         ValueError: for an unknown `spacing`.
@@ -362,4 +327,4 @@ def uniform_t(schedule: Schedule, n: int, spacing: Literal["trailing", "leading"
         t = first + (n - 1 - k) * min(1 / n, (1 - first) / max(1, n - 1))
     else:
         raise ValueError(f"unknown spacing {spacing!r}; there are trailing, leading and linspace")
-    return _with_zero(schedule.sigma_at(t).clamp(max=schedule.sigma_max))
+    return F.pad(schedule.sigma_at(t).clamp(max=schedule.sigma_max), (0, 1))

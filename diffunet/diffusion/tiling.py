@@ -26,13 +26,11 @@ AT_ONCE = 32
 class Tiled:
     """A denoiser of images of any size, which blends the windows of a `Denoiser` (Bar-Tal et al. 2023, eq. 5).
 
-    At every noise level all windows are denoised, and blended with weights that fall to 0 at their edges. What one
-    window fills in is part of what its neighbours see at the next level, so that no edge shows. Pixels without a window
-    come back as they are.
+    All windows are denoised at every noise level, and blended with weights that fall to 0 at their edges. What one
+    fills in, its neighbours see at the next level, so that no edge shows. Pixels without a window stay as they are.
 
     Args:
-        denoiser: the denoiser of a window.
-        size: S, the size of the images of its training.
+        denoiser, size: the denoiser of a window; S, the size of the images of its training.
         wanted: bool [H W], both at least S: the pixels to be denoised. Windows without such a pixel are left out.
         stride: the largest distance between neighbouring windows; S / 2 by default.
         at_once: the number of windows in one pass through the net.
@@ -41,9 +39,7 @@ class Tiled:
     def __init__(
         self, denoiser: Denoiser, size: int, wanted: Tensor, stride: int | None = None, at_once: int = AT_ONCE
     ) -> None:
-        self.denoiser = denoiser
-        self.at_once = at_once
-        self.size = size
+        self.denoiser, self.size, self.at_once = denoiser, size, at_once
         self.windows = windows(wanted, size, stride)
         ramp = torch.arange(size, device=wanted.device, dtype=torch.float32).add(0.5).div(size).mul(math.pi).sin() ** 2
         self.weight = ramp[:, None] * ramp  # [S S]
@@ -63,16 +59,13 @@ class Tiled:
         passes = [self.windows[first : first + n] for first in range(0, len(self.windows), n)]
 
         def denoise(crops: Tensor, part: Sequence[Window]) -> Denoised:  # crops [N B, C S S]
-            return self.denoiser(
-                crops,
-                sigma if sigma.ndim == 0 else sigma.repeat(len(part)),
-                None if label is None else label.repeat(len(part)),
-                None if concat is None else cut(concat, part, size),
-                None if augment is None else augment.repeat(len(part), 1),
-            )
+            levels = sigma if sigma.ndim == 0 else sigma.repeat(len(part))
+            labels = None if label is None else label.repeat(len(part))
+            further = None if concat is None else cut(concat, part, size)
+            vectors = None if augment is None else augment.repeat(len(part), 1)
+            return self.denoiser(crops, levels, labels, further, vectors)
 
-        if torch.is_grad_enabled():  # `mmps` differentiates the result.
-            # With checkpoints, gradients keep the activations of one pass and not of all.
+        if torch.is_grad_enabled():  # `mmps` needs gradients; checkpoints keep the activations of one pass, not of all.
             outputs = [
                 checkpoint(denoise, crops, part, use_reentrant=False, preserve_rng_state=False)
                 for crops, part in zip(_Cut.apply(x, passes, size), passes, strict=True)
@@ -85,12 +78,10 @@ class Tiled:
                 output = denoise(cut(x, part, size), part)
                 add(total, part, self.weight * output.x0)
                 fractions.append(output.var)
-        var: Tensor | None = None
-        for part, fraction in zip(passes, fractions, strict=True):
-            if fraction is not None:
-                var = torch.zeros_like(x) if var is None else var
-                add(var, part, self.weight * fraction)
-        return Denoised(torch.where(self.covered, total / self.total, x), None if var is None else var / self.total)
+        var = None
+        if learned := [fraction for fraction in fractions if fraction is not None]:
+            var = _Blend.apply(x.detach(), self.weight, passes, *learned) / self.total
+        return Denoised(torch.where(self.covered, total / self.total, x), var)
 
 
 class _Cut(torch.autograd.Function):

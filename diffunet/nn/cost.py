@@ -1,9 +1,5 @@
-"""The cost of a net: the shapes of its feature maps, its parameters and its multiply-accumulates (MACs).
-
-The net runs on torch's meta device, where operations have shapes and nothing is computed.
-
-Legend: C channels, H W height and width, E width of the embedding.
-"""
+"""The cost of a net: the shapes of its feature maps, its parameters and its multiply-accumulates (MACs). It runs on
+torch's meta device, where operations have shapes and nothing is computed."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Row:
-    """One part of a net: `name`, `shape` [C H W] or [E] of its output, `parameters`, and `macs` for one image."""
+    """One part of a net, with the `shape` [channels height width] or [width] of its output and `macs` for one image."""
 
     name: str
     shape: tuple[int, ...]
@@ -43,19 +39,19 @@ def cost(net: nn.Module, height: int, width: int, time: bool = True, channels: i
     """
     net = copy.deepcopy(net).to("meta").train()
     counter = FlopCounterMode(display=False)
-    flops_before: dict[str, int] = {}
     rows: list[Row] = []
+    flops_before = 0
 
-    def before(name: str, *_: Any) -> None:
-        flops_before[name] = counter.get_total_flops()
+    def before(*_: Any) -> None:
+        nonlocal flops_before
+        flops_before = counter.get_total_flops()
 
     def after(name: str, part: nn.Module, _: Any, output: Any) -> None:
         last = output[-1] if isinstance(output, list) else output
-        macs = (counter.get_total_flops() - flops_before[name]) // 2
-        rows.append(Row(name, tuple(last.shape[1:]), _count(part), macs))
+        rows.append(Row(name, tuple(last.shape[1:]), _count(part), (counter.get_total_flops() - flops_before) // 2))
 
-    for name, part in _parts(net):
-        part.register_forward_pre_hook(partial(before, name))
+    for name, part in _parts(net):  # They run one after the other, and none within another.
+        part.register_forward_pre_hook(before)
         part.register_forward_hook(partial(after, name))
     x = torch.empty(1, channels or int(net.in_channels), height, width, device="meta")  # type: ignore[arg-type]
     with counter:
@@ -67,10 +63,8 @@ def _parts(net: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the named children of a net, but the children of lists and of modules that are `opened` in their place."""
     parts: list[tuple[str, nn.Module]] = []
     for name, child in net.named_children():
-        if isinstance(child, nn.ModuleList) or getattr(child, "opened", False):
-            parts += [(f"{name}.{inner}", part) for inner, part in _parts(child)]
-        else:
-            parts.append((name, child))
+        opened = isinstance(child, nn.ModuleList) or getattr(child, "opened", False)
+        parts += [(f"{name}.{inner}", part) for inner, part in _parts(child)] if opened else [(name, child)]
     return parts
 
 

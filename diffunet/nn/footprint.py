@@ -1,9 +1,6 @@
 """The peak memory of a net in training and in use, counted operation by operation on torch's meta device, where nothing
-is computed or allocated.
-
-At each moment the memory is a constant (weights and their gradients) plus a multiple of the batch size (feature maps).
-A single pass gives both, and so the peak for every batch size: see `PRIME`.
-"""
+is computed or allocated. It is always a constant (weights and their gradients) plus a multiple of the batch size
+(feature maps). A single pass gives both, and so the peak for every batch size: see `PRIME`."""
 
 from __future__ import annotations
 
@@ -46,12 +43,9 @@ def footprint(
     """Return the memory of `net(x, c_noise)`, or of `net(x)` without `time`, with weights and, if `learn`, gradients.
 
     Args:
-        net: a net; it is copied.
-        height, width: the size of the images.
-        precision: torch.float32, or the type of autocast.
-        device: "cuda", "mps" or "cpu", the device whose autocast is imitated.
+        net, height, width: a net, which is copied; the size of the images.
+        precision, device: torch.float32, or the type of autocast; "cuda", "mps" or "cpu", whose autocast is imitated.
         learn: count a forward and a backward pass; otherwise a forward pass, with weights that were cast before.
-        time: the net takes a noise level.
         channels: channels of the input, by default `net.in_channels`.
     """
     net = copy.deepcopy(net).to("meta").train(learn).requires_grad_(learn)
@@ -79,8 +73,7 @@ class _Memory(TorchDispatchMode):
         super().__init__()
         self.known: set[int] = set()
         self.now = [0, 0]  # constant, per image
-        self.constant: list[int] = []
-        self.per_image: list[int] = []
+        self.constant, self.per_image = list[int](), list[int]()
         for weight in weights:
             self._add(weight)
 
@@ -150,11 +143,11 @@ class _Autocast(TorchFunctionMode):
     def _cast(self, value: Any, dtype: torch.dtype) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype is dtype:
             return value
-        if isinstance(value, nn.Parameter) and value.requires_grad:
-            if value not in self.casts:  # Autocast keeps the casts of weights until its end.
-                self.casts[value] = value.to(dtype)
-            return self.casts[value]
-        return value.to(dtype)
+        if not (isinstance(value, nn.Parameter) and value.requires_grad):
+            return value.to(dtype)
+        if value not in self.casts:  # Autocast keeps the casts of weights until its end.
+            self.casts[value] = value.to(dtype)
+        return self.casts[value]
 
 
 class _Attention(torch.autograd.Function):

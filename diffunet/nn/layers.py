@@ -1,7 +1,6 @@
 """The layers of the UNet.
 
-Legend: B batch, C channels, H W height and width, E width of the embedding, A size of the augmentation vector,
-N = H * W positions.
+Legend: B batch, C channels, H W height and width, E width of the embedding, A size of the augmentation vector.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from torch import Tensor, nn
 def zero(module: nn.Module) -> nn.Module:
     """Set the parameters of a module to zero and return it.
 
-    As the last layer of a residual branch it makes a block start as the identity, so that signals and gradients pass
-    through a deep net unchanged at the start of training.
+    As the last layer of a residual branch it makes a block start as the identity, for signals and gradients alike.
     """
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
@@ -36,9 +34,7 @@ def group_norm(channels: int, groups: int | None = None, eps: float = 1e-5) -> n
         ValueError: if `groups` does not divide `channels`.
     """
     if groups is None:
-        groups = max(1, channels // 16)
-        while channels % groups:
-            groups -= 1
+        groups = next(n for n in range(max(1, channels // 16), 0, -1) if channels % n == 0)
     if channels % groups:
         raise ValueError(f"{channels} channels cannot be normalised in {groups} groups")
     return nn.GroupNorm(groups, channels, eps)
@@ -51,13 +47,11 @@ Norm = Callable[[int], nn.Module]
 def sinusoids(c_noise: Tensor, width: int, shift: int = 0) -> Tensor:
     """Return cosines and sines of `c_noise` [B] at frequencies from 1 to about 1/10000, float32 [B width].
 
-    This is the position encoding of Vaswani et al. 2017, section 3.5. Ho et al. 2020 use it for the timestep with
-    `shift` 1, which makes the last frequency exactly 1/10000. It is always computed in float32, since bfloat16 does not
-    distinguish the timesteps 999 and 1000.
+    This is the position encoding of Vaswani et al. 2017, section 3.5. Ho et al. 2020 use it with `shift` 1, which makes
+    the last frequency exactly 1/10000. In bfloat16 the timesteps 999 and 1000 would be one.
     """
     half = width // 2
-    step = -math.log(10_000) / (half - shift)
-    frequencies = torch.exp(torch.arange(half, device=c_noise.device) * step)  # [half]
+    frequencies = torch.exp(torch.arange(half, device=c_noise.device) * (-math.log(10_000) / (half - shift)))  # [half]
     angles = c_noise.float()[:, None] * frequencies  # [B half]
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
 
@@ -66,10 +60,8 @@ class Embedding(nn.Module):
     """The embedding of all that conditions a net: noise level and, if the net has them, label and augmentation.
 
     Args:
-        width: number of sinusoids.
-        out_width: E.
-        num_classes: 0 for a net without labels. Label `num_classes` is the null label, "no class".
-        augment_channels: A, 0 for none.
+        width, out_width: number of sinusoids; E.
+        num_classes, augment_channels: the number of labels, which is also the null label, and A; each is 0 for none.
         frequency_shift: the `shift` of `sinusoids`.
     """
 
@@ -77,14 +69,11 @@ class Embedding(nn.Module):
         self, width: int, out_width: int, num_classes: int = 0, augment_channels: int = 0, frequency_shift: int = 0
     ) -> None:
         super().__init__()
-        self.width = width
-        self.frequency_shift = frequency_shift
+        self.width, self.frequency_shift = width, frequency_shift
         self.mlp = nn.Sequential(nn.Linear(width, out_width), nn.SiLU(), nn.Linear(out_width, out_width))
-        self.label = None
-        if num_classes:
-            # These are the initial weights of nn.Embedding, whose own `normal_` on the meta device imports torch's
-            # compiler, which takes seconds.
-            self.label = nn.Embedding(num_classes + 1, out_width, _weight=torch.randn(num_classes + 1, out_width))
+        # nn.Embedding's own initial weights are the same, but on the meta device they import torch's compiler: seconds.
+        weight = torch.randn(num_classes + 1, out_width) if num_classes else None
+        self.label = None if weight is None else nn.Embedding(num_classes + 1, out_width, _weight=weight)
         self.augment = nn.Linear(augment_channels, out_width, bias=False) if augment_channels else None
 
     def forward(self, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
@@ -123,14 +112,9 @@ class ResBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        embedding: int,
-        dropout: float = 0.0,
-        scale_shift: bool = True,
+        self, in_channels: int, out_channels: int, embedding: int, dropout: float = 0.0, scale_shift: bool = True,
         norm: Norm = group_norm,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.scale_shift = scale_shift
         self.norm1 = norm(in_channels)
@@ -154,13 +138,9 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all positions (Vaswani et al. 2017), as a residual branch that starts at zero.
+    """Self-attention over all positions [B C H W] (Vaswani et al. 2017), as a residual branch that starts at zero.
 
-    Args:
-        channels: C.
-        heads: number of heads.
-        qk_norm: RMS-normalise queries and keys (Henry et al. 2020), which keeps long runs in bfloat16 from diverging.
-        norm: makes the normalisation.
+    `qk_norm` RMS-normalises queries and keys (Henry et al. 2020), which keeps long runs in bfloat16 from diverging.
 
     Raises:
         ValueError: if `heads` does not divide C.
@@ -173,26 +153,22 @@ class Attention(nn.Module):
             raise ValueError(f"attention on {channels} channels cannot be divided into {heads} heads")
         self.norm = norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.q_norm = nn.RMSNorm(channels // self.heads) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(channels // self.heads) if qk_norm else nn.Identity()
+        self.q_norm = nn.RMSNorm(channels // heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(channels // heads) if qk_norm else nn.Identity()
         self.out = zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [B C H W] for `x` [B C H W]."""
-        height = x.shape[2]
         # Fused kernels need the numbers of a token side by side in memory. This copies only if x is not channels_last.
         tokens = rearrange(self.qkv(self.norm(x)), "b c h w -> b (h w) c").contiguous()
         q, k, v = rearrange(tokens, "b n (three heads c) -> three b heads n c", three=3, heads=self.heads)
         h = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)  # [B heads N c]
-        return x + self.out(rearrange(h, "b heads (h w) c -> b (heads c) h w", h=height))
+        return x + self.out(rearrange(h, "b heads (h w) c -> b (heads c) h w", h=x.shape[2]))
 
 
 class Downsample(nn.Module):
-    """A 3x3 convolution of stride 2, which halves the size and rounds up.
+    """A 3x3 convolution of stride 2, from [B C H W] to [B C ceil(H/2) ceil(W/2)].
 
-    Args:
-        channels: C.
-        asymmetric: pad an even size only at the right and at the bottom, as TensorFlow and so the code of DDPM does.
+    With `asymmetric` it pads an even size only at the right and at the bottom, as TensorFlow and the code of DDPM do.
     """
 
     def __init__(self, channels: int, asymmetric: bool = False) -> None:
@@ -201,43 +177,39 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if asymmetric else 1)
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        """Return [B C ceil(H/2) ceil(W/2)] for `x` [B C H W]; `e` is not used."""
         if self.asymmetric:
             x = F.pad(x, (x.shape[3] % 2, 1, x.shape[2] % 2, 1))
         return self.conv(x)
 
 
 class Upsample(nn.Module):
-    """Enlargement by nearest neighbours and a 3x3 convolution, without checkerboard artefacts (Odena et al. 2016)."""
+    """Nearest neighbours from [B C H W] to [B C *size] and a 3x3 convolution: no checkerboards (Odena et al. 2016)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, e: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return [B C *size] for `x` [B C H W]; `e` is not used."""
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 
 class ResidualDownsample(nn.Module):
-    """A residual block that halves the size by means of 2x2 and rounds up (Dhariwal & Nichol 2021, after BigGAN)."""
+    """A residual block that halves [B C H W] by means of 2x2, rounding up (Dhariwal & Nichol 2021, after BigGAN)."""
 
     def __init__(self, res: ResBlock) -> None:
         super().__init__()
         self.res = res
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        """Return [B C ceil(H/2) ceil(W/2)] for `x` [B C H W] and `e` [B E]."""
         return self.res(x, e, lambda h: F.avg_pool2d(h, 2, ceil_mode=True))
 
 
 class ResidualUpsample(nn.Module):
-    """A residual block that enlarges by nearest neighbours (Dhariwal & Nichol 2021, after BigGAN)."""
+    """A residual block that enlarges [B C H W] to `size` by nearest neighbours (Dhariwal & Nichol 2021)."""
 
     def __init__(self, res: ResBlock) -> None:
         super().__init__()
         self.res = res
 
     def forward(self, x: Tensor, e: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return [B C *size] for `x` [B C H W] and `e` [B E]."""
         return self.res(x, e, lambda h: F.interpolate(h, size=size, mode="nearest"))

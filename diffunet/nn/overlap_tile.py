@@ -25,9 +25,8 @@ class Tile(NamedTuple):
 def overlap_tile(net: UNet2015, x: Tensor, size: int) -> Tensor:
     """Return the output of `net` for every pixel of an image, [B C' H W], computed tile by tile with mirrored borders.
 
-    Up to rounding this is the output for the whole image, `mirrored`: tiles begin at multiples of 2^L, so that each
-    pooling takes the same pixels together, and no output depends on pixels outside of its tile. Activations take the
-    memory of one tile.
+    Up to rounding this is the output for the whole image, `mirrored`, in the memory of one tile: tiles begin at
+    multiples of 2^L, so that each pooling takes the same pixels, and no output depends on pixels outside of its tile.
 
     Args:
         net: a net without padding, called as `net(tile)`.

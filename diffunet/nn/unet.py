@@ -80,67 +80,45 @@ class UNet(nn.Module):
     so that a new option is stated here and there alone.
 
     Args:
-        in_channels: channels of the input, those of conditions that are concatenated to the image included.
-        out_channels: channels of the output; by default `in_channels`.
+        in_channels, out_channels: channels of the input, concatenated conditions included, and by default the output.
         channels: feature channels C at full size. The embedding is 4 C wide.
         multipliers: a factor of `channels` for each level. Each level but the first halves the size.
         num_blocks: residual blocks of each level of the encoder. A level of the decoder has one more.
         attention_levels: levels (0 is full size) in which self-attention follows each block.
         middle_attention: whether self-attention stands between the two blocks of the middle.
-        head_channels: channels of an attention head.
-        num_heads: number of attention heads, whatever their channels; by default as many as `head_channels` makes.
+        head_channels, num_heads: channels of an attention head; number of heads, by default as many as that makes.
         qk_norm: whether queries and keys are normalised by their root mean square.
-        norm_groups: groups of each GroupNorm; by default groups of 16 channels.
-        norm_eps: epsilon of each GroupNorm.
+        norm_groups, norm_eps: groups of each GroupNorm, by default of 16 channels; its epsilon.
         scale_shift: whether the embedding scales and shifts features (ADM) or is added to them (DDPM).
-        resample: how sizes are halved and doubled: by a convolution, by one that pads asymmetrically (DDPM), or inside
-            residual blocks (ADM).
+        resample: whether convolutions, asymmetric ones (DDPM) or residual blocks (ADM) halve and double the sizes.
         frequency_shift: 1 for DDPM's frequencies of the embedding, else 0; see `layers.sinusoids`.
         dropout: probability of dropout in every residual block, 0 to 1.
-        num_classes: 0 for a net without labels; else labels are 0 ... num_classes - 1, and `null_label` = num_classes.
+        num_classes: labels are 0 ... num_classes - 1, and `null_label`, "no class", is num_classes; 0 for no labels.
         augment_channels: size A of the augmentation vector, 0 for none.
         uncertainty: whether the net also learns the loss to expect: `net.uncertainty(log_snr [B]) -> [B]`.
-        checkpointing: whether only the inputs of blocks are kept for the backward pass: less memory, about a third more
-            time.
+        checkpointing: whether the backward pass keeps only the inputs of blocks: less memory, a third more time.
 
     Raises:
         ValueError: for channels that cannot be divided into heads or groups.
     """
 
     def __init__(
-        self,
-        in_channels: int = 3,
-        out_channels: int | None = None,
-        *,
-        channels: int = 64,
-        multipliers: Sequence[float] = (1, 2, 2, 2),
-        num_blocks: int = 2,
-        attention_levels: Sequence[int] = (2, 3),
-        middle_attention: bool = True,
-        head_channels: int = 64,
-        num_heads: int | None = None,
-        qk_norm: bool = False,
-        norm_groups: int | None = None,
-        norm_eps: float = 1e-5,
-        scale_shift: bool = True,
-        resample: ResampleName = "convolution",
-        frequency_shift: int = 0,
-        dropout: float = 0.0,
-        num_classes: int = 0,
-        augment_channels: int = 0,
-        uncertainty: bool = False,
+        self, in_channels: int = 3, out_channels: int | None = None, *,
+        channels: int = 64, multipliers: Sequence[float] = (1, 2, 2, 2), num_blocks: int = 2,
+        attention_levels: Sequence[int] = (2, 3), middle_attention: bool = True, head_channels: int = 64,
+        num_heads: int | None = None, qk_norm: bool = False, norm_groups: int | None = None, norm_eps: float = 1e-5,
+        scale_shift: bool = True, resample: ResampleName = "convolution", frequency_shift: int = 0,
+        dropout: float = 0.0, num_classes: int = 0, augment_channels: int = 0, uncertainty: bool = False,
         checkpointing: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = in_channels if out_channels is None else out_channels
-        self.num_classes = num_classes
+        self.num_classes = self.null_label = num_classes
         e = 4 * channels
         widths = [round(channels * multiplier) for multiplier in multipliers]
         norm = partial(layers.group_norm, groups=norm_groups, eps=norm_eps)
-
-        def res(c_in: int, c_out: int) -> ResBlock:
-            return ResBlock(c_in, c_out, e, dropout, scale_shift, norm)
+        res = partial(ResBlock, embedding=e, dropout=dropout, scale_shift=scale_shift, norm=norm)
 
         def block(c_in: int, c_out: int, attention: bool) -> Block:
             heads = num_heads or max(1, c_out // head_channels)
@@ -175,11 +153,6 @@ class UNet(nn.Module):
         # The last convolution starts at zero, and with it the output: the mean of every target, noise above all, is
         # about 0, so that this is the best constant prediction, and the first gradients are small.
         self.out = nn.Sequential(norm(c), nn.SiLU(), layers.zero(nn.Conv2d(c, self.out_channels, 3, padding=1)))
-
-    @property
-    def null_label(self) -> int:
-        """The label for "no class"."""
-        return self.num_classes
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         """Return [B C' H W] for `x` [B C H W], `c_noise` float32 [B], `label` int64 [B] or None and `augment` [B A]."""

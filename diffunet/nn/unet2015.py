@@ -3,8 +3,7 @@
 The contracting path halves the size and doubles the channels from level to level, and the expansive path reverses this.
 Each level of the expansive path also takes the map of the same level of the contracting path ("copy and crop").
 
-Legend: B batch, C channels, H W height and width, E width of the embedding, A size of the augmentation vector, L number
-of poolings.
+Legend: B batch, C channels, H W height and width, E width of the embedding, A size of augmentation, L poolings.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -26,8 +25,8 @@ Padding = Literal["valid", "same"]
 def margin(layers: int) -> int:
     """Return how many pixels a net without padding loses on each side: 92 for the paper's 4 layers.
 
-    Two convolutions lose 2 on each side. A level has two such pairs, and between them the levels below, whose pixels
-    are twice as large: margin(L) = 4 + 2 margin(L - 1), and margin(0) = 2.
+    A pair of convolutions loses 2. A level has two pairs, and between them the levels below, whose pixels are twice as
+    large: margin(L) = 4 + 2 margin(L - 1), and margin(0) = 2.
     """
     return 6 * 2**layers - 4
 
@@ -66,8 +65,7 @@ def _that_can(size: int, layers: int) -> str:
 def he(conv: nn.Conv2d | nn.ConvTranspose2d, incoming: int) -> None:
     """Initialise as the paper (section 3, after He et al. 2015): normal weights of deviation sqrt(2 / N), zero biases.
 
-    `incoming` is N, the number of inputs of one output: 9 C for a 3x3 convolution, and C for an up-convolution, since
-    its 2x2 kernels do not overlap at stride 2.
+    N is `incoming`, the inputs of one output: 9 C for a 3x3 convolution, C for an up-convolution without overlap.
     """
     assert conv.bias is not None
     with torch.no_grad():
@@ -79,11 +77,7 @@ def he(conv: nn.Conv2d | nn.ConvTranspose2d, incoming: int) -> None:
 class DoubleConv(nn.Module):
     """A 3x3 convolution and ReLU, twice, with an embedding added before the first ReLU (as by Ho et al. 2020).
 
-    Args:
-        in_channels, out_channels: C, C'.
-        padding: "valid" loses 2 pixels on each side, "same" none.
-        embedding: E, 0 for no embedding.
-        dropout: probability of dropout at the end, 0 to 1.
+    Padding "valid" loses 2 pixels on each side. `embedding` is E, or 0 for none. The last step is dropout, 0 to 1.
     """
 
     def __init__(
@@ -108,7 +102,7 @@ class DoubleConv(nn.Module):
 class DownBlock(nn.Module):
     """One level of the contracting path: two convolutions, whose result is the skip, and 2x2 max pooling."""
 
-    opened: ClassVar[bool] = True  # The table of `cost` has a row for each part.
+    opened = True  # The table of `cost` has a row for each part.
 
     def __init__(self, in_channels: int, out_channels: int, padding: Padding, embedding: int = 0) -> None:
         super().__init__()
@@ -124,7 +118,7 @@ class DownBlock(nn.Module):
 class UpBlock(nn.Module):
     """One level of the expansive path: an up-convolution to half the channels, copy and crop, and two convolutions."""
 
-    opened: ClassVar[bool] = True
+    opened = True
 
     def __init__(self, in_channels: int, out_channels: int, padding: Padding, embedding: int = 0) -> None:
         super().__init__()
@@ -145,8 +139,7 @@ class UpBlock(nn.Module):
         x = self.up(x)
         (height, width), (skip_height, skip_width) = x.shape[-2:], skip.shape[-2:]
         more = (skip_height - height, skip_width - width)
-        fits = all(n in (0, -1) for n in more) if self.padding == "same" else all(n >= 0 and n % 2 == 0 for n in more)
-        if not fits:
+        if not all(n in (0, -1) if self.padding == "same" else n >= 0 and n % 2 == 0 for n in more):
             raise ValueError(
                 f"a skip of {_by(skip)} does not go with an up-convolved map of {_by(x)}: it is to be the map before"
                 f" the pooling of the same level, {self.padding} padding"
@@ -168,45 +161,28 @@ class UNet2015(nn.Module):
 
     Args:
         in_channels, out_channels: channels of the input and of the output.
-        layers: L, the number of poolings. The paper's net has 4, and so 5 sizes.
-        base_channels: C; level l has 2^l C channels.
-        padding: "valid" is the paper's: every convolution loses a pixel on each side, so that no output depends on
-            invented pixels beyond the border. It needs certain sizes (`nearest_sizes`); `overlap_tile` computes larger
-            images. "same" pads with zeros: the input has any size, and the output has the same.
+        layers, base_channels: L, the number of poolings, of which the paper's net has 4; C: level l has 2^l C channels.
+        padding: "valid" is the paper's: no output depends on invented pixels beyond the border, and the input needs
+            certain sizes (`nearest_sizes`); `overlap_tile` takes any. "same" pads with zeros, and takes any size.
         time: condition the net on a noise level by an embedding of width 4 C. The output then starts at zero.
-        num_classes: 0 for a net without labels; else labels are 0 ... num_classes - 1, and `null_label` = num_classes.
-        augment_channels: A, 0 for none.
-        uncertainty: also learn the log of the loss to be expected, `net.uncertainty(log_snr [B]) -> [B]`.
-        dropout: probability of dropout at the end of the contracting path (section 3.1), 0 to 1.
-        device: where the parameters are created.
+        num_classes, augment_channels, uncertainty: as those of `unet.UNet`.
+        dropout, device: dropout at the end of the contracting path (section 3.1), 0 to 1; where parameters are created.
 
     Raises:
         ValueError: for labels, augmentation or uncertainty without `time`.
     """
 
     def __init__(
-        self,
-        in_channels: int = 1,
-        out_channels: int = 2,
-        layers: int = 4,
-        base_channels: int = 64,
-        padding: Padding = "valid",
-        *,
-        time: bool = False,
-        num_classes: int = 0,
-        augment_channels: int = 0,
-        uncertainty: bool = False,
-        dropout: float = 0.0,
-        device: torch.device | str | None = None,
-    ) -> None:
+        self, in_channels: int = 1, out_channels: int = 2, layers: int = 4, base_channels: int = 64,
+        padding: Padding = "valid", *, time: bool = False, num_classes: int = 0, augment_channels: int = 0,
+        uncertainty: bool = False, dropout: float = 0.0, device: torch.device | str | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         if not time and (num_classes or augment_channels or uncertainty):
             raise ValueError("a UNet2015 has labels, augmentation and uncertainty with time=True only")
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.layers = layers
-        self.padding = padding
-        self.num_classes = num_classes
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.layers, self.padding = layers, padding
+        self.num_classes = self.null_label = num_classes
         e = 4 * base_channels if time else 0
         widths = [base_channels * 2**level for level in range(layers + 1)]
         with contextlib.nullcontext() if device is None else torch.device(device):
@@ -221,11 +197,6 @@ class UNet2015(nn.Module):
             zero(self.out)
         else:
             he(self.out, base_channels)
-
-    @property
-    def null_label(self) -> int:
-        """The label for "no class"."""
-        return self.num_classes
 
     def encode(self, x: Tensor, e: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """Return the bottleneck [B 2^L C ...] and the skips, largest first, for `x` [B C H W].
