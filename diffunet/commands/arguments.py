@@ -1,4 +1,4 @@
-"""From words on the command line to a call, and from a mistake in them to one line that says how to mend it."""
+"""Words on the command line become a call, and a mistake in them becomes one line that says how to mend it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import itertools
 import os
 import re
 import shutil
@@ -36,20 +37,12 @@ SAMPLER_OPTIONS = ("--sampler", "--diffusion.sampler")
 
 
 def parse(cls: type[T], args: Sequence[str], command: str, default: T) -> T:
-    """Return a dataclass whose fields are those of `default`, changed by the words `args`.
-
-    Raises:
-        UsageError: one line, for words that cannot be meant.
-    """
+    """Return `default` with the fields that the words `args` name changed. Raises UsageError for wrong words."""
     return _tyro(cls, _options(cls), args, command, default=default)
 
 
 def call(function: Callable[..., None], args: Sequence[str], command: str) -> None:
-    """Call `function` with `args`, once they are within the bounds that its annotations state.
-
-    Raises:
-        UsageError: one line, for words that cannot be meant; and what `function` raises.
-    """
+    """Call `function` with `args`, checked by the bounds in its annotations. Raises UsageError for wrong words."""
 
     # Pydantic checks the bounds; without that setting it would take a dataclass for checked, whatever is in its fields.
     @validate_call(config={"revalidate_instances": "always"})
@@ -62,11 +55,7 @@ def call(function: Callable[..., None], args: Sequence[str], command: str) -> No
 
 
 def base_config(args: Sequence[str]) -> Config:
-    """Return the config that the options of `train` change: a resumed run's, a file's, or a preset's.
-
-    Raises:
-        UsageError: an unknown preset, a config that cannot be read, or two places to start from.
-    """
+    """Return the config that options change: a resumed run's, a file's or a preset's. Raises UsageError for two."""
     args = _prepared(args)
     out, file, name = (next(iter(_values(args, option)), None) for option in ("--out", "--config", "--preset"))
     if file is not None and name is not None:
@@ -88,13 +77,11 @@ def _prepared(args: Sequence[str]) -> list[str]:
     """Return the words of a command line as tyro is to read them.
 
     `--flags "--a 1 --b 2"` becomes `--flags="--a 1 --b 2"`: a word with a space in its name is no option but a value.
-    Another name of a sampler becomes its canonical one, since tyro refuses what is not among the choices.
-
-    Raises:
-        UsageError: for an empty word, which is what an unset variable of a shell becomes; no option has such a value.
+    Another name of a sampler becomes its canonical one, since tyro refuses what is not among the choices. An empty
+    word raises UsageError: an unset variable of a shell becomes one, and no option has such a value.
     """
     prepared: list[str] = []
-    for before, word in zip(["", *args], args, strict=False):
+    for before, word in itertools.pairwise(["", *args]):
         if word == "":
             raise UsageError(f"{before if before.startswith('--') else 'an argument'} is empty")
         if word.startswith("--") and word.endswith("="):
@@ -127,7 +114,7 @@ def _tyro(target: Any, options: Mapping[str, Any], args: Sequence[str], command:
             return tyro.cli(target, args=args, prog=f"diffunet {command}", **more)
     except ValidationError as error:
         raise UsageError(f"{_out_of_bounds(error, options)} (see diffunet {command} --help)") from None
-    raise SystemExit(0)  # the help has met a reader who had enough of it
+    raise SystemExit(0)  # the reader of the help closed the pipe
 
 
 def _options(target: Any) -> dict[str, Any]:
@@ -138,11 +125,11 @@ def _options(target: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(kind):
             options |= _options(kind)
         elif isinstance(kind, type) and issubclass(kind, BaseModel):
-            for inner, field in kind.model_fields.items():
-                options[f"--{dashed}.{inner.replace('_', '-')}"] = field.annotation
+            fields = kind.model_fields.items()
+            options |= {f"--{dashed}.{inner.replace('_', '-')}": field.annotation for inner, field in fields}
         elif name != "return":
-            metavars = [extra.metavar for extra in getattr(hint, "__metadata__", ()) if hasattr(extra, "metavar")]
-            options[metavars[0] if metavars else f"--{dashed}"] = kind
+            metavars = (getattr(extra, "metavar", None) for extra in getattr(hint, "__metadata__", ()))
+            options[next(filter(None, metavars), f"--{dashed}")] = kind
     return options
 
 
@@ -165,16 +152,13 @@ def _kind(hint: Any) -> str:
 
 def _choices(hint: Any) -> list[str]:
     if get_origin(hint) is Literal:
-        known = [str(choice) for choice in get_args(hint)]
+        known = [*map(str, get_args(hint))]
         return [*known, *names.aliases(known)]
     return [choice for part in get_args(hint) for choice in _choices(part)]
 
 
 def _mistake(event: Any, args: Sequence[str], options: Mapping[str, Any], command: str) -> str | None:
-    """Return what is wrong with `args`, of which tyro complains by an `event`: option, value, what is allowed or close.
-
-    None stands for an event of a later tyro, which then complains in its own words.
-    """
+    """Return what is wrong with `args`, of which tyro complains by `event`; None for an event of a later tyro."""
     names = [name for name in options if name.startswith("--")]
     off = [re.sub(r"^(--(?:\w+\.)?)", r"\1no-", name) for name in names if options[name] is bool]
     for word in args:
@@ -183,10 +167,8 @@ def _mistake(event: Any, args: Sequence[str], options: Mapping[str, Any], comman
             same = [option for option in names if option.split(".")[-1] == name.strip("-")]
             close = same or difflib.get_close_matches(name, names, n=1)
             return f"there is no option {name}" + (f"; did you mean {' or '.join(close)}?" if close else "")
-
     if hasattr(event, "missing_arguments"):
-        arguments = [missing.arg for missing in event.missing_arguments]
-        return "; ".join(f"{_name(argument)} is missing ({_help(argument)})" for argument in arguments)
+        return "; ".join(f"{_name(absent.arg)} is missing ({_help(absent.arg)})" for absent in event.missing_arguments)
     if hasattr(event, "tokens"):
         return _one_too_many(event.tokens[0], args, options, command)
     if getattr(event, "argument", None) is not None:
@@ -229,13 +211,11 @@ def _wrong_value(name: str, options: Mapping[str, Any], args: Sequence[str]) -> 
 
 def _values(args: Sequence[str], name: str) -> list[str]:
     """Return the words that follow the last use of an option, or the value of `name=value`."""
-    values: list[str] = []
-    inside = False
+    values, inside = list[str](), False
     for word in args:
         if word.startswith("--"):
             head, equals, tail = word.partition("=")
-            inside = head.replace("_", "-") == name
-            if inside:
+            if inside := head.replace("_", "-") == name:
                 values = [tail] if equals else []
         elif inside:
             values.append(word)
@@ -252,6 +232,5 @@ def _out_of_bounds(error: ValidationError, options: Mapping[str, Any]) -> str:
         value = f", not {item['input']!r}" if isinstance(item["input"], str | int | float) else ""
         words = item["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("Tuple ")
         problems.setdefault((name, value), []).append(words)
-    return "; ".join(
-        f"{name} {' or '.join(dict.fromkeys(words))}{value}".strip() for (name, value), words in problems.items()
-    )
+    lines = (f"{name} {' or '.join(dict.fromkeys(words))}{value}" for (name, value), words in problems.items())
+    return "; ".join(map(str.strip, lines))

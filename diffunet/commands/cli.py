@@ -12,10 +12,8 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
-from typing import NoReturn
 
-from diffunet import variables
+from diffunet import __version__, variables
 from diffunet.commands import arguments, convert, demo, evaluate, folders, info, inpaint, sample, train
 from diffunet.commands.progress import main_process, say, silence, tell, writing_results
 from diffunet.errors import Error, ResourceError, UsageError
@@ -33,21 +31,17 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "demo": (demo.demo, "all of it on built-in data, in minutes, on a CPU"),
 }
 
+USAGE = "\n".join([
+    "usage: diffunet COMMAND ...\n",
+    "Train a diffusion model on a folder of images, sample from it, fill in masked images.\n",
+    *(f"  {name:<9} {words}" for name, (_, words) in COMMANDS.items()),
+    "\nOptions and an example of each: diffunet COMMAND --help\nStart with: diffunet train photos --out runs/photos",
+])  # fmt: skip
 
-class _Lines(logging.Handler):
-    """A log handler which prints every record as a line on standard error."""
 
+class _LinesOnStandardError(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         say(record.getMessage())
-
-
-def _usage() -> str:
-    rows = "\n".join(f"  {name:<9} {words}" for name, (_, words) in COMMANDS.items())
-    return (
-        "usage: diffunet COMMAND ...\n\nTrain a diffusion model on a folder of images, sample from it, fill in masked "
-        f"images.\n\n{rows}\n\nOptions and an example of each: diffunet COMMAND --help\n"
-        "Start with: diffunet train photos --out runs/photos"
-    )
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -89,11 +83,9 @@ def _outcome(args: list[str]) -> int:
 
 def _run(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help", "help"):
-        tell(_usage())
+        tell(USAGE)
         return
     if args[0] in ("-V", "--version"):
-        from diffunet.version import __version__
-
         tell(f"diffunet {__version__}")
         return
     name, *rest = args
@@ -103,7 +95,7 @@ def _run(args: list[str]) -> None:
         raise UsageError(f"there is no command {name!r}{hint}")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # they do not name the file; our own errors do
     logger = logging.getLogger("diffunet")
-    logger.handlers = [_Lines()]
+    logger.handlers = [_LinesOnStandardError()]
     logger.setLevel(logging.INFO if main_process() else logging.ERROR)
     function = COMMANDS[name][0]
     if function is train.train:
@@ -123,18 +115,15 @@ def _streams() -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end a command in good order: half-written files are deleted, the cursor comes back. A
-    second one ends it at once. A signal that is ignored stays so; only the main thread can handle signals.
-    """
+    """Let Ctrl-C and SIGTERM end a command in good order, and a second one at once; an ignored one stays ignored."""
 
-    def listen(number: int, frame: FrameType | None) -> NoReturn:
+    def listen(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
         raise KeyboardInterrupt(number)
 
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    if threading.current_thread() is not threading.main_thread():
-        usual = {}
-    before = {number: handler for number, handler in usual.items() if signal.getsignal(number) is handler}
+    main_thread = threading.current_thread() is threading.main_thread()  # no other can handle signals
+    before = {n: handler for n, handler in usual.items() if main_thread and signal.getsignal(n) is handler}
     for number in before:
         signal.signal(number, listen)
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from diffunet.commands import outputs
-from diffunet.commands.options import Finite, Number
+from diffunet.commands.options import Finite, Number, Overwrite
 from diffunet.commands.progress import progress, tell
 from diffunet.errors import CheckpointError, UsageError
 
@@ -20,17 +20,11 @@ Dialect = Literal["guided-diffusion", "improved-diffusion"]
 
 
 def convert(
-    source: Annotated[Positional[str], arg(metavar="SOURCE")],
-    out: Annotated[Positional[str], arg(metavar="OUT")],
-    /,
-    to: Literal["diffunet", "diffusers", "onnx", "hub"] | None = None,
-    flags: str | None = None,
-    dialect: Dialect | None = None,
-    ema: Finite | None = None,
-    step: Number | None = None,
-    private: bool = False,
-    overwrite: bool = False,
-) -> None:
+    source: Annotated[Positional[str], arg(metavar="SOURCE")], out: Annotated[Positional[str], arg(metavar="OUT")], /,
+    to: Literal["diffunet", "diffusers", "onnx", "hub"] | None = None, flags: str | None = None,
+    dialect: Dialect | None = None, ema: Finite | None = None, step: Number | None = None, private: bool = False,
+    overwrite: Overwrite = False,
+) -> None:  # fmt: skip
     """Write a model in another form: as a model folder, for diffusers, as ONNX, to the hub. Reads other projects' too.
 
     Example: diffunet convert runs/photos photos-diffusers --to diffusers
@@ -54,53 +48,52 @@ def convert(
             together from those stored in a run folder (train.ema_every).
         step: With --ema, of a step that averages are stored of; the newest if not given.
         private: With --to hub: nobody else sees it.
-        overwrite: Replace what exists.
     """
     to = to or ("onnx" if out.endswith(".onnx") else "diffunet")
     if step is not None and ema is None:
         raise UsageError(f"--step goes with --ema; for an earlier checkpoint give {source}/checkpoints/step-{step:08d}")
     if private and to != "hub":
         raise UsageError("--private goes with --to hub")
-    if to == "hub":
-        from diffunet.interop import hub
-
-        hub.check_name(out)
-    else:
-        for folder in (Path(out), *list(Path(out).absolute().parents)[:2]):
+    target = Path(out)
+    if to != "hub":
+        for folder in (target, *list(target.absolute().parents)[:2]):
             if (folder / "config.toml").is_file():
                 raise UsageError(f"OUT {out} is in the run folder {folder}, which only training writes to")
-        outputs.claim(Path(out), file=to == "onnx", overwrite=overwrite, option="OUT")
-        _refuse_other_form(Path(out), to)
+        outputs.claim(target, file=to == "onnx", overwrite=overwrite, option="OUT")
+
+    from diffunet import storage
+    from diffunet.interop import card, diffusers, hub, onnx
+
+    if to == "hub":
+        hub.check_name(out)
+    # Files of a model of another form would stay in the folder, and be taken for the new one.
+    theirs, ours = diffusers.is_folder(target), (target / storage.WEIGHTS).is_file()
+    if (to == "diffunet" and theirs) or (to == "diffusers" and ours):
+        form = (
+            f"{'a folder of diffusers' if theirs else 'a model folder'}, which --overwrite does not make another form"
+        )
+        raise UsageError(f"OUT {out} is {form}: choose another, or delete it")
     model = _read(source, flags, dialect, ema, step)
+
+    def export(folder: Path) -> None:
+        storage.export_model(folder, model.config, model.denoiser.net.state_dict(), model.step)
+
     if to == "diffunet":
-        _export(model, Path(out))
+        export(target)
         content = f"the weights of step {model.step}" if model.step else "the model"
         tell(f"{content} in {out}. Try: diffunet sample {out} --out samples.png --grid")
     elif to == "diffusers":
-        from diffunet.interop import diffusers
-
-        diffusers.write(model, Path(out))
+        diffusers.write(model, target)
         tell(f'{out} is a diffusers pipeline. Try: DDPMPipeline.from_pretrained("{out}")')
     elif to == "onnx":
-        from diffunet.interop import onnx
-
-        onnx.write(model, Path(out))
+        onnx.write(model, target)
         tell(f"the net in {out}; its inputs are {', '.join(onnx.inputs(model))}")
     else:
-        _push(model, source, out, private)
-
-
-def _refuse_other_form(out: Path, to: str) -> None:
-    """Refuse a folder that holds a model of another form, whose files would stay there and be taken for the new one."""
-    from diffunet import storage
-    from diffunet.interop import diffusers
-
-    theirs, ours = diffusers.is_folder(out), (out / storage.WEIGHTS).is_file()
-    if (to == "diffunet" and theirs) or (to == "diffusers" and ours):
-        form = "a folder of diffusers" if theirs else "a model folder"
-        raise UsageError(
-            f"OUT {out} is {form}, which --overwrite does not make another form: choose another, or delete it"
-        )
+        run = Path(source) if (Path(source) / "config.toml").is_file() else None
+        picture = None if run is None else card.preview(run)
+        with tempfile.TemporaryDirectory() as folder_name:
+            export(Path(folder_name))
+            tell(hub.push(Path(folder_name), out, card.card(model, run, out), private, picture))
 
 
 def _read(source: str, flags: str | None, dialect: Dialect | None, ema: float | None, step: int | None) -> Model:
@@ -113,9 +106,8 @@ def _read(source: str, flags: str | None, dialect: Dialect | None, ema: float | 
         if not Path(source).is_file():
             raise CheckpointError(f"there is no file {source}")
         if flags is None:
-            raise UsageError(
-                f'{source} does not say what net it is of: --flags="..." with the flags that its README gives for it'
-            )
+            needed = '--flags="..." with the flags that its README gives for it'
+            raise UsageError(f"{source} does not say what net it is of: {needed}")
         if ema is not None:
             raise UsageError("--ema is of a run folder")
         return guided_diffusion.read(Path(source), flags, dialect or "guided-diffusion")
@@ -126,19 +118,3 @@ def _read(source: str, flags: str | None, dialect: Dialect | None, ema: float | 
     with progress("averaging") as show:
         config, weights, reached = snapshots.put_together(Path(source), ema, step, show)
     return storage.with_weights(config, build.net(config), weights, Path(source), reached)
-
-
-def _export(model: Model, folder: Path) -> None:
-    from diffunet import storage
-
-    storage.export_model(folder, model.config, model.denoiser.net.state_dict(), model.step)
-
-
-def _push(model: Model, source: str, name: str, private: bool) -> None:
-    from diffunet.interop import card, hub
-
-    run = Path(source) if (Path(source) / "config.toml").is_file() else None
-    picture = None if run is None else card.preview(run)
-    with tempfile.TemporaryDirectory() as folder:
-        _export(model, Path(folder))
-        tell(hub.push(Path(folder), name, card.card(model, run, name), private, picture))

@@ -10,7 +10,7 @@ from pydantic import Field
 from tyro.conf import Positional, arg
 
 from diffunet.commands import outputs
-from diffunet.commands.options import Number, Seed, Size
+from diffunet.commands.options import Number, Overwrite, Seed, Size
 from diffunet.commands.progress import progress, say, tell
 from diffunet.errors import DataError, UsageError
 from diffunet.names import MASK_KINDS, MasksName
@@ -35,12 +35,9 @@ def check(data: Annotated[Positional[Path], arg(metavar="DATA")], /, image_size:
 
 
 def prepare(
-    name: Annotated[Positional[str], arg(metavar="NAME")],
-    out: Annotated[Positional[Path], arg(metavar="OUT")],
-    /,
-    limit: Number | None = None,
-    download_root: Path | None = None,
-) -> None:
+    name: Annotated[Positional[str], arg(metavar="NAME")], out: Annotated[Positional[Path], arg(metavar="OUT")], /,
+    limit: Number | None = None, download_root: Path | None = None,
+) -> None:  # fmt: skip
     """Write a known data set as a folder of images, a subfolder for each class.
 
     Example: diffunet prepare digits data/digits
@@ -62,16 +59,10 @@ def prepare(
 
 
 def masks(
-    out: Annotated[Positional[Path], arg(metavar="OUT")],
-    /,
-    kind: MasksName = "mixed",
-    num: Number | None = None,
-    width: Side | None = None,
-    height: Side | None = None,
-    like: Path | None = None,
-    seed: Seed = 0,
-    overwrite: bool = False,
-) -> None:
+    out: Annotated[Positional[Path], arg(metavar="OUT")], /, kind: MasksName = "mixed", num: Number | None = None,
+    width: Side | None = None, height: Side | None = None, like: Path | None = None, seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:  # fmt: skip
     """Write random masks, white = fill, to try a model with or to compare methods on.
 
     Example: diffunet masks masks --like photos
@@ -85,7 +76,6 @@ def masks(
         height: In pixels; 256 if not given.
         like: A folder of images: one mask of the size and name of each.
         seed: The same seed gives the same masks.
-        overwrite: Replace what exists.
     """
     import numpy as np
 
@@ -93,19 +83,18 @@ def masks(
     from diffunet.inpainting.masks import random_mask
     from diffunet.pictures import images
 
-    if like is not None and not (num is None and width is None and height is None):
+    if like is not None and (num or width or height):
         raise UsageError("--like says how many masks and of what size: leave out --num, --width and --height")
     outputs.claim(out, file=False, overwrite=overwrite, option="OUT")
-    targets = [] if like is None else _like(like, out)
-    unreadable: list[str] = []
-    total = num or 10 if like is None else len(targets)
+    sources = [None] * (num or 10) if like is None else _like(like, out)
+    total, unreadable = len(sources), list[str]()
     with progress("writing") as show:
-        for i in range(total):
+        for i, source in enumerate(sources):
             generator = draws.generator(seed, 0, i)
             drawn = MASK_KINDS[int(generator.integers(len(MASK_KINDS)))] if kind == "mixed" else kind
             rows, columns, target = height or 256, width or 256, out / f"{i:05d}-{drawn}.png"
-            if like is not None:
-                path, target = targets[i]
+            if source is not None:
+                path, target = source
                 try:
                     with images.decoding(path, draft=1) as decoded:
                         rows, columns = decoded.height, decoded.width
@@ -114,23 +103,18 @@ def masks(
                     unreadable.append(str(path))
                     continue
             hole = random_mask(drawn, rows, columns, generator)
-            outputs.save(images.from_array(np.where(hole, np.uint8(255), np.uint8(0))[..., None]), target, quiet=True)
+            images.save(images.from_array(np.where(hole, np.uint8(255), np.uint8(0))[..., None]), target)
             show(i + 1, total)
     hint = "" if like is None else f". Try: diffunet inpaint MODEL {like} --mask {out} --out filled"
     written = total - len(unreadable)
     tell(f"{written} {'mask' if written == 1 else 'masks'} in {out}{hint}")
     if unreadable:
-        raise DataError(
-            f"{len(unreadable)} of {total} images have no mask, since they cannot be read: {', '.join(unreadable)}"
-        )
+        count = f"{len(unreadable)} of {total}"
+        raise DataError(f"{count} images have no mask, since they cannot be read: {', '.join(unreadable)}")
 
 
 def _like(folder: Path, out: Path) -> list[tuple[Path, Path]]:
-    """Return each image of a folder, and the mask that is to have its name.
-
-    Raises:
-        UsageError: two images that would have one mask, or a mask that would replace an image.
-    """
+    """Return each image of a folder, and the mask that is to have its name. Raises UsageError where these clash."""
     from diffunet.inpainting.pairs import pairs
 
     targets = [(pair.image, out / f"{pair.name}.png") for pair in pairs([folder], None)]

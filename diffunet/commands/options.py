@@ -1,16 +1,24 @@
-"""The arguments and options that several commands take, with their bounds."""
+"""Several commands share these arguments and options, with their bounds, and load a model by them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 from tyro.conf import Positional, arg
 
+from diffunet.commands.progress import say
+from diffunet.errors import UsageError
 from diffunet.names import LadderName, SamplerName, ThresholdName
 
-Model = Annotated[Positional[str], arg(metavar="MODEL")]
+if TYPE_CHECKING:
+    from diffunet.sampling.conditions import SamplingOptions
+    from diffunet.sampling.pipeline import Pipeline
+
+_MODEL = "A run folder, a model folder, a folder of diffusers, or a name of the hub (owner/name)."
+Model = Annotated[Positional[str], arg(metavar="MODEL", help=_MODEL)]
+Overwrite = Annotated[bool, arg(help="Replace what exists.")]
 Number = Annotated[int, Field(ge=1, le=10**7)]
 Steps = Annotated[int, Field(ge=1, le=100_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -54,3 +62,35 @@ class Computing:
     """Compile the net first, which takes a minute or more and makes what follows faster; for many images."""
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Threads of the CPU to compute with; all cores if not given."""
+
+
+def load(model: str, computing: Computing) -> Pipeline:
+    """Load a model as `pipeline.load`, after a warning where a GPU lies idle and no device was chosen."""
+    import torch
+
+    from diffunet import compute
+    from diffunet.sampling import pipeline
+
+    if computing.device is None and (idle := compute.warning()):
+        say(idle)
+    if computing.threads is not None:
+        torch.set_num_threads(computing.threads)
+    dtype = compute.PRECISIONS.get(computing.precision)
+    return pipeline.load(model, computing.device, dtype, compile=computing.compile)
+
+
+def for_pipeline(sampling: Sampling, pipe: Pipeline) -> SamplingOptions:
+    """Return the options as keywords of `pipe.sample`; the weaker model is loaded onto the device of `pipe`.
+
+    Raises UsageError for options that do nothing at a guidance of 1, CheckpointError for an unreadable weaker model.
+    """
+    scale, interval, rescale = sampling.guidance, sampling.guidance_interval, sampling.guidance_rescale
+    if scale == 1 and (interval is not None or rescale or sampling.weaker is not None):
+        raise UsageError("--guidance is 1, none: --guidance-interval, --guidance-rescale and --weaker need another")
+    from diffunet.sampling import pipeline
+
+    weaker = None if sampling.weaker is None else pipeline.load(sampling.weaker, pipe.device, pipe.dtype)
+    return {
+        "guidance": pipeline.Guidance(scale, weaker, interval, rescale), "sampler": sampling.sampler,
+        "steps": sampling.steps, "ladder": sampling.ladder, "threshold": sampling.threshold,
+    }  # fmt: skip

@@ -1,9 +1,10 @@
-"""Where a command may write pictures, under which names, and in which formats."""
+"""Commands write pictures: where they may, under which names, in which formats, and several laid out in one."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import sys
 from pathlib import Path
@@ -15,16 +16,19 @@ from diffunet.errors import ResourceError, UsageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from diffunet.inpainting.part import Masked
+
+SHEET_WIDTH = 2000
+"""Pixels; the pictures on a sheet are made smaller where it would be wider."""
+HOLE = (255, 0, 255)
+"""Colour of a hole on a sheet, which few images have."""
+
 
 def claim(path: Path, *, file: bool, overwrite: bool = True, option: str = "--out") -> None:
     """Find out before any work is done that `path` (a file or a folder to be) is taken or cannot be written.
 
     A file is written and removed again, since permissions do not tell: network drives and read-only mounts refuse what
-    they allow. Nothing is left behind.
-
-    Raises:
-        UsageError: a path that is taken or cannot be written, naming `option`.
-        ResourceError: a full disk.
+    they allow. Raises UsageError, or ResourceError for a full disk; both name `option`.
     """
     try:
         if path.is_dir() and file:
@@ -95,14 +99,31 @@ def file_name(label: str) -> str:
     return "".join(c if c.isalnum() or c in "-_ ." else "_" for c in known)[:60]
 
 
-def save(picture: Image, path: Path, *, quiet: bool = False) -> None:
-    """Write a picture and, unless `quiet`, its name on standard output.
-
-    Raises:
-        ResourceError: a full disk; what was there before is whole.
-    """
+def save(picture: Image, path: Path) -> None:
+    """Write a picture and print its name. A full disk raises ResourceError and replaces nothing."""
     from diffunet.pictures import images
 
     images.save(picture, path)
-    if not quiet:
-        tell(str(path))
+    tell(str(path))
+
+
+def sheet(masked: Masked, fillings: list[Image]) -> Image:
+    """Return an RGB picture of the image with its hole in magenta, and then its fillings.
+
+    Up to five pictures stand in one row, more about square. Transparency is laid over white; an RGB profile is kept.
+    """
+    from PIL.Image import Resampling
+
+    from diffunet.pictures import images
+
+    picture, count = masked.picture, 1 + len(fillings)
+    columns = count if count <= 5 else math.ceil(math.sqrt(count))
+    scale = min(1.0, SHEET_WIDTH / (columns * picture.width))
+    size = max(1, int(picture.width * scale)), max(1, int(picture.height * scale))
+    shown = images.to_array(picture, 3, white=masked.white)
+    shown[masked.hole] = HOLE  # before it is made smaller, which would mix erased pixels in beside the hole
+    small = (image.resize(size, Resampling.BILINEAR) for image in (images.from_array(shown), *fillings))
+    laid = images.grid([images.to_array(image, 3, white=masked.white) for image in small], columns)
+    if picture.mode in ("RGB", "RGBA") and "icc_profile" in picture.info:
+        laid.info["icc_profile"] = picture.info["icc_profile"]
+    return laid

@@ -1,7 +1,6 @@
 """Commands talk to the person who waits by lines and by progress: a bar in a terminal, now and then a line elsewhere.
 
-A message never ends the work that it is about: where nobody reads any more (a closed pipe, a terminal that is gone), it
-is dropped.
+Where nobody reads any more (a closed pipe, a terminal that is gone) a message is dropped, and the work goes on.
 """
 
 from __future__ import annotations
@@ -26,11 +25,7 @@ def say(message: str) -> None:
 
 
 def tell(result: str) -> bool:
-    """Print a result as a line on standard output; return False once nobody reads any more, as after `| head`.
-
-    Raises:
-        ResourceError: a file that takes no more, as on a full disk.
-    """
+    """Print a result on standard output as `writing_results` does; return False once nobody reads any more."""
     with writing_results():
         print(result, flush=True)
         return True
@@ -39,11 +34,7 @@ def tell(result: str) -> bool:
 
 @contextlib.contextmanager
 def writing_results() -> Iterator[None]:
-    """Guard a block that writes to standard output: a closed pipe ends the block and is no error.
-
-    Raises:
-        ResourceError: as `tell`.
-    """
+    """Guard a block that prints results: a closed pipe, as after `| head`, ends it; a full disk is a ResourceError."""
     try:
         yield
     except OSError as error:
@@ -73,11 +64,22 @@ def progress(title: str, *, quiet: bool = False) -> Iterator[Update]:
     """Yield a function to call with (done, total, words) as work goes on; nothing is shown where `quiet`."""
     if quiet or sys.stderr is None:
         yield lambda done, total, words="": None
-    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        with _bar(title, sys.stderr) as update:
-            yield update
-    else:
+    elif not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield _lines(title)
+    else:
+        from rich import progress as bars
+        from rich.console import Console
+
+        terminal: Any = _Terminal(sys.stderr)
+        columns = (
+            bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), bars.MofNCompleteColumn(),
+            bars.TimeElapsedColumn(), bars.TextColumn("left"), bars.TimeRemainingColumn(),
+            bars.TextColumn("{task.fields[words]}", markup=False),
+        )  # fmt: skip
+        both = sys.stdout.isatty()  # results that go to a file go there, and not above the bar
+        with bars.Progress(*columns, console=Console(file=terminal), transient=True, redirect_stdout=both) as bar:
+            task = bar.add_task(title, total=None, words="")
+            yield lambda done, total, words="": bar.update(task, completed=done, total=total, words=words)
 
 
 class _Terminal:
@@ -99,23 +101,6 @@ class _Terminal:
         return getattr(self.stream, name)
 
 
-@contextlib.contextmanager
-def _bar(title: str, stream: IO[str]) -> Iterator[Update]:
-    from rich import progress as bars
-    from rich.console import Console
-
-    terminal: Any = _Terminal(stream)
-    columns = (
-        bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), bars.MofNCompleteColumn(),
-        bars.TimeElapsedColumn(), bars.TextColumn("left"), bars.TimeRemainingColumn(),
-        bars.TextColumn("{task.fields[words]}", markup=False),
-    )  # fmt: skip
-    both = sys.stdout.isatty()  # results that go to a file go there, and not above the bar
-    with bars.Progress(*columns, console=Console(file=terminal), transient=True, redirect_stdout=both) as bar:
-        task = bar.add_task(title, total=None, words="")
-        yield lambda done, total, words="": bar.update(task, completed=done, total=total, words=words)
-
-
 def _lines(title: str) -> Update:
     began = last = time.monotonic()
     first: int | None = None
@@ -123,12 +108,10 @@ def _lines(title: str) -> Update:
     def update(done: int, total: int, words: str = "") -> None:
         nonlocal last, first
         first = done - 1 if first is None else first
-        now = time.monotonic()
-        if now - last < EVERY or done >= total:
-            return
-        last = now
-        left = (now - began) / max(1, done - first) * (total - done)
-        say(f"{title}: {done} of {total}, {words}{', ' if words else ''}{duration(left)} left")
+        if (now := time.monotonic()) - last >= EVERY and done < total:
+            last = now
+            left = (now - began) / max(1, done - first) * (total - done)
+            say(f"{title}: {done} of {total}, {words}{', ' if words else ''}{duration(left)} left")
 
     return update
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 import diffunet
 from diffunet import build
-from diffunet.commands.net_summary import describe
+from diffunet.commands.info import describe
 from diffunet.evaluation.report import evaluate
 from diffunet.inpainting import methods
 

@@ -10,7 +10,7 @@ from helpers.complaints import at_least, check
 from helpers.small import tiny
 from PIL import Image, ImageCms
 
-from diffunet.commands import folders, inpaint, loading, outputs, sheets
+from diffunet.commands import folders, inpaint, options, outputs
 from diffunet.commands.cli import main
 from diffunet.inpainting import masks, methods, part, regions
 
@@ -52,7 +52,7 @@ def no_model(monkeypatch):
     def load(*_):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(loading, "load", load)
+    monkeypatch.setattr(options, "load", load)
 
 
 def noise(*shape, seed=0):
@@ -180,11 +180,11 @@ MODES = {
 def test_a_sheet_shows_every_mode(mode, monkeypatch):
     picture, colour = MODES[mode]
     assert picture.mode == mode
-    monkeypatch.setattr(sheets, "SHEET_WIDTH", 90)
+    monkeypatch.setattr(outputs, "SHEET_WIDTH", 90)
     hole = box(60, 90, 30, 20, 60, 40)
     filled = picture.copy()
     filled.paste(Image.new(mode, (2, 2), 1), (0, 0))
-    sheet = sheets.sheet(part.Masked(picture, hole, None, False), [filled, picture])
+    sheet = outputs.sheet(part.Masked(picture, hole, None, False), [filled, picture])
     assert (sheet.mode, sheet.size) == ("RGB", (3 * 30 + 4 * 2, 20 + 2 * 2))
     for tile in range(3):
         at = 2 + tile * 32
@@ -195,10 +195,10 @@ def test_a_sheet_shows_every_mode(mode, monkeypatch):
 
 def test_a_sheet_of_large_or_many_pictures_stays_readable():
     large = Image.new("RGB", (3000, 1500), COLOUR)
-    sheet = sheets.sheet(part.Masked(large, np.zeros((1500, 3000), bool), None, False), [large, large])
+    sheet = outputs.sheet(part.Masked(large, np.zeros((1500, 3000), bool), None, False), [large, large])
     assert sheet.size == (3 * 666 + 4 * 2, 333 + 2 * 2)
     small = Image.new("L", (10, 20), GREY)
-    sheet = sheets.sheet(part.Masked(small, np.zeros((20, 10), bool), None, False), [small] * 15)
+    sheet = outputs.sheet(part.Masked(small, np.zeros((20, 10), bool), None, False), [small] * 15)
     assert sheet.size == (4 * 10 + 5 * 2, 4 * 20 + 5 * 2)
 
 
@@ -469,7 +469,7 @@ def test_a_sheet_that_is_made_smaller_shows_nothing_of_what_was_erased(mode):
     for value in (0, 255):
         pixels = known.copy()
         pixels[hole] = value
-        shown.append(sheets.sheet(part.Masked(Image.fromarray(pixels), hole, None, False), [filled]))
+        shown.append(outputs.sheet(part.Masked(Image.fromarray(pixels), hole, None, False), [filled]))
     assert shown[0].size == (2 * 1000 + 3 * 2, 100 + 2 * 2)
     assert np.array_equal(*shown)
     [red, green, blue] = np.asarray(shown[0]).astype(int)[2 + 90, 2 + 250]
@@ -509,7 +509,7 @@ def test_a_transparent_colour_is_alpha_in_a_file_that_can_hold_it(given, mode, m
     picture.save(tmp_path / "plain.png")
     words = ("inpaint", model, tmp_path / "photo.png", *FAST, *(("--box", "3,3,8,8") if given else ()), "--out")
     with monkeypatch.context() as before_sampling:
-        before_sampling.setattr(loading, "load", lambda *_: pytest.fail("a model was loaded"))
+        before_sampling.setattr(options, "load", lambda *_: pytest.fail("a model was loaded"))
         for suffix in (".bmp", ".jpg"):
             assert "take .png" in refused(capsys, *words, tmp_path / f"x{suffix}", "--lossy-ok")
             assert not set(outputs.held_by(tmp_path / "photo.png")) & {suffix, ".jpeg"}
