@@ -31,13 +31,13 @@ def nearest(queries: NDArray[np.uint8], images: NDArray[np.uint8], rank: int = 1
 
 
 def near_copies(
-    generated: NDArray[np.uint8], training: NDArray[np.uint8], held_out: NDArray[np.uint8], share: float = 0.02
+    generated: NDArray[np.uint8], training: NDArray[np.uint8], held_out: NDArray[np.uint8]
 ) -> tuple[float, float]:
     """Return the shares of generated and of held-out real images, [N H W C] each, that are near-copies.
 
-    A near-copy is as close to a training image as the closest `share` of training images are to one another.
+    A near-copy is as close to a training image as the closest 2% of training images are to one another.
     """
-    limit = np.quantile(nearest(training, training, rank=2), share)
+    limit = np.quantile(nearest(training, training, rank=2), 0.02)
     return float((nearest(generated, training) <= limit).mean()), float((nearest(held_out, training) <= limit).mean())
 
 

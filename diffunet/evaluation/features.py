@@ -25,10 +25,7 @@ WIDTH = 64
 
 
 class Classifier(nn.Module):
-    """A few convolutions, each of which halves the size down to 4 or less, a mean over positions, and a linear layer.
-
-    It takes images of `channels` x `image_size` x `image_size` and has `num_classes` outputs.
-    """
+    """A few convolutions, each of which halves the size down to 4 or less, a mean, and a linear layer."""
 
     def __init__(self, channels: int, image_size: int, num_classes: int) -> None:
         super().__init__()
@@ -85,10 +82,8 @@ def train_classifier(
         pictures: uint8 [N H W C], square.
         labels: int64 [N]; with None it learns to tell the four turns of an image.
         seed: seed of its weights and batches; the same seed gives the same features.
-        steps: optimizer steps.
-        batch: images of a step.
-        device: where to compute, the CPU by default.
-        on_step: called with (step, steps).
+        steps, batch: optimizer steps, and the images of each.
+        device, on_step: where to compute, the CPU by default; and what is called with (step, steps).
     """
     device = device or torch.device("cpu")
     num_classes = 4 if labels is None else int(labels.max()) + 1
@@ -109,8 +104,7 @@ def train_classifier(
         return images.to_float(torch.from_numpy(np.ascontiguousarray(x))).to(device), torch.from_numpy(y).to(device)
 
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * (1 - step / steps)
+        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / steps)
         generator = draws.generator(seed, step, 0)
         x, y = batch_of(train[generator.integers(len(train), size=batch)], generator)
         loss = F.cross_entropy(net(x), y, label_smoothing=0.1)
@@ -120,9 +114,6 @@ def train_classifier(
         if on_step is not None:
             on_step(step + 1, steps)
     net.eval().requires_grad_(False)
-    right = total = 0
-    for part in np.array_split(test, max(1, len(test) // 256)):
-        x, y = batch_of(part, draws.generator(seed, steps, 0))
-        right += int((net(x).argmax(1) == y).sum())
-        total += len(part)
-    return Trained(net, "turns" if labels is None else "classes", right / max(1, total), device)
+    tests = (batch_of(part, draws.generator(seed, steps, 0)) for part in np.array_split(test, max(1, len(test) // 256)))
+    right = sum(int((net(x).argmax(1) == y).sum()) for x, y in tests)
+    return Trained(net, "turns" if labels is None else "classes", right / max(1, len(test)), device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Unpack
 
@@ -16,16 +16,13 @@ from PIL.Image import Image
 
 from diffunet import build
 from diffunet.config import Config
-from diffunet.data import augment
-from diffunet.data.folder import class_names, class_of
-from diffunet.data.index import HELD_OUT_MAX, split
+from diffunet.data import augment, folder, index
 from diffunet.errors import DataError, UsageError
 from diffunet.evaluation import bits_per_dimension
 from diffunet.evaluation.distances import frechet
 from diffunet.evaluation.features import Trained, train_classifier
 from diffunet.pictures import images
-from diffunet.pictures.images import Pixels
-from diffunet.sampling.conditions import SamplingOptions, refuse_unknown
+from diffunet.sampling.conditions import SamplingOptions, check_counts, refuse_unknown
 from diffunet.sampling.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -54,7 +51,7 @@ class Report:
 
     @property
     def excess(self) -> float:
-        """The distance above the floor: what is left of it that chance and the number of images do not explain."""
+        """The distance above the floor: what of it chance and the number of images do not explain."""
         return self.distance - self.floor
 
     def lines(self) -> list[str]:
@@ -69,11 +66,13 @@ class Report:
         ]
         if self.agreement is not None:
             lines.append(f"label agreement:  {self.agreement:.1%} of generated images are taken for their class")
-        if self.likelihood is not None:
-            seen = "that training on this folder holds out"
-            if not self.held_out:
-                seen = "that it may have seen in training, which flatters"
-            lines += [*self.likelihood.lines(), f"                  of images {seen}"]
+        if (likelihood := self.likelihood) is not None:
+            unseen, seen = "that training on this folder holds out", "that it may have seen in training, which flatters"
+            lines += [
+                f"likelihood:       {likelihood.bits:.3f} +- {likelihood.error:.3f} bits per dimension "
+                f"({likelihood.note}; {likelihood.num} images, {likelihood.calls} net calls each)",
+                f"                  of images {unseen if self.held_out else seen}",
+            ]
         return lines
 
 
@@ -81,10 +80,9 @@ class RealImages:
     """The images of a folder as a model of this config sees them, with their classes."""
 
     def __init__(self, config: Config, data: Path) -> None:
-        self.config = config
-        self.dataset = build.dataset(config, data)
+        self.config, self.dataset = config, build.dataset(config, data)
 
-    def gather(self, indices: NDArray[np.int64]) -> Pixels:
+    def gather(self, indices: NDArray[np.int64]) -> images.Pixels:
         """Return images by their numbers, uint8 [N H W C]."""
         d = self.config.data
         return augment.gather(
@@ -96,10 +94,10 @@ class RealImages:
     def classes(self) -> NDArray[np.int64] | None:
         """The class of each image, int64 [N]: of the model's classes, or else the folder's; None if neither has any."""
         paths, names = self.dataset.files.paths, self.config.data.class_names
-        folders = {class_of(path) for path in paths}
+        folders = {folder.class_of(path) for path in paths}
         if not names and (len(folders) < 2 or None in folders):
             return None
-        return self.dataset.labels(names or class_names(list(paths)))
+        return self.dataset.labels(names or folder.class_names(list(paths)))
 
 
 class Reference(RealImages):
@@ -109,11 +107,8 @@ class Reference(RealImages):
     the third to the second is the floor.
 
     Args:
-        config: the model's config.
-        data: the folder.
         num: the number of samples to compare, lowered to a third of the images.
-        seed: seed of the deal and of the features.
-        device: where the classifier computes.
+        seed, device: seed of the deal and of the features, and where the classifier computes.
         on_step: called with (done, of how many) while it learns, which is when the first samples are compared.
 
     Raises:
@@ -138,15 +133,12 @@ class Reference(RealImages):
     @property
     def labels(self) -> list[int] | None:
         """The classes to sample: those of the images that make the floor, so that both have the same share of each."""
-        if not self.config.data.class_names:
-            return None
-        assert self.classes is not None, "the model has classes"
-        return self.classes[self.chosen[2 * self.third :][: self.num]].tolist()
+        return self._labels_of(self._third(2))
 
     @cached_property
     def floor(self) -> float:
-        """The distance of real images to others."""
-        return frechet(self._trained.features(self._real(2)), self._others)
+        """The distance of other real images to those that samples are compared with."""
+        return frechet(self._trained.features(self.gather(self._third(2))), self._others)
 
     def compare(self, pictures: Sequence[Image]) -> Report:
         """Compare `num` samples, of `labels` where the model has classes, with real images."""
@@ -164,23 +156,23 @@ class Reference(RealImages):
 
     @cached_property
     def _others(self) -> NDArray[np.float64]:
-        return self._trained.features(self._real(1))
+        return self._trained.features(self.gather(self._third(1)))
 
-    def _real(self, third: int) -> Pixels:
-        return self.gather(self.chosen[third * self.third :][: self.num])
+    def _third(self, number: int) -> NDArray[np.int64]:
+        return self.chosen[number * self.third :][: self.num]
 
-    def for_likelihood(self, num: int) -> tuple[Pixels, list[int] | None, bool]:
+    def _labels_of(self, indices: NDArray[np.int64]) -> list[int] | None:
+        return self.classes[indices].tolist() if self.config.data.class_names and self.classes is not None else None
+
+    def for_likelihood(self, num: int) -> tuple[images.Pixels, list[int] | None, bool]:
         """Return at most `num` images, their labels where the model has classes, and whether training held them out.
 
         Where training on this folder holds out none, they are any but those that the classifier learns from.
         """
-        held_out = split(self.dataset.files, self.config.data.held_out, HELD_OUT_MAX)[1]
-        some = self.chosen[self.third :]
-        if len(held_out):
-            some = np.random.Generator(np.random.Philox(key=[self.seed, 1])).permutation(held_out)
-        some = some[:num]
-        labels = self.classes[some].tolist() if self.config.data.class_names and self.classes is not None else None
-        return self.gather(some), labels, len(held_out) > 0
+        held_out = index.split(self.dataset.files, self.config.data.held_out, index.HELD_OUT_MAX)[1]
+        shuffled = np.random.Generator(np.random.Philox(key=[self.seed, 1])).permutation(held_out)
+        some = (shuffled if len(held_out) else self.chosen[self.third :])[:num]
+        return self.gather(some), self._labels_of(some), len(held_out) > 0
 
 
 def evaluate(
@@ -188,11 +180,9 @@ def evaluate(
     likelihood_num: int = 100, likelihood_steps: int | None = None,
     on_step: Callable[[str, int, int], None] | None = None, **options: Unpack[SamplingOptions],
 ) -> Report:  # fmt: skip
-    """Compare `num` samples with the real images of the folder `data`; see `Reference`.
+    """Compare `num` samples, at least 2, with the real images of the folder `data`; see `Reference`.
 
     Args:
-        num: number of samples, at least 2.
-        seed: seed of the samples and of the features.
         likelihood: "vlb" or "ode", see bits_per_dimension.py: also measure the bits per dimension of `likelihood_num`
             images with `likelihood_steps`, of those that training on this folder holds out.
         on_step: called with (what is being done, done, of how many).
@@ -200,7 +190,7 @@ def evaluate(
 
     Raises:
         DataError: fewer than 40 usable images.
-        UsageError: `num` below 2, and as `Pipeline.sample` and `bits_per_dimension.measure`.
+        UsageError: `num` below 2, and as `Pipeline.sample` and `bits_per_dimension.check`.
     """
     refuse_unknown("evaluate()", options, SamplingOptions)
     if num < 2:
@@ -209,23 +199,21 @@ def evaluate(
         raise UsageError(f"seed is at least 0 and below 2**63, not {seed}")
     if likelihood is not None:
         bits_per_dimension.check(pipeline.denoiser.schedule, likelihood, likelihood_steps)
-    if likelihood_num < 1:
-        raise UsageError(f"likelihood_num is at least 1, not {likelihood_num}")
-
-    def reporting(what: str) -> Callable[[int, int], None]:
-        return lambda done, of: on_step(what, done, of) if on_step is not None else None
-
-    reference = Reference(pipeline.config, data, num, seed, pipeline.device, reporting("learning features"))
+    check_counts(likelihood_num=likelihood_num)
+    tell = on_step or (lambda what, done, of: None)
+    reference = Reference(pipeline.config, data, num, seed, pipeline.device, partial(tell, "learning features"))
     # Sampling comes first: it refuses arguments that cannot be, before anything is learned.
-    progress = reporting("sampling")
     generated = pipeline.sample(
-        reference.num, seed=seed, labels=reference.labels, on_step=lambda p: progress(p.step, p.steps), **options
+        reference.num,
+        seed=seed,
+        labels=reference.labels,
+        on_step=lambda p: tell("sampling", p.step, p.steps),
+        **options,
     )
     report = reference.compare(generated)
     if likelihood is None:
         return report
     real, labels, unseen = reference.for_likelihood(likelihood_num)
-    bits = bits_per_dimension.measure(
-        likelihood, pipeline, real, labels, steps=likelihood_steps, seed=seed, on_step=reporting("likelihood")
-    )
+    measure, progress = bits_per_dimension.MEASURES[likelihood], partial(tell, "likelihood")
+    bits = measure(pipeline, real, labels, steps=likelihood_steps, seed=seed, on_step=progress)
     return replace(report, likelihood=bits, held_out=unseen)

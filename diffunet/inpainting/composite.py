@@ -10,7 +10,6 @@ from PIL import Image
 
 from diffunet.inpainting.masks import Hole, Mask
 from diffunet.pictures import deep, images, notes
-from diffunet.pictures.images import Pixels
 
 SAME = ("L", "RGB", "LA", "RGBA", "I;16", "I", "F", "CMYK")
 """Modes of images that stay as they are. Others become the one of these that can hold the same pixels."""
@@ -37,15 +36,12 @@ def _editable(image: Image.Image) -> Image.Image:
         return image
     if image.mode in ("I;16B", "I;16L", "I;16N"):  # big-endian TIFF; Pillow's own conversion clips at 255
         return from_pixels(np.asarray(image), "I;16")
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode == "La":
-        return image.convert("LA")
-    return image.convert("RGBA" if images.has_alpha(image) else "RGB")
+    colours = "RGBA" if images.has_alpha(image) else "RGB"
+    return image.convert({"1": "L", "La": "LA"}.get(image.mode, colours))
 
 
 def composite(
-    image: Image.Image, filled: Pixels, hole: Hole, weight: Mask | None = None, opaque: bool = False,
+    image: Image.Image, filled: images.Pixels, hole: Hole, weight: Mask | None = None, opaque: bool = False,
     white: float | None = None,
 ) -> Image.Image:  # fmt: skip
     """Return an image with its hole [H W] replaced by `filled`.
@@ -79,13 +75,11 @@ def composite(
     return result
 
 
-def _in_mode(filled: Pixels, mode: str, white: float) -> NDArray[Any]:
+def _in_mode(filled: images.Pixels, mode: str, white: float) -> NDArray[Any]:
     """Convert pixels [H W C], without their alpha, to the colours of a mode, [H W colours]."""
     rgb = images.from_array(filled).convert("RGB")
-    if mode in ("RGB", "RGBA"):
-        return np.asarray(rgb)
-    if mode == "CMYK":
-        return np.asarray(rgb.convert("CMYK"))
+    if mode in ("RGB", "RGBA", "CMYK"):
+        return np.asarray(rgb.convert("CMYK") if mode == "CMYK" else rgb)
     grey = images.to_array(rgb, 1)
     return grey if mode in ("L", "LA") else grey * (257.0 if mode == "I;16" else white / 255)
 

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from diffunet import draws
-from diffunet.diffusion import samplers
+from diffunet.diffusion import known_pixels, samplers, tiling
 from diffunet.diffusion.denoiser import Denoise, condition
-from diffunet.diffusion.known_pixels import keep_known
-from diffunet.diffusion.tiling import AT_ONCE, Tiled, covered
 from diffunet.inpainting.methods import Method
 from diffunet.inpainting.part import Part
 from diffunet.pictures import images
@@ -22,9 +20,8 @@ from diffunet.pictures import images
 REFINE = 0.5
 """The noise level (sigma) from which a picture that was filled in at a coarser resolution is denoised again.
 
-As in SDEdit (Meng et al. 2022) it is a compromise: the noise has to hide the blur of enlarging, so that the net draws
-the detail which the coarser picture could not show; but more noise would hide its shapes and colours too, on which the
-windows have to agree. Pixels are in [-1, 1], so 0.5 is a quarter of their range. Chosen by looking at fillings."""
+As in SDEdit (Meng et al. 2022) it is a compromise, chosen by looking at fillings: the noise has to hide the blur of
+enlarging, so that the net draws detail, but not the shapes and colours on which the windows have to agree."""
 
 
 @dataclass
@@ -39,8 +36,7 @@ class Filler:
         denoise_for: the denoiser for given conditions; see `conditions.denoising`.
         label: number of the class, or None for a model without classes.
         finish: runs a walk to its end and returns its last x, [B C H W].
-        device: where the model is.
-        at_once: how many windows of an image go through the net at once.
+        device, at_once: where the model is, and how many windows of an image go through the net at once.
     """
 
     image_size: int
@@ -51,23 +47,17 @@ class Filler:
     label: int | None
     finish: Callable[[samplers.Walk], Tensor]
     device: torch.device
-    at_once: int = AT_ONCE
+    at_once: int = tiling.AT_ONCE
 
     def fill(self, levels: Sequence[Part], batch: range, seed: int) -> list[images.Pixels]:
-        """Fill in all levels of a part, from the coarsest to the last, each beginning with what the one before gave.
+        """Fill in all levels of a part, see `Part.levels`, each beginning with what the one before it gave.
 
-        Args:
-            levels: see `Part.levels`.
-            batch: the numbers of the fillings: filling i of a seed is the same in every batch.
-            seed: of the noise.
-
-        Returns:
-            The fillings of the last level, uint8 [rows columns C] each.
+        `batch` has the numbers of the fillings: filling i of a seed is the same in every batch. Returned are those of
+        the last level, uint8 [rows columns C] each.
         """
-        filled: list[images.Pixels] | None = None
+        filled: list[images.Pixels] = []
         for i, level in enumerate(levels):
             filled = self._fill(level, filled, batch, draws.key_of("level", seed, i) if i else seed)
-        assert filled is not None, "a part has at least one level"
         return filled
 
     def steps(self, levels: Sequence[Part]) -> int:
@@ -80,16 +70,15 @@ class Filler:
 
     def halve_windows(self) -> bool:
         """Put half as many windows through the net at once from now on, and return whether that was possible."""
-        possible = self.at_once > 1
-        self.at_once = max(1, self.at_once // 2)
-        return possible
+        before, self.at_once = self.at_once, max(1, self.at_once // 2)
+        return before > 1
 
-    def _fill(self, part: Part, coarser: list[images.Pixels] | None, batch: range, seed: int) -> list[images.Pixels]:
+    def _fill(self, part: Part, coarser: list[images.Pixels], batch: range, seed: int) -> list[images.Pixels]:
         pixels, gap = part.cut(len(self.mean))
         known = images.to_float(torch.from_numpy(pixels[None]).to(self.device))
         keep = torch.from_numpy(~gap).to(self.device)
         noise = draws.streams(seed, batch, known.shape[1:], self.device)
-        if coarser is None:
+        if not coarser:
             method, start = self.whole, self.mean.to(known)
         else:
             enlarged = np.stack([images.resize(one, *gap.shape) for one in coarser])
@@ -97,13 +86,12 @@ class Filler:
         x = start + method.ladder[0] * noise()
         label = None if self.label is None else torch.full((len(batch),), self.label, device=self.device)
         concat = condition(known, keep).expand(len(batch), -1, -1, -1) if method.trained else None
-        if part.region.fit == "tile":
-            tiled = partial(Tiled, size=self.image_size, wanted=~keep, at_once=self.at_once)
-            denoise = self.denoise_for(label, concat, tiled)
+        tiles = part.region.fit == "tile"
+        tiled = partial(tiling.Tiled, size=self.image_size, wanted=~keep, at_once=self.at_once) if tiles else None
+        denoise = self.denoise_for(label, concat, tiled)
+        if tiles:
             # Where no window is, nothing is to be filled in, and `Tiled` gives the noisy x back. As a prediction of
             # pixels that are known it is wrong, which mmps would correct by its gradient at the cost of the hole.
-            denoise = keep_known(denoise, known, ~covered(~keep, self.image_size))
-        else:
-            denoise = self.denoise_for(label, concat, None)
+            denoise = known_pixels.keep_known(denoise, known, ~tiling.covered(~keep, self.image_size))
         x = self.finish(method.walk(denoise, known, keep, x, noise))
         return list(images.to_uint8(torch.where(keep, known, x)))

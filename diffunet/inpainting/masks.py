@@ -18,14 +18,11 @@ from scipy import ndimage
 from diffunet.errors import DataError, UsageError
 from diffunet.names import MASK_KINDS
 from diffunet.pictures import images
-from diffunet.pictures.images import Pixels
 
 Mask = NDArray[np.float32]
 Hole = NDArray[np.bool_]
-
 RINGING = 1 / 16
 """Values of a soft mask this near to 0 or 1 count as 0 or 1: JPEG leaves such ripples beside edges."""
-
 _BLACK = (0, 0, 0)
 _STRIP = 2**22  # pixels whose distances, float64, are measured at a time
 
@@ -41,15 +38,11 @@ def read_mask(source: str | Path | Image.Image | NDArray[Any], *, invert: bool =
     Raises:
         DataError: a file that is no image, or an array of another shape, type or range; the message names the file.
     """
-    if isinstance(source, np.ndarray):
-        mask = _from_array(source)
-    elif isinstance(source, Image.Image):
-        mask = _from_image(source)
-    else:
-        try:
-            mask = _from_image(images.open_image(source))
-        except DataError as error:
-            raise DataError(f"mask {source}: {error}") from None
+    try:
+        image = source if isinstance(source, np.ndarray | Image.Image) else images.open_image(source)
+    except DataError as error:
+        raise DataError(f"mask {source}: {error}") from None
+    mask = _from_array(image) if isinstance(image, np.ndarray) else _from_image(image)
     return np.subtract(1, mask, dtype=np.float32) if invert else mask
 
 
@@ -97,17 +90,12 @@ def hole_of(mask: Mask) -> Hole:
 
 def without_ringing(mask: Mask) -> Mask:
     """Return a soft mask [H W] with its values near 0 and 1 set to 0 and 1; see `RINGING`."""
-    settled = mask.copy()
-    settled[mask <= RINGING] = 0
-    settled[mask >= 1 - RINGING] = 1
-    return settled
+    return np.select([mask <= RINGING, mask >= 1 - RINGING], [np.float32(0), np.float32(1)], mask)
 
 
 def alpha_hole(image: Image.Image) -> Hole | None:
     """Return where an image is less than opaque, bool [H W]; None if it cannot be."""
-    if not images.has_alpha(image):
-        return None
-    return images.to_array(image, 4)[..., 3] < 255
+    return images.to_array(image, 4)[..., 3] < 255 if images.has_alpha(image) else None
 
 
 def shrink(hole: Hole, height: int, width: int) -> Hole:
@@ -115,27 +103,7 @@ def shrink(hole: Hole, height: int, width: int) -> Hole:
 
     So a stroke of one pixel survives any shrinking, and nothing of what is in the hole leaks into known pixels.
     """
-    return _touches(_touches(hole, height).T, width).T
-
-
-def _touches(hole: Hole, size: int) -> Hole:
-    """Return, bool [n w] to [size w], whether any of the rows is set that the filter weighs for an output row."""
-    first, end = _footprint(hole.shape[0], size)
-    counts = np.zeros((hole.shape[0] + 1, hole.shape[1]), np.int32)
-    np.cumsum(hole, axis=0, out=counts[1:])
-    touched: Hole = counts[end] > counts[first]
-    return touched
-
-
-def _footprint(n: int, m: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the first and the end of the n rows that Pillow's triangle filter weighs for each of m output rows, [m].
-
-    For output row i it weighs row x by a triangle around the centre c = (i + 1/2) n/m that reaches s = max(n/m, 1) to
-    each side: where |x + 1/2 - c| < s. This is computed in integers, multiplied by 2m, so that it is exact.
-    """
-    centre, reach = (2 * np.arange(m) + 1) * n, 2 * max(n, m)
-    first = np.maximum((centre - reach - m) // (2 * m) + 1, 0)
-    return first, np.minimum(-((m - centre - reach) // (2 * m)), n)
+    return _largest(_largest(hole, height).T, width).T
 
 
 def resize_mask(mask: Mask, height: int, width: int) -> Mask:
@@ -144,19 +112,25 @@ def resize_mask(mask: Mask, height: int, width: int) -> Mask:
     Along a side that shrinks, a pixel takes the largest of the values that `shrink` looks at, so that thin strokes
     survive and soft ones stay soft; along a side that grows, values are interpolated.
     """
-    pooled = _largest(_largest(mask, height).T, width).T
+    pooled = _largest(mask, height) if height < mask.shape[0] else mask
+    pooled = _largest(pooled.T, width).T if width < mask.shape[1] else pooled
     if pooled.shape == (height, width):
         return pooled
     resized = Image.fromarray(np.ascontiguousarray(pooled)).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized, np.float32).clip(0, 1)
 
 
-def _largest(mask: Mask, size: int) -> Mask:
-    """Pool [n w] to [size w], by the largest value in each row's footprint; return it as it is if it is no larger."""
-    if size >= len(mask):
-        return mask
-    mask = np.ascontiguousarray(mask)
-    return np.stack([mask[first:end].max(axis=0) for first, end in zip(*_footprint(len(mask), size), strict=True)])
+def _largest(values: NDArray[Any], size: int) -> NDArray[Any]:
+    """Resize [n w] to [size w], by the largest of the rows that Pillow's triangle filter weighs for each output row.
+
+    For output row i it weighs row x by a triangle around the centre c = (i + 1/2) n/m, m = `size`, that reaches
+    s = max(n/m, 1) to each side: where |x + 1/2 - c| < s. This is computed in integers, multiplied by 2m, to be exact.
+    """
+    n, m = len(values), size
+    centre, reach = (2 * np.arange(m) + 1) * n, 2 * max(n, m)
+    first, end = np.maximum((centre - reach - m) // (2 * m) + 1, 0), np.minimum(-((m - centre - reach) // (2 * m)), n)
+    rows = np.ascontiguousarray(values)
+    return np.stack([rows[a:b].max(axis=0) for a, b in zip(first, end, strict=True)])
 
 
 def feather(hole: Hole, n: int) -> Mask:
@@ -164,24 +138,18 @@ def feather(hole: Hole, n: int) -> Mask:
 
     It is proportional to the Euclidean distance to the nearest known pixel. The border of the image is no edge.
     """
-    weight = hole.astype(np.float32)
-    height, width = hole.shape
-    step = max(1, _STRIP // width)
-    for top in range(0, height, step):  # with n more rows to each side: what is further away does not matter
+    weight, step = hole.astype(np.float32), max(1, _STRIP // hole.shape[1])
+    for top in range(0, len(hole), step):  # with n more rows to each side: what is further away does not matter
         rows = slice(max(0, top - n), top + step + n)
         within = np.flatnonzero(hole[rows].any(axis=0))
-        if not len(within):
-            continue
-        columns = slice(max(0, within[0] - n), within[-1] + 1 + n)
-        part = hole[rows, columns]
-        if part.all():
-            continue
-        near = ndimage.distance_transform_edt(part)[top - rows.start :][:step]
-        weight[top : top + step, columns] = np.minimum(near / max(n, 1), 1)
+        columns = slice(max(0, within[0] - n), within[-1] + 1 + n) if len(within) else slice(0)
+        if not hole[rows, columns].all():  # else nothing is near an edge, or there is no hole
+            near = ndimage.distance_transform_edt(hole[rows, columns])[top - rows.start :][:step]
+            weight[top : top + step, columns] = np.minimum(near / max(n, 1), 1)
     return weight
 
 
-def resize_known(image: Pixels, hole: Hole, height: int, width: int) -> Pixels:
+def resize_known(image: images.Pixels, hole: Hole, height: int, width: int) -> images.Pixels:
     """Resize an image, uint8 [H W C], to [height width C] by an antialiased triangle filter, with the hole [H W] black.
 
     Outside `shrink(hole, height, width)` the result is made of known pixels alone; inside it means nothing.
@@ -199,17 +167,15 @@ def random_mask(kind: str, height: int, width: int, generator: np.random.Generat
             and a fortieth of the image wide), scratches (thin lines, straight or bent, of 1 to 3 pixels), lines (every
             second row or column), grid (all but every second pixel of every second row: super-resolution in RePaint,
             Lugmayr et al. 2022), or mixed (any of these).
-        height, width: in pixels.
         generator: makes all random choices.
 
     Raises:
         UsageError: another kind.
     """
-    if kind == "mixed":
-        kind = MASK_KINDS[int(generator.integers(len(MASK_KINDS)))]
-    if kind not in KINDS:
+    if kind != "mixed" and kind not in KINDS:
         raise UsageError(f"no mask kind {kind!r}; there are mixed, {', '.join(KINDS)}")
-    hole = KINDS[kind](height, width, generator)
+    drawn = MASK_KINDS[int(generator.integers(len(MASK_KINDS)))] if kind == "mixed" else kind
+    hole = KINDS[drawn](height, width, generator)
     if not hole.any() or (hole.all() and hole.size > 1):
         place = np.unravel_index(int(generator.integers(hole.size)), hole.shape)
         hole[place] = not hole[place]
@@ -231,13 +197,11 @@ def _half(height: int, width: int, generator: np.random.Generator) -> Hole:
 
 def _strokes(height: int, width: int, generator: np.random.Generator, brush: tuple[float, float], most: int) -> Hole:
     """Draw one to `most` strokes that wander and turn. `brush` is the range of widths, as shares of the short side."""
-    canvas = Image.new("L", (width, height))
+    canvas, side = Image.new("L", (width, height)), min(height, width)
     draw = ImageDraw.Draw(canvas)
-    side = min(height, width)
     for _ in range(int(generator.integers(1, most + 1))):
         thick = max(1, round(side * generator.uniform(*brush)))
-        point = generator.random(2) * (width, height)
-        angle = generator.uniform(0, 2 * np.pi)
+        point, angle = generator.random(2) * (width, height), generator.uniform(0, 2 * np.pi)
         for _ in range(int(generator.integers(4, 9))):
             angle += generator.normal(0, 0.7)
             step = side * generator.uniform(0.1, 0.3)
@@ -257,8 +221,7 @@ def _scratches(height: int, width: int, generator: np.random.Generator) -> Hole:
     t = np.linspace(0, 1, 17)[:, None]
     for _ in range(int(generator.integers(2, 7))):
         start, bend, end = generator.random((3, 2)) * (width, height)
-        if generator.random() < 0.5:
-            bend = (start + end) / 2
+        bend = (start + end) / 2 if generator.random() < 0.5 else bend
         curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
         draw.line([float(value) for value in curve.ravel()], fill=255, width=int(generator.integers(1, 4)))
     return np.array(canvas) > 0

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from diffunet import build
 from diffunet.config import Config
-from diffunet.diffusion import samplers, schedules
+from diffunet.diffusion import guidance, known_pixels, samplers, schedules
 from diffunet.diffusion.denoiser import Denoise
-from diffunet.diffusion.guidance import threshold
-from diffunet.diffusion.known_pixels import ITERATIONS, ddnm, keep_known, mmps, resample_ladder
 from diffunet.draws import Noise
 from diffunet.errors import UsageError
 from diffunet.names import METHODS as METHODS
@@ -47,7 +45,7 @@ class Method:
     @property
     def trained(self) -> bool:
         """Whether the net needs the known pixels as a condition; see `denoiser.condition`."""
-        return _TABLE[self.method].trained
+        return self.method == "trained"
 
 
 @dataclass(frozen=True)
@@ -62,50 +60,45 @@ class _Row:
     """Defaults of a method that jumps back: steps of the ladder, stretches of it, and walks down each stretch."""
     passes: int = 1
     """Passes through the net for each call of the denoiser."""
-    trained: bool = False
-    """Whether the net was trained for the method, and is given the known pixels."""
 
 
 def _keep_known(denoise: Denoise, known: Tensor, keep: Tensor, noise: Noise) -> Denoise:
-    return keep_known(denoise, known, keep)
+    return known_pixels.keep_known(denoise, known, keep)
 
 
 def _mmps(denoise: Denoise, known: Tensor, keep: Tensor, noise: Noise) -> Denoise:
     # Where there is much noise, a small error of the net is a large one of its derivative: stay within [-1, 1].
-    return threshold(mmps(denoise, known, keep), "static")
+    return guidance.threshold(known_pixels.mmps(denoise, known, keep), "static")
 
 
 _TABLE = {
-    "trained": _Row(_keep_known, trained=True),
-    "repaint": _Row(keep_known, step=lambda known, keep: samplers.euler(eta=1.0), jumps=(20, 5, 5)),
-    "ddnm": _Row(lambda denoise, known, keep, noise: denoise, step=ddnm, jumps=(50, 50, 1)),
-    "mmps": _Row(_mmps, passes=1 + ITERATIONS),
+    "trained": _Row(_keep_known),
+    "repaint": _Row(known_pixels.keep_known, step=lambda known, keep: samplers.euler(eta=1.0), jumps=(20, 5, 5)),
+    "ddnm": _Row(lambda denoise, known, keep, noise: denoise, step=known_pixels.ddnm, jumps=(50, 50, 1)),
+    "mmps": _Row(_mmps, passes=1 + known_pixels.ITERATIONS),
     "replace": _Row(_keep_known),
 }
 
 JUMPS = tuple(name for name, row in _TABLE.items() if row.jumps is not None)
 """Names of the methods that jump back up their ladder."""
-DEFAULT = "mmps"
-"""The method for a model that was not trained to inpaint."""
 
 
 def choose(config: Config, schedule: schedules.Schedule, choice: Choice, below: float = math.inf) -> Method:
     """Return the method that a user chose, for a model of this config and noise schedule.
 
     Its ladder begins at the noise level `below`, with what of the whole one is below that. By default ("auto") the
-    method is trained for a model that was trained to inpaint, else `DEFAULT`.
+    method is trained for a model that was trained to inpaint, else mmps.
 
     Raises:
         UsageError: a method that does not exist, or which the model or the other options do not go with.
     """
     was_trained = config.diffusion.task == "inpaint"
-    name = choice.method
-    if name == "auto":
-        name = "trained" if was_trained else DEFAULT
+    default = "trained" if was_trained else "mmps"
+    name = default if choice.method == "auto" else choice.method
     if name not in METHODS:
         raise UsageError(f"unknown method {name!r}; there are {', '.join(METHODS)}")
     row = _TABLE[name]
-    if row.trained and not was_trained:
+    if name == "trained" and not was_trained:
         raise UsageError("method trained needs a model that was trained with --task inpaint, and this one was not")
     if row.jumps is None:
         if choice.jump_length is not None or choice.jump_n_sample is not None:
@@ -118,7 +111,7 @@ def choose(config: Config, schedule: schedules.Schedule, choice: Choice, below: 
         # Both papers jump by equal steps of time, whatever ladder suits the model's sampler.
         ladder = _below(build.ladder(build.sampling(config, ladder="trailing"), schedule, steps), below)
         jump_length = choice.jump_length or max(1, steps // stretches)
-        ladder = resample_ladder(ladder, jump_length, choice.jump_n_sample or visits)
+        ladder = known_pixels.resample_ladder(ladder, jump_length, choice.jump_n_sample or visits)
         calls = int((ladder.diff() < 0).sum()) * row.passes  # a jump back adds noise and calls no net
 
     def walk(denoise: Denoise, known: Tensor, keep: Tensor, x: Tensor, noise: Noise) -> samplers.Walk:

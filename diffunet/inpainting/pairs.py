@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -13,9 +13,6 @@ from diffunet.data import folder
 from diffunet.errors import DataError
 
 log = logging.getLogger(__name__)
-
-NAMED = 3
-"""How many files with a problem a message names."""
 
 
 class Pair(NamedTuple):
@@ -37,8 +34,8 @@ def pairs(images: Sequence[Path], mask: Path | None) -> list[Pair]:
     Raises:
         DataError: a file or folder that does not exist, a folder without images, images without a mask or with several.
     """
-    for path in (*images, *(() if mask is None else (mask,))):
-        if not os.path.exists(path):
+    for path in (*images, mask):
+        if path is not None and not os.path.exists(path):
             raise DataError(f"{path}: no such file or folder")
     named = [(path, name) for source in images for path, name in _images(source)]
     if mask is None or not os.path.isdir(mask):
@@ -46,11 +43,9 @@ def pairs(images: Sequence[Path], mask: Path | None) -> list[Pair]:
     masks: dict[str, list[Path]] = defaultdict(list)
     for path, name in _images(mask):
         masks[name].append(path)
-    if without := [path for path, name in named if name not in masks]:
-        example = next(name for _, name in named if name not in masks)
-        raise DataError(
-            f"no mask for {_some(without)} in {mask}: a mask has the name of its image, as {mask / example}.png"
-        )
+    if without := [pair for pair in named if pair[1] not in masks]:
+        missing, example = _some([path for path, _ in without]), f"{mask / without[0][1]}.png"
+        raise DataError(f"no mask for {missing} in {mask}: a mask has the name of its image, as {example}")
     if several := [path for _, name in named if len(masks[name]) > 1 for path in masks[name]]:
         raise DataError(f"more than one mask for the same image: {_some(several)}; leave one")
     if unused := [path for name in masks.keys() - {name for _, name in named} for path in masks[name]]:
@@ -68,8 +63,7 @@ def _images(source: Path) -> list[tuple[Path, str]]:
     return [(source / folder.native(path), PurePath(path).with_suffix("").as_posix()) for path in files]
 
 
-def _some(paths: Iterable[Path]) -> str:
+def _some(paths: Sequence[Path], named: int = 3) -> str:
     """Name the first paths, and count the others."""
-    names = [str(path) for path in paths]
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = f" and {len(paths) - named} more" if len(paths) > named else ""
+    return ", ".join(map(str, paths[:named])) + more

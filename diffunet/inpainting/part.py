@@ -19,16 +19,14 @@ from diffunet.inpainting import composite, masks, regions
 from diffunet.pictures import deep, images
 
 log = logging.getLogger(__name__)
-
 _EIGHT_OF_SIXTEEN = "%s has 16 bits a colour, of which 8 can be read"
 
 
 @dataclass(frozen=True)
 class Masked:
-    """An image in one of the modes of `composite.editable`, and the hole in it, bool [H W].
+    """An image in one of the modes of `composite.editable`, the hole in it, bool [H W], and how to fill it.
 
-    A filling is blended with the image by `weight`, float32 [H W], and replaces it where that is None. `opaque` makes
-    the hole opaque; alpha stays as it is otherwise.
+    For `weight` and `opaque` see `composite.composite`.
     """
 
     picture: Image
@@ -71,8 +69,9 @@ def read(
 ) -> Masked:  # fmt: skip
     """Read an image of any mode and size, or the file of one, and the hole in it.
 
-    The hole is that of a mask (see `masks.read_mask`; from half on it is hole), or of a box, or without both what is
-    not opaque. The other arguments are `ReadingOptions`.
+    A file is turned as its EXIF says, and keeps what that says but for thumbnails, which show what is erased; an Image
+    keeps its `info`. The hole is that of a mask of the image's size (from half on it is hole, see `masks.read_mask`),
+    or of a box, or without both what is not opaque. The other arguments are `ReadingOptions`.
 
     Raises:
         UsageError: arguments that do not go together; no mask; a mask of another size; a box outside of the image.
@@ -105,11 +104,10 @@ def read(
             grey = masks.resize_mask(grey, height, width)
         weight = masks.without_ringing(grey) if soft_mask else None
         hole = masks.hole_of(grey) if weight is None else weight > 0
-    else:
-        clear = masks.alpha_hole(picture)
-        if clear is None:
-            raise UsageError(f"{name} has no transparent part to fill in: give a mask (white = fill)")
+    elif (clear := masks.alpha_hole(picture)) is not None:
         hole = clear
+    else:
+        raise UsageError(f"{name} has no transparent part to fill in: give a mask (white = fill)")
     if feather:
         rising = masks.feather(hole, feather)
         weight = rising if weight is None else np.minimum(weight, rising)
@@ -137,14 +135,9 @@ def _opened(image: Image | str | Path, name: str, max_pixels: int) -> Image:
 
 
 def parts(masked: Masked, size: int, fit: str = "auto") -> list[Part]:
-    """Return the parts that go through a net of images of `size`, see `regions.choose`; none where nothing is missing.
-
-    Raises:
-        UsageError: as `regions.choose`.
-    """
-    if not masked.hole.any():
-        return []
-    return [Part(masked, region) for region in regions.choose(masked.hole, size, fit)]
+    """Return the parts that go through a net of images of `size`, see `regions.choose`; none if nothing is missing."""
+    chosen = regions.choose(masked.hole, size, fit) if masked.hole.any() else []
+    return [Part(masked, region) for region in chosen]
 
 
 @dataclass(frozen=True)
@@ -159,19 +152,15 @@ class Part:
 
         Outside the hole that it returns, no pixel has a trace of what is in the hole of the image.
         """
-        region, hole = self.region, self.masked.hole[self.region.box]
+        size, hole = (self.region.rows, self.region.columns), self.masked.hole[self.region.box]
         pixels = images.to_array(self._crop(self.masked.picture), channels, white=self.masked.white)
-        if not region.resampled:
+        if not self.region.resampled:
             return pixels, hole
-        pixels = masks.resize_known(pixels, hole, region.rows, region.columns)
-        return pixels, masks.shrink(hole, region.rows, region.columns)
+        return masks.resize_known(pixels, hole, *size), masks.shrink(hole, *size)
 
     @enough_memory("while the image is put together: a smaller image, or a smaller num, takes less")
     def paste(self, pictures: Sequence[Image], filled: Sequence[images.Pixels]) -> None:
-        """Put filling i, uint8 [rows columns C], into pictures[i], in place.
-
-        The pictures are copies of the masked picture, into which other parts may have been put already.
-        """
+        """Put filling i, uint8 [rows columns C], into pictures[i], a copy of the masked picture, in place."""
         masked, region = self.masked, self.region
         hole = region.own(masked.hole)
         weight = None if masked.weight is None else masked.weight[region.box]
@@ -188,11 +177,6 @@ class Part:
         """Return coarser versions of this part, the coarsest first, and last the part itself: see `regions.pyramid`."""
         return [replace(self, region=level) for level in regions.pyramid(self.region, self.masked.hole, size)]
 
-    def is_all_hole(self, size: int) -> bool:
-        """Return whether nothing of the part is known, and the net sees it as one image of `size`."""
-        shape = (self.region.rows, self.region.columns)
-        return shape == (size, size) and bool(self.masked.hole[self.region.box].all())
-
     def _crop(self, picture: Image) -> Image:
-        top, left = self.region.top, self.region.left
-        return picture.crop((left, top, left + self.region.width, top + self.region.height))
+        rows, columns = self.region.box
+        return picture.crop((columns.start, rows.start, columns.stop, rows.stop))

@@ -1,9 +1,9 @@
 """How an image of any size meets a model of one size: which regions go through the net, and at what resolution.
 
-Holes that lie far from each other are filled in one by one. One region round all of them could be as large as the
-image: it would be shrunk to the size of the model, or cost as many windows as the whole image, although pixels far away
-say little about a hole. So the pixels of a hole, bool [H W], are divided into groups, and each group has a region of
-its own: the pixels of all groups are missing in it, and only its own are filled in.
+Holes that lie far from each other are filled in one by one: one region round all of them could be as large as the
+image, and would be shrunk to the size of the model or cost as many windows as all of it, although pixels far away say
+little about a hole. So the pixels of a hole, bool [H W], are divided into groups, and each has a region of its own: the
+pixels of all groups are missing in it, and only its own are filled in.
 """
 
 from __future__ import annotations
@@ -23,21 +23,15 @@ from diffunet.names import INPAINT_FITS as FITS
 
 CONTEXT = 1.5
 """The least size of a crop, as a multiple of its hole: what is filled in has to go with something."""
-
 COARSEST = 2.0
 """The most that fit auto shrinks an image for a crop; where it would have to shrink more, it takes tiles."""
-
 NATIVE_PIXELS = 2_000_000
 """The most pixels that go through the net at once: above, memory runs out before anything is seen."""
-
 TILE_PIXELS = 16_000_000
 """The most pixels of a region of tiles, of which the sampler holds several float32 copies: 200 MB each."""
-
 GROUPS = 1000
 """The most regions of an image: each takes a whole run of the sampler."""
-
 _CELLS = 2**22  # of the grid on which groups are found, at most
-
 Box = tuple[slice, slice]
 """Rows and columns of an image."""
 
@@ -46,20 +40,18 @@ Box = tuple[slice, slice]
 class Groups:
     """The groups of a hole [H W], on a grid of cells of `cell` x `cell` pixels.
 
-    `labels` has the number of each cell's group, from 1 to `count`, or 0 for none: [ceil(H / cell) ceil(W / cell)].
+    `labels` has the number of each cell's group, from 1 on, or 0 for none: [ceil(H / cell) ceil(W / cell)].
     """
 
     labels: NDArray[np.integer]
     cell: int
-    count: int
 
     def member(self, number: int, box: Box) -> Hole:
         """Return which pixels of a box of the image lie in cells of a group, bool [height width]."""
-        first = [side.start // self.cell for side in box]
-        cells = tuple(slice(a, ceil(side.stop / self.cell)) for a, side in zip(first, box, strict=True))
+        cells = tuple(slice(side.start // self.cell, ceil(side.stop / self.cell)) for side in box)
         pixels = (self.labels[cells] == number).repeat(self.cell, axis=0).repeat(self.cell, axis=1)
-        offsets = (a * self.cell for a in first)
-        return pixels[tuple(slice(side.start - a, side.stop - a) for a, side in zip(offsets, box, strict=True))]
+        offsets = (side.start % self.cell for side in box)
+        return pixels[tuple(slice(a, a + side.stop - side.start) for a, side in zip(offsets, box, strict=True))]
 
 
 @dataclass(frozen=True)
@@ -89,11 +81,6 @@ class Region:
         """Whether the net works at another resolution than the image."""
         return (self.rows, self.columns) != (self.height, self.width)
 
-    @property
-    def shrinks(self) -> float:
-        """By how much the image is shrunk for the net, along the side where that is more."""
-        return max(self.height / self.rows, self.width / self.columns)
-
     def own(self, hole: Hole) -> Hole:
         """Return the pixels of a hole [H W] that this region fills in, bool [height width]."""
         own = hole[self.box]
@@ -106,10 +93,9 @@ class Region:
 
 def summary(regions: Sequence[Region]) -> str:
     """Describe regions on one line."""
-    if len(regions) == 1:
-        return str(regions[0])
-    counts = Counter(region.fit for region in regions)
-    return f"{len(regions)} regions: " + ", ".join(f"{n} {fit}" for fit, n in sorted(counts.items()))
+    counts = sorted(Counter(region.fit for region in regions).items())
+    several = f"{len(regions)} regions: " + ", ".join(f"{n} {fit}" for fit, n in counts)
+    return str(regions[0]) if len(regions) == 1 else several
 
 
 def choose(hole: Hole, size: int, fit: str = "auto") -> list[Region]:
@@ -120,12 +106,12 @@ def choose(hole: Hole, size: int, fit: str = "auto") -> list[Region]:
         size: height and width that the model was trained at.
         fit: how images meet the size of the model:
             native: the whole image at its own resolution, whatever its size.
-            crop: for each group a region round it, at least `size` wide and high where the image is, with room for
-            context, resampled to `size` where it is larger (or the image smaller).
-            tile: for each group a region round it with size/2 of context to each side, at the image's own resolution,
-            for windows of `size` that overlap.
-            auto: native for images of about the model's size; else, for each group, crop, or tile where a crop would
-            shrink the image by more than `COARSEST` and tiles are possible.
+            crop: a region round each group, at least `size` wide and high where the image is, with room for context,
+            resampled to `size` where it is larger (or the image smaller).
+            tile: a region round each group with size/2 of context to each side, at the image's own resolution, for
+            windows of `size` that overlap.
+            auto: native for images of about the model's size; else crop, or tile where a crop would shrink the image by
+            more than `COARSEST` and tiles are possible.
 
     Raises:
         UsageError: an unknown `fit`, or one that an image of this size does not go with.
@@ -144,11 +130,9 @@ def choose(hole: Hole, size: int, fit: str = "auto") -> list[Region]:
             )
         return [Region("native", 0, 0, height, width, height, width)]
     groups = group(hole, size)
-    regions = [
-        _region(_extent(hole, groups, number, cells), (height, width), size, fit)
-        for number, cells in enumerate(ndimage.find_objects(groups.labels), 1)
-    ]
-    return regions if groups.count == 1 else [replace(r, number=n, groups=groups) for n, r in enumerate(regions, 1)]
+    boxes = enumerate(ndimage.find_objects(groups.labels), 1)
+    regions = [_region(_extent(hole, groups, number, cells), (height, width), size, fit) for number, cells in boxes]
+    return regions if len(regions) == 1 else [replace(r, number=n, groups=groups) for n, r in enumerate(regions, 1)]
 
 
 def group(hole: Hole, size: int) -> Groups:
@@ -169,14 +153,14 @@ def group(hole: Hole, size: int) -> Groups:
             break
         cell = max(finest, cell // 2)
     if len(boxes) <= GROUPS:
-        return Groups(labels, cell, len(boxes))
+        return Groups(labels, cell)
     # Each region takes a run of the sampler, so too many groups are joined again, but with their neighbours only: those
     # that begin in the same square of the image, of the smallest squares that are few enough.
     starts, side = np.array([[rows.start, columns.start] for rows, columns in boxes]) * cell, 4 * size
-    while len(squares := np.unique(starts // side, axis=0)) > GROUPS:
+    while len(np.unique(starts // side, axis=0)) > GROUPS:
         side *= 2
-    squares, numbers = np.unique(starts // side, axis=0, return_inverse=True)
-    return Groups(np.concatenate([[0], numbers.ravel() + 1])[labels], cell, len(squares))
+    _, numbers = np.unique(starts // side, axis=0, return_inverse=True)
+    return Groups(np.concatenate([[0], numbers.ravel() + 1])[labels], cell)
 
 
 def _pooled(hole: Hole, cell: int) -> Hole:
@@ -193,16 +177,13 @@ def _extent(hole: Hole, groups: Groups, number: int, cells: Box) -> Box:
     cell = groups.cell
     whole = [slice(s.start * cell, min(s.stop * cell, length)) for s, length in zip(cells, hole.shape, strict=True)]
 
-    def lines(axis: int, edge: slice) -> NDArray[np.int64]:
-        """Return the rows (axis 0) or columns (axis 1) of an edge that have a pixel of the group."""
-        box = (edge, whole[1]) if axis == 0 else (whole[0], edge)
-        return np.flatnonzero((hole[box] & groups.member(number, box)).any(axis=1 - axis)) + edge.start
-
     def side(axis: int) -> slice:
         start, stop = whole[axis].start, whole[axis].stop
-        first = lines(axis, slice(start, min(start + cell, stop)))[0]
-        last = lines(axis, slice((cells[axis].stop - 1) * cell, stop))[-1]
-        return slice(int(first), int(last) + 1)
+        lines: list[NDArray[np.int64]] = []  # the rows (axis 0) or columns of both edges that have a pixel of the group
+        for edge in (slice(start, min(start + cell, stop)), slice((cells[axis].stop - 1) * cell, stop)):
+            box = (edge, whole[1]) if axis == 0 else (whole[0], edge)
+            lines.append(np.flatnonzero((hole[box] & groups.member(number, box)).any(axis=1 - axis)) + edge.start)
+        return slice(int(lines[0][0]), int(lines[1][-1]) + 1)
 
     return side(0), side(1)
 
@@ -217,10 +198,10 @@ def _region(extent: Box, shape: tuple[int, int], size: int, fit: str) -> Region:
     crop, tile = _crop(extent, shape, size), _tile(extent, shape, size)
     (height, width), (rows, columns) = shape, (side.stop - side.start for side in extent)
     too_long = crop.rows * crop.columns > max(NATIVE_PIXELS, 2 * size * size)
-    too_large = tile.rows * tile.columns > TILE_PIXELS
-    too_small = min(height, width) < size
+    too_large, too_small = tile.rows * tile.columns > TILE_PIXELS, min(height, width) < size
     if fit == "auto":
-        fit = "tile" if (too_long or crop.shrinks > COARSEST) and not (too_large or too_small) else "crop"
+        too_coarse = max(crop.height / crop.rows, crop.width / crop.columns) > COARSEST
+        fit = "tile" if (too_long or too_coarse) and not (too_large or too_small) else "crop"
     if fit == "crop" and too_long:
         raise UsageError(
             f"an image of {width}x{height} pixels with a hole of {columns}x{rows} is too long for its short side; "

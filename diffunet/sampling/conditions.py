@@ -29,9 +29,8 @@ class Guidance:
 
     Args:
         scale: how far; 1 turns guidance off.
-        weaker: a pipeline of the same images whose model is worse: smaller, or an earlier checkpoint of the same
-            run (autoguidance, Karras et al. 2024). None takes the model itself without the label (classifier-free
-            guidance).
+        weaker: a pipeline of the same images with a worse model: smaller, or an earlier checkpoint of the same run
+            (autoguidance, Karras et al. 2024). None takes the model itself, without its label (classifier-free).
         interval: guide only where low < sigma <= high (Kynkäänniemi et al. 2024).
         rescale: 0 to 1, how far the deviation of a guided image is brought back (Lin et al. 2023).
     """
@@ -86,20 +85,15 @@ def class_number(label: Label, names: Sequence[str]) -> int | None:
     Raises:
         UsageError: a label that the model does not have.
     """
-    if not names:
-        if label is not None:
-            raise UsageError("this model has no classes; train with --classes to have labels")
-        return None
     if label is None:
-        return len(names)
-    if isinstance(label, str) and label in names:
-        return names.index(label)
-    index = _as_integer(label)
+        return len(names) if names else None
+    if not names:
+        raise UsageError("this model has no classes; train with --classes to have labels")
+    index = names.index(label) if isinstance(label, str) and label in names else _as_integer(label)
     if index is not None and 0 <= index < len(names):
         return index
-    close = difflib.get_close_matches(str(label), names, n=1)
+    hint = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(str(label), names, n=1))
     shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
-    hint = f"did you mean {close[0]}? " if close else ""
     raise UsageError(f"there is no class {label!r}; {hint}there are {shown}")
 
 
@@ -107,10 +101,8 @@ def _as_integer(label: object) -> int | None:
     """Return the integer that a label is or spells ("3"); None for all else, as "²" and True."""
     if isinstance(label, str):
         return int(label) if label.isdecimal() and len(label) < 10 else None
-    if isinstance(label, bool):
-        return None
     try:
-        return operator.index(label)  # type: ignore[arg-type]
+        return None if isinstance(label, bool) else operator.index(label)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
         return None
 
@@ -144,13 +136,10 @@ def denoising(model: Pipeline, guidance: Guidance, threshold_kind: str) -> Calla
     """
     _check_guidance(model, guidance)
     scale, weaker, interval, rescale = guidance.scale, guidance.weaker, guidance.interval, guidance.rescale
-
     null_label = len(model.config.data.class_names)
 
     def denoise_for(
-        label: Tensor | None = None,
-        concat: Tensor | None = None,
-        wrap: Callable[[Denoiser], Conditional] | None = None,
+        label: Tensor | None = None, concat: Tensor | None = None, wrap: Callable[[Denoiser], Conditional] | None = None
     ) -> Denoise:
         main = model.denoiser if wrap is None else wrap(model.denoiser)
         denoise = bind(main, label, concat)
@@ -166,7 +155,7 @@ def denoising(model: Pipeline, guidance: Guidance, threshold_kind: str) -> Calla
 
 
 def _check_guidance(model: Pipeline, guidance: Guidance) -> None:
-    scale, weaker, interval = guidance.scale, guidance.weaker, guidance.interval
+    scale, weaker, interval, data = guidance.scale, guidance.weaker, guidance.interval, model.config.data
     if not math.isfinite(scale):
         raise UsageError(f"guidance is a number, not {scale}")
     if not 0 <= guidance.rescale <= 1:
@@ -174,17 +163,14 @@ def _check_guidance(model: Pipeline, guidance: Guidance) -> None:
     if interval is not None and not 0 <= interval[0] < interval[1]:
         raise UsageError(f"the interval of guidance is from a sigma to a larger one, not {interval}")
     if weaker is not None:
-        device, its_device = (next(each.denoiser.parameters()).device for each in (model, weaker))
+        device, its_device = (next(pipeline.denoiser.parameters()).device for pipeline in (model, weaker))
         if device != its_device:
             raise UsageError(f"the weaker model is on {its_device}, this one on {device}: load it there")
         if model.dtype != weaker.dtype:
             raise UsageError(f"the weaker model computes in {weaker.dtype}, this one in {model.dtype}: load both alike")
-        images, its_images = (
-            (d.channels, d.image_size, d.class_names) for d in (model.config.data, weaker.config.data)
-        )
-        if images != its_images:
+        if len({(d.channels, d.image_size, d.class_names) for d in (data, weaker.config.data)}) > 1:
             raise UsageError("the weaker model is not of the same images: size, channels and classes have to be")
-    elif scale != 1 and not model.config.data.class_names:
+    elif scale != 1 and not data.class_names:
         raise UsageError(f"guidance {scale:g} needs a model with classes, or a weaker model; this one has none")
     elif scale != 1 and not model.config.diffusion.label_dropout:
         raise UsageError(f"guidance {scale:g} needs a model trained with label dropout; this one has none")

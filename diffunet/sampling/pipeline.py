@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +18,11 @@ from PIL.Image import Image
 from torch import Tensor
 
 from diffunet import build, compute, draws
-from diffunet.compute import Compute
 from diffunet.config import Config
-from diffunet.diffusion import samplers
+from diffunet.diffusion import samplers, tiling
 from diffunet.diffusion.denoiser import Denoiser
-from diffunet.diffusion.tiling import AT_ONCE
 from diffunet.errors import Cancelled, DivergedError, UsageError
-from diffunet.inpainting import methods, part, regions
-from diffunet.inpainting.filling import REFINE, Filler
+from diffunet.inpainting import filling, methods, part, regions
 from diffunet.interop import models
 from diffunet.pictures import images
 from diffunet.sampling import conditions
@@ -55,13 +52,9 @@ OnStep = Callable[[Progress], Any]
 
 
 def load(
-    model: str | Path,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    *,
-    compile: bool = False,
-    net: build.NetFactory = build.net,
-) -> Pipeline:
+    model: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None, *,
+    compile: bool = False, net: build.NetFactory = build.net,
+) -> Pipeline:  # fmt: skip
     """Load a model for sampling and inpainting.
 
     A program that does so on a CPU should set `OMP_WAIT_POLICY` or `GOMP_SPINCOUNT=1000` before it imports torch, as
@@ -94,38 +87,27 @@ def load(
 class Pipeline:
     """A model that is ready to sample and to inpaint.
 
-    Calls from several threads wait for each other. An exception leaves a pipeline usable.
+    It computes on `device` in `dtype`, see `load`. Calls from several threads wait for each other. An exception leaves
+    it usable.
 
     Args:
         config: the model's config, resolved.
         denoiser: the model with its weights; it is moved to the device of `how`.
-        how: how to compute. By default on the device where the denoiser is, in the type that its weights are cast to,
-            or float32.
+        how: how to compute; by default on the denoiser's device, in the type that its weights are cast to, or float32.
         net: makes a net of this config, whose memory is counted; see `build.NetFactory`.
     """
 
     def __init__(
-        self, config: Config, denoiser: Denoiser, how: Compute | None = None, net: build.NetFactory = build.net
+        self, config: Config, denoiser: Denoiser, how: compute.Compute | None = None, net: build.NetFactory = build.net
     ) -> None:
-        self.config = config
-        self.denoiser = denoiser.eval().requires_grad_(False)
+        self.config, self.denoiser = config, denoiser.eval().requires_grad_(False)
         if how is None:
             types = {parameter.dtype for parameter in denoiser.parameters()}
             cast = (name for name, dtype in compute.PRECISIONS.items() if dtype in types and name != "fp32")
             how = compute.choose(next(denoiser.parameters()).device, next(cast, "fp32"))
-        self.how, self._net = how, net
-        self._lock = threading.RLock()
-        self.how.prepare(denoiser)
-
-    @property
-    def device(self) -> torch.device:
-        """The device on which the net computes."""
-        return self.how.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type in which the net computes; see `load`."""
-        return self.how.dtype
+        self.how, self._net, self._lock = how, net, threading.RLock()
+        self.device, self.dtype = how.device, how.dtype
+        how.prepare(denoiser)
 
     @property
     def image_size(self) -> int:
@@ -143,26 +125,18 @@ class Pipeline:
         return self.config.data.class_names
 
     def sample(
-        self,
-        num: int = 16,
-        *,
-        seed: int = 0,
-        labels: Label | Iterable[Label] = None,
-        batch_size: int | None = None,
-        on_step: OnStep | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> list[Image]:
-        """Generate images.
+        self, num: int = 16, *, seed: int = 0, labels: Label | Iterable[Label] = None, batch_size: int | None = None,
+        on_step: OnStep | None = None, **options: Unpack[SamplingOptions],
+    ) -> list[Image]:  # fmt: skip
+        """Generate `num` images.
 
         Args:
-            num: the number of images.
             seed: image i of a seed starts from the same noise at any `num` and `batch_size`, on any device.
-            labels: a class name or number, or one for each image (a list, an array, a tensor); by default the classes
-                in turn.
+            labels: a class name or number, or one for each image (list, array, tensor); by default the classes in turn.
             batch_size: how many images to make at a time; by default as many as are worth it and counted to fit into
                 free memory. Where memory runs out, half of it is used from then on.
-            on_step: called after every step; it cancels by returning False.
-            options: `guidance`, `sampler`, `steps`, `ladder` and `threshold`; see `SamplingOptions`.
+            on_step: called after every step with a `Progress`; it cancels by returning False.
+            options: how to sample; see `SamplingOptions`.
 
         Raises:
             UsageError: arguments with impossible values, or which this model cannot do.
@@ -173,20 +147,15 @@ class Pipeline:
         refuse_unknown("Pipeline.sample()", options, SamplingOptions)
         check_counts(num=num, batch_size=batch_size, seed=seed)
         classes = conditions.class_numbers(labels, num, self.class_names)
-        config = build.sampling(
-            self.config, sampler=options.get("sampler"), ladder=options.get("ladder"),
-            threshold=options.get("threshold"),
-        )  # fmt: skip
+        sampler, ladder, threshold = options.get("sampler"), options.get("ladder"), options.get("threshold")
+        config = build.sampling(self.config, sampler=sampler, ladder=ladder, threshold=threshold)
         guidance = conditions.as_guidance(options.get("guidance", 1.0))
         denoise_for = conditions.denoising(self, guidance, config.diffusion.threshold)
-        steps = options.get("steps")
-        check_counts(steps=steps)
-        sigmas = build.ladder(config, self.denoiser.schedule, config.diffusion.sample_steps if steps is None else steps)
-        step = build.step(config)
-        if batch_size is None:
-            batch_size = max(1, self.fits(2 if guidance.scale != 1 else 1))
+        check_counts(steps=options.get("steps"))
+        sigmas = build.ladder(config, self.denoiser.schedule, options.get("steps") or config.diffusion.sample_steps)
+        batch_size = batch_size or max(1, self.fits(2 if guidance.scale != 1 else 1))
         shape = (self.channels, self.image_size, self.image_size)
-        watch = _Watch(on_step)
+        step, watch = build.step(config), _Watch(on_step)
         made: list[Image] = []
 
         def make(first: int, count: int) -> None:
@@ -205,141 +174,103 @@ class Pipeline:
         return made
 
     def inpaint(
-        self,
-        image: Image | str | Path | part.Masked,
-        mask: Image | NDArray[Any] | str | Path | None = None,
-        *,
-        num: int = 1,
-        seed: int = 0,
-        method: str = "auto",
-        fit: str = "auto",
-        steps: int | None = None,
-        jump_length: int | None = None,
-        jump_n_sample: int | None = None,
-        label: Label = None,
-        guidance: float | Guidance = 1.0,
-        on_step: OnStep | None = None,
-        **reading: Unpack[part.ReadingOptions],
-    ) -> list[Image]:
+        self, image: Image | str | Path | part.Masked, mask: Image | NDArray[Any] | str | Path | None = None, *,
+        num: int = 1, seed: int = 0, method: str = "auto", fit: str = "auto", steps: int | None = None,
+        jump_length: int | None = None, jump_n_sample: int | None = None, label: Label = None,
+        guidance: float | Guidance = 1.0, on_step: OnStep | None = None, **reading: Unpack[part.ReadingOptions],
+    ) -> list[Image]:  # fmt: skip
         """Fill in the masked part of an image; every pixel outside it comes back as it was.
 
-        Holes that are far from each other are filled in one by one. A hole that is the whole image is plain sampling,
-        of the same images as `sample` gives for this seed.
+        The results have the size of the image, and its mode where pixels of that mode can be set one by one. Holes that
+        are far from each other are filled in one by one. A hole that is the whole image is plain sampling, of the same
+        images as `sample` gives for this seed.
 
         Args:
-            image: an image of any mode and size, or the path of one. A path is opened, turned as its EXIF says, and
-                keeps what that says but for thumbnails, which show what is erased; an Image keeps its `info`. Or what
-                `part.read` returned, and then `mask` and `reading` are not looked at.
-            mask: white (at least half) = fill, of the image's size; by default what is not opaque is filled.
-            num: the number of different fillings.
-            seed: filling i of a seed starts from the same noise at any `num`.
+            image, mask, reading: the image and what of it to fill in; see `part.read` and `part.ReadingOptions`. An
+                image that `part.read` has returned is taken as it is.
+            num, seed: the number of different fillings; filling i of a seed starts from the same noise at any `num`.
             method: trained (the net has the known pixels as a condition: for a model trained with --task inpaint),
                 repaint (resampling, Lugmayr et al. 2022), ddnm (Wang et al. 2022), mmps (gradients, Rozet et al. 2024),
-                replace (once down the ladder, known pixels pasted into every denoised image), or auto (trained where
-                the model is, else mmps).
-            fit: crop (a region round each hole, at the model's size), tile (the image's own resolution, by windows of
-                the model's size), native (the whole image at once), or auto, by the sizes of image, hole and model.
+                replace (known pixels pasted into every denoised image), or auto (trained if the model is, else mmps).
+            fit: how the image meets the model's size: crop, tile, native or auto; see `regions.choose`.
             steps: of the ladder; repaint walks most of them several times, mmps also goes backwards at each.
             jump_length, jump_n_sample: how many steps repaint (or ddnm, as its time travel) goes back, and how often it
                 walks each stretch. 250 steps with 10 and 10 are RePaint as published, 2,410 calls of the net.
-            label, guidance: as for `sample`; None fills in without a label.
-            on_step: called after every step; it cancels by returning False.
-            reading: `box`, `invert_mask`, `soft_mask`, `feather`, `resize_mask` and `max_pixels`; see
-                `part.ReadingOptions`.
-
-        Returns:
-            `num` images of the input's size, and of its mode where pixels of that mode can be set one by one.
+            label: a class name or number; None fills in without a label.
+            guidance, on_step: as for `sample`.
 
         Raises:
-            UsageError: arguments with impossible values; no mask; a mask of another size.
             DataError: an image or mask that cannot be read, or that is too large.
-            ResourceError: out of memory.
-            DivergedError: as for `sample`.
-            Cancelled: `on_step` returned False.
+            UsageError, ResourceError, DivergedError, Cancelled: as for `sample` and `part.read`.
         """
         refuse_unknown("Pipeline.inpaint()", reading, part.ReadingOptions)
-        check_counts(
-            num=num, seed=seed, max_pixels=reading.get("max_pixels"), steps=steps, jump_length=jump_length,
-            jump_n_sample=jump_n_sample, feather=reading.get("feather"),
-        )  # fmt: skip
+        check_counts(num=num, seed=seed, max_pixels=reading.get("max_pixels"), steps=steps)
+        check_counts(jump_length=jump_length, jump_n_sample=jump_n_sample, feather=reading.get("feather"))
         masked = image if isinstance(image, part.Masked) else part.read(image, mask, **reading)
         with compute.enough_memory(f"for {num} copies of the image: a smaller num, or image, takes less"):
             filled = [masked.picture.copy() for _ in range(num)]
         if not masked.hole.any():
             return filled
-        share = float(masked.hole.mean())
-        if share > 0.9:
+        if (share := float(masked.hole.mean())) > 0.9:
             log.warning("the mask fills %.0f%% of the image; for masks with black = fill: --invert-mask", 100 * share)
         guidance = conditions.as_guidance(guidance)
         if label is None and guidance.weaker is None and guidance.scale != 1:
             raise UsageError(f"guidance {guidance.scale:g} needs a label to go towards")
-        watch = _Watch(on_step)
-        filler = self._filler(methods.Choice(method, steps, jump_length, jump_n_sample), label, guidance, watch)
+        choice, watch = methods.Choice(method, steps, jump_length, jump_n_sample), _Watch(on_step)
+        with torch.inference_mode(False):  # as in `working`
+            choose = partial(methods.choose, self.config, self.denoiser.schedule, choice)
+            filler = filling.Filler(
+                self.image_size, build.prior_mean(self.config), choose(), choose(below=filling.REFINE),
+                conditions.denoising(self, guidance, self.config.diffusion.threshold),
+                conditions.class_number(label, self.class_names), watch, self.device,
+            )  # fmt: skip
         parts = part.parts(masked, self.image_size, fit)
-        if len(parts) == 1 and parts[0].is_all_hole(self.image_size):
+        first = parts[0].region
+        if len(parts) == 1 and first.rows == first.columns == self.image_size and masked.hole[first.box].all():
             # Methods differ in what they do with known pixels, and here are none: all that is left of each is sampling,
             # on its own ladder. So take `sample`, whose ladder suits the model and whose images a user may know.
             log.info("nothing is known of the image: plain sampling")
             made = self.sample(num, seed=seed, labels=label, guidance=guidance, steps=steps, on_step=on_step)
             parts[0].paste(filled, [images.to_array(one, self.channels) for one in made])
             return filled
-        fits = self.fits(2 if guidance.scale != 1 else 1, learn=filler.whole.method == "mmps", most=AT_ONCE)
+        fits = self.fits(2 if guidance.scale != 1 else 1, learn=filler.whole.method == "mmps", most=tiling.AT_ONCE)
         filler.at_once = max(1, fits)
         levels = [one.levels(self.image_size) for one in parts]
         chosen, calls = regions.summary([one.region for one in parts]), sum(map(filler.calls, levels))
         log.info("%s; %s, %d calls of the net a filling", chosen, filler.whole.method, calls)
-        fillings = self._fillings(filler, levels, num, seed, min(fits, INPAINT_BATCH), watch)
-        for one, new in zip(parts, fillings, strict=True):
+        pixels = min(fits, INPAINT_BATCH) * self.image_size**2
+        counts = [min(num, max(1, pixels // (one.region.rows * one.region.columns))) for one in parts]
+        steps_of = [ceil(num / count) * filler.steps(each) for count, each in zip(counts, levels, strict=True)]
+        for i, one in enumerate(parts):
+            own_seed, later = draws.key_of("part", seed, i) if i else seed, sum(steps_of[i + 1 :])
+            new = self._fill(filler, levels[i], num, own_seed, at_once=counts[i], later=later, watch=watch)
             one.paste(filled, new)
         return filled
 
-    def _filler(self, choice: methods.Choice, label: Label, guidance: Guidance, watch: _Watch) -> Filler:
-        with torch.inference_mode(False):  # as in `working`
-            choose = partial(methods.choose, self.config, self.denoiser.schedule, choice)
-            return Filler(
-                self.image_size, build.prior_mean(self.config), choose(), choose(below=REFINE),
-                conditions.denoising(self, guidance, self.config.diffusion.threshold),
-                conditions.class_number(label, self.class_names), watch, self.device,
-            )  # fmt: skip
+    def _fill(
+        self, filler: filling.Filler, levels: list[part.Part], num: int, seed: int, *, at_once: int, later: int,
+        watch: _Watch,
+    ) -> list[images.Pixels]:  # fmt: skip
+        """Return `num` fillings of a part, given its levels, `at_once` together; `later` steps follow for others."""
+        made: list[images.Pixels] = []
+        region = levels[-1].region
 
-    def _fillings(
-        self, filler: Filler, parts: Sequence[list[part.Part]], num: int, seed: int, at_once: int, watch: _Watch
-    ) -> Iterator[list[images.Pixels]]:
-        """Yield `num` fillings of each part, which is a list of its levels.
+        def make(first: int, count: int) -> None:
+            watch.total = watch.done + ceil((num - first) / count) * filler.steps(levels) + later
+            made.extend(filler.fill(levels, range(first, min(first + count, num)), seed))
 
-        `at_once` fillings are made at a time if a part is of the model's size, fewer if it is larger.
-        """
-        sizes = [levels[-1].region.rows * levels[-1].region.columns for levels in parts]
-        counts = [min(num, max(1, at_once * self.image_size**2 // size)) for size in sizes]
-        steps = [filler.steps(levels) for levels in parts]
-        for i, levels in enumerate(parts):
-            later = sum(ceil(num / n) * s for n, s in zip(counts[i + 1 :], steps[i + 1 :], strict=True))
-            made: list[images.Pixels] = []
-
-            def make(first: int, count: int, i: int = i, later: int = later, made: list[images.Pixels] = made) -> None:
-                watch.total = watch.done + ceil((num - first) / count) * steps[i] + later
-                batch = range(first, min(first + count, num))
-                made.extend(filler.fill(parts[i], batch, draws.key_of("part", seed, i) if i else seed))
-
-            region = levels[-1].region
-            with self.working(f"with one filling of {region.columns}x{region.rows} at a time: fit crop takes less"):
-                self.in_batches(num, counts[i], make, filler.halve_windows if region.fit == "tile" else None)
-            yield made
-
-    # What sampling, inpainting and likelihoods share.
+        with self.working(f"with one filling of {region.columns}x{region.rows} at a time: fit crop takes less"):
+            self.in_batches(num, at_once, make, filler.halve_windows if region.fit == "tile" else None)
+        return made
 
     @contextmanager
     def working(self, needs: str) -> Iterator[None]:
         """Hold the net alone, in the pipeline's autocast and not the caller's; for `needs` see `enough_memory`."""
         with (
-            compute.enough_memory(needs),
-            self._lock,
+            compute.enough_memory(needs), self._lock,
             torch.inference_mode(False),  # mmps takes gradients, which the tensors of a caller's would not allow
-            torch.no_grad(),
-            self.how.kernels(),
-            self.how.autocast(),
-            self.how.compiling(),
-        ):
+            torch.no_grad(), self.how.kernels(), self.how.autocast(), self.how.compiling(),
+        ):  # fmt: skip
             yield
 
     def fits(self, copies: int = 1, *, learn: bool = False, most: int | None = None) -> int:
@@ -347,11 +278,8 @@ class Pipeline:
 
         They are no more than `most`, or than are worth it; see `Compute.at_once`.
         """
-
-        def needed(n: int) -> int:
-            return build.footprint(self.config, self.how, learn=learn, make=self._net).peak(n * copies)
-
-        return self.how.at_once(self.image_size, needed, most)
+        counted = partial(build.footprint, self.config, self.how, learn=learn, make=self._net)  # this is slow
+        return self.how.at_once(self.image_size, lambda n: counted().peak(n * copies), most)
 
     def in_batches(
         self, num: int, count: int, make: Callable[[int, int], None], smaller: Callable[[], bool] | None = None
@@ -380,9 +308,7 @@ class _Watch:
     """Runs walks of a sampler to their end, one after another, and reports each of their steps to `on_step`."""
 
     def __init__(self, on_step: OnStep | None) -> None:
-        self.on_step = on_step
-        self.total = 0
-        self.done = 0
+        self.on_step, self.total, self.done = on_step, 0, 0
 
     def __call__(self, walk: samplers.Walk, wanted: int | None = None) -> Tensor:
         """Return the last x of a walk, float32 [B C H W], of the first `wanted` images, or of all."""
