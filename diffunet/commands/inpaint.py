@@ -15,7 +15,7 @@ from diffunet.commands import options, outputs
 from diffunet.commands.options import Computing, Finite, Model, Number, Overwrite, Seed, Steps
 from diffunet.commands.progress import progress, say, tell
 from diffunet.errors import DataError, UsageError
-from diffunet.names import InpaintFitName, MethodChoice
+from diffunet.names import JUMPING, InpaintFitName, MethodChoice
 
 if TYPE_CHECKING:
     from diffunet.inpainting.pairs import Pair
@@ -66,7 +66,7 @@ def inpaint(
         (soft_mask and mask is None, "--soft-mask is about a mask, and there is no --mask"),
         (resize_mask and mask is None, "--resize-mask is about a mask, and there is no --mask"),
         (invert_mask and mask is None and box is None, "--invert-mask goes with --mask or --box, and there is neither"),
-        (jumps and method in ("trained", "mmps", "replace"),
+        (jumps and method not in ("auto", *JUMPING),
          f"--method {method} does not jump back: --jump-length and --jump-n-sample go with repaint, ddnm"),
     ):  # fmt: skip
         if refused:

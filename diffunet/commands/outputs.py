@@ -81,10 +81,11 @@ def held_by(path: Path) -> tuple[str, ...]:
     """
     from PIL import Image as pillow
 
-    from diffunet.pictures import deep, images
+    from diffunet.pictures import deep
+    from diffunet.pictures.formats import FORMATS
 
     try:
-        with pillow.open(path, formats=images.FORMATS) as image:
+        with pillow.open(path, formats=tuple(FORMATS)) as image:
             if deep.is_deep(image):
                 return (".png",)
             clear = "transparency" in image.info and not image.mode.startswith("I")  # it becomes alpha

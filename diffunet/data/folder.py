@@ -13,12 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from diffunet.errors import DataError
-
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-_OTHER_IMAGES = (
-    ".heic .heif .avif .svg .psd .jxl .jp2 .j2k .ico .tga .exr .hdr .ppm .pgm .pbm .pnm .pcx .eps .ai .xcf .kra .raw "
-    ".cr2 .cr3 .nef .arw .dng .orf .rw2 .raf"
-)
+from diffunet.pictures.formats import EXTENSIONS, UNSUPPORTED
 
 Progress = Callable[[int, int], None]  # (done, total)
 T = TypeVar("T")
@@ -70,7 +65,7 @@ def list_images(root: Path) -> tuple[list[str], list[Rejected]]:
                 paths.append(os.fsencode(name).decode())
             except UnicodeError:
                 problem = "its name is not valid text (UTF-8); rename it"
-        elif problem is None and extension in _OTHER_IMAGES.split():
+        elif problem is None and extension in UNSUPPORTED:
             problem = f"{extension} is not supported; convert it to PNG or JPEG"
         if problem is not None:
             rejected.append(Rejected(printable(name), problem))

@@ -47,6 +47,11 @@ class Method:
         """Whether the net needs the known pixels as a condition; see `denoiser.condition`."""
         return self.method == "trained"
 
+    @property
+    def has_gradients(self) -> bool:
+        """Whether the method takes gradients through the net, which needs more memory."""
+        return _TABLE[self.method].passes > 1
+
 
 @dataclass(frozen=True)
 class _Row:
@@ -78,9 +83,6 @@ _TABLE = {
     "mmps": _Row(_mmps, passes=1 + known_pixels.ITERATIONS),
     "replace": _Row(_keep_known),
 }
-
-JUMPS = tuple(name for name, row in _TABLE.items() if row.jumps is not None)
-"""Names of the methods that jump back up their ladder."""
 
 
 def choose(config: Config, schedule: schedules.Schedule, choice: Choice, below: float = math.inf) -> Method:

@@ -384,7 +384,7 @@ def scheduler_options(config: Config) -> dict[str, Any]:
 
 def _flow_options(config: Config) -> dict[str, Any]:
     d = config.diffusion
-    if d.schedule == "edm" or d.target != "flow":
+    if d.schedule not in ("flow", "flow-logit-normal") or d.target != "flow":
         what = f"diffusion.schedule {d.schedule} with target {d.target}, not to its DDPMPipeline"
         _refuse(what, "train with schedule flow and target flow, or with a DDPM schedule")
     shift = d.sigma_shift if d.sigma_shift is not None else max(1.0, config.data.image_size / 64)

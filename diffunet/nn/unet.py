@@ -76,8 +76,8 @@ class UpBlock(nn.Module):
 class UNet(nn.Module):
     """A time-conditioned UNet for images of any height and width, `net(x, c_noise, label=None, augment=None)`.
 
-    The keywords are the options of the net. `build.net` fills in those that `config.ModelConfig` has by the same name,
-    so that a new option is stated here and there alone.
+    The keywords are the options of the net. `build.net` fills in those that `config.ModelConfig` has by the same name.
+    A new option is stated here and there, and interop/diffusers_options.py has to write it or to refuse it.
 
     Args:
         in_channels, out_channels: channels of the input, concatenated conditions included, and by default the output.

@@ -22,8 +22,8 @@ from torch import Tensor
 from diffunet import files
 from diffunet.errors import DataError, ResourceError, UsageError
 from diffunet.pictures import deep, notes
+from diffunet.pictures.formats import FORMATS
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS, MAX_BYTES = 200_000_000, 2**30  # the most of an image and of its file that are read
 WHITE = (255, 255, 255)
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for each number of channels
@@ -140,7 +140,7 @@ def read_bytes(path: Path) -> bytes:
 
 def _decode(content: bytes, max_pixels: int, draft: int | None, alone: contextlib.ExitStack) -> Decoded:
     with _own_pixel_cap():
-        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(content), formats=tuple(FORMATS))
     (width, height), mode = image.size, image.mode
     if width * height > max_pixels:
         raise DataError(f"too large: {width} x {height} pixels, at most {max_pixels:,} are read")
@@ -166,7 +166,7 @@ def _decode(content: bytes, max_pixels: int, draft: int | None, alone: contextli
         notes.put(turned, notes.cleaned(image))
         if is_deep:
             with _own_pixel_cap():
-                low = deep.take_low(Image.open(io.BytesIO(content), formats=FORMATS))
+                low = deep.take_low(Image.open(io.BytesIO(content), formats=tuple(FORMATS)))
             turned.info[deep.LOW] = low if low is None or turn is None else low.transpose(turn)
     if turned_by_pillow or 5 <= orientation <= 8:
         width, height = height, width

@@ -233,7 +233,7 @@ class Pipeline:
             made = self.sample(num, seed=seed, labels=label, guidance=guidance, steps=steps, on_step=on_step)
             parts[0].paste(filled, [images.to_array(one, self.channels) for one in made])
             return filled
-        fits = self.fits(2 if guidance.scale != 1 else 1, learn=filler.whole.method == "mmps", most=tiling.AT_ONCE)
+        fits = self.fits(2 if guidance.scale != 1 else 1, learn=filler.whole.has_gradients, most=tiling.AT_ONCE)
         filler.at_once = max(1, fits)
         levels = [one.levels(self.image_size) for one in parts]
         chosen, calls = regions.summary([one.region for one in parts]), sum(map(filler.calls, levels))
