@@ -25,6 +25,8 @@ from diffunet import config
 from diffunet.config import Config
 from diffunet.data import folder
 from diffunet.data.dataset import open_dataset
+from diffunet.data.survey import describe
+from diffunet.data.survey import survey as survey_of
 from diffunet.errors import DataError, Error, UsageError
 from diffunet.inpainting import masks, part, regions
 from diffunet.pictures import images
@@ -400,7 +402,7 @@ def test_every_file_of_a_folder_is_used_or_refused(tree: Any, empty: list[list[s
         unsupported = [path for path in seen if ending[path] in (".heic", ".svg")]
         sound = [path for path in candidates if seen[path] in (CONTENTS[0], CONTENTS[1]) and is_text(path)]
         try:
-            survey = folder.survey(root)
+            survey = survey_of(root)
         except DataError as error:
             is_line(str(error))
             assert not [path for path in candidates if is_text(path)]
@@ -410,7 +412,7 @@ def test_every_file_of_a_folder_is_used_or_refused(tree: Any, empty: list[list[s
         for rejected in survey.rejected:
             is_line(rejected.path)
             is_line(rejected.reason)
-        for line in folder.describe(survey).split("\n"):
+        for line in describe(survey).split("\n"):
             assert line.isprintable(), line
         try:
             data = open_dataset(root, image_size=4, channels=3, fit="crop", cache="off")
@@ -450,7 +452,7 @@ def test_links_in_any_knot(links: list[tuple[str, str, str]]) -> None:
             link = root / where / f"link-{name}"
             if not link.is_symlink():
                 link.symlink_to(root if target == "." else root / target)
-        survey = folder.survey(root)
+        survey = survey_of(root)
         assert [image.path for image in survey.images] == ["a/a.png", "b/b.png", "c/c.png"]
         assert survey.rejected == ()
 
