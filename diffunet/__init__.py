@@ -8,8 +8,6 @@
 Public names are imported when they are first used, so that `import diffunet` stays fast and imports no torch.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """The one place that turns the names in a config into objects, by a table for each list of names in `names`."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable

@@ -4,8 +4,6 @@ All code that runs a net asks for a `Compute` and does as it says, so that tunin
 alone. Which net and which batch size suit a device is decided in training/defaults.py.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os

@@ -5,8 +5,6 @@ Every list is a `Literal` type for annotations and the tuple of its names for ta
 with the lists. The command line reads this module before torch and pydantic, so it imports neither.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from typing import Any, Literal, get_args
 

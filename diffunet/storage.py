@@ -3,8 +3,6 @@
 A model folder is `config.json` and `model.safetensors`, and is all that sampling needs; its weights are the average.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

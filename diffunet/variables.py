@@ -4,8 +4,6 @@ They have to be set before that. The commands do so, and leave a variable alone 
 that uses diffunet has to set them itself.
 """
 
-from __future__ import annotations
-
 import os
 
 

@@ -1,7 +1,5 @@
 """Words on the command line become a call, and a mistake in them becomes one line that says how to mend it."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib

@@ -1,7 +1,5 @@
 """The command line finds the command, calls it, and turns what went wrong into one line and an exit code."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import io

@@ -1,7 +1,5 @@
 """`diffunet evaluate` compares generated images with real ones."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal

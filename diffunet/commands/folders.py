@@ -1,7 +1,5 @@
 """`diffunet check`, `diffunet prepare` and `diffunet masks` read or write folders of images."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Annotated

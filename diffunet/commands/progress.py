@@ -3,8 +3,6 @@
 Where nobody reads any more (a closed pipe, a terminal that is gone) a message is dropped, and the work goes on.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

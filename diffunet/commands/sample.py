@@ -1,7 +1,5 @@
 """`diffunet sample` generates images by a model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes

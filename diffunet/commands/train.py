@@ -1,7 +1,5 @@
 """`diffunet train` trains a model on a folder of images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

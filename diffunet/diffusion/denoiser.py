@@ -4,8 +4,6 @@
 Legend: B batch, C channels, H W height and width, A size of the augmentation vector.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,8 +1,6 @@
 """Functions that make a denoiser from denoisers: clipping, and guidance, which extrapolates from the output of a weaker
 denoiser beyond that of a better one."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -4,8 +4,6 @@ Legend: B batch, C channels, H W height and width. Everywhere `known` [B C H W] 
 broadcasting to it, is True where its pixels are known; the others are never used.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

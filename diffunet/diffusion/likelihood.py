@@ -3,8 +3,6 @@
 Legend: B batch, C channels, H W height and width, d = C H W dimensions, T steps of the chain.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ A weighting W always multiplies (D - x0)^2, so that every target goes with every
 Legend: B batch, C channels, H W height and width, A size of the augmentation vector.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

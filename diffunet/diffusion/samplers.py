@@ -6,8 +6,6 @@ probability-flow ODE is dx/dsigma = (x - D(x, sigma)) / sigma.
 Legend: B batch, C channels, H W height and width, n number of steps. A step leads from x at sigma to x' at sigma'.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Callable, Iterator

@@ -7,8 +7,6 @@ levels in descending order. What each paper calls time (timestep, log sigma, t) 
 Legend: T number of steps of a DDPM chain, n number of sampling steps.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal, Protocol
 

@@ -3,8 +3,6 @@
 Legend: B batch, C channels, H W height and width of the image, S size of a window, N number of windows.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import product

@@ -7,8 +7,6 @@ a flow without noise), so each compares only with its like. The mathematics is i
 Legend: N images, B batch, C channels, H W height and width, d = C H W dimensions.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence

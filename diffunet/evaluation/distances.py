@@ -1,7 +1,5 @@
 """Distances between sets of features and images."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -4,8 +4,6 @@ It needs no weights from elsewhere. Where a folder has classes it learns these; 
 turned (Gidaris et al. 2018), for which it has to look at the same things.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

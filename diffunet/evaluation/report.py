@@ -1,7 +1,5 @@
 """How good the samples of a model are: their feature distance to real images, beside that of real images to others."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

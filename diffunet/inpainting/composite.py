@@ -1,7 +1,5 @@
 """Putting a filling back into its image: outside the hole every byte stays as it was."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Filling in one part of an image: what of it the net sees, on which conditions, and from which picture it starts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -3,8 +3,6 @@
 A mask is float32 [H W] in [0, 1], 1 where the image is to be filled; a hole is its boolean form, True there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The methods of inpainting: which there are, their defaults, and how each of them walks down its ladder."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Finding the mask that goes with each image, by their names."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections import defaultdict

@@ -6,8 +6,6 @@ little about a hole. So the pixels of a hole, bool [H W], are divided into group
 pixels of all groups are missing in it, and only its own are filled in.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

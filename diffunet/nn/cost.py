@@ -1,8 +1,6 @@
 """The cost of a net: the shapes of its feature maps, its parameters and its multiply-accumulates (MACs). It runs on
 torch's meta device, where operations have shapes and nothing is computed."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 from functools import partial

@@ -2,8 +2,6 @@
 is computed or allocated. It is always a constant (weights and their gradients) plus a multiple of the batch size
 (feature maps). A single pass gives both, and so the peak for every batch size: see `PRIME`."""
 
-from __future__ import annotations
-
 import copy
 import weakref
 from collections.abc import Callable, Iterable

@@ -3,8 +3,6 @@
 Legend: B batch, C channels, H W height and width, E width of the embedding, A size of the augmentation vector.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

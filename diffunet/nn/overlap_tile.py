@@ -3,8 +3,6 @@
 Legend: B batch, C channels, H W height and width, L number of poolings.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

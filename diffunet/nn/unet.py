@@ -6,8 +6,6 @@ the size again, and each of its blocks takes the skip of the same size as additi
 Legend: B batch, C channels, H W height and width, E width of the embedding, A size of the augmentation vector.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

@@ -6,8 +6,6 @@ Each level of the expansive path also takes the map of the same level of the con
 Legend: B batch, C channels, H W height and width, E width of the embedding, A size of augmentation, L poolings.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 This module imports torch, which takes seconds, only when training begins, since a signal may come before.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import signal
