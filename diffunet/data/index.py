@@ -1,4 +1,4 @@
-"""The files of a data set in columns, about 100 bytes for each, and as a text that later shows what has changed.
+"""The list of a data set's files: a compact table in memory, and a text by which a resumed run detects changes.
 
 The text has a line for each image, as `sha256sum` writes it; in the folder of images `sha256sum --check` reads it:
 
@@ -144,8 +144,8 @@ def split(image_files: Index, fraction: float, cap: int) -> tuple[NDArray[np.int
 
     An image is held out where its content hash, as a number in [0, 1), is below `fraction`. It therefore stays on its
     side when other images come and go, and copies are on the same side. Where more would be held out than `cap` allows,
-    the lowest hashes are. Of fewer than 20 images none is held out. From 20 on at least one content is, where the cap
-    allows it, and one is always left to train on.
+    the lowest hashes are. Of fewer than 20 images none is held out. From 20 images on at least one image, with
+    its copies, is held out, if the cap allows it, and one is always left to train on.
     """
     hashes = image_files.table["sha256"].tobytes()
     contents, group, copies = np.unique(np.frombuffer(hashes, "S32"), return_inverse=True, return_counts=True)
@@ -223,8 +223,8 @@ def changes(old: Contents | Index, new: Contents | Index) -> list[str]:
     changed = kept[(before.hashes[places[kept]] != after.hashes[kept]).any(axis=1)]
     lost = np.setdiff1d(np.arange(len(before)), places[kept])
     # A rename shows as a path that was lost and one that was added with the same content. Several files may have the
-    # same content, so a lost file answers for one added file only: of three copies that become one elsewhere, one is
-    # renamed and two are missing. Files whose path is kept take no part, or a copy of one would count as its rename.
+    # same content, so each lost file is matched with at most one added file: of three copies that become one elsewhere,
+    # one is renamed and two are missing. Files still in place are not matched, or their copies would be renames.
     unmatched: dict[bytes, deque[int]] = {}  # places in `before` of the lost files, by content
     for n in map(int, lost):
         unmatched.setdefault(before.hashes[n].tobytes(), deque()).append(n)

@@ -35,14 +35,14 @@ Walk = Iterator[tuple[int, Tensor, Denoised]]
 """The iterator over the steps that `sample` returns: (number of the step, x after it, the output of D in it)."""
 
 STRIDE_MAX = 8.0
-"""`heun` takes Euler's step where sigma / sigma' is larger than this. Its slope is linear in sigma, which is wrong over
-such a distance: with 10 steps its error on a mixture of Gaussians is 16 times that of Euler on a cosine ladder, and 4e5
-times on a flow ladder (scripts/benchmark_samplers.py)."""
+"""`heun` takes Euler's step where sigma / sigma' is larger than this. It assumes a slope that changes linearly in
+sigma, which fails over so long a step: with 10 steps its error on a mixture of Gaussians is 16 times that of Euler on a
+cosine ladder, and 4e5 times on a flow ladder (scripts/benchmark_samplers.py)."""
 
 GROWTH_MAX = 2.0
 """`dpmpp_2m` and `unipc` take a first-order step where the step is more than this many times as long, in log sigma, as
-the one before, since so far beyond past steps the extrapolation of D is worse than none. The ladders "leading" and
-"linspace" end with such a step, the last one above 0."""
+the one before: so far beyond the past steps, extrapolating D is worse than Euler. The last step but one of the ladders
+"leading" and "linspace" is so long."""
 
 
 def sample(denoise: Denoise, x: Tensor, sigmas: Tensor, step: Step, noise: Noise) -> Walk:

@@ -2,7 +2,7 @@
 
 All schedules share one coordinate, `x = x0 + sigma * noise`; the noise level sigma is the ratio of noise to signal. A
 schedule is an increasing function from u in (0, 1) to sigma. Training draws u uniformly. A ladder is a list of noise
-levels in descending order. What each paper calls time (timestep, log sigma, t) appears in this file only.
+levels in descending order. What each paper calls time (timestep, log sigma, t) stays within this file.
 
 Legend: T number of steps of a DDPM chain, n number of sampling steps.
 """
@@ -19,7 +19,7 @@ FLOW_SIGMA_MAX = 1e9
 
 ZERO_SNR_SIGMA_MAX = 4096.0
 """The last noise level of a schedule of zero terminal SNR, in place of infinity; alpha_bar is about 2^-24 there. It is
-sqrt(2) times the noise level before it where that is more. (Cosine ends at 20,291 by itself, so it gains nothing.)"""
+sqrt(2) times the level before it, if that is larger. (Cosine reaches 20,291 anyway, so zero_snr adds nothing to it.)"""
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class Schedule(Protocol):
     def sigma_at(self, t: Tensor) -> Tensor:
         """Return the noise level at the schedule's own time `t` in (0, 1], in which ladders are uniform.
 
-        Time is u where training draws times uniformly; elsewhere (logit-normal) it is what u would be if it did.
+        Time is u where training draws times uniformly; for logit-normal it is the u of the uniform schedule.
         """
         return self.sigma(t)
 

@@ -60,7 +60,7 @@ class _Row:
     step: Callable[[Tensor, Tensor], samplers.Step] | None = None
     """From (known, keep) to the method's own sampler; None takes the sampler and the ladder of the config."""
     jumps: tuple[int, int, int] | None = None
-    """Defaults of a method that jumps back: steps of the ladder, stretches of it, and walks down each stretch."""
+    """Defaults of a method that jumps back: steps of the ladder, its stretches, visits of each (1: no jump)."""
     passes: int = 1
     """Passes through the net for each call of the denoiser."""
 
@@ -70,7 +70,7 @@ def _keep_known(denoise: Denoise, known: Tensor, keep: Tensor, noise: Noise) -> 
 
 
 def _mmps(denoise: Denoise, known: Tensor, keep: Tensor, noise: Noise) -> Denoise:
-    # Where there is much noise, a small error of the net is a large one of its derivative: stay within [-1, 1].
+    # At high noise levels the gradient is unreliable, so the result is kept within [-1, 1].
     return guidance.threshold(known_pixels.mmps(denoise, known, keep), "static")
 
 
@@ -86,7 +86,7 @@ _TABLE = {
 def choose(config: Config, schedule: schedules.Schedule, choice: Choice, below: float = math.inf) -> Method:
     """Return the method that a user chose, for a model of this config and noise schedule.
 
-    Its ladder begins at the noise level `below`, with what of the whole one is below that. By default ("auto") the
+    Its ladder begins at the noise level `below`, which all levels under it follow. By default ("auto") the
     method is trained for a model that was trained to inpaint, else mmps.
 
     Raises:
@@ -122,5 +122,5 @@ def choose(config: Config, schedule: schedules.Schedule, choice: Choice, below: 
 
 
 def _below(sigmas: Tensor, sigma: float) -> Tensor:
-    """Return a ladder that begins at `sigma`, with what of `sigmas` is below it; all of it where it begins lower."""
+    """Return a ladder of `sigma` and all levels of `sigmas` under it, or `sigmas` itself where it begins lower."""
     return sigmas if sigmas[0] <= sigma else torch.cat([sigmas.new_tensor([sigma]), sigmas[sigmas < sigma]])

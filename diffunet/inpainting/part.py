@@ -69,9 +69,9 @@ def read(
 ) -> Masked:  # fmt: skip
     """Read an image of any mode and size, or the file of one, and the hole in it.
 
-    A file is turned as its EXIF says, and keeps what that says but for thumbnails, which show what is erased; an Image
-    keeps its `info`. The hole is that of a mask of the image's size (from half on it is hole, see `masks.read_mask`),
-    or of a box, or without both what is not opaque. The other arguments are `ReadingOptions`.
+    A file is turned as its EXIF says, and keeps its EXIF but for thumbnails, which show the erased content; an
+    Image keeps its `info`. The hole is that of a mask of the image's size (from half on it is hole, see
+    `masks.read_mask`), or of a box, or without both what is not opaque. The other arguments are `ReadingOptions`.
 
     Raises:
         UsageError: arguments that do not go together; no mask; a mask of another size; a box outside of the image.

@@ -2,8 +2,8 @@
 
 Holes that lie far from each other are filled in one by one: one region round all of them could be as large as the
 image, and would be shrunk to the size of the model or cost as many windows as all of it, although pixels far away say
-little about a hole. So the pixels of a hole, bool [H W], are divided into groups, and each has a region of its own: the
-pixels of all groups are missing in it, and only its own are filled in.
+little about a hole. So the pixels of a hole, bool [H W], are divided into groups, and each has a region of its own: in
+it the pixels of all groups count as unknown, but only its own are filled in.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ CONTEXT = 1.5
 COARSEST = 2.0
 """The most that fit auto shrinks an image for a crop; where it would have to shrink more, it takes tiles."""
 NATIVE_PIXELS = 2_000_000
-"""The most pixels that go through the net at once: above, memory runs out before anything is seen."""
+"""The most pixels that go through the net at once: above, memory runs out before the first step ends."""
 TILE_PIXELS = 16_000_000
 """The most pixels of a region of tiles, of which the sampler holds several float32 copies: 200 MB each."""
 GROUPS = 1000
@@ -105,7 +105,7 @@ def choose(hole: Hole, size: int, fit: str = "auto") -> list[Region]:
         fit: how images meet the size of the model:
             native: the whole image at its own resolution, whatever its size.
             crop: a region round each group, at least `size` wide and high where the image is, with room for context,
-            resampled to `size` where it is larger (or the image smaller).
+            shrunk to `size` where it is larger, enlarged where the image is smaller.
             tile: a region round each group with size/2 of context to each side, at the image's own resolution, for
             windows of `size` that overlap.
             auto: native for images of about the model's size; else crop, or tile where a crop would shrink the image by
@@ -136,8 +136,8 @@ def choose(hole: Hole, size: int, fit: str = "auto") -> list[Region]:
 def group(hole: Hole, size: int) -> Groups:
     """Divide a hole [H W] into groups, at most `GROUPS`.
 
-    Pixels of two groups are more than size/4 apart: cells of size/4 that have a pixel of the hole belong together where
-    they touch, also by a corner. On cells this costs little even for images of 100 megapixels.
+    Pixels of two groups are more than a cell apart: cells (of size/4, or less if groups get too large) that have a
+    pixel of the hole belong together where they touch, also by a corner. This is cheap even for 100 megapixels.
     """
     finest = max(1, isqrt(hole.size // _CELLS))
     cell = max(finest, size // 4)
@@ -152,8 +152,8 @@ def group(hole: Hole, size: int) -> Groups:
         cell = max(finest, cell // 2)
     if len(boxes) <= GROUPS:
         return Groups(labels, cell)
-    # Each region takes a run of the sampler, so too many groups are joined again, but with their neighbours only: those
-    # that begin in the same square of the image, of the smallest squares that are few enough.
+    # Each region takes a run of the sampler, so too many groups are joined again, with neighbours: those whose top left
+    # corners share a square. The square is doubled until at most GROUPS remain.
     starts, side = np.array([[rows.start, columns.start] for rows, columns in boxes]) * cell, 4 * size
     while len(np.unique(starts // side, axis=0)) > GROUPS:
         side *= 2
@@ -241,9 +241,9 @@ def pyramid(region: Region, hole: Hole, size: int) -> list[Region]:
     """Return a region of tiles, last, after coarser versions of it, each at most twice as large as the one before.
 
     A window in the middle of a wide hole sees little that is known, so windows alone would fill in shapes that do not
-    go together: what is filled in at one level is what the next, finer one starts from. The first level shrinks the
-    widest hole [H W] to a quarter of a window (with half of it, colours did not go with what is around), but the region
-    to no less than one window.
+    go together: what is filled in at one level is what the next, finer one starts from. At the coarsest level
+    the widest hole [H W] spans a quarter of a window (with half of it, colours did not match), but the region never
+    gets smaller than one window.
     """
     if region.fit != "tile":
         return [region]

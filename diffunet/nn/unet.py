@@ -93,7 +93,7 @@ class UNet(nn.Module):
         dropout: probability of dropout in every residual block, 0 to 1.
         num_classes: labels are 0 ... num_classes - 1, and `null_label`, "no class", is num_classes; 0 for no labels.
         augment_channels: size A of the augmentation vector, 0 for none.
-        uncertainty: whether the net also learns the loss to expect: `net.uncertainty(log_snr [B]) -> [B]`.
+        uncertainty: whether it also predicts the log of its loss: `net.uncertainty(log_snr [B]) -> [B]`.
         checkpointing: whether the backward pass keeps only the inputs of blocks: less memory, a third more time.
 
     Raises:
@@ -130,7 +130,7 @@ class UNet(nn.Module):
 
         self.embedding = layers.Embedding(channels, e, num_classes, augment_channels, frequency_shift)
         self.uncertainty = layers.Uncertainty() if uncertainty else None
-        c = min(channels, widths[0])  # The stem of ADM's net for 512 pixels has half of `channels`.
+        c = min(channels, widths[0])  # a first multiplier below 1 (ADM at 512 pixels) narrows the stem
         self.stem = nn.Conv2d(in_channels, c, 3, padding=1)
         self.down = nn.ModuleList()
         skips: list[list[int]] = []  # channels of each level's skips
@@ -148,8 +148,8 @@ class UNet(nn.Module):
                 blocks.append(block(c + skip, width, level in attention_levels))
                 c = width
             self.up.append(UpBlock(enlarge, blocks))
-        # The last convolution starts at zero, and with it the output: the mean of every target, noise above all, is
-        # about 0, so that this is the best constant prediction, and the first gradients are small.
+        # The last convolution starts at zero, and with it the output: every target averages about 0, so that this is
+        # the best constant prediction, and the first gradients are small.
         self.out = nn.Sequential(norm(c), nn.SiLU(), layers.zero(nn.Conv2d(c, self.out_channels, 3, padding=1)))
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:

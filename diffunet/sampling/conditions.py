@@ -32,7 +32,8 @@ class Guidance:
         weaker: a pipeline of the same images with a worse model: smaller, or an earlier checkpoint of the same run
             (autoguidance, Karras et al. 2024). None takes the model itself, without its label (classifier-free).
         interval: guide only where low < sigma <= high (Kynkäänniemi et al. 2024).
-        rescale: 0 to 1, how far the deviation of a guided image is brought back (Lin et al. 2023).
+        rescale: 0 to 1, how far the standard deviation of a guided image is scaled back to the unguided one's (Lin et
+            al. 2023).
     """
 
     scale: float = 1.0
@@ -98,7 +99,7 @@ def class_number(label: Label, names: Sequence[str]) -> int | None:
 
 
 def _as_integer(label: object) -> int | None:
-    """Return the integer that a label is or spells ("3"); None for all else, as "²" and True."""
+    """Return the integer that a label is or spells ("3"); None for anything else, including True and "²"."""
     if isinstance(label, str):
         return int(label) if label.isdecimal() and len(label) < 10 else None
     try:
@@ -128,8 +129,8 @@ def class_numbers(labels: Label | Iterable[Label], num: int, names: Sequence[str
 def denoising(model: Pipeline, guidance: Guidance, threshold_kind: str) -> Callable[..., Denoise]:
     """Return a function from conditions to the denoiser that a sampler sees, guided and kept within range.
 
-    The function takes label [B] or None, concat [B C + 1 H W] or None, and `wrap`, which makes another denoiser of each
-    net's first, such as `Tiled`. `threshold_kind` is "none" or a kind of `threshold`.
+    The function takes label [B] or None, concat [B C + 1 H W] or None, and `wrap`, which is applied
+    first to each model's denoiser, to make it `Tiled` for instance. `threshold_kind` is "none" or one of `threshold`.
 
     Raises:
         UsageError: guidance with impossible values, or which this model cannot do.

@@ -57,8 +57,8 @@ def load(
 ) -> Pipeline:  # fmt: skip
     """Load a model for sampling and inpainting.
 
-    A program that does so on a CPU should set `OMP_WAIT_POLICY` or `GOMP_SPINCOUNT=1000` before it imports torch, as
-    the commands do: else it may take ten times as long where another program is busy.
+    A program that does so on a CPU should set `OMP_WAIT_POLICY=PASSIVE` or `GOMP_SPINCOUNT=1000` before it imports
+    torch, as the commands do: else it may take ten times as long where another program is busy.
 
     Args:
         model: a run folder, a model folder, a diffusers folder, or a name of the hub (owner/name).
@@ -94,7 +94,7 @@ class Pipeline:
         config: the model's config, resolved.
         denoiser: the model with its weights; it is moved to the device of `how`.
         how: how to compute; by default on the denoiser's device, in the type that its weights are cast to, or float32.
-        net: makes a net of this config, whose memory is counted; see `build.NetFactory`.
+        net: makes a net of this config, to estimate its memory; see `build.NetFactory`.
     """
 
     def __init__(
@@ -133,8 +133,8 @@ class Pipeline:
         Args:
             seed: image i of a seed starts from the same noise at any `num` and `batch_size`, on any device.
             labels: a class name or number, or one for each image (list, array, tensor); by default the classes in turn.
-            batch_size: how many images to make at a time; by default as many as are worth it and counted to fit into
-                free memory. Where memory runs out, half of it is used from then on.
+            batch_size: how many images to make at a time; by default as many as fit by estimate, up to where
+                more is no faster. Where memory runs out, half of it is used from then on.
             on_step: called after every step with a `Progress`; it cancels by returning False.
             options: how to sample; see `SamplingOptions`.
 
@@ -164,7 +164,7 @@ class Pipeline:
             batch = range(first, first + count) if self.how.compiled else range(first, min(first + count, num))
             noise = draws.streams(seed, batch, shape, self.device)
             label = None if classes is None else classes[[i % num for i in batch]].to(self.device)
-            first_noise = noise()  # round the mean of the images: what a real one looks like at the first noise level
+            first_noise = noise()  # mean + sigma * noise: the distribution of real images at the first noise level
             x = build.prior_mean(config).to(first_noise) + sigmas[0] * first_noise
             walk = samplers.sample(denoise_for(label), x, sigmas, step, noise)
             made.extend(images.from_array(array) for array in images.to_uint8(watch(walk, num - first)))
@@ -193,10 +193,10 @@ class Pipeline:
                 repaint (resampling, Lugmayr et al. 2022), ddnm (Wang et al. 2022), mmps (gradients, Rozet et al. 2024),
                 replace (known pixels pasted into every denoised image), or auto (trained if the model is, else mmps).
             fit: how the image meets the model's size: crop, tile, native or auto; see `regions.choose`.
-            steps: of the ladder; repaint walks most of them several times, mmps also goes backwards at each.
+            steps: of the ladder; repaint walks most of them several times, mmps takes a gradient in each of them.
             jump_length, jump_n_sample: how many steps repaint (or ddnm, as its time travel) goes back, and how often it
                 walks each stretch. 250 steps with 10 and 10 are RePaint as published, 2,410 calls of the net.
-            label: a class name or number; None fills in without a label.
+            label: a class name or number. None fills in without a label, but where all is hole, as `sample` takes it.
             guidance, on_step: as for `sample`.
 
         Raises:
@@ -217,7 +217,7 @@ class Pipeline:
         if label is None and guidance.weaker is None and guidance.scale != 1:
             raise UsageError(f"guidance {guidance.scale:g} needs a label to go towards")
         choice, watch = methods.Choice(method, steps, jump_length, jump_n_sample), _Watch(on_step)
-        with torch.inference_mode(False):  # as in `working`
+        with torch.inference_mode(False):  # gradients, which mmps takes, need tensors that were made outside of it
             choose = partial(methods.choose, self.config, self.denoiser.schedule, choice)
             filler = filling.Filler(
                 self.image_size, build.prior_mean(self.config), choose(), choose(below=filling.REFINE),
@@ -265,10 +265,10 @@ class Pipeline:
 
     @contextmanager
     def working(self, needs: str) -> Iterator[None]:
-        """Hold the net alone, in the pipeline's autocast and not the caller's; for `needs` see `enough_memory`."""
+        """Lock the net, with the pipeline's autocast whatever the caller's; `needs` ends an out-of-memory message."""
         with (
             compute.enough_memory(needs), self._lock,
-            torch.inference_mode(False),  # mmps takes gradients, which the tensors of a caller's would not allow
+            torch.inference_mode(False),  # a caller's inference mode would forbid the gradients of mmps
             torch.no_grad(), self.how.kernels(), self.how.autocast(), self.how.compiling(),
         ):  # fmt: skip
             yield
@@ -276,7 +276,7 @@ class Pipeline:
     def fits(self, copies: int = 1, *, learn: bool = False, most: int | None = None) -> int:
         """Return how many images can go through the net at once, `copies` of each, and back through it if `learn`.
 
-        They are no more than `most`, or than are worth it; see `Compute.at_once`.
+        They are at most `most`, by default up to where more is no faster; see `Compute.at_once`.
         """
         counted = partial(build.footprint, self.config, self.how, learn=learn, make=self._net)  # this is slow
         return self.how.at_once(self.image_size, lambda n: counted().peak(n * copies), most)

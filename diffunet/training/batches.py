@@ -44,7 +44,7 @@ class Batch:
             whether the image is mirrored.
         label, sigma: int64 [b], None for a net without classes; and the noise levels, float32 [b].
         augment: float32 [b 9], the augmentation that is still to be applied (see data/warp.py), or None without it.
-        keep: bool [b 1 H W], True where pixels are known once images are augmented, or None where the task is another.
+        keep: bool [b 1 H W], True at known pixels of the augmented image; None where the task is not to inpaint.
         store: all images of the run, uint8 [N H W C], where they are on the device.
     """
 
@@ -57,7 +57,7 @@ class Batch:
     store: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on `device`, with its images taken out of the store; nothing waits for the device."""
+        """Return the batch on `device`, with its images taken out of the store; this does not synchronise with it."""
         batch = self._map(lambda tensor: tensor.to(device, non_blocking=True))
         if batch.store is None:
             return batch
@@ -164,7 +164,7 @@ class Batches:
         """Return the images at `indices` as one batch for validation: centre crops with labels, the same every time."""
         images = torch.from_numpy(self.gather(indices, [None] * len(indices)))
         label = None if self._labels is None else torch.from_numpy(self._labels[indices])
-        # Multiples of the golden ratio are spread evenly, and in no order that could go with that of the images.
+        # Multiples of the golden ratio mod 1 cover (0, 1) evenly, in an order unrelated to that of the images.
         u = (np.arange(len(indices)) * GOLDEN_RATIO + 0.5 / len(indices)) % 1.0
         seed = draws.seed_of("validation", self.share.seed)
         keep = self._keep([draws.generator(seed, 0, place) for place in range(len(indices))])
@@ -183,8 +183,8 @@ class Batches:
         return self.dataset.labels(self.data.class_names) if self.data.class_names else None
 
     def _batch(self, step: int, start: int, size: int, u: NDArray[np.float64]) -> Batch:
-        # The order of the draws of each generator is a promise: a run is resumed by making them again. What not every
-        # run draws (augmentation, masks) comes last, so that all other draws are the same in a run without it.
+        # The order of the draws of each generator must not change, since resuming repeats them. Optional draws
+        # (augmentation, masks) come last, so that the others do not shift.
         share, places, label, augmentation = self.share, range(start, start + size), None, None
         generators = [draws.generator(share.seed, step, place) for place in places]
         dropped = [generator.random() < self.label_dropout for generator in generators]

@@ -1,6 +1,7 @@
-"""One optimizer step: passes through the net and back, the optimizer, the averages. Nothing in it waits for a device.
+"""One optimizer step: passes through the net and back, the optimizer, the averages.
 
-`--batch-size auto` and the compiler try a step on made-up batches first, so that all that needs memory is in one step.
+Nothing in it waits for the device (but on those where `skips_by_itself` is False). Everything that takes memory is in
+the step, so that trying one on made-up batches, as `--batch-size auto` and the compiler do, measures all of it.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from diffunet.training.state import State
 
 
 class Outcome(NamedTuple):
-    """The outcome of an optimizer step, in numbers [] on the device.
+    """The outcome of an optimizer step, in scalar tensors on the device.
 
     They are the mean loss and the norm of the gradient. Nothing was learned where `bad` is 1, as one of these was not
     finite, or `overflow` is 1, as float16's loss scale was too large for the gradient.
@@ -42,7 +43,7 @@ class Learner:
     """A denoiser that learns.
 
     Args:
-        config: a config in which everything is resolved.
+        config: a resolved config, in which no option is left open.
         denoiser, how: the denoiser, which has been prepared by `how`, and how to compute.
         loss: a loss function of the user's own, see `train`.
         processes: all processes of the run; None means that this one is alone.
@@ -86,12 +87,12 @@ class Learner:
         for number, batch in enumerate(passes):
             batch = batch.to(device)
             noise = draws.gaussian(t.seed, step, batch.start, len(batch.sigma), self.shape, device)
-            if self.config.model.dropout:  # which draws from torch's global generator alone
+            if self.config.model.dropout:  # which can use only torch's global generator
                 torch.manual_seed(draws.seed_of("dropout", t.seed, step, number, rank))
             final = number == len(passes) - 1 or self.processes is None
             with contextlib.nullcontext() if final else self.processes.no_sync(self.model):  # type: ignore[union-attr]
                 losses = self._losses(self.model, batch, noise)
-                # DDP averages gradients over the processes; we want the mean over the images of all of them.
+                # DDP averages gradients over the processes; we want the mean over all images: times their number.
                 (losses.sum() * (self.scale.value * (many / self.batch_size))).backward()
             loss += losses.detach().sum() / self.batch_size
 
@@ -157,7 +158,8 @@ def rate(train: TrainConfig, step: int) -> float:
 def skips_by_itself(device: torch.device) -> bool:
     """Try whether fused AdamW on this device leaves the weights alone where its `found_inf` is 1.
 
-    Apple's did not before it was mended in 2026. The learner then waits for the device at each step, and skips it.
+    On Apple's GPUs it ignored `found_inf` in versions of torch before one of 2026; there the learner waits for the
+    device at each step, and skips it.
     """
     weight = torch.ones(1, device=device, requires_grad=True)
     weight.grad = torch.ones_like(weight)

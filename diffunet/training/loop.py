@@ -1,7 +1,7 @@
 """Training, from a folder of images to a model; `train` reads from top to bottom.
 
-Training is a pure function of (config, data, step): every draw is keyed by the step (draws.py) and the learning rate is
-a function of it, so that a run which is stopped anywhere and resumed gives the same weights as one which is not.
+What a step does depends only on the config, the images and the number of the step, by which all random numbers are
+keyed (draws.py): so a run that is stopped anywhere and resumed gives the same weights as one that is not.
 """
 
 import contextlib
@@ -55,16 +55,16 @@ def train(
 ) -> Path:  # fmt: skip
     """Train a model on a folder of images.
 
-    A program that trains should set `OMP_WAIT_POLICY` or `GOMP_SPINCOUNT=1000` before it imports torch, as the commands
-    do: else a step may take ten times as long on a CPU where another program is busy. With `train.deterministic` on
-    CUDA it has to set `CUBLAS_WORKSPACE_CONFIG=:4096:8` before it first uses the GPU.
+    A program that trains should set `OMP_WAIT_POLICY=PASSIVE` or `GOMP_SPINCOUNT=1000` before it imports torch, as the
+    commands do: else a step may take ten times as long on a CPU where another program is busy. With
+    `train.deterministic` on CUDA it has to set `CUBLAS_WORKSPACE_CONFIG=:4096:8` before it first uses the GPU.
 
     Args:
         config: what to train; None in it means "chosen for you", and `RUN/config.toml` has what was chosen.
         data: the folder of images, searched recursively.
         out: the run folder, made here.
         net: makes the net from the resolved config, see `build.NetFactory`. It is called when torch's random generator
-            is seeded with a key of `train.seed`, and also on torch's meta device, to count what the net costs.
+            has been seeded from `train.seed`, and also on torch's meta device, to count what the net costs.
         loss: a loss function in place of the config's, (denoised, x0 [B C H W] in [-1, 1], sigma [B]) -> [B]. Where the
             task is to inpaint, denoised.x0 has the known pixels of x0 in it, and the loss of an image is divided by the
             hole's share of its pixels, so that a mean over pixels becomes a mean over the hole.
@@ -130,7 +130,7 @@ def train(
             meters.add(learner.step(step, passes))
             status.step = done = step + 1
 
-            # Only here, now and then, does the loop wait for the device.
+            # From here on values are read back from the device, which makes it wait: so this is done every few steps.
             if run.is_main and (reason := run.limits.reason()):
                 flag.set(reason)
             last = done == steps
@@ -143,13 +143,13 @@ def train(
                     record.metrics(done, **metrics, learning_rate=rate(t, step), **learner.scale.state())
                 failures.refuse_divergence(status, streak, saving and not learner.state.finite())
             if record is not None:
-                # Averages come first: a checkpoint promises that all averages up to it are on the disk.
+                # Stored averages are written before the checkpoint, so that a run resumed from it lacks none.
                 if t.ema_every and (last or done % t.ema_every == 0):
                     snapshots.write(run.folder, done, learner.state.power)
                 if saving:
                     run.save(learner, meters)
                     failures.write_status(run.folder, "running", done, steps=steps)
-                # A process that is asked to stop may have half a minute left, so that these come last and break off.
+                # A process that is asked to stop may have half a minute left: these come after saving, and break off.
                 with contextlib.suppress(Cancelled):
                     if validation is not None and (last or done % t.validate_every == 0):
                         with how.autocast():
@@ -204,8 +204,8 @@ def validate(
 def preview(pipeline: Pipeline, num: int, path: Path, at_once: int, flag: stop.StopFlag) -> None:
     """Write a grid of samples, from the same noise every time; raise Cancelled if somebody asks the run to stop.
 
-    They are drawn by a fast sampler whatever the model's own is: one that calls the net 4,000 times would take longer
-    than the training between two previews.
+    They are drawn by a fast sampler whatever the model's own is: that of preset improved-ddpm calls the net 4,000
+    times, which would take longer than the training between two previews.
     """
     pictures = pipeline.sample(
         num, sampler=PREVIEW_SAMPLER, steps=PREVIEW_STEPS, ladder=PREVIEW_LADDER, batch_size=at_once,

@@ -1,4 +1,6 @@
-"""How a run is opened: its folder, its images, its config and its processes, until its first batch is known."""
+"""An open run: what comes before its first step (locking the folder, reading the images, completing the config, joining
+the processes), and what is written to its folder, `Run.begin` and `Run.save`.
+"""
 
 import contextlib
 import logging
@@ -37,12 +39,12 @@ class Run:
     """A run that is open: its folder is locked, its images are read and its processes are joined.
 
     Args:
-        folder, config: the run folder, and the config, in which everything is resolved.
+        folder, config: the run folder, and the resolved config, in which no option is left open (`defaults.resolve`).
         dataset: the images; `training` and `held_out` are the indices int64 [N] of its two parts.
         how, processes: how this process computes, and all processes; `is_main` says whether this one writes files.
         checkpoint: the folder of the checkpoint that the run goes on from, and its `state`; None for a new run.
         status, flag, limits: how far the run is, what is set to ask it to stop, and other reasons for which it stops.
-        compile_is_open: whether it was left to diffunet to compile the net or not.
+        compile_is_open: whether train.compile was "auto", so that a net that cannot be compiled is no error.
         averages_are_thinned: whether averages are now stored less often than before, see `defaults.spaced`.
     """
 
@@ -100,7 +102,10 @@ class Run:
         self.config = self.status.config = self.config.changed("train", compile="off")
 
     def begin(self) -> None:
-        """On the main process, write config, list of images and model, and delete what belongs to later steps."""
+        """On the main process, write config, list of images and model, and delete averages of later steps.
+
+        A run that got further than its last checkpoint has left such averages; they will be written again.
+        """
         if not self.is_main:
             return
         snapshots.forget_after(self.folder, self.first_step)
@@ -129,7 +134,7 @@ class Run:
         self.status.saved = step
 
     def environment(self) -> dict[str, Any]:
-        """Return what the bits of a run depend on beside its config and its images."""
+        """Return the versions and settings, beside config and images, that may change the last bits of the weights."""
         return {
             "diffunet": __version__, "torch": torch.__version__, "device": compute.describe(self.how.device),
             "threads": torch.get_num_threads(), "processes": self.processes.num_processes,
@@ -146,7 +151,7 @@ def opened(
     """Open a run, and close it in good order; the arguments and errors are those of `loop.train`.
 
     Within the context signals stop the run between two steps, errors that a person can mend become a `diffunet.Error`
-    and are written to RUN/status.json, and the caller's generators, threads and kernels are put back at its end.
+    and are written to RUN/status.json. Torch's random state, threads and choice of kernels are restored at its end.
     """
     main, flag = processes.is_main(), stop.StopFlag()
     with contextlib.ExitStack() as stack:
@@ -228,7 +233,7 @@ def _with_net(config: Config, net: build.NetFactory, *, resumed: bool) -> Config
 
 
 def _prepare_determinism() -> None:
-    """Set what cuBLAS reads only once, and warn where that is too late because CUDA has begun."""
+    """Set CUBLAS_WORKSPACE_CONFIG, which CUDA reads once at its start, and warn if it has started."""
     if "CUBLAS_WORKSPACE_CONFIG" in os.environ:
         return
     if torch.cuda.is_initialized():
@@ -253,7 +258,7 @@ def _reading() -> Callable[[int, int], None]:
 
 
 def _with_environment(config: Config, environment: dict[str, Any]) -> Config:
-    """Resolve what a run of diffunet 0.1 left open in its config by the environment that its checkpoint has noted."""
+    """Take precision, threads and compile, which diffunet 0.1 left open, from the checkpoint's environment."""
     noted: dict[str, Any] = {}
     if config.train.precision == "auto" and environment.get("precision") in compute.PRECISIONS:
         noted["precision"] = environment["precision"]

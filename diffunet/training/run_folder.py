@@ -13,7 +13,7 @@ from diffunet.training import checkpoint, transfer
 IMAGES = "images.index"
 """The file of a run folder that lists the images which the run began with."""
 
-FREE = {
+FREE_ON_RESUME = {
     "model": {"checkpointing"},
     "diffusion": {"sampler", "sample_steps", "ladder", "threshold"},
     "data": {"cache", "max_rejected"},
@@ -76,7 +76,7 @@ def _same_run(asked: Config, stored: Config) -> Config:
             before = content[section][name]
             if value in (before, None, (), "auto"):
                 continue
-            if name not in FREE[section]:
+            if name not in FREE_ON_RESUME[section]:
                 raise UsageError(f"--resume goes on with {section}.{name} = {before!r}; it cannot become {value!r}")
             content[section][name] = value
     return Config.model_validate(content)

@@ -15,7 +15,7 @@ from diffunet.interop import models
 
 log = logging.getLogger(__name__)
 
-FREE = {
+FREE_WITH_INIT = {
     "dropout", "sampler", "sample_steps", "ladder", "threshold", "image_size", "weighting", "min_snr_gamma", "p2_gamma",
     "sigmoid_bias",
 }  # fmt: skip
@@ -42,7 +42,7 @@ def like_model(config: Config, init: str | Path) -> Config:
             if value != asked:
                 log.info("--init: %s.%s = %r, as in %s", section, name, value, init)
             content[section][name] = value
-        elif name not in FREE:
+        elif name not in FREE_WITH_INIT:
             raise UsageError(f"--init takes {section}.{name} = {value!r} from {init}; leave it out")
     content["diffusion"]["mean"] = None
     return Config.model_validate(content)
