@@ -452,7 +452,7 @@ def test_options_reach_the_pipeline(model, tmp_path, monkeypatch):
     assert seen == {
         "image": tmp_path / "photo.png", "mask": tmp_path / "mask.png", "num": 1, "method": "ddnm", "fit": "tile",
         "steps": 7, "jump_length": 3, "jump_n_sample": 2, "seed": 5, "label": "disc", "guidance": 2.0, "box": None,
-        "invert": True, "soft": True, "resize_mask": True, "feather": 4, "max_pixels": 1000,
+        "invert_mask": True, "soft_mask": True, "resize_mask": True, "feather": 4, "max_pixels": 1000,
     }  # fmt: skip
     diffunet(*words, "--box", "1,2,3,4")
     assert (seen["box"], seen["mask"], seen["fit"], seen["method"]) == ((1, 2, 3, 4), None, "auto", "auto")
