@@ -30,7 +30,7 @@ LABELS, AUGMENTATION = "embedding.label.weight", "embedding.augment.weight"
 
 
 def like_model(config: Config, init: str | Path) -> Config:
-    """Return `config` with what the weights of the model `init` mean; raise UsageError if it asks for anything else."""
+    """Return `config` with the architecture and meaning of the model `init`; raise UsageError if it asks otherwise."""
     model = models.read_config(init)
     content, plain, theirs = config.model_dump(), Config().model_dump(), model.model_dump()
     if model.diffusion.task != config.diffusion.task:
