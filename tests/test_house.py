@@ -63,3 +63,31 @@ def test_the_package_can_be_read_in_a_day():
 def test_a_module_is_short_and_described(path):
     assert lines(path) <= MOST_LINES_OF_A_MODULE
     assert complaints(path) == []
+
+
+ROOM = re.compile(r"^\| (?P<rooms>[^|]*) \| (?P<lines>[\d,]+) \|", re.M)
+
+
+def room_lines(name):
+    path = PACKAGE / name
+    return sum(map(lines, path.rglob("*.py"))) if path.is_dir() else lines(path)
+
+
+def test_the_floor_plan_in_the_readme_is_that_of_the_house():
+    """Every room is in it, its lines are right within a tenth, and the reading order is short."""
+    chapter = (PACKAGE.parent / "README.md").read_text(encoding="utf-8").partition("## Read the code")[2]
+    rows = {row["rooms"]: int(row["lines"].replace(",", "")) for row in ROOM.finditer(chapter)}
+    assert len(rows) == 10
+    named = {room: re.findall(r"`([\w.]+)/?`", room) for room in rows}
+    there = {path.name for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    above = {name for names in named.values() for name in names}
+    named["the ground"] = sorted(there - above - {"__init__.py", "__main__.py"})
+    for room, names in named.items():
+        counted = sum(room_lines(name) for name in names if (PACKAGE / name).exists() and name != "presets")
+        assert abs(rows[room] - counted) <= counted / 10, (room, counted)
+    order = re.findall(r"^\d\. (.*?) \((\d+) lines\)", chapter, re.M)
+    read = [(re.findall(r"`([\w/.]+)`", paths), int(number)) for paths, number in order]
+    assert len(read) >= 7
+    for paths, number in read:
+        assert abs(number - sum(lines(PACKAGE / path) for path in paths)) <= number / 10, paths
+    assert sum(number for _, number in read) <= 2_500
