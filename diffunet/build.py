@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffunet import names
 from diffunet.compute import Compute
-from diffunet.config import Config, DiffusionConfig, TrainConfig
+from diffunet.config import Config, DataConfig, DiffusionConfig, TrainConfig
 from diffunet.data import warp
 from diffunet.data.dataset import Dataset, open_dataset
 from diffunet.diffusion import losses, samplers, schedules
@@ -170,9 +170,9 @@ def denoiser(config: Config, backbone: nn.Module | None = None) -> Denoiser:
     return Denoiser(backbone or net(config), target(config), schedule(config), d.learned_variance, d.task == "inpaint")
 
 
-def step(config: Config) -> samplers.Step:
+def step(d: DiffusionConfig) -> samplers.Step:
     """Return the step of the config's sampler."""
-    return SAMPLERS[config.diffusion.sampler].make()
+    return SAMPLERS[d.sampler].make()
 
 
 def calls(sampler: str, steps: int) -> int:
@@ -180,8 +180,8 @@ def calls(sampler: str, steps: int) -> int:
     return SAMPLERS[names.canonical(sampler)].calls(steps)
 
 
-def sampling(config: Config, **chosen: str | None) -> Config:
-    """Return `config` with another `sampler`, `ladder` or `threshold`; None keeps what the config has.
+def sampling(d: DiffusionConfig, **chosen: str | None) -> DiffusionConfig:
+    """Return the diffusion section with another `sampler`, `ladder` or `threshold`; None keeps what the section has.
 
     Raises:
         UsageError: for an unknown name, or a sampler that this model cannot be sampled by.
@@ -191,12 +191,12 @@ def sampling(config: Config, **chosen: str | None) -> Config:
     for option, value in values.items():
         if names.canonical(value) not in known[option]:
             raise UsageError(f"unknown {option} {value!r}; there are {names.listed(known[option])}")
-    return config.changed("diffusion", **values) if values else config
+    return Config(diffusion=d).changed("diffusion", **values).diffusion if values else d
 
 
-def ladder(config: Config, noise: schedules.Schedule, n: int) -> Tensor:
+def ladder(d: DiffusionConfig, noise: schedules.Schedule, n: int) -> Tensor:
     """Return the sigmas that `n` sampling steps on the schedule `noise` visit, float64 [n + 1], the last one 0."""
-    name = config.diffusion.ladder or SAMPLERS[config.diffusion.sampler].ladder
+    name = d.ladder or SAMPLERS[d.sampler].ladder
     low, high = noise.sigma_min, min(noise.sigma_max, 500.0)
     if name == "karras":
         return schedules.karras(low, high, n)
@@ -210,9 +210,8 @@ def prior_mean(config: Config) -> Tensor:
     return torch.tensor(config.diffusion.mean or (0.0,) * config.data.channels)[:, None, None]
 
 
-def dataset(config: Config, root: Path, progress: Callable[[int, int], None] | None = None) -> Dataset:
+def dataset(data: DataConfig, root: Path, progress: Callable[[int, int], None] | None = None) -> Dataset:
     """Return the images of a folder, decoded and cached as the config says; `progress(done, total)` counts files."""
-    data = config.data
     cache: Path | Literal["off"] | None = "off"
     if data.cache != "off":
         cache = None if data.cache is None else Path(data.cache)

@@ -87,7 +87,7 @@ class Bench:
 
     def __init__(self, config: Config, data: Path, seconds: float, num: int, how: Compute) -> None:
         self.seconds = seconds
-        self.dataset = build.dataset(config, data)
+        self.dataset = build.dataset(config.data, data)
         names = class_names(self.dataset.files.paths)
         chosen, held = split(self.dataset.files, config.data.held_out, HELD_OUT_MAX)
         self.how = how

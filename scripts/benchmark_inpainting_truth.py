@@ -146,7 +146,7 @@ class Method:
 
 def ladder(name: str, n: int) -> Tensor:
     """As sampling with a model has it, [n + 1]."""
-    return build.ladder(Config().changed("diffusion", ladder=name), SCHEDULE, n)
+    return build.ladder(Config().changed("diffusion", ladder=name).diffusion, SCHEDULE, n)
 
 
 def calls(sigmas: Tensor) -> int:

@@ -41,7 +41,7 @@ def main() -> None:
 
     pipe = diffunet.load(options.model, dtype=compute.PRECISIONS[options.precision])
     d = pipe.config.data
-    dataset = build.dataset(pipe.config, options.data)
+    dataset = build.dataset(pipe.config.data, options.data)
     _, held_out = split(dataset.files, d.held_out, HELD_OUT_MAX)
     chosen = held_out[draws.order(options.seed, range(options.columns), len(held_out))]
     pictures = augment.gather(

@@ -61,7 +61,7 @@ def test_every_ddpm_schedule_may_end_in_pure_noise_and_learn_its_variance(schedu
 def test_the_karras_ladder_has_rho_7():
     """sigma^(1/7) is evenly spaced (Karras et al. 2022, eq. 5)."""
     config = Config().changed("diffusion", ladder="karras")
-    roots = build.ladder(config, build.schedule(config), 10)[:-1] ** (1 / 7)
+    roots = build.ladder(config.diffusion, build.schedule(config), 10)[:-1] ** (1 / 7)
     assert torch.allclose(roots.diff(), roots.diff()[:1].expand(9))
 
 
@@ -83,7 +83,7 @@ def test_names_become_what_they_say():
     shift = build.schedule(Config().changed("data", image_size=256))
     assert shift.sigma(torch.tensor(0.5)).item() == pytest.approx(4)
     for name in names.LADDERS:
-        ladder = build.ladder(Config().changed("diffusion", ladder=name), build.schedule(Config()), 10)
+        ladder = build.ladder(Config().changed("diffusion", ladder=name).diffusion, build.schedule(Config()), 10)
         assert (ladder.diff() < 0).all()
 
 

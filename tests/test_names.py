@@ -68,7 +68,7 @@ def test_every_name_has_a_row_and_every_row_a_name():
 @pytest.mark.parametrize("name", names.SAMPLERS)
 def test_the_row_of_a_sampler_says_how_often_it_calls_the_net(name):
     """On a ladder without long strides, over which heun's step is Euler's."""
-    step, calls = build.step(with_name("diffusion.sampler", name)), []
+    step, calls = build.step(with_name("diffusion.sampler", name).diffusion), []
 
     def denoise(x, sigma):
         calls.append(sigma)
@@ -163,7 +163,7 @@ def test_an_alias_is_accepted_wherever_a_sampler_is_named_and_becomes_its_name(a
     (tmp_path / "config.toml").write_text(f'[diffusion]\nsampler = "{alias}"\n')
     assert read_toml(tmp_path / "config.toml") == config
     assert f'sampler = "{name}"' in config.to_toml()
-    assert build.sampling(Config(), sampler=alias) == config
+    assert build.sampling(Config().diffusion, sampler=alias) == config.diffusion
     assert build.calls(alias, 7) == build.calls(name, 7)
 
 
@@ -183,11 +183,11 @@ def test_an_alias_is_accepted_on_the_command_line(alias, name, form):
 
 def test_a_mistake_is_answered_with_the_names_and_the_aliases_once():
     with pytest.raises(UsageError) as caught:
-        build.sampling(Config(), sampler="magic")
+        build.sampling(Config().diffusion, sampler="magic")
     listed = f"{', '.join(names.SAMPLERS)} (ddim is euler, euler-ancestral is ddpm)"
     assert str(caught.value) == f"unknown sampler 'magic'; there are {listed}"
     with pytest.raises(UsageError, match=r"^unknown ladder 'ddim'; there are trailing, .*, log-snr$"):
-        build.sampling(Config(), ladder="ddim")
+        build.sampling(Config().diffusion, ladder="ddim")
     with pytest.raises(UsageError, match=r"diffusion\.sampler: Input should be 'ddpm', .* or 'unipc'"):
         Config().changed("diffusion", sampler=["ddim"])
 

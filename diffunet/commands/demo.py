@@ -66,7 +66,7 @@ def demo(
     images.save(ImageOps.scale(images.grid(by_class, columns=10), 4, Resampling.NEAREST), out / "samples.png")
     tell(f"2. samples, a row for each of the ten digits: {out / 'samples.png'}")
 
-    dataset = build.dataset(pipe.config, out / "digits")
+    dataset = build.dataset(pipe.config.data, out / "digits")
     count = len(dataset.files)
     real = augment.gather(dataset.images, range(count), [None] * count, image_size=16, fit="crop", flip=False)
     real_labels = dataset.labels(pipe.class_names)

@@ -78,7 +78,7 @@ class RealImages:
     """The images of a folder as a model of this config sees them, with their classes."""
 
     def __init__(self, config: Config, data: Path) -> None:
-        self.config, self.dataset = config, build.dataset(config, data)
+        self.config, self.dataset = config, build.dataset(config.data, data)
 
     def gather(self, indices: NDArray[np.int64]) -> images.Pixels:
         """Return images by their numbers, uint8 [N H W C]."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffunet import build
-from diffunet.config import Config
+from diffunet.config import DiffusionConfig
 from diffunet.diffusion import guidance, known_pixels, samplers, schedules
 from diffunet.diffusion.denoiser import Denoise
 from diffunet.draws import Noise
@@ -83,8 +83,8 @@ _TABLE = {
 }
 
 
-def choose(config: Config, schedule: schedules.Schedule, choice: Choice, below: float = math.inf) -> Method:
-    """Return the method that a user chose, for a model of this config and noise schedule.
+def choose(d: DiffusionConfig, schedule: schedules.Schedule, choice: Choice, below: float = math.inf) -> Method:
+    """Return the method that a user chose, for a model of this diffusion section and noise schedule.
 
     Its ladder begins at the noise level `below`, which all levels under it follow. By default ("auto") the
     method is trained for a model that was trained to inpaint, else mmps.
@@ -92,7 +92,7 @@ def choose(config: Config, schedule: schedules.Schedule, choice: Choice, below: 
     Raises:
         UsageError: a method that does not exist, or which the model or the other options do not go with.
     """
-    was_trained = config.diffusion.task == "inpaint"
+    was_trained = d.task == "inpaint"
     default = "trained" if was_trained else "mmps"
     name = default if choice.method == "auto" else choice.method
     if name not in METHODS:
@@ -103,19 +103,19 @@ def choose(config: Config, schedule: schedules.Schedule, choice: Choice, below: 
     if row.jumps is None:
         if choice.jump_length is not None or choice.jump_n_sample is not None:
             raise UsageError(f"method {name} does not jump back; jump_length and jump_n_sample are of repaint and ddnm")
-        ladder = _below(build.ladder(config, schedule, choice.steps or config.diffusion.sample_steps), below)
-        calls = build.calls(config.diffusion.sampler, len(ladder) - 1) * row.passes
+        ladder = _below(build.ladder(d, schedule, choice.steps or d.sample_steps), below)
+        calls = build.calls(d.sampler, len(ladder) - 1) * row.passes
     else:
         default_steps, stretches, visits = row.jumps
         steps = choice.steps or default_steps
         # Both papers jump by equal steps of time, whatever ladder suits the model's sampler.
-        ladder = _below(build.ladder(build.sampling(config, ladder="trailing"), schedule, steps), below)
+        ladder = _below(build.ladder(build.sampling(d, ladder="trailing"), schedule, steps), below)
         jump_length = choice.jump_length or max(1, steps // stretches)
         ladder = known_pixels.resample_ladder(ladder, jump_length, choice.jump_n_sample or visits)
         calls = int((ladder.diff() < 0).sum()) * row.passes  # a jump back adds noise and calls no net
 
     def walk(denoise: Denoise, known: Tensor, keep: Tensor, x: Tensor, noise: Noise) -> samplers.Walk:
-        step = build.step(config) if row.step is None else row.step(known, keep)
+        step = build.step(d) if row.step is None else row.step(known, keep)
         return samplers.sample(row.denoise(denoise, known, keep, noise), x, ladder, step, noise)
 
     return Method(name, ladder, calls, walk)

@@ -120,7 +120,7 @@ def _metadata(model: storage.Model) -> dict[str, str]:
     coefficients = {"c_noise": schedule.c_noise, "c_in": target.c_in, "c_skip": target.c_skip, "c_out": target.c_out}
     ladder = [
         {"sigma": sigma.item(), **{name: value(sigma).item() for name, value in coefficients.items()}}
-        for sigma in build.ladder(config, schedule, config.diffusion.sample_steps)[:-1]
+        for sigma in build.ladder(config.diffusion, schedule, config.diffusion.sample_steps)[:-1]
     ]
     return {
         "config": json.dumps(content), "step": str(model.step), "target": config.diffusion.target,

@@ -148,14 +148,14 @@ class Pipeline:
         check_counts(num=num, batch_size=batch_size, seed=seed)
         classes = conditions.class_numbers(labels, num, self.class_names)
         sampler, ladder, threshold = options.get("sampler"), options.get("ladder"), options.get("threshold")
-        config = build.sampling(self.config, sampler=sampler, ladder=ladder, threshold=threshold)
+        d = build.sampling(self.config.diffusion, sampler=sampler, ladder=ladder, threshold=threshold)
         guidance = conditions.as_guidance(options.get("guidance", 1.0))
-        denoise_for = conditions.denoising(self, guidance, config.diffusion.threshold)
+        denoise_for = conditions.denoising(self, guidance, d.threshold)
         check_counts(steps=options.get("steps"))
-        sigmas = build.ladder(config, self.denoiser.schedule, options.get("steps") or config.diffusion.sample_steps)
+        sigmas = build.ladder(d, self.denoiser.schedule, options.get("steps") or d.sample_steps)
         batch_size = batch_size or max(1, self.fits(2 if guidance.scale != 1 else 1))
         shape = (self.channels, self.image_size, self.image_size)
-        step, watch = build.step(config), _Watch(on_step)
+        step, watch = build.step(d), _Watch(on_step)
         made: list[Image] = []
 
         def make(first: int, count: int) -> None:
@@ -165,7 +165,7 @@ class Pipeline:
             noise = draws.streams(seed, batch, shape, self.device)
             label = None if classes is None else classes[[i % num for i in batch]].to(self.device)
             first_noise = noise()  # mean + sigma * noise: the distribution of real images at the first noise level
-            x = build.prior_mean(config).to(first_noise) + sigmas[0] * first_noise
+            x = build.prior_mean(self.config).to(first_noise) + sigmas[0] * first_noise
             walk = samplers.sample(denoise_for(label), x, sigmas, step, noise)
             made.extend(images.from_array(array) for array in images.to_uint8(watch(walk, num - first)))
 
@@ -218,7 +218,7 @@ class Pipeline:
             raise UsageError(f"guidance {guidance.scale:g} needs a label to go towards")
         choice, watch = methods.Choice(method, steps, jump_length, jump_n_sample), _Watch(on_step)
         with torch.inference_mode(False):  # gradients, which mmps takes, need tensors that were made outside of it
-            choose = partial(methods.choose, self.config, self.denoiser.schedule, choice)
+            choose = partial(methods.choose, self.config.diffusion, self.denoiser.schedule, choice)
             filler = filling.Filler(
                 self.image_size, build.prior_mean(self.config), choose(), choose(below=filling.REFINE),
                 conditions.denoising(self, guidance, self.config.diffusion.threshold),

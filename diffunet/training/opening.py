@@ -165,7 +165,7 @@ def opened(
         limits = stop.Limits(folder / "stop", config.train.stop_after)
 
         # The cache is built before process groups exist: a long build would run into their timeouts.
-        dataset = build.dataset(config, data, progress=_reading() if main else None)
+        dataset = build.dataset(config.data, data, progress=_reading() if main else None)
         refuse_too_many_rejected(dataset, config.data.max_rejected, data)
         training, held_out = index.split(dataset.files, config.data.held_out, index.HELD_OUT_MAX)
         previous, state, thinned = (checkpoint.newest(folder) if resume else None), {}, False

@@ -199,7 +199,7 @@ def test_colours_of_transparent_pixels_do_not_bleed() -> None:
 
 def test_batches_say_what_the_draws_say_and_change_no_other_draw(folder) -> None:
     config = tiny()
-    data, schedule = build.dataset(config, folder), build.schedule(config)
+    data, schedule = build.dataset(config.data, folder), build.schedule(config)
 
     def batches(probability: float, rank: int = 0, processes: int = 1, passes: int = 1) -> Batches:
         options = {"fit": "random", "flip": True, "augment": probability, "class_names": ("disc", "square")}

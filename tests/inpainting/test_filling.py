@@ -213,7 +213,7 @@ def wrong(kind):
 @pytest.mark.parametrize("kind", ["as it is", "rough", "random"])
 def test_mmps_stays_within_the_range_of_images_whatever_the_derivative(kind):
     config = tiny().changed("diffusion", sampler="euler", threshold="none")
-    way = methods.choose(config, build.schedule(config), methods.Choice("mmps", steps=6))
+    way = methods.choose(config.diffusion, build.schedule(config), methods.Choice("mmps", steps=6))
     known, keep = floats(noise(4, 4, 3)), torch.arange(16).view(4, 4) % 3 > 0
     own = draws.streams(0, range(2), (3, 4, 4))
     walked = list(way.walk(wrong(kind), known, keep, way.ladder[0] * own(), own))
@@ -288,7 +288,7 @@ def test_an_image_larger_than_the_model_of_which_nothing_is_known(pipe, fit):
 
 def test_a_finer_level_is_walked_from_refine_on_as_the_whole_ladder_ends(pipe):
     whole, refining = (
-        methods.choose(pipe.config, pipe.denoiser.schedule, methods.Choice("replace", 15), below=below).ladder
+        methods.choose(pipe.config.diffusion, pipe.denoiser.schedule, methods.Choice("replace", 15), below=below).ladder
         for below in (float("inf"), filling.REFINE)
     )
     assert refining.tolist() == [filling.REFINE, *(sigma for sigma in whole.tolist() if sigma < filling.REFINE)]

@@ -279,8 +279,8 @@ def test_their_pipeline_makes_what_ours_makes(tmp_path, options, steps, parity):
     noise = build.schedule(c)
     sigmas = torch.cat([noise.sigmas[timesteps], torch.zeros(1, dtype=torch.float64)])
     ladder = "trailing" if c.diffusion.sampler == "ddpm" else "leading"  # theirs draws noise last unless from t = 0
-    assert torch.allclose(sigmas, build.ladder(build.sampling(c, ladder=ladder), noise, steps), rtol=1e-6)
-    mine = our_chain(model, sigmas, build.step(c), (1 + sigmas[0] ** 2).sqrt())
+    assert torch.allclose(sigmas, build.ladder(build.sampling(c.diffusion, ladder=ladder), noise, steps), rtol=1e-6)
+    mine = our_chain(model, sigmas, build.step(c.diffusion), (1 + sigmas[0] ** 2).sqrt())
     assert last.std() > 0.05
     tolerance = 2e-3 if c.diffusion.zero_snr else 2e-4  # theirs begins at sigma infinite, ours at 4096
     kind = f"{c.diffusion.schedule}{', zero-snr' if c.diffusion.zero_snr else ''}, {c.diffusion.sampler}"

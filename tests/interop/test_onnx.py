@@ -113,12 +113,14 @@ def drawn(*shape):
 def test_samples_as_the_net_in_our_denoiser(exported, parity):
     model, _, session = exported
     config = model.config
-    sigmas = build.ladder(config, model.denoiser.schedule, 6)
+    sigmas = build.ladder(config.diffusion, model.denoiser.schedule, 6)
     noise = drawn(2, config.data.channels, 12, 9)
     label = torch.tensor([0, 1]) if config.data.class_names else None
 
     def last(denoiser):
-        steps = sample(bind(denoiser, label), sigmas[0].float() * noise, sigmas, build.step(config), lambda: noise)
+        steps = sample(
+            bind(denoiser, label), sigmas[0].float() * noise, sigmas, build.step(config.diffusion), lambda: noise
+        )
         return list(steps)[-1][1]
 
     with torch.no_grad():
@@ -135,7 +137,7 @@ def test_metadata_are_enough_to_sample_with(exported):
         pytest.skip("generates with a mask, which `test_samples_as_the_net_in_our_denoiser` does")
     noise = drawn(3, config.data.channels, 8, 8)
     label = torch.tensor([0, 1, 2]) if config.data.class_names else None
-    sigmas = build.ladder(config, model.denoiser.schedule, config.diffusion.sample_steps)
+    sigmas = build.ladder(config.diffusion, model.denoiser.schedule, config.diffusion.sample_steps)
     start = build.prior_mean(config) + sigmas[0].float() * noise
     with torch.no_grad():
         ours = list(sample(bind(model.denoiser, label), start, sigmas, euler(), lambda: noise))[-1][1]

@@ -39,7 +39,7 @@ def inpainter(folder, tmp_path_factory):
 def batches(folder):
     """`batches(masks, rank, processes, passes, ...)`: of 12 images a step."""
     config = tiny()
-    dataset, schedule = build.dataset(config, folder), build.schedule(config)
+    dataset, schedule = build.dataset(config.data, folder), build.schedule(config)
 
     def make(masks, rank=0, processes=1, passes=1, *, augment=0.0, batch_size=12):
         options = {"fit": "random", "flip": True, "augment": augment, "class_names": ("disc", "square")}

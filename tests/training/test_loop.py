@@ -254,7 +254,7 @@ def test_batches_are_the_draws_that_the_design_names(folder, tmp_path):
     from diffunet.training.batches import Batches, Share
 
     config = tiny(data={"class_names": ("disc", "square"), "flip": True})
-    data = build.dataset(config, folder)
+    data = build.dataset(config.data, folder)
     schedule = build.schedule(config)
 
     def batches(rank, processes, passes):
@@ -287,7 +287,7 @@ def test_images_that_lie_on_the_device_make_the_same_batches(folder, monkeypatch
 
     options = {"fit": fit, "augment": 0.1, "class_names": ("disc", "square"), "flip": True}
     config = tiny(data=options, diffusion={"task": "inpaint"})
-    data = build.dataset(config, folder)
+    data = build.dataset(config.data, folder)
     batches = Batches(data, np.arange(3, 40), build.schedule(config), Share(7, 12, 2), config.data, 0.5, "mixed")
     how = Compute(torch.device("cuda"))
     monkeypatch.setattr(Compute, "free_memory", lambda self: int(37 * 8 * 8 * 3 / 0.05) + 1)
