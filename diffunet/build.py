@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffunet import names
 from diffunet.compute import Compute
-from diffunet.config import Config, DataConfig, DiffusionConfig, TrainConfig
+from diffunet.config import Config, DataConfig, DiffusionConfig, TrainConfig, validated
 from diffunet.data import warp
 from diffunet.data.dataset import Dataset, open_dataset
 from diffunet.diffusion import losses, samplers, schedules
@@ -191,7 +191,11 @@ def sampling(d: DiffusionConfig, **chosen: str | None) -> DiffusionConfig:
     for option, value in values.items():
         if names.canonical(value) not in known[option]:
             raise UsageError(f"unknown {option} {value!r}; there are {names.listed(known[option])}")
-    return Config(diffusion=d).changed("diffusion", **values).diffusion if values else d
+    if not values:
+        return d
+    # The mean has a number for each channel, of which the section knows nothing: it is left out of the check.
+    content = d.model_dump(exclude_unset=True, exclude={"mean"}) | values
+    return validated({"diffusion": content}, "the command line").diffusion.model_copy(update={"mean": d.mean})
 
 
 def ladder(d: DiffusionConfig, noise: schedules.Schedule, n: int) -> Tensor:

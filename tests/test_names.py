@@ -181,6 +181,15 @@ def test_an_alias_is_accepted_on_the_command_line(alias, name, form):
     assert arguments.parse(Train, words, "train", Train(Path(), Path())).diffusion.sampler == name
 
 
+def test_what_is_chosen_for_sampling_changes_nothing_else():
+    grey = Config.model_validate({"data": {"channels": 1}, "diffusion": {"mean": [0.25], "sigma_data": 0.3}}).diffusion
+    chosen = build.sampling(grey, sampler="heun", ladder="karras", threshold="static")
+    assert (chosen.sampler, chosen.ladder, chosen.threshold) == ("heun", "karras", "static")
+    same = {"sampler": grey.sampler, "ladder": grey.ladder, "threshold": grey.threshold}
+    assert chosen.model_copy(update=same) == grey
+    assert build.sampling(grey, sampler=None) is grey
+
+
 def test_a_mistake_is_answered_with_the_names_and_the_aliases_once():
     with pytest.raises(UsageError) as caught:
         build.sampling(Config().diffusion, sampler="magic")
