@@ -1,39 +1,27 @@
-"""diffunet: train a diffusion model on a folder of images, sample from it, fill in masked images.
+"""diffunet trains a diffusion model on a folder of images, samples from it, and fills in masked images.
 
     import diffunet
 
     pipe = diffunet.load("runs/cats")
     pipe.sample(num=4)[0].save("cat.png")
 
-Public names are resolved when they are first used, so that `import diffunet` stays fast and imports no torch.
+Public names are imported when they are first used, so that `import diffunet` stays fast and imports no torch.
 """
-
-from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from diffunet.version import __version__
 
-_HOME = {
-    "Cancelled": "errors",
-    "CheckpointError": "errors",
-    "Config": "config",
-    "DataError": "errors",
-    "DivergedError": "errors",
-    "Error": "errors",
-    "Guidance": "sampling.pipeline",
-    "Pipeline": "sampling.pipeline",
-    "Progress": "sampling.pipeline",
-    "ResourceError": "errors",
-    "Stopped": "errors",
-    "UNet": "nn.unet",
-    "UNet2015": "nn.unet2015",
-    "UsageError": "errors",
-    "load": "sampling.pipeline",
-    "train": "training.loop",
+_NAMES = {
+    "config": "Config",
+    "errors": "Cancelled CheckpointError DataError DivergedError Error ResourceError Stopped UsageError",
+    "nn.unet": "UNet",
+    "nn.unet2015": "UNet2015",
+    "sampling.pipeline": "Guidance Pipeline Progress load",
+    "training.loop": "train",
 }
-
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = ["__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
@@ -58,8 +46,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'diffunet' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"diffunet.{_HOME[name]}"), name)
-    globals()[name] = value
+    globals()[name] = value = getattr(importlib.import_module(f"diffunet.{_HOME[name]}"), name)
     return value
 
 

@@ -1,4 +1,4 @@
-"""`python -m diffunet`, and `accelerate launch -m diffunet`."""
+"""`python -m diffunet` and `accelerate launch -m diffunet` run the command line."""
 
 from diffunet.commands.cli import main
 

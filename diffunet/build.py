@@ -1,17 +1,17 @@
-"""The one place that turns names in a config into objects."""
-
-from __future__ import annotations
+"""The one place that turns the names in a config into objects, by a table for each list of names in `names`."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from diffunet import names
 from diffunet.compute import Compute
-from diffunet.config import Config, LadderName, SamplerName, ThresholdName, TrainConfig
+from diffunet.config import Config, DataConfig, DiffusionConfig, TrainConfig, validated
 from diffunet.data import warp
 from diffunet.data.dataset import Dataset, open_dataset
 from diffunet.diffusion import losses, samplers, schedules
@@ -22,154 +22,185 @@ from diffunet.nn.footprint import footprint as count
 from diffunet.nn.unet import UNet
 from diffunet.nn.unet2015 import UNet2015
 
-STEPS = {
-    "ddpm": lambda: samplers.ddpm("small"),
-    "ddpm-large": lambda: samplers.ddpm("large"),
-    "ddpm-learned": lambda: samplers.ddpm("learned"),
-    "ddim": samplers.ddim,
-    "euler": samplers.euler,
-    "euler-ancestral": samplers.euler_ancestral,
-    "heun": samplers.heun,
-    "dpm++2m": samplers.dpmpp_2m,
-    "dpm++2m-sde": lambda: samplers.dpmpp_2m(eta=1.0),
-    "unipc": samplers.unipc,
+
+class Sampler(NamedTuple):
+    """A sampler: what makes its step, the ladder that suits it, and how often the net is called in `steps` steps."""
+
+    make: Callable[[], samplers.Step]
+    ladder: names.LadderName = "trailing"
+    calls: Callable[[int], int] = lambda steps: steps
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": Sampler(samplers.ddpm),
+    "ddpm-large": Sampler(lambda: samplers.ddpm("large")),
+    "ddpm-learned": Sampler(lambda: samplers.ddpm("learned")),
+    "euler": Sampler(samplers.euler),
+    "heun": Sampler(samplers.heun, calls=lambda steps: 2 * steps - 1),  # its last step, to sigma 0, is Euler's
+    "dpm++2m": Sampler(samplers.dpmpp_2m, ladder="log-snr"),
+    "dpm++2m-sde": Sampler(lambda: samplers.dpmpp_2m(eta=1.0)),
+    "unipc": Sampler(samplers.unipc, ladder="log-snr"),
 }
-ON_LOG_SNR = ("dpm++2m", "unipc")
-"""Samplers at home on a ladder uniform in log-SNR, where at few steps the others are worse than on a trailing one
-(scripts/benchmark_quality.py on CIFAR-10, excess at 15 calls: unipc 0.50 against 0.62, heun 7.2 against 1.2, ddim 7.9
-against 1.6)."""
+"""The samplers by name. dpm++2m and unipc suit a ladder uniform in log-SNR; at few steps the others do better on a
+trailing one. The excess feature distance at 15 calls of the net (scripts/benchmark_quality.py on CIFAR-10, log-SNR /
+trailing) is 0.50 / 0.62 for unipc, 7.2 / 1.2 for heun and 7.9 / 1.6 for euler."""
+
+
+def _ddpm(d: DiffusionConfig) -> schedules.Schedule:
+    return schedules.DDPMSchedule(
+        d.num_steps, d.schedule, d.zero_snr, beta_range=d.beta_range, rescale_timesteps=d.rescale_timesteps
+    )
+
+
+SCHEDULES: dict[str, Callable[[DiffusionConfig], schedules.Schedule]] = {
+    **dict.fromkeys(names.DDPM_SCHEDULES, _ddpm),
+    "edm": lambda d: schedules.EDMSchedule(log_mean=d.edm_log_mean, log_std=d.edm_log_std),
+    "flow": lambda d: schedules.FlowSchedule(logit_normal=False),
+    "flow-logit-normal": lambda d: schedules.FlowSchedule(logit_normal=True),
+}
+"""The noise schedules by name, before they are shifted for large images."""
+
+TARGETS: dict[str, Callable[[DiffusionConfig], Target]] = {
+    "epsilon": lambda d: Epsilon(),
+    "x0": lambda d: X0(),
+    "v": lambda d: V(),
+    "flow": lambda d: Flow(),
+    "edm": lambda d: EDM(d.sigma_data or 0.5),
+}
+
+WEIGHTINGS: dict[str, Callable[[DiffusionConfig, int], losses.Weighting]] = {
+    "simple": lambda d, size: losses.simple(),
+    "min-snr": lambda d, size: losses.min_snr(d.min_snr_gamma),
+    "soft-min-snr": lambda d, size: losses.soft_min_snr(d.min_snr_gamma),
+    "edm": lambda d, size: losses.edm(d.sigma_data or 0.5),
+    "p2": lambda d, size: losses.p2(d.p2_gamma),
+    "sigmoid": lambda d, size: losses.sigmoid(_schedule(d, size), d.sigmoid_bias),
+}
+"""The weightings of the loss by name, as functions of the diffusion section and the image size. An option that a
+weighting has in the config is also free to change with `--init`: training/transfer.py lists such options."""
+
+
+NetFactory = Callable[[Config], nn.Module]
+"""Makes the net of a resolved config: `net` below, or a function of the user's own.
+
+The net is called as `net(x [B C H W], c_noise [B], label int64 [B] or None, augment [B 9] or None) -> [B C' H W]`, with
+C = `in_channels(config)` and C' = `out_channels(config)`. Labels are 0 ... K - 1 for the K names in
+`config.data.class_names`, and K or None stands for no class. Its random start comes from torch's global generator.
+"""
+
+
+def in_channels(config: Config) -> int:
+    """Return the channels of the net's input: of the image and, for inpainting, of the known pixels and the mask."""
+    return config.data.channels if config.diffusion.task == "generate" else 2 * config.data.channels + 1
+
+
+def out_channels(config: Config) -> int:
+    """Return the channels of the net's output: of the image and, where it is learned, of the variance."""
+    return config.data.channels * (2 if config.diffusion.learned_variance else 1)
 
 
 def net(config: Config) -> UNet | UNet2015:
-    """The net of a resolved config, freshly initialised from torch's global generator.
+    """Return the net of a resolved config, initialised from torch's global generator.
 
     Raises:
-        UsageError: for channels that cannot be divided as asked.
+        UsageError: for channels that cannot be divided as the config says, and for a net of a user's own.
     """
     model, data = config.model, config.data
-    assert model.channels is not None, "the config is resolved"
-    assert model.multipliers is not None, "the config is resolved"
-    assert model.attention_levels is not None, "the config is resolved"
-    shared: dict[str, Any] = {
-        "in_channels": data.channels if config.diffusion.task == "generate" else 2 * data.channels + 1,
-        "out_channels": data.channels * (2 if config.diffusion.learned_variance else 1),
-        "dropout": model.dropout or 0.0,
+    if model.custom is not None:
+        raise UsageError(
+            f"the net is not one of diffunet's but {model.custom}: give the function that makes it to diffunet.load or "
+            "diffunet.train, net=..."
+        )
+    chosen = {name: value for name, value in model if value is not None}  # the net has defaults for the others
+    assert chosen.keys() >= {"channels", "multipliers", "attention_levels"}, "the config is resolved"
+    of_data: dict[str, Any] = {
+        "in_channels": in_channels(config),
+        "out_channels": out_channels(config),
         "num_classes": len(data.class_names),
         "augment_channels": warp.CHANNELS if data.augment else 0,
         "uncertainty": config.diffusion.learned_uncertainty,
     }
     if model.net == "unet2015":
-        layers = len(model.multipliers) - 1
-        return UNet2015(layers=layers, base_channels=model.channels, padding="same", time=True, **shared)
-    try:
-        return UNet(
-            channels=model.channels,
-            multipliers=model.multipliers,
-            num_blocks=model.num_blocks,
-            attention_levels=model.attention_levels,
-            middle_attention=model.middle_attention,
-            head_channels=model.head_channels,
-            num_heads=model.num_heads,
-            qk_norm=model.qk_norm,
-            norm_groups=model.norm_groups,
-            norm_eps=model.norm_eps,
-            scale_shift=model.scale_shift,
-            resample=model.resample,
-            frequency_shift=model.frequency_shift,
-            checkpointing=bool(model.checkpointing),
-            **shared,
-        )
+        return UNet2015(
+            layers=len(chosen["multipliers"]) - 1, base_channels=chosen["channels"], padding="same", time=True,
+            dropout=chosen.get("dropout", 0.0), **of_data,
+        )  # fmt: skip
+    try:  # pass the fields of ModelConfig that are also keywords of UNet
+        return UNet(**{name: chosen[name] for name in chosen.keys() & inspect.signature(UNet).parameters}, **of_data)
     except ValueError as error:
         raise UsageError(f"model: {error}") from None
 
 
-def footprint(config: Config, how: Compute, *, learn: bool) -> Footprint:
-    """The memory that the net of a resolved config takes as `how` computes it; see `nn.footprint`."""
-    return _footprint(config.model_copy(update={"train": TrainConfig()}), how, learn)  # of which it is no function
+def footprint(config: Config, how: Compute, *, learn: bool, make: NetFactory = net) -> Footprint:
+    """Return the memory that the net of a resolved config takes as `how` computes it; see `nn.footprint`."""
+    # The train section does not matter here; a fixed one makes the cache hit more often.
+    return _footprint(config.model_copy(update={"train": TrainConfig()}), how, learn, make)
 
 
 @functools.lru_cache(maxsize=8)
-def _footprint(config: Config, how: Compute, learn: bool) -> Footprint:
-    size = config.data.image_size
+def _footprint(config: Config, how: Compute, learn: bool, make: NetFactory) -> Footprint:
+    size, channels = config.data.image_size, in_channels(config)
     with torch.inference_mode(False), torch.device("meta"):
-        meta = net(config)
-        return count(meta, size, size, how.dtype, how.device.type, learn=learn)
+        return count(make(config), size, size, how.dtype, how.device.type, learn=learn, channels=channels)
 
 
 def schedule(config: Config) -> schedules.Schedule:
-    """The noise schedule, shifted for large images."""
-    d = config.diffusion
-    base: schedules.Schedule
-    if d.schedule == "edm":
-        base = schedules.EDMSchedule(log_mean=d.edm_log_mean, log_std=d.edm_log_std)
-    elif d.schedule.startswith("flow"):
-        base = schedules.FlowSchedule(logit_normal=d.schedule == "flow-logit-normal")
-    else:
-        base = schedules.DDPMSchedule(
-            d.num_steps, d.schedule, d.zero_snr, beta_range=d.beta_range, rescale_timesteps=d.rescale_timesteps
-        )
-    shift = d.sigma_shift if d.sigma_shift is not None else max(1.0, config.data.image_size / 64)
-    return schedules.shifted(base, shift)
+    """Return the noise schedule, shifted for large images."""
+    return _schedule(config.diffusion, config.data.image_size)
+
+
+def _schedule(d: DiffusionConfig, image_size: int) -> schedules.Schedule:
+    shift = d.sigma_shift or max(1.0, image_size / 64)
+    return schedules.shifted(SCHEDULES[d.schedule](d), shift)
 
 
 def target(config: Config) -> Target:
-    """What the net predicts."""
-    targets: dict[str, Target] = {
-        "epsilon": Epsilon(),
-        "x0": X0(),
-        "v": V(),
-        "flow": Flow(),
-        "edm": EDM(config.diffusion.sigma_data or 0.5),
-    }
-    return targets[config.diffusion.target]
+    """Return what the net predicts."""
+    return TARGETS[config.diffusion.target](config.diffusion)
 
 
 def weighting(config: Config) -> losses.Weighting:
-    """How noise levels count in the loss."""
-    d = config.diffusion
-    return {
-        "simple": losses.simple(),
-        "min-snr": losses.min_snr(d.min_snr_gamma),
-        "soft-min-snr": losses.soft_min_snr(d.min_snr_gamma),
-        "edm": losses.edm(d.sigma_data or 0.5),
-        "p2": losses.p2(d.p2_gamma),
-        "sigmoid": losses.sigmoid(schedule(config), d.sigmoid_bias),
-    }[d.weighting]
+    """Return the weight of each noise level in the loss."""
+    return WEIGHTINGS[config.diffusion.weighting](config.diffusion, config.data.image_size)
 
 
 def denoiser(config: Config, backbone: nn.Module | None = None) -> Denoiser:
-    """Net (or `backbone` in its place), target and schedule in one."""
+    """Return the denoiser of a config: its net, or `backbone` in its place, with its target and schedule."""
     d = config.diffusion
     return Denoiser(backbone or net(config), target(config), schedule(config), d.learned_variance, d.task == "inpaint")
 
 
-def step(config: Config) -> samplers.Step:
-    """The sampler that a config names."""
-    return STEPS[config.diffusion.sampler]()
+def step(d: DiffusionConfig) -> samplers.Step:
+    """Return the step of the config's sampler."""
+    return SAMPLERS[d.sampler].make()
 
 
 def calls(sampler: str, steps: int) -> int:
-    """Calls of the net that a sampler makes in so many steps; the last one of heun is one of Euler."""
-    return 2 * steps - 1 if sampler == "heun" else steps
+    """Return how often `sampler`, a name or an alias, calls the net in `steps` steps."""
+    return SAMPLERS[names.canonical(sampler)].calls(steps)
 
 
-def sampling(config: Config, **chosen: str | None) -> Config:
-    """`config` with what was chosen for sampling (sampler, ladder, threshold); None leaves what it says.
+def sampling(d: DiffusionConfig, **chosen: str | None) -> DiffusionConfig:
+    """Return the diffusion section with another `sampler`, `ladder` or `threshold`; None keeps what the section has.
 
     Raises:
-        UsageError: for what there is not, or this model cannot do.
+        UsageError: for an unknown name, or a sampler that this model cannot be sampled by.
     """
-    values = {name: value for name, value in chosen.items() if value is not None}
-    names = {"sampler": SamplerName, "ladder": LadderName, "threshold": ThresholdName}
-    for name, value in values.items():
-        if value not in get_args(names[name]):
-            raise UsageError(f"unknown {name} {value!r}; there are {', '.join(get_args(names[name]))}")
-    return config.changed("diffusion", **values) if values else config
+    values = {option: value for option, value in chosen.items() if value is not None}
+    known = {"sampler": names.SAMPLERS, "ladder": names.LADDERS, "threshold": names.THRESHOLDS}
+    for option, value in values.items():
+        if names.canonical(value) not in known[option]:
+            raise UsageError(f"unknown {option} {value!r}; there are {names.listed(known[option])}")
+    if not values:
+        return d
+    # The mean has a number for each channel, of which the section knows nothing: it is left out of the check.
+    content = d.model_dump(exclude_unset=True, exclude={"mean"}) | values
+    return validated({"diffusion": content}, "the command line").diffusion.model_copy(update={"mean": d.mean})
 
 
-def ladder(config: Config, noise: schedules.Schedule, n: int) -> Tensor:
-    """The sigmas that `n` sampling steps visit, float64 [n + 1]."""
-    name = config.diffusion.ladder or ("log-snr" if config.diffusion.sampler in ON_LOG_SNR else "trailing")
+def ladder(d: DiffusionConfig, noise: schedules.Schedule, n: int) -> Tensor:
+    """Return the sigmas that `n` sampling steps on the schedule `noise` visit, float64 [n + 1], the last one 0."""
+    name = d.ladder or SAMPLERS[d.sampler].ladder
     low, high = noise.sigma_min, min(noise.sigma_max, 500.0)
     if name == "karras":
         return schedules.karras(low, high, n)
@@ -179,23 +210,16 @@ def ladder(config: Config, noise: schedules.Schedule, n: int) -> Tensor:
 
 
 def prior_mean(config: Config) -> Tensor:
-    """Where sampling starts, before the noise: the mean of the images, [C 1 1]."""
-    mean = config.diffusion.mean or (0.0,) * config.data.channels
-    return torch.tensor(mean)[:, None, None]
+    """Return the mean of the images in [-1, 1], float32 [C 1 1]: sampling starts from noise around it."""
+    return torch.tensor(config.diffusion.mean or (0.0,) * config.data.channels)[:, None, None]
 
 
-def dataset(config: Config, root: Path, progress: Callable[[int, int], None] | None = None) -> Dataset:
-    """The images of a folder, decoded and cached as the config says."""
-    data = config.data
-    cache: Path | Literal["off"] | None = None
-    if data.cache is not None:
-        cache = "off" if data.cache == "off" else Path(data.cache)
+def dataset(data: DataConfig, root: Path, progress: Callable[[int, int], None] | None = None) -> Dataset:
+    """Return the images of a folder, decoded and cached as the config says; `progress(done, total)` counts files."""
+    cache: Path | Literal["off"] | None = "off"
+    if data.cache != "off":
+        cache = None if data.cache is None else Path(data.cache)
     return open_dataset(
-        root,
-        image_size=data.image_size,
-        channels=data.channels,
-        fit=data.fit,
-        background=data.background,
-        cache=cache,
+        root, image_size=data.image_size, channels=data.channels, fit=data.fit, background=data.background, cache=cache,
         progress=progress,
-    )
+    )  # fmt: skip

@@ -1,7 +1,7 @@
-"""The typed config: what a run is, validated before anything is done.
+"""The config: typed sections that say all about a run, validated before anything is done.
 
-A value of None means "chosen for you": by the size of the images, their number, and the device. `RUN/config.toml` has
-what was chosen.
+None stands for a value that training chooses by the images and the device; `RUN/config.toml` holds what it chose. The
+string below each field of a section is its help on the command line.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from diffunet import names
 from diffunet.errors import UsageError
 
 Positive = Annotated[int, Field(ge=1, le=10**12)]
@@ -26,36 +27,20 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 Multiplier = Annotated[int, Field(ge=1, le=64)] | Annotated[float, Field(ge=0.25, le=64)]
 Beta = Annotated[float, Field(gt=0, lt=1)]
 
-SamplerName = Literal[
-    "ddpm", "ddpm-large", "ddpm-learned", "ddim", "euler", "euler-ancestral", "heun", "dpm++2m", "dpm++2m-sde", "unipc"
-]
-LadderName = Literal["trailing", "leading", "linspace", "karras", "log-snr"]
-ThresholdName = Literal["none", "static", "dynamic"]
-TaskName = Literal["generate", "inpaint"]
-MasksName = Literal["mixed", "box", "half", "wide", "narrow", "scratches", "lines", "grid"]
-
-UNET_ONLY = (
-    "num_blocks", "head_channels", "num_heads", "qk_norm", "norm_groups", "norm_eps", "scale_shift", "resample",
-    "middle_attention", "checkpointing", "frequency_shift",
-)  # fmt: skip
-"""Options of the net that the classic does not have."""
-
-NOT_CHECKPOINTED = {"checkpointing": False}
-"""What the configs of nets say that have no checkpointing, too."""
-
-DDPM_SCHEDULES = ("linear", "scaled-linear", "cosine", "sigmoid")
+BOTH_NETS = ("net", "channels", "multipliers", "attention_resolutions", "dropout", "custom")
+"""Options of `ModelConfig` that net unet2015 has or ignores; every other one belongs to the UNet alone."""
 
 PRESETS = Path(__file__).parent / "presets"
 
 VERSION = 1
-"""Of config files. A later one may say what this cannot, and is refused by its number."""
+"""The version of the format of config files; files of another version are refused."""
 
 MAX_BYTES = 2**24
-"""Larger config files are none."""
+"""The size above which a file is not read as a config."""
 
 
 class Section(BaseModel):
-    """Frozen; no unknown names; no infinities."""
+    """The base of the sections: they are frozen, and refuse unknown names, infinities and NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
@@ -63,7 +48,7 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The net."""
 
-    net: Literal["unet", "unet2015"] = "unet"
+    net: names.NetName = "unet"
     """The time-conditioned UNet, or the classic of 2015 with a time embedding."""
     channels: Annotated[int, Field(ge=4, le=2048)] | None = None
     """Feature channels at full size; chosen by image size and device."""
@@ -89,7 +74,7 @@ class ModelConfig(Section):
     """Of GroupNorm."""
     scale_shift: bool = True
     """The noise level scales and shifts features (True) or is added (False)."""
-    resample: Literal["convolution", "asymmetric", "residual"] = "convolution"
+    resample: names.ResampleName = "convolution"
     """Halve and double by a convolution, by one that pads asymmetrically (DDPM), or inside residual blocks (ADM)."""
     frequency_shift: Annotated[int, Field(ge=0, le=1)] = 0
     """1 for DDPM's frequencies of the time embedding."""
@@ -97,16 +82,18 @@ class ModelConfig(Section):
     """In residual blocks; 0.1 below 5,000 images, else 0."""
     checkpointing: bool | None = None
     """Keep less for the backward pass: less memory, about a third more time. On above 128 pixels where it is needed."""
+    custom: str | None = None
+    """Name of a net of your own, which diffunet.train(net=...) sets. It is printed and never imported."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
         if self.net == "unet2015":
             if self.multipliers is not None and self.multipliers != tuple(2**i for i in range(len(self.multipliers))):
                 raise ValueError("net unet2015 doubles its channels at each level: multipliers are 1 2 4 and so on")
-            if self.attention_levels:
-                raise ValueError("net unet2015 has no attention-levels")
-            for name in UNET_ONLY:
-                if getattr(self, name) not in (ModelConfig.model_fields[name].default, NOT_CHECKPOINTED.get(name)):
+            for name, value in self:
+                # A resolved config may state that there are no attention levels and no checkpointing: it is so.
+                absent = name in ("attention_levels", "checkpointing") and not value
+                if name not in BOTH_NETS and not absent and value != ModelConfig.model_fields[name].default:
                     raise ValueError(f"net unet2015 has no {name.replace('_', '-')}")
         return self
 
@@ -114,11 +101,9 @@ class ModelConfig(Section):
 class DiffusionConfig(Section):
     """The process: noise, target, and how to sample by default."""
 
-    task: TaskName = "generate"
+    task: names.TaskName = "generate"
     """What the net learns: to generate, or to inpaint, told known pixels and the hole; that model generates too."""
-    schedule: Literal["linear", "scaled-linear", "cosine", "sigmoid", "edm", "flow", "flow-logit-normal"] = (
-        "flow-logit-normal"
-    )
+    schedule: names.ScheduleName = "flow-logit-normal"
     """Which noise levels there are, and how often training meets each."""
     num_steps: Annotated[int, Field(ge=2, le=100_000)] = 1000
     """Steps of a DDPM schedule (linear, scaled-linear, cosine, sigmoid)."""
@@ -128,11 +113,11 @@ class DiffusionConfig(Section):
     """Tell the net timesteps from 0 to 1,000 whatever num-steps is (improved diffusion)."""
     zero_snr: bool = False
     """Change a DDPM schedule so that it ends in pure noise (not with target epsilon)."""
-    target: Literal["epsilon", "x0", "v", "flow", "edm"] = "flow"
+    target: names.TargetName = "flow"
     """What the net predicts."""
     learned_variance: bool = False
     """Learn the variance of a DDPM schedule's steps too, for the sampler ddpm-learned and better likelihoods."""
-    weighting: Literal["simple", "min-snr", "soft-min-snr", "edm", "p2", "sigmoid"] = "simple"
+    weighting: names.WeightingName = "simple"
     """How noise levels count in the loss."""
     min_snr_gamma: Rate = 5.0
     """Where min-snr and soft-min-snr cap the signal-to-noise ratio."""
@@ -150,13 +135,13 @@ class DiffusionConfig(Section):
     """Multiplies every sigma; image size / 64 above 64 pixels, else 1."""
     label_dropout: Share = 0.1
     """Share of images trained without their label; guidance needs some."""
-    sampler: SamplerName = "unipc"
+    sampler: Annotated[names.SamplerName, BeforeValidator(names.canonical)] = "unipc"
     """Default sampler."""
     sample_steps: Annotated[int, Field(ge=1, le=100_000)] = 15
     """Default number of sampling steps."""
-    ladder: LadderName | None = None
+    ladder: names.LadderName | None = None
     """How those steps are spaced; by default what suits the sampler: log-snr for unipc and dpm++2m, else trailing."""
-    threshold: ThresholdName = "none"
+    threshold: names.ThresholdName = "none"
     """Keep the predicted clean image within its range: clip it, or scale it back (dynamic), as large guidance needs."""
     sigma_data: Rate | None = None
     """Standard deviation of the images in [-1, 1]; measured."""
@@ -176,9 +161,9 @@ class DiffusionConfig(Section):
         if self.beta_range is not None and self.beta_range[0] > self.beta_range[1]:
             raise ValueError(f"beta-range falls from {self.beta_range[0]} to {self.beta_range[1]}; betas rise")
         for name in ("zero_snr", "learned_variance", "rescale_timesteps"):
-            if getattr(self, name) and self.schedule not in DDPM_SCHEDULES:
-                option = name.replace("_", "-")
-                raise ValueError(f"{option} is of a DDPM schedule ({', '.join(DDPM_SCHEDULES)}), not {self.schedule}")
+            if getattr(self, name) and self.schedule not in names.DDPM_SCHEDULES:
+                option, known = name.replace("_", "-"), ", ".join(names.DDPM_SCHEDULES)
+                raise ValueError(f"{option} is of a DDPM schedule ({known}), not {self.schedule}")
         if self.sampler == "ddpm-learned" and not self.learned_variance:
             raise ValueError("sampler ddpm-learned needs learned-variance")
         return self
@@ -191,7 +176,7 @@ class DataConfig(Section):
     """Height and width that the model trains at."""
     channels: Literal[1, 3, 4] = 3
     """1 grey, 3 RGB, 4 RGB with transparency."""
-    fit: Literal["crop", "random", "pad"] = "crop"
+    fit: names.FitName = "crop"
     """Images that are not square: centre crop, random crop, or pad with the background. Never stretched."""
     background: tuple[Byte, Byte, Byte] = (255, 255, 255)
     """What shows through transparent pixels, and the padding: R G B."""
@@ -199,7 +184,7 @@ class DataConfig(Section):
     """Mirror images at random; on below 5,000 images."""
     augment: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of each change (flip, turn, scale, stretch, shift) that the net is told of; for few images, 0.12."""
-    masks: MasksName = "mixed"
+    masks: names.MasksName = "mixed"
     """Kind of random masks that inpainting is trained with."""
     classes: bool = False
     """Subfolders are classes."""
@@ -271,7 +256,7 @@ class TrainConfig(Section):
 
 
 class Config(Section):
-    """A whole run."""
+    """A whole run: the net, the diffusion process, the images and the training."""
 
     model: ModelConfig = ModelConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
@@ -281,7 +266,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _version(cls, content: Any) -> Any:
-        """The version that a file states is of the file, not of the run."""
+        """Check the version that a config file may state, and drop it: it is no property of the run."""
         if isinstance(content, dict) and "version" in content:
             if content["version"] != VERSION:
                 raise ValueError(f"is of version {content['version']!r}; this diffunet reads {VERSION}: update it")
@@ -295,29 +280,34 @@ class Config(Section):
         return self
 
     def changed(self, section: str, **values: Any) -> Config:
-        """A copy with values of one section set, validated."""
+        """Return a validated copy in which one section has other values.
+
+        Raises:
+            UsageError: for a value that is not allowed.
+        """
         content = self.model_dump(exclude_unset=True)
         content.setdefault(section, {}).update(values)
         return validated(content, "the command line")
 
     def hash(self) -> str:
-        """sha256 of everything that the weights depend on by shape or meaning: model, diffusion, data but the cache."""
+        """Return the sha256 of what gives weights shapes and meaning: model, diffusion, and data without its cache."""
         content = self.model_dump(mode="json", include={"model", "diffusion", "data"})
         content["data"].pop("cache")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:
-        """The config as TOML, with the version of the format; None, which TOML cannot say, is left out."""
+        """Return the config as TOML, with the version of the format; it leaves out None, which TOML cannot express."""
         import tomli_w
 
         return tomli_w.dumps({"version": VERSION, **self.model_dump(mode="json", exclude_none=True)})
 
 
 def validated(content: Any, where: str) -> Config:
-    """A Config from plain values.
+    """Return a Config of plain values, such as a parsed file; `where` names their source in error messages.
 
     Raises:
-        UsageError: naming each option that cannot be, its value, what is allowed, and the closest name.
+        UsageError: for options that do not exist or values that are not allowed. The message names each with its value,
+            what is allowed, and the closest existing name.
     """
     try:
         return Config.model_validate(content)
@@ -330,66 +320,57 @@ def validated(content: Any, where: str) -> Config:
 def _problem(item: Any) -> str:
     *sections, last = item["loc"] or ("config",)
     if item["type"] == "extra_forbidden":
-        section: Any = Config
-        for part in sections:
-            section = section.model_fields[part].annotation
+        section: Any = Config.model_fields[sections[0]].annotation if sections else Config
         close = difflib.get_close_matches(str(last), section.model_fields, n=1)
-        if not sections:  # it may lack its section
-            close += [f"{name}.{last}" for name, field in section.model_fields.items() if last in _options(field)]
-        meant = " or ".join(".".join([*sections, each]) for each in close)
+        if not sections:  # the name of an option without its section
+            parts = {name: getattr(field.annotation, "model_fields", {}) for name, field in Config.model_fields.items()}
+            close += [f"{name}.{last}" for name, options in parts.items() if last in options]
+        meant = " or ".join(".".join([*sections, name]) for name in close)
         hint = f"; did you mean {meant}?" if close else ""
-        return f"there is no option {'.'.join([*sections, _cut(str(last))])}{hint}"
-    # Beside names of options a location holds places in a tuple, and which of several types was tried.
-    names = [part for part in item["loc"] if isinstance(part, str) and "[" not in part]
-    if item["type"] == "missing":  # a place of a tuple
-        return f"{'.'.join(names)}: too few values, {_shown(item['input'])}"
+        return f"there is no option {'.'.join([*sections, _shortened(str(last))])}{hint}"
+    # Besides the names of options, pydantic's location holds indices of tuples and the type of a union that was tried.
+    path = ".".join(part for part in item["loc"] if isinstance(part, str) and "[" not in part)
+    if item["type"] == "missing":  # an element of a tuple
+        return f"{path}: too few values, {_shown(item['input'])}"
     message = item["msg"].removeprefix("Value error, ")
     value = f", not {_shown(item['input'])}" if isinstance(item["input"], str | int | float) else ""
-    return f"{'.'.join(names) or 'config'}: {message}{value}"
-
-
-def _options(field: Any) -> Any:
-    return getattr(field.annotation, "model_fields", {})
+    return f"{path or 'config'}: {message}{value}"
 
 
 def _shown(value: Any) -> str:
-    """A value as it is written, no longer than can be read."""
     try:
-        text = repr(value)
+        return _shortened(repr(value))
     except ValueError:  # Python writes no integers of more than 4,300 digits
         return "a number of thousands of digits"
-    return _cut(text)
 
 
-def _cut(text: str) -> str:
+def _shortened(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:60]} ... {text[-15:]}"
 
 
 def read_toml(path: str | Path) -> Config:
-    """A config file; what it does not say has its default.
+    """Read a config file; options that it does not state have their defaults.
 
     Raises:
-        UsageError: for a file that cannot be read, says what cannot be, or is of a later version.
+        UsageError: for a file that cannot be read, has options or values that do not exist, or is of a later version.
     """
     path = Path(path)
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(f"config {path} cannot be read: it is larger than {MAX_BYTES >> 20} MiB")
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"config {path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # ValueError: text, TOML, an integer of 5,000 digits
-        raise UsageError(f"config {path} cannot be read: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: text, TOML, an integer of 5,000 digits
+        raise UsageError(f"config {path} cannot be read: {getattr(error, 'strerror', error)}") from None
     return validated(content, str(path))
 
 
 def preset_names() -> list[str]:
-    """Names for `--preset`."""
+    """Return the names that `--preset` takes."""
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
 def preset(name: str) -> Config:
-    """A config that comes with diffunet.
+    """Return a config that comes with diffunet.
 
     Raises:
         UsageError: for an unknown name.
@@ -397,7 +378,5 @@ def preset(name: str) -> Config:
     if name not in preset_names():
         close = difflib.get_close_matches(name, preset_names(), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise UsageError(
-            f"there is no preset {name!r}{hint} There are {', '.join(preset_names())}".replace("? There", "? There")
-        )
+        raise UsageError(f"there is no preset {name!r}{hint} There are {', '.join(preset_names())}")
     return read_toml(PRESETS / f"{name}.toml")

@@ -1,10 +1,8 @@
-"""Every random draw of the project, each a pure function of a key.
+"""All random draws of the project. Each is a pure function of a key.
 
-No generator outlives a step and no global random state is touched, so any process can compute any draw of any step, and
-a run that is stopped and resumed makes the same draws as one that is not.
+No generator outlives a step and no global random state is used, so any process can compute any draw of any step, and a
+run that is stopped and resumed makes the same draws as one that is not.
 """
-
-from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -14,27 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Noise = Callable[[], Tensor]
-"""The next [B C H W] standard normal draw, float32, of each image's own stream."""
+Noise = Callable[[], Tensor]  # returns the next standard normal draw of each image's own stream, float32 [B C H W]
 
 SLOT = 16
-"""Samples of the global batch that share one generator: few enough to waste little, enough to keep launches few."""
+"""The number of samples of the global batch that share a generator: more waste draws, fewer launch more kernels."""
 
 
 def seed_of(*parts: int | str) -> int:
-    """A 32-bit seed from a key. Hashed, never packed: torch's CPU generator keeps only 32 bits of what it is given."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little")
+    """Return a 32-bit seed for a key, which is hashed since torch's CPU generator uses only 32 bits of its seed."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")
 
 
 def key_of(*parts: int | str) -> int:
-    """A 128-bit seed for `streams`: so many that two keys do not meet. An integer of numpy is as Python's."""
+    """Return a 128-bit seed for `streams`, so that no two keys have the same. Numpy's integers count as Python's."""
     plain = tuple(part if isinstance(part, str) else int(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(repr(plain).encode(), digest_size=16).digest(), "little")
 
 
 def generator(seed: int, step: int, sample: int) -> np.random.Generator:
-    """The small draws (flip, crop, label dropout ...) of one sample of the global batch of one step."""
+    """Return the generator of the small draws (flip, crop, label dropout ...) of a sample of a step's global batch."""
     return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 0, sample]))
 
 
@@ -44,44 +40,47 @@ def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 def order(seed: int, samples: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
-    """Which of `size` images is sample n of a run: `perm(seed, n // size)[n % size]`, int64 [len(samples)]."""
+    """Return the images, numbers below `size`, that are the given samples of a run, int64 [len(samples)].
+
+    The samples of a run are numbered through all its batches. Those of an epoch, `size` samples, are a permutation of
+    the images which depends on the seed and the epoch alone, so that sample n is `permutation(n // size)[n % size]`.
+    """
+    # A batch that reaches beyond an epoch's end continues in the next permutation, so no image is left out, and a run
+    # can be resumed, or its batches divided among processes, at any n without the draws before it.
     return np.array([_permutation(seed, int(n) // size, size)[int(n) % size] for n in samples], dtype=np.int64)
 
 
 def levels(seed: int, step: int, batch: int) -> np.ndarray:
-    """Stratified u in (0, 1) for the noise levels of a step: `frac(u0 + (j + 0.5) / batch)`, float64 [batch].
+    """Return stratified u in (0, 1) for the noise levels of a step, `frac(u0 + (j + 0.5) / batch)`, float64 [batch].
 
-    One shared random shift and an even spacing (VDM, Kingma et al. 2021, appendix I.1): the loss of a step varies less
-    than with independent draws.
+    They are evenly spaced, with one random shift u0 for all (VDM, Kingma et al. 2021, appendix I.1). The loss of a step
+    therefore varies less than with independent draws.
     """
     shift = np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 1, 0])).random()
-    u = (shift + (np.arange(batch) + 0.5) / batch) % 1.0
-    return np.clip(u, 1e-9, 1 - 1e-9)
+    return np.clip((shift + (np.arange(batch) + 0.5) / batch) % 1.0, 1e-9, 1 - 1e-9)
 
 
 def gaussian(seed: int, step: int, start: int, count: int, shape: Sequence[int], device: torch.device) -> Tensor:
-    """Standard normal noise for samples `start ... start + count - 1` of a step's batch, float32 [count, *shape].
+    """Return standard normal noise for `count` samples of a step's batch from `start` on, float32 [count, *shape].
 
-    Drawn on `device` in whole slots, so that it does not depend on how processes and accumulation divide the batch.
+    It is drawn on `device` in whole slots, so it does not depend on how processes and accumulation divide the batch.
     """
     first, last = start // SLOT, (start + count - 1) // SLOT
-    slots = []
-    for slot in range(first, last + 1):
-        source = torch.Generator(device).manual_seed(seed_of("noise", seed, step, slot))
-        slots.append(torch.randn(SLOT, *shape, generator=source, device=device, dtype=torch.float32))
+    sources = (torch.Generator(device).manual_seed(seed_of("noise", seed, step, n)) for n in range(first, last + 1))
+    slots = [torch.randn(SLOT, *shape, generator=source, device=device, dtype=torch.float32) for source in sources]
     return torch.cat(slots)[start - first * SLOT :][:count]
 
 
 def streams(seed: int, images: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Noise:
-    """Sampling noise: one stream for each image, keyed by (seed, image), float32 [len(images), *shape] a call.
+    """Return the noise of sampling, float32 [len(images), *shape] a call: a stream for each key (seed, image).
 
-    Drawn on the CPU whatever the device, so that a seed means the same picture everywhere; by numpy's Philox with a key
-    of 128 bits, since of torch's 32 two images of a seed are soon the same.
+    It is drawn on the CPU whatever the device, so that a seed means the same picture everywhere. It comes from numpy's
+    Philox with a key of 128 bits, since with torch's 32 bits two images of a seed are soon the same.
     """
     sources = [np.random.Generator(np.random.Philox(key=key_of("image", seed, i))) for i in images]
 
     def draw() -> Tensor:
-        drawn = [source.standard_normal(tuple(shape), dtype=np.float32) for source in sources]
-        return torch.from_numpy(np.stack(drawn)).to(device)
+        noise = np.stack([source.standard_normal(tuple(shape), dtype=np.float32) for source in sources])
+        return torch.from_numpy(noise).to(device)
 
     return draw

@@ -1,18 +1,15 @@
-"""What can go wrong, and the exit code that the command line gives it.
+"""The errors that a person can mend, each with the exit code of the command line.
 
-Everything raised for bad input is a `diffunet.Error`; a message says what, where and how to mend it, in one line.
+Everything raised for bad input is a `diffunet.Error`. Its message is one line: what is wrong, where, and what to do.
 """
 
-from __future__ import annotations
-
-LONGEST = 800
-"""Characters of a message."""
+LONGEST = 800  # the most characters that a message keeps
 
 
 class Error(Exception):
-    """Base of all errors that a person can mend. `exit_code` is what the command line exits with.
+    """The base of all errors that a person can mend. The command line exits with `exit_code`.
 
-    The message is made one line that can be printed: names and values in it may come from any file.
+    The message is made one line that can be printed, since names and values in it may come from any file.
     """
 
     exit_code = 2
@@ -20,37 +17,35 @@ class Error(Exception):
     def __init__(self, message: str = "") -> None:
         line = " ".join(message.split())
         line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-        if len(line) > LONGEST:  # its end often says where
+        if len(line) > LONGEST:  # the end is kept as well, since it often says where
             line = f"{line[: 2 * LONGEST // 3]} ... {line[-LONGEST // 3 :]}"
         super().__init__(line)
 
 
 class UsageError(Error):
-    """An option or argument that cannot be meant."""
-
-    exit_code = 2
+    """An option or argument is not valid."""
 
 
 class DataError(Error):
-    """Images, masks or folders that cannot be used."""
+    """Images, masks or folders cannot be used."""
 
     exit_code = 3
 
 
 class CheckpointError(Error):
-    """A model, checkpoint or run folder that cannot be read, or is in use."""
+    """A model, checkpoint or run folder cannot be read, or is in use."""
 
     exit_code = 4
 
 
 class DivergedError(Error):
-    """Training produced non-finite losses or gradients for too long."""
+    """Training produced losses or gradients that are not finite for too long."""
 
     exit_code = 5
 
 
 class ResourceError(Error):
-    """Out of memory, disk or another resource."""
+    """Memory, the disk or another resource is exhausted."""
 
     exit_code = 6
 

@@ -1,15 +1,16 @@
-"""Writing files so that nobody ever reads half of one: atomic replace, fsync, hash, lock."""
-
-from __future__ import annotations
+"""Functions that write files so that nobody ever reads half of one, and a lock between processes."""
 
 import contextlib
 import errno
 import hashlib
 import logging
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import filelock
 
 from diffunet.errors import CheckpointError
 
@@ -19,18 +20,17 @@ WINDOWS = os.name == "nt"
 
 
 def fsync(path: Path) -> None:
-    """Force a file or folder to the disk. Windows cannot open a folder for this, and does not need it."""
-    if WINDOWS and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Wait until a file or folder is on the disk. Windows cannot open a folder for this, and does not need it."""
+    if not (WINDOWS and path.is_dir()):
+        descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def replace(source: Path, target: Path) -> None:
-    """`os.replace`, durable, and patient with a virus scanner or viewer that holds `target` open on Windows."""
+    """Do `os.replace` and make it durable; on Windows wait up to 4.5 s for a program that holds `target` open."""
     for attempt in range(10):
         try:
             os.replace(source, target)
@@ -44,15 +44,15 @@ def replace(source: Path, target: Path) -> None:
 
 def mkdir(path: Path) -> None:
     """Make a folder, and those above it, so that their names outlast a power cut."""
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    for folder in made:
+    for folder in missing:
         fsync(folder.parent)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is fsynced and takes its place, on failure it is removed."""
+    """Yield a temporary path beside `path`, which replaces `path` on success and is removed on failure."""
     mkdir(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -60,15 +60,31 @@ def replacing(path: Path) -> Iterator[Path]:
         fsync(temporary)
         replace(temporary, path)
     finally:
-        with contextlib.suppress(OSError):  # never instead of the error that it comes from
+        with contextlib.suppress(OSError):  # an error here would hide the one that led here
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replacing_all(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    """Yield a temporary folder from which the files `names` replace those of `folder`, in this order, on success."""
+    temporary = folder / f".model.{os.getpid()}.tmp"
+    try:
+        yield temporary
+        for name in names:
+            mkdir((folder / name).parent)
+            replace(temporary / name, folder / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def sweep(folder: Path) -> None:
-    """Delete what a killed process left in `folder` of `replacing` and of safetensors; only for who holds its lock."""
-    for left in [*folder.glob(".*.tmp"), *folder.glob(".tmp*")]:
+    """Delete the temporary files that `replacing` and safetensors left in `folder` in a process that was killed.
+
+    Only the holder of the folder's lock may do this, since the files of a process at work look the same.
+    """
+    for path in [*folder.glob(".*.tmp"), *folder.glob(".tmp*")]:
         with contextlib.suppress(OSError):
-            left.unlink()
+            path.unlink()
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -78,58 +94,31 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
+    """Return the SHA-256 of a file's content as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
 def lock(path: Path, *, wait: bool, message: str = "") -> Iterator[None]:
-    """Hold an exclusive lock on `path` that the operating system drops when this process dies.
+    """Hold an exclusive lock on the file `path`, which is made if it does not exist and is never deleted.
 
-    Raises:
-        CheckpointError: with `message`, where another process holds it and `wait` is False.
+    It excludes other processes and threads, and the operating system drops it when this process dies. Where the file
+    system has no locks a warning is logged. A lock that is held elsewhere raises CheckpointError unless `wait` is set.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Not `filelock.FileLock`: on Windows it deletes the file, by which training recognises a run folder, and where
+    # the file system has no locks it makes one that outlives its process.
     with path.open("a+b") as file:
-        while not _try_lock(file.fileno()):
-            if not wait:
+        try:
+            if not filelock.lock_descriptor(file.fileno(), blocking=wait, poll_interval=0.2):
                 raise CheckpointError(message)
-            time.sleep(0.2)
-        try:
-            yield
-        finally:
-            _unlock(file.fileno())
-
-
-if WINDOWS:  # pragma: no cover
-    import msvcrt
-
-    def _try_lock(descriptor: int) -> bool:
-        try:
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        except OSError:
-            return False
-        return True
-
-    def _unlock(descriptor: int) -> None:
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-else:
-    import fcntl
-
-    def _try_lock(descriptor: int) -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
         except OSError as error:  # some network file systems have no locks
             if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
                 raise
             log.warning("this file system has no locks (%s): see that only one process writes here", error.strerror)
-        return True
-
-    def _unlock(descriptor: int) -> None:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # closing the file drops the lock as well
+                filelock.unlock_descriptor(file.fileno())

@@ -1,13 +1,9 @@
 """Weights on disk: model folders, and the files that checkpoints are made of. Nothing here unpickles.
 
-A model folder is `config.json` and `model.safetensors`, and is all that sampling needs; the weights in it are the EMA.
+A model folder is `config.json` and `model.safetensors`, and is all that sampling needs; its weights are the average.
 """
 
-from __future__ import annotations
-
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,20 +19,22 @@ from diffunet.config import MAX_BYTES, Config, read_toml, validated
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.errors import CheckpointError, Error, ResourceError
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+"""The files of a model folder."""
+
 FORMAT, VERSION = "diffunet", 1
+"""What config.json says of itself."""
 
 RUN_CONFIG = "config.toml"
-"""Of a run folder."""
+"""The config of a run folder."""
 
 AVERAGE, MANIFEST = "ema.safetensors", "manifest.json"
-"""In a checkpoint of a run: the weights to sample from, and the hashes of its files."""
+"""Files of a checkpoint of a run: the weights to sample from, and the hashes of its files."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model as loaded: its config, the denoiser with its weights, and the step that they are from."""
+    """A model that is loaded: its config, the denoiser with its weights, and the step that they are from."""
 
     config: Config
     denoiser: Denoiser
@@ -44,34 +42,40 @@ class Model:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file, written whole or not at all."""
+    """Write a safetensors file, whole or not at all.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
     content = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     with files.replacing(path) as temporary:
         temporary.touch()
-        mode = temporary.stat().st_mode  # as this user's files are; safetensors' own only their owner may read
+        mode = temporary.stat().st_mode  # the user's own; a file that safetensors makes only its owner may read
         try:
             save_file(content, temporary, dict(metadata))
-        except SafetensorError as error:  # its way of saying that the disk is full
+        except SafetensorError as error:  # safetensors' way to say that the disk is full
             raise OSError(str(error)) from None
         temporary.chmod(mode)
 
 
 def read_tensors(path: Path, like: Mapping[str, Tensor] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, on the CPU, and its metadata.
+    """Return the tensors of a safetensors file, on the CPU, and its metadata.
 
-    With `like` (which may be on torch's meta device) the file has to hold exactly these names and shapes, which is seen
-    before anything is read, and comes in their types.
+    Args:
+        path: the file.
+        like: tensors, which may be on the meta device, whose names and shapes the file has to have. This is checked
+            before any tensor is read, and the tensors are returned in their types.
 
     Raises:
-        CheckpointError: for a file that is missing, is not safetensors, or holds other tensors.
-        ResourceError: for one that does not fit into memory.
+        CheckpointError: the file is missing, is not safetensors, or holds other tensors.
+        ResourceError: it does not fit into memory.
     """
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             if like is not None:
-                refuse_others(_claimed(file), like, path)
-            # Cloned: a view would keep the file mapped, and Windows would then not let training replace it.
+                refuse_others(_shapes(file), like, path)
+            # A view would keep the file mapped, and Windows would then not let training replace it.
             tensors = {name: file.get_tensor(name).clone() for name in names}
             metadata = dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
@@ -85,46 +89,37 @@ def read_tensors(path: Path, like: Mapping[str, Tensor] | None = None) -> tuple[
     return tensors, metadata
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself; its tensors are not read.
+def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return what the header of a safetensors file says of its tensors, on the meta device, and its metadata.
+
+    No tensor is read, and no memory is allocated for any.
 
     Raises:
-        CheckpointError: for a file that is missing or is not safetensors.
+        CheckpointError: the file is missing or is not safetensors.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
+            return _shapes(file), dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
-def claimed(path: Path) -> dict[str, Tensor]:
-    """What the header of a safetensors file claims to hold, on torch's meta device: nothing is read or allocated.
-
-    Raises:
-        CheckpointError: for a file that is missing or is not safetensors.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return _claimed(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-
-
-def _claimed(file: Any) -> dict[str, Tensor]:
-    parts = {name: file.get_slice(name) for name in list(file.keys())}
-    kinds = {name: part.get_dtype() in ("F64", "F32", "F16", "BF16") for name, part in parts.items()}
+def _shapes(file: Any) -> dict[str, Tensor]:
+    slices = {name: file.get_slice(name) for name in list(file.keys())}
+    floating = {name: part.get_dtype() in ("F64", "F32", "F16", "BF16") for name, part in slices.items()}
     return {
-        name: torch.empty(part.get_shape(), dtype=torch.float32 if kinds[name] else torch.int64, device="meta")
-        for name, part in parts.items()
+        name: torch.empty(part.get_shape(), dtype=torch.float32 if floating[name] else torch.int64, device="meta")
+        for name, part in slices.items()
     }
 
 
 def refuse_others(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: Path) -> None:
-    """Refuse tensors (any may be on the meta device) that have other names or shapes, or are not of floating point.
+    """Refuse tensors whose names, shapes or kinds of numbers are not those that are wanted.
+
+    Both may be on the meta device; `where` is named in the message.
 
     Raises:
-        CheckpointError: listing what is missing, extra, or of another shape.
+        CheckpointError: it lists what is missing, not of the model, or of another shape.
     """
     problems = [f"{name} is missing" for name in wanted if name not in tensors]
     problems += [f"{ascii(name)[1:-1][:80]} is not of this model" for name in tensors if name not in wanted]
@@ -139,10 +134,10 @@ def refuse_others(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], w
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Give `module` exactly these weights; what is on torch's meta device becomes real.
+    """Copy weights into a module; if it is on the meta device, it takes the tensors themselves.
 
     Raises:
-        CheckpointError: listing what is missing, extra, or of another shape.
+        CheckpointError: the weights are not exactly those of the module, see `refuse_others`.
     """
     wanted = module.state_dict()
     refuse_others(tensors, wanted, where)
@@ -155,10 +150,10 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: Path) 
 
 
 def write_model(folder: Path, config: Config, weights: Mapping[str, Tensor], step: int) -> None:
-    """A model folder. Where it exists, only the weights are replaced (the config of a run does not change).
+    """Write a model folder. The config is only written where it has changed, as that of a run does not.
 
     Raises:
-        ResourceError: where the disk does not take it; what was there before is whole.
+        ResourceError: the disk does not take it; earlier files are whole.
     """
     text = json.dumps({"format": FORMAT, "version": VERSION, "config": config.model_dump(mode="json")}, indent=1)
     path, needed = folder / CONFIG, sum(tensor.nbytes for tensor in weights.values())
@@ -173,39 +168,34 @@ def write_model(folder: Path, config: Config, weights: Mapping[str, Tensor], ste
 
 
 def export_model(folder: Path, config: Config, weights: Mapping[str, Tensor], step: int) -> None:
-    """As `write_model`, to a folder that may hold a model of another config: it is replaced once all is on the disk.
+    """Write a model folder in place of one that may have another config: both files are replaced when both are written.
 
     Raises:
-        ResourceError: where the disk does not take it; what was there before is whole.
+        ResourceError: the disk does not take it; earlier files are whole.
     """
-    temporary = folder / f".model.{os.getpid()}.tmp"
-    try:
+    with files.replacing_all(folder, (CONFIG, WEIGHTS)) as temporary:
         write_model(temporary, config, weights, step)
-        for name in (CONFIG, WEIGHTS):
-            files.replace(temporary / name, folder / name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def size(count: int) -> str:
-    """Bytes in words."""
+    """Return a number of bytes in words."""
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
 
 
 def model_step(folder: Path) -> int | None:
-    """The step that a model folder's weights are from; None where there are none that can be read."""
+    """Return the step that the weights of a model folder are from, or None where there are none that can be read."""
     try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            return int((file.metadata() or {}).get("step", -1)) if (folder / CONFIG).is_file() else None
-    except (OSError, SafetensorError, ValueError):
+        metadata = read_header(folder / WEIGHTS)[1]
+        return int(metadata.get("step", -1)) if (folder / CONFIG).is_file() else None
+    except (CheckpointError, ValueError):
         return None
 
 
 def find_model(model: str | Path) -> Path:
-    """The folder that MODEL means: a model folder, the one in a run folder, or a checkpoint of a run.
+    """Return the folder that MODEL means: a model folder, the one in a run folder, or a checkpoint of a run.
 
     Raises:
-        CheckpointError: where there is none, saying what is there instead.
+        CheckpointError: there is no model; the message says what is there instead.
     """
     try:
         return _find(Path(model))
@@ -238,15 +228,15 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def _run_of(checkpoint: Path) -> Path:
-    """The run folder that RUN/checkpoints/step-00001000 is in."""
+    """Return the run folder of RUN/checkpoints/step-00001000."""
     return checkpoint.absolute().parent.parent
 
 
 def run_config(run: Path) -> Config:
-    """The config of a run folder, everything resolved.
+    """Return the resolved config of a run folder.
 
     Raises:
-        CheckpointError: where there is none, or it cannot be read.
+        CheckpointError: it has none, or one that cannot be read.
     """
     if not (run / RUN_CONFIG).is_file():
         raise CheckpointError(f"{run} is not a run folder: it has no {RUN_CONFIG}")
@@ -257,10 +247,10 @@ def run_config(run: Path) -> Config:
 
 
 def read_config(folder: Path) -> Config:
-    """The config of a model folder or checkpoint.
+    """Return the config of a model folder or of a checkpoint.
 
     Raises:
-        CheckpointError: for one that is damaged, or that a newer diffunet wrote.
+        CheckpointError: it is damaged, or a newer diffunet wrote it.
     """
     if _is_checkpoint(folder):
         return run_config(_run_of(folder))
@@ -284,32 +274,37 @@ def read_config(folder: Path) -> Config:
         raise CheckpointError(str(error)) from None
 
 
-def read_model(model: str | Path) -> Model:
-    """Load MODEL, on the CPU, for use and not for training.
+def read_model(model: str | Path, net: build.NetFactory = build.net) -> Model:
+    """Load MODEL, on the CPU, for sampling and not for training.
+
+    Args:
+        model: see `find_model`.
+        net: makes the net, see `build.NetFactory`.
 
     Raises:
-        CheckpointError: for a model that is missing, damaged, or whose weights are of other shapes or not finite.
+        CheckpointError: the model is missing or damaged, or its weights have other shapes or are not finite.
+        UsageError: its net is a user's own, and `net` was not given.
     """
     folder = find_model(model)
     config = read_config(folder)
     if None in (config.model.channels, config.model.multipliers, config.model.attention_levels):
         raise CheckpointError(f"the config of {folder} leaves open what the net is: it was not written by training")
     with torch.device("meta"):  # nothing is allocated before the file has shown that it fits
-        net = build.net(config)
+        module = net(config)
     path = folder / WEIGHTS
     if _is_checkpoint(folder):
         path = folder / AVERAGE
         _refuse_damaged(path)
-    tensors, metadata = read_tensors(path, net.state_dict())
+    tensors, metadata = read_tensors(path, module.state_dict())
     step = metadata.get("step", "0")
-    return with_weights(config, net, tensors, path, int(step) if step.isdecimal() and len(step) < 19 else 0)
+    return with_weights(config, module, tensors, path, int(step) if step.isdecimal() and len(step) < 19 else 0)
 
 
 def with_weights(config: Config, net: nn.Module, tensors: Mapping[str, Tensor], where: Path, step: int = 0) -> Model:
-    """A model for use and not for training; `net` is of `config`, and may be on torch's meta device.
+    """Return a model for sampling and not for training, whose net, which may be on the meta device, gets these weights.
 
     Raises:
-        CheckpointError: for weights of other names or shapes, or not finite; `where` says whose.
+        CheckpointError: the weights have other names or shapes, or are not finite; `where` is named in the message.
     """
     spoilt = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if spoilt:
@@ -319,7 +314,7 @@ def with_weights(config: Config, net: nn.Module, tensors: Mapping[str, Tensor], 
 
 
 def _refuse_damaged(path: Path) -> None:
-    """Compare a file of a checkpoint with its hash; safetensors accepts a flipped bit."""
+    """Compare a file of a checkpoint with its hash, since safetensors accepts a flipped bit."""
     try:
         wanted = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))[path.name]["sha256"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -1,20 +1,19 @@
-"""Environment variables that libraries under torch read once, when they are loaded: so before torch is imported.
+"""Environment variables that the libraries under torch read once, when torch is imported.
 
-The commands set them; what is set already stands. In Python the program's own author has to, before `import torch`.
+They have to be set before that. The commands do so, and leave a variable alone that is set already. A Python program
+that uses diffunet has to set them itself.
 """
-
-from __future__ import annotations
 
 import os
 
 
 def wait_asleep() -> None:
-    """Threads that wait for others sleep soon, rather than spin.
+    """Let threads that wait for others soon sleep rather than spin.
 
-    Spinning, they keep a core from the very thread that they wait for where another program is at work. GNU's OpenMP,
-    which torch has on Linux, spins for a count; LLVM's on Macs and Intel's on Windows for 200 milliseconds, here one.
-    Measured on two cores with a busy program of the same priority, a pass of a small net that takes 30 to 35 ms alone:
-    GNU's 91 ms, now 72; Intel's 129, now 72; LLVM's 113, now 84.
+    A spinning thread keeps a core from the very thread that it waits for where another program is at work. OpenMP from
+    GNU, which torch has on Linux, spins for a count; LLVM's (macOS) and Intel's (Windows) spin for 200 ms, here for 1.
+    A pass of a small net takes 30 to 35 ms on two idle cores. Beside a busy program of the same priority it takes 91 ms
+    with GNU's, and 72 with this setting; 129 and 72 with Intel's; 113 and 84 with LLVM's.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -22,5 +21,5 @@ def wait_asleep() -> None:
 
 
 def deterministic() -> None:
-    """cuBLAS sums in the same order every time: it reads this at its first product."""
+    """Let cuBLAS sum in the same order every time. It reads the variable at its first matrix product."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

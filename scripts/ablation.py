@@ -56,7 +56,7 @@ from diffunet.evaluation.report import Reference
 from diffunet.nn.cost import cost
 from diffunet.sampling.pipeline import Pipeline
 from diffunet.training import defaults
-from diffunet.training.batches import Batches
+from diffunet.training.batches import Batches, Share
 from diffunet.training.learner import Learner
 from diffunet.training.loop import validate
 from diffunet.training.stop import StopFlag
@@ -87,7 +87,7 @@ class Bench:
 
     def __init__(self, config: Config, data: Path, seconds: float, num: int, how: Compute) -> None:
         self.seconds = seconds
-        self.dataset = build.dataset(config, data)
+        self.dataset = build.dataset(config.data, data)
         names = class_names(self.dataset.files.paths)
         chosen, held = split(self.dataset.files, config.data.held_out, HELD_OUT_MAX)
         self.how = how
@@ -100,11 +100,9 @@ class Bench:
         d, t = config.data, config.train
         assert isinstance(t.batch_size, int), "the config is resolved"
         self.batch_size, self.shape = t.batch_size, (d.channels, d.image_size, d.image_size)
-        self.batches = Batches(
-            self.dataset, chosen, self.dataset.labels(names), len(names), config.diffusion.label_dropout,
-            build.schedule(config), 0, self.batch_size, 1, 0, 1, d.image_size, d.fit, bool(d.flip), d.background,
-            pin=how.device.type == "cuda",
-        )  # fmt: skip
+        share, dropout = Share(0, self.batch_size), config.diffusion.label_dropout
+        schedule, pin = build.schedule(config), how.device.type == "cuda"
+        self.batches = Batches(self.dataset, chosen, schedule, share, d, dropout, pin=pin)
         spread = held[np.linspace(0, len(held) - 1, min(256, len(held))).astype(np.int64)]
         self.held_out = self.batches.held_out(np.tile(spread, DRAWS)).to(how.device)
         self.reference = Reference(config, data, num, 0, how.device)
@@ -146,7 +144,7 @@ class Bench:
         judge = DenoisingLoss(average, build.weighting(config))
         curve: list[dict[str, float]] = []
         spent, began = 0.0, self.now()
-        for step, passes in replace(self.batches, seed=seed).walk(0, 10**9):
+        for step, passes in replace(self.batches, share=Share(seed, self.batch_size)).steps(0, 10**9):
             learner.step(step, passes)
             if self.how.device.type == "cuda" and step % 20:  # looking at the clock waits for the device
                 continue

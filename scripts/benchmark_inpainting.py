@@ -217,10 +217,12 @@ def method(text: str, pipe: Pipeline, trained: Pipeline, seed: int, batch_size: 
         filler = partial(diffusers_repaint, pipe, walked, eta, seed, batch_size)
     else:
         chosen = {option: options.pop(option) for option in ("sampler", "ladder") if option in options}
-        config, schedule = build.sampling(source.config, **chosen), source.denoiser.schedule
-        way = methods.choose(config, schedule, name, **numbers("steps", "jump_length", "jump_n_sample"))
+        section, schedule = build.sampling(source.config.diffusion, **chosen), source.denoiser.schedule
+        way = methods.choose(
+            section, schedule, methods.Choice(name, **numbers("steps", "jump_length", "jump_n_sample"))
+        )
         if name == "mmps" and "iterations" in options:
-            way = with_iterations(way, build.step(config), **numbers("iterations"))
+            way = with_iterations(way, build.step(section), **numbers("iterations"))
         filler = partial(ours, source, way, seed, batch_size)
     if options:
         raise UsageError(f"{text}: {name} has no option {next(iter(options))!r}")

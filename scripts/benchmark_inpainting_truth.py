@@ -146,7 +146,7 @@ class Method:
 
 def ladder(name: str, n: int) -> Tensor:
     """As sampling with a model has it, [n + 1]."""
-    return build.ladder(Config().changed("diffusion", ladder=name), SCHEDULE, n)
+    return build.ladder(Config().changed("diffusion", ladder=name).diffusion, SCHEDULE, n)
 
 
 def calls(sigmas: Tensor) -> int:
@@ -209,7 +209,7 @@ def repaint(name: str, n: int, jump_length: int, jump_n_sample: int) -> Method:
 
 def replace(name: str, n: int, sampler: str) -> Method:
     """Known pixels pasted into D."""
-    sigmas, step = ladder(name, n), build.STEPS[sampler]()
+    sigmas, step = ladder(name, n), build.SAMPLERS[sampler].make()
 
     def law(field: Field) -> tuple[Tensor, Tensor]:
         return whole(field, lambda known: keep_known(field.denoise, known, field.keep), step, sigmas)

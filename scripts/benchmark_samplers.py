@@ -106,7 +106,7 @@ def main() -> None:
 
 def ladder(schedule: str, name: str, n: int) -> Tensor:
     """As sampling with a model has it, [n + 1]."""
-    return build.ladder(Config().changed("diffusion", ladder=name), SCHEDULES[schedule], n)
+    return build.ladder(Config().changed("diffusion", ladder=name).diffusion, SCHEDULES[schedule], n)
 
 
 def calls(step: Step, sigmas: Tensor) -> int:

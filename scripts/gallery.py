@@ -17,7 +17,8 @@ import diffunet
 from diffunet import build, compute, draws
 from diffunet.data import augment
 from diffunet.data.index import HELD_OUT_MAX, split
-from diffunet.inpainting import masks, methods
+from diffunet.inpainting import masks
+from diffunet.names import JUMPING
 from diffunet.pictures import images
 
 
@@ -40,7 +41,7 @@ def main() -> None:
 
     pipe = diffunet.load(options.model, dtype=compute.PRECISIONS[options.precision])
     d = pipe.config.data
-    dataset = build.dataset(pipe.config, options.data)
+    dataset = build.dataset(pipe.config.data, options.data)
     _, held_out = split(dataset.files, d.held_out, HELD_OUT_MAX)
     chosen = held_out[draws.order(options.seed, range(options.columns), len(held_out))]
     pictures = augment.gather(
@@ -56,7 +57,7 @@ def main() -> None:
             jumps = {"jump_length": options.jump_length, "jump_n_sample": options.jump_n_sample}
             filled += pipe.inpaint(
                 images.from_array(picture), hole, num=options.fillings, seed=options.seed, method=method,
-                fit="native", steps=options.steps, **(jumps if method in ("auto", *methods.JUMPS) else {}),
+                fit="native", steps=options.steps, **(jumps if method in ("auto", *JUMPING) else {}),
             )  # fmt: skip
         left = np.where(hole[..., None], np.uint8(128), picture)
         columns.append([picture, left, *(images.to_array(image, d.channels) for image in filled)])

@@ -35,7 +35,6 @@ from diffunet.nn.overlap_tile import mirrored, overlap_tile
 from diffunet.nn.unet2015 import UNet2015, input_size, margin, output_size
 from diffunet.pictures import images
 from diffunet.pictures.images import Pixels
-from diffunet.pictures.saving import is_lossless
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float32]
@@ -70,7 +69,7 @@ def main() -> None:
     parser.add_argument("--border-weight", type=float, default=10, help="w0 of the paper's equation 2")
     parser.add_argument("--rows", type=int, default=4, help="of the picture")
     options = parser.parse_args()
-    is_lossless(options.out)  # refuses a name that is no picture's, before the work
+    images.is_lossless(options.out)  # refuses a name that is no picture's, before the work
     for name in ("minutes", "tile", "batch_size", "rows", "layers", "base_channels"):
         if getattr(options, name) <= 0:
             raise UsageError(f"--{name.replace('_', '-')} is to be above 0")

@@ -1,10 +1,13 @@
 """Set up and run every check: ruff, mypy, the import contract, pytest.
 
-    python3 scripts/test.py          the quick suite, minutes on two cores
-    python3 scripts/test.py --all    also the slow tests
+    python3 scripts/test.py --fast   for the inner loop, under a minute on two cores: no mypy, and tests of a second
+    python3 scripts/test.py          the quick suite, some eight minutes: before each commit
+    python3 scripts/test.py --all    also the slow tests, half an hour and more: before each release
 
-Further arguments go to pytest: `python3 scripts/test.py tests/nn -k odd`. Tests run in as many processes as there are
-cores, at most four (some take a gigabyte), with one thread each: `-n 0` runs them in one.
+`--fast` is an option of pytest in this repository (tests/conftest.py says what it leaves out), so `pytest --fast` is
+the same without the other checks. Further arguments go to pytest: `python3 scripts/test.py tests/nn -k odd`. Tests run
+in as many processes as there are cores, at most four (some take a gigabyte), with one thread each: `-n 0` runs them in
+one.
 """
 
 from __future__ import annotations
@@ -19,17 +22,21 @@ import environment
 
 def main(arguments: list[str]) -> int:
     python = str(environment.python("test"))
-    everything = "--all" in arguments
+    everything, fast = "--all" in arguments, "--fast" in arguments
     rest = [argument for argument in arguments if argument != "--all"]
     chosen = [] if everything else ["-m", "not slow"]
-    workers = ["-n", "auto", "--maxprocesses", "4"]
+    # By stealing work, a process takes tests that stand together, which share what was made for one of them.
+    workers = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
+    slowest = ["--durations", "5", "--durations-min", "2"] if fast else []
     checks = {
         "ruff check": [python, "-m", "ruff", "check", "."],
         "ruff format": [python, "-m", "ruff", "format", "--check", "."],
         "mypy": [python, "-m", "mypy"],
         "import contract": [python, "-c", "from importlinter.cli import lint_imports_command as c; c()", "--no-cache"],
-        "pytest": [python, "-m", "pytest", *chosen, *workers, *rest],
+        "pytest": [python, "-m", "pytest", *chosen, *workers, *slowest, *rest],
     }
+    if fast:
+        del checks["mypy"]
     failed = []
     for name, command in checks.items():
         print(f"== {name}", flush=True)

@@ -1,4 +1,6 @@
-"""Small folders of images and small configs, for tests that train for real."""
+"""The fast tier, the device that tests compute on, and a small folder of images with a run on it, for all rooms."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,31 @@ from diffunet import variables
 variables.wait_asleep()  # several processes test on few cores; before torch is imported
 
 import torch  # noqa: E402
+
+WITHOUT = ("crashes", "evaluation", "fuzz", "gpu", "interop", "parity", "system", "training")
+"""The rooms that `--fast` leaves out: their tests train nets, start processes, or import other libraries, and loading
+them alone takes seconds. test_whole_way.py goes once through what they look into."""
+
+
+def pytest_addoption(parser):
+    """Add `--fast`."""
+    parser.addoption(
+        "--fast", action="store_true", help=f"only what takes a second: not slow, not seconds, not {', '.join(WITHOUT)}"
+    )
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave out whole rooms, before they are imported."""
+    left_out = config.getoption("--fast") and collection_path in [Path(__file__).parent / room for room in WITHOUT]
+    return True if left_out else None
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the marked tests of the other rooms."""
+    if config.getoption("--fast"):
+        marked = [item for item in items if item.get_closest_marker("slow") or item.get_closest_marker("seconds")]
+        config.hook.pytest_deselected(items=marked)
+        items[:] = [item for item in items if item not in marked]
 
 
 @pytest.fixture(autouse=True)

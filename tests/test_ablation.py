@@ -115,6 +115,7 @@ def bench(folder, monkeypatch):
     return bench
 
 
+@pytest.mark.seconds
 def test_it_trains_as_train_does(bench, folder, tmp_path):
     torch.manual_seed(ablation.draws.seed_of("init", 0))
     average, curve = bench.learn(ablation_nets.make("unet", bench.config), bench.config.train.learning_rate, 0)

@@ -47,15 +47,15 @@ def test_a_step_of_training(diffusion):
     assert outcome.loss.isfinite()
 
 
-@pytest.mark.parametrize("sampler", build.STEPS)
+@pytest.mark.parametrize("sampler", build.SAMPLERS)
 def test_every_sampler(sampler):
     _, denoiser, config = learner(diffusion=DDPM | {"learned_variance": True, "sampler": sampler})
     denoiser.eval().requires_grad_(False)
-    sigmas = build.ladder(config, denoiser.schedule, 4)
+    sigmas = build.ladder(config.diffusion, denoiser.schedule, 4)
     x = sigmas[0].float() * torch.randn(2, 3, 8, 8)
     denoiser(x, sigmas[0])
     with Apple():
-        x = last(samplers.sample(denoiser, x, sigmas, build.step(config), lambda: torch.zeros(2, 3, 8, 8)))
+        x = last(samplers.sample(denoiser, x, sigmas, build.step(config.diffusion), lambda: torch.zeros(2, 3, 8, 8)))
     assert x.isfinite().all()
 
 
@@ -63,7 +63,7 @@ def test_every_sampler(sampler):
 def test_every_way_to_fill_in(method):
     _, denoiser, config = learner()
     denoiser.eval().requires_grad_(False)
-    way = methods.choose(config, denoiser.schedule, method, steps=3)
+    way = methods.choose(config.diffusion, denoiser.schedule, methods.Choice(method, steps=3))
     keep, known = torch.arange(8) < 4, torch.zeros(2, 3, 8, 8)
     x = way.ladder[0].float() * torch.randn(2, 3, 8, 8)
     with Apple():

@@ -14,7 +14,7 @@ from diffunet.compute import Compute
 from diffunet.errors import UsageError
 from diffunet.nn.layers import Attention
 from diffunet.nn.unet import UNet
-from diffunet.training import start
+from diffunet.training import opening, processes
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -196,7 +196,7 @@ def test_in_python_it_is_said_where_it_is_too_late(monkeypatch, caplog):
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda used=used: used)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            start.warn_where_too_late()
+            opening._prepare_determinism()
         assert len(caplog.records) == said
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (given or ":4096:8")
 
@@ -218,24 +218,24 @@ def two_gpus(monkeypatch):
 
 def test_the_device_of_one_process(two_gpus):
     asked = [(None, "cuda:0"), ("cuda", "cuda"), ("cuda:1", "cuda:1"), ("cpu", "cpu")]
-    assert [str(start.device(name)) for name, _ in asked] == [wanted for _, wanted in asked]
+    assert [str(processes.device(name)) for name, _ in asked] == [wanted for _, wanted in asked]
     two_gpus.setenv("ACCELERATE_USE_CPU", "true")
-    assert str(start.device(None)) == "cpu"
+    assert str(processes.device(None)) == "cpu"
 
 
 def test_the_device_of_each_of_several(two_gpus):
     two_gpus.setenv("WORLD_SIZE", "2")
     two_gpus.setenv("LOCAL_RANK", "1")
-    assert str(start.device(None)) == str(start.device("cuda")) == "cuda:1"
+    assert str(processes.device(None)) == str(processes.device("cuda")) == "cuda:1"
     with pytest.raises(UsageError, match="--device cuda:1 would be the GPU of every process"):
-        start.device("cuda:1")
+        processes.device("cuda:1")
 
 
 def test_more_processes_than_gpus_is_one_line(two_gpus):
     two_gpus.setenv("WORLD_SIZE", "4")
     two_gpus.setenv("LOCAL_RANK", "2")
     with pytest.raises(UsageError, match="process 3 of this machine has no GPU of its own, as torch sees 2"):
-        start.device(None)
+        processes.device(None)
 
 
 def test_a_device_that_is_not_there_is_refused():

@@ -1,25 +1,13 @@
 """The config: presets, TOML, and mistakes that are named."""
 
 import math
-from typing import get_args
 
 import pytest
 import torch
 
-from diffunet import build
-from diffunet.config import (
-    Config,
-    DiffusionConfig,
-    LadderName,
-    MasksName,
-    SamplerName,
-    preset,
-    preset_names,
-    read_toml,
-    validated,
-)
+from diffunet import build, names
+from diffunet.config import Config, preset, preset_names, read_toml, validated
 from diffunet.errors import UsageError
-from diffunet.inpainting import masks
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -73,32 +61,29 @@ def test_every_ddpm_schedule_may_end_in_pure_noise_and_learn_its_variance(schedu
 def test_the_karras_ladder_has_rho_7():
     """sigma^(1/7) is evenly spaced (Karras et al. 2022, eq. 5)."""
     config = Config().changed("diffusion", ladder="karras")
-    roots = build.ladder(config, build.schedule(config), 10)[:-1] ** (1 / 7)
+    roots = build.ladder(config.diffusion, build.schedule(config), 10)[:-1] ** (1 / 7)
     assert torch.allclose(roots.diff(), roots.diff()[:1].expand(9))
 
 
 def test_names_become_what_they_say():
-    """Each name of a sampler, weighting, target and schedule is built; those of samplers are all there are."""
-    assert build.STEPS.keys() == set(get_args(SamplerName))
-    fields = DiffusionConfig.model_fields
-    for name in get_args(fields["weighting"].annotation):
+    """Each name of a weighting, target, schedule and ladder is built as what it says."""
+    for name in names.WEIGHTINGS:
         weight = build.weighting(Config().changed("diffusion", weighting=name))(torch.ones(1), torch.full((1,), 0.5))
         wanted = {  # at SNR 1 and c_out 1/2, by hand; flow-logit-normal has the normal's density / 2 there
             "simple": 4, "min-snr": 1, "soft-min-snr": 5 / 6, "edm": 5, "p2": 0.5,
             "sigmoid": 1 / (1 + math.exp(-2)) * 2 * math.sqrt(2 * math.pi),
         }  # fmt: skip
         assert weight.item() == pytest.approx(wanted[name], rel=1e-4)
-    for name in get_args(fields["target"].annotation):
+    for name in names.TARGETS:
         target = build.target(Config().changed("diffusion", target=name, schedule="cosine"))
         assert type(target).__name__.lower() == name
-    for name in get_args(fields["schedule"].annotation):
+    for name in names.SCHEDULES:
         schedule = build.schedule(Config().changed("diffusion", schedule=name))
         assert getattr(schedule, "kind", name) == name
-    assert get_args(MasksName) == ("mixed", *masks.KINDS)
     shift = build.schedule(Config().changed("data", image_size=256))
     assert shift.sigma(torch.tensor(0.5)).item() == pytest.approx(4)
-    for name in get_args(LadderName):
-        ladder = build.ladder(Config().changed("diffusion", ladder=name), build.schedule(Config()), 10)
+    for name in names.LADDERS:
+        ladder = build.ladder(Config().changed("diffusion", ladder=name).diffusion, build.schedule(Config()), 10)
         assert (ladder.diff() < 0).all()
 
 

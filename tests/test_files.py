@@ -1,8 +1,12 @@
 """Atomic writes and locks, tried with real files and a real second process."""
 
+import errno
+import logging
 import subprocess
 import sys
+import threading
 
+import filelock
 import pytest
 
 from diffunet import files
@@ -41,4 +45,45 @@ def test_a_lock_holds_against_another_process_and_dies_with_its_own(tmp_path):
             pass
         holder.kill()
     with files.lock(path, wait=True):
+        pass
+
+
+def test_a_lock_holds_against_another_thread_and_leaves_its_file(tmp_path):
+    path = tmp_path / "folder" / "lock"
+    entered = threading.Event()
+
+    def second():
+        with files.lock(path, wait=True):
+            entered.set()
+
+    thread = threading.Thread(target=second)
+    with files.lock(path, wait=True):
+        thread.start()
+        assert not entered.wait(0.5)
+        with pytest.raises(CheckpointError, match="in use"), files.lock(path, wait=False, message="in use"):
+            pass
+    thread.join(30)
+    assert entered.is_set()
+    assert path.exists()
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_without_locks_there_is_a_warning(tmp_path, monkeypatch, caplog, reason):
+    def fail(descriptor, **_):
+        raise OSError(reason, "no locks here")
+
+    for name in ("lock_descriptor", "unlock_descriptor"):
+        monkeypatch.setattr(filelock, name, fail)
+    with caplog.at_level(logging.WARNING), files.lock(tmp_path / "lock", wait=False, message="in use"):
+        done = True
+    assert done
+    assert "this file system has no locks (no locks here)" in caplog.text
+
+
+def test_other_errors_of_a_lock_are_raised(tmp_path, monkeypatch):
+    def fail(descriptor, **_):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(filelock, "lock_descriptor", fail)
+    with pytest.raises(OSError, match="broken"), files.lock(tmp_path / "lock", wait=True):
         pass

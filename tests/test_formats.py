@@ -56,6 +56,7 @@ def test_its_weights_are_those_that_it_had(old):
     assert all(torch.equal(weights[name], mine[name]) for name in weights)
 
 
+@pytest.mark.seconds
 def test_its_run_goes_on(old, caplog):
     assert dict(index.read_index(old / "run/images.index")) == {
         path.relative_to(old / "data").as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()

@@ -157,6 +157,7 @@ def pictures(folder, count, size):
         Image.fromarray(image).save(folder / f"{i}.png")
 
 
+@pytest.mark.seconds
 def test_images_tell_their_size_and_classes_and_the_net_has_at_most_7_million(tmp_path):
     pictures(tmp_path / "plain/inner", 2, 40)
     for name in ("a", "b"):

@@ -6,12 +6,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import inpainting_scores
 import numpy as np
 import pytest
 import torch
 from helpers.small import tiny
-from inpainting_scores import HeldOut, diversity, fill, hole_psnr, hole_ssim
 from torch import nn
 
 import diffunet
@@ -28,7 +26,11 @@ from diffunet.training.loop import train
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import benchmark_inpainting  # noqa: E402
+import inpainting_scores  # noqa: E402
 from benchmark_inpainting import AsUnet, counted, method  # noqa: E402
+from inpainting_scores import HeldOut, diversity, fill, hole_psnr, hole_ssim  # noqa: E402
+
+pytestmark = pytest.mark.seconds  # it trains nets, and nets that judge
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +186,7 @@ def test_a_folder_that_holds_out_nothing_is_refused(pipe, folder):
 def test_filling_in_batches(pipe):
     """At any batch size the same; known pixels as they were; what the hole covers is not looked at."""
     originals, holes = pictures(5, 8), boxes(5, 8)
-    way = methods.choose(pipe.config, pipe.denoiser.schedule, "repaint", 4, 2, 2)
+    way = methods.choose(pipe.config.diffusion, pipe.denoiser.schedule, methods.Choice("repaint", 4, 2, 2))
     whole = fill(pipe, originals, holes, way, seed=3)
     parts = fill(pipe, np.where(holes[..., None], np.uint8(9), originals), holes, way, seed=3, batch_size=2)
     assert np.array_equal(parts[holes == 0], originals[holes == 0])
@@ -201,7 +203,7 @@ def test_filling_many_is_inpainting_one(pipe, name, monkeypatch):
     monkeypatch.setattr(build, "prior_mean", lambda config: torch.tensor([900.0, 0.0, -900.0])[:, None, None])
     [original], [hole] = pictures(1, 8), boxes(1, 8)
     [expected] = pipe.inpaint(images.from_array(original), hole, method=name, steps=4, fit="native")
-    way = methods.choose(pipe.config, pipe.denoiser.schedule, name, 4)
+    way = methods.choose(pipe.config.diffusion, pipe.denoiser.schedule, methods.Choice(name, 4))
     [found] = fill(pipe, original[None], hole[None], way)
     assert np.array_equal(found, images.to_array(expected, 3))
 

@@ -1,1 +1,1 @@
-"""What each command does: call one function, print. They import torch inside, so that `--help` answers at once."""
+"""The commands call one function of a room below each, and print. They import torch late: `--help` answers at once."""

@@ -1,6 +1,4 @@
-"""The command line: find the command, call it, and turn what a person did wrong into one line and an exit code."""
-
-from __future__ import annotations
+"""The command line finds the command, calls it, and turns what went wrong into one line and an exit code."""
 
 import contextlib
 import difflib
@@ -12,10 +10,8 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
-from typing import Any, NoReturn
 
-from diffunet import variables
+from diffunet import __version__, variables
 from diffunet.commands import arguments, convert, demo, evaluate, folders, info, inpaint, sample, train
 from diffunet.commands.progress import main_process, say, silence, tell, writing_results
 from diffunet.errors import Error, ResourceError, UsageError
@@ -33,25 +29,21 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "demo": (demo.demo, "all of it on built-in data, in minutes, on a CPU"),
 }
 
+USAGE = "\n".join([
+    "usage: diffunet COMMAND ...\n",
+    "Train a diffusion model on a folder of images, sample from it, fill in masked images.\n",
+    *(f"  {name:<9} {words}" for name, (_, words) in COMMANDS.items()),
+    "\nOptions and an example of each: diffunet COMMAND --help\nStart with: diffunet train photos --out runs/photos",
+])  # fmt: skip
 
-class _Lines(logging.Handler):
-    """Every record is a line on standard error."""
 
+class _LinesOnStandardError(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         say(record.getMessage())
 
 
-def _usage() -> str:
-    rows = "\n".join(f"  {name:<9} {words}" for name, (_, words) in COMMANDS.items())
-    return (
-        "usage: diffunet COMMAND ...\n\nTrain a diffusion model on a folder of images, sample from it, fill in masked "
-        f"images.\n\n{rows}\n\nOptions and an example of each: diffunet COMMAND --help\n"
-        "Start with: diffunet train photos --out runs/photos"
-    )
-
-
 def main(args: Sequence[str] | None = None) -> None:
-    """The `diffunet` command; always exits."""
+    """Run the `diffunet` command and exit."""
     variables.wait_asleep()
     _streams()
     with _signals():
@@ -65,7 +57,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _outcome(args: list[str]) -> int:
-    """Run a command; its exit code, after a line about what went wrong."""
+    """Run a command and return its exit code, after a line about what went wrong."""
     try:
         try:
             _run(args)
@@ -82,18 +74,16 @@ def _outcome(args: list[str]) -> int:
             raise
         say("diffunet: out of memory")
         return ResourceError.exit_code
-    except BrokenPipeError:  # a result, to one who has read enough
+    except BrokenPipeError:  # nobody reads the results any more
         silence(sys.stdout)
     return 0
 
 
 def _run(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help", "help"):
-        tell(_usage())
+        tell(USAGE)
         return
     if args[0] in ("-V", "--version"):
-        from diffunet.version import __version__
-
         tell(f"diffunet {__version__}")
         return
     name, *rest = args
@@ -101,9 +91,9 @@ def _run(args: list[str]) -> None:
         close = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(COMMANDS)}"
         raise UsageError(f"there is no command {name!r}{hint}")
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that they do not name; we say what cannot be used
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # they do not name the file; our own errors do
     logger = logging.getLogger("diffunet")
-    logger.handlers = [_Lines()]
+    logger.handlers = [_LinesOnStandardError()]
     logger.setLevel(logging.INFO if main_process() else logging.ERROR)
     function = COMMANDS[name][0]
     if function is train.train:
@@ -113,8 +103,8 @@ def _run(args: list[str]) -> None:
 
 
 def _streams() -> None:
-    """Somewhere to write where there is nothing (`>&-`), and escapes for what a terminal has no signs for."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in this order each gets its own number
+    """Open the null device for streams that are closed (`>&-`), and escape what the encoding has no characters for."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in this order each gets its own descriptor
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -123,22 +113,20 @@ def _streams() -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a command in good order: half-written files go, the cursor comes back. A second one ends
-    it at once. What is ignored stays so, and only in the main thread can a program listen."""
+    """Let Ctrl-C and SIGTERM end a command in good order, and a second one at once; an ignored one stays ignored."""
 
-    def listen(number: int, frame: FrameType | None) -> NoReturn:
+    def listen(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
         raise KeyboardInterrupt(number)
 
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-        before = {number: was for number, was in usual.items() if signal.getsignal(number) is was}
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    main_thread = threading.current_thread() is threading.main_thread()  # no other can handle signals
+    before = {n: handler for n, handler in usual.items() if main_thread and signal.getsignal(n) is handler}
     for number in before:
         signal.signal(number, listen)
     try:
         yield
     finally:
-        for number, was in before.items():
-            if signal.getsignal(number) is listen:  # else one came, and the process is about to end
-                signal.signal(number, was)
+        for number, handler in before.items():
+            if signal.getsignal(number) is listen:  # else a signal came, and the process is about to end
+                signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""The command that writes a model in another form, and reads models of other projects."""
+"""`diffunet convert` writes a model in another form, and reads models of other projects."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from diffunet.commands import outputs
+from diffunet.commands.options import Finite, Number, Overwrite
 from diffunet.commands.progress import progress, tell
-from diffunet.commands.values import Finite, Number
 from diffunet.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -20,17 +20,11 @@ Dialect = Literal["guided-diffusion", "improved-diffusion"]
 
 
 def convert(
-    source: Annotated[Positional[str], arg(metavar="SOURCE")],
-    out: Annotated[Positional[str], arg(metavar="OUT")],
-    /,
-    to: Literal["diffunet", "diffusers", "onnx", "hub"] | None = None,
-    flags: str | None = None,
-    dialect: Dialect | None = None,
-    ema: Finite | None = None,
-    step: Number | None = None,
-    private: bool = False,
-    overwrite: bool = False,
-) -> None:
+    source: Annotated[Positional[str], arg(metavar="SOURCE")], out: Annotated[Positional[str], arg(metavar="OUT")], /,
+    to: Literal["diffunet", "diffusers", "onnx", "hub"] | None = None, flags: str | None = None,
+    dialect: Dialect | None = None, ema: Finite | None = None, step: Number | None = None, private: bool = False,
+    overwrite: Overwrite = False,
+) -> None:  # fmt: skip
     """Write a model in another form: as a model folder, for diffusers, as ONNX, to the hub. Reads other projects' too.
 
     Example: diffunet convert runs/photos photos-diffusers --to diffusers
@@ -54,57 +48,56 @@ def convert(
             together from those stored in a run folder (train.ema_every).
         step: With --ema, of a step that averages are stored of; the newest if not given.
         private: With --to hub: nobody else sees it.
-        overwrite: Replace what exists.
     """
     to = to or ("onnx" if out.endswith(".onnx") else "diffunet")
     if step is not None and ema is None:
         raise UsageError(f"--step goes with --ema; for an earlier checkpoint give {source}/checkpoints/step-{step:08d}")
     if private and to != "hub":
         raise UsageError("--private goes with --to hub")
-    if to == "hub":
-        from diffunet.interop import hub
-
-        hub.check_name(out)
-    else:
-        for folder in (Path(out), *list(Path(out).absolute().parents)[:2]):
+    target = Path(out)
+    if to != "hub":
+        for folder in (target, *list(target.absolute().parents)[:2]):
             if (folder / "config.toml").is_file():
                 raise UsageError(f"OUT {out} is in the run folder {folder}, which only training writes to")
-        outputs.claim(Path(out), file=to == "onnx", overwrite=overwrite, option="OUT")
-        _refuse_other_form(Path(out), to)
-    model = _read(source, flags, dialect, ema, step)
-    if to == "diffunet":
-        _export(model, Path(out))
-        what = f"the weights of step {model.step}" if model.step else "the model"
-        tell(f"{what} in {out}. Try: diffunet sample {out} --out samples.png --grid")
-    elif to == "diffusers":
-        from diffunet.interop import diffusers
+        outputs.claim(target, file=to == "onnx", overwrite=overwrite, option="OUT")
 
-        diffusers.write(model, Path(out))
+    from diffunet import storage
+    from diffunet.interop import card, diffusers, hub, onnx
+
+    if to == "hub":
+        hub.check_name(out)
+    # Files of a model of another form would stay in the folder, and be taken for the new one.
+    theirs, ours = diffusers.is_folder(target), (target / storage.WEIGHTS).is_file()
+    if (to == "diffunet" and theirs) or (to == "diffusers" and ours):
+        form = (
+            f"{'a folder of diffusers' if theirs else 'a model folder'}, which --overwrite does not make another form"
+        )
+        raise UsageError(f"OUT {out} is {form}: choose another, or delete it")
+    model = _read(source, flags, dialect, ema, step)
+
+    def export(folder: Path) -> None:
+        storage.export_model(folder, model.config, model.denoiser.net.state_dict(), model.step)
+
+    if to == "diffunet":
+        export(target)
+        content = f"the weights of step {model.step}" if model.step else "the model"
+        tell(f"{content} in {out}. Try: diffunet sample {out} --out samples.png --grid")
+    elif to == "diffusers":
+        diffusers.write(model, target)
         tell(f'{out} is a diffusers pipeline. Try: DDPMPipeline.from_pretrained("{out}")')
     elif to == "onnx":
-        from diffunet.interop import onnx
-
-        onnx.write(model, Path(out))
+        onnx.write(model, target)
         tell(f"the net in {out}; its inputs are {', '.join(onnx.inputs(model))}")
     else:
-        _push(model, source, out, private)
-
-
-def _refuse_other_form(out: Path, to: str) -> None:
-    """What is there of another form would stay beside the model, and be taken for it."""
-    from diffunet import storage
-    from diffunet.interop import diffusers
-
-    theirs, ours = diffusers.is_folder(out), (out / storage.WEIGHTS).is_file()
-    if (to == "diffunet" and theirs) or (to == "diffusers" and ours):
-        form = "a folder of diffusers" if theirs else "a model folder"
-        raise UsageError(
-            f"OUT {out} is {form}, which --overwrite does not make another form: choose another, or delete it"
-        )
+        run = Path(source) if (Path(source) / "config.toml").is_file() else None
+        picture = None if run is None else card.preview(run)
+        with tempfile.TemporaryDirectory() as folder_name:
+            export(Path(folder_name))
+            tell(hub.push(Path(folder_name), out, card.card(model, run, out), private, picture))
 
 
 def _read(source: str, flags: str | None, dialect: Dialect | None, ema: float | None, step: int | None) -> Model:
-    """SOURCE as a model; where an average is asked for, with that."""
+    """Return SOURCE as a model; with `ema`, with that average of its weights."""
     from diffunet import build, storage
     from diffunet.interop import guided_diffusion, models
     from diffunet.training import snapshots
@@ -113,9 +106,8 @@ def _read(source: str, flags: str | None, dialect: Dialect | None, ema: float | 
         if not Path(source).is_file():
             raise CheckpointError(f"there is no file {source}")
         if flags is None:
-            raise UsageError(
-                f'{source} does not say what net it is of: --flags="..." with the flags that its README gives for it'
-            )
+            needed = '--flags="..." with the flags that its README gives for it'
+            raise UsageError(f"{source} does not say what net it is of: {needed}")
         if ema is not None:
             raise UsageError("--ema is of a run folder")
         return guided_diffusion.read(Path(source), flags, dialect or "guided-diffusion")
@@ -124,21 +116,5 @@ def _read(source: str, flags: str | None, dialect: Dialect | None, ema: float | 
     if ema is None:
         return models.read_model(source)
     with progress("averaging") as show:
-        config, weights, at = snapshots.put_together(Path(source), ema, step, show)
-    return storage.with_weights(config, build.net(config), weights, Path(source), at)
-
-
-def _export(model: Model, folder: Path) -> None:
-    from diffunet import storage
-
-    storage.export_model(folder, model.config, model.denoiser.net.state_dict(), model.step)
-
-
-def _push(model: Model, source: str, name: str, private: bool) -> None:
-    from diffunet.interop import card, hub
-
-    run = Path(source) if (Path(source) / "config.toml").is_file() else None
-    picture = None if run is None else card.preview(run)
-    with tempfile.TemporaryDirectory() as folder:
-        _export(model, Path(folder))
-        tell(hub.push(Path(folder), name, card.card(model, run, name), private, picture))
+        config, weights, reached = snapshots.put_together(Path(source), ema, step, show)
+    return storage.with_weights(config, build.net(config), weights, Path(source), reached)

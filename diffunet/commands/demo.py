@@ -1,20 +1,35 @@
-"""`diffunet demo`: the whole job on built-in data."""
+"""`diffunet demo` does the whole job on built-in data."""
 
 from __future__ import annotations
 
+import shutil
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from diffunet.commands import outputs
+from diffunet.commands.options import Overwrite
+from diffunet.commands.progress import duration, progress, tell
+from diffunet.config import preset
+from diffunet.errors import Stopped
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from diffunet.pictures.images import Pixels
+    from diffunet.sampling.pipeline import Pipeline
+    from diffunet.training.loop import TrainProgress
+
+JUDGED = 500
+"""Samples that are judged."""
 
 
 def demo(
-    out: Path = Path("demo"),
-    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 150.0,
-    overwrite: bool = False,
-) -> None:
+    out: Path = Path("demo"), seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 150.0,
+    overwrite: Overwrite = False,
+) -> None:  # fmt: skip
     """Do all of it on built-in data, in minutes, on a CPU: train on handwritten digits, sample, inpaint, judge.
 
     Example: diffunet demo --out demo
@@ -22,9 +37,87 @@ def demo(
     Args:
         out: Folder for the data, the run and the pictures.
         seconds: Of training.
-        overwrite: Replace what exists.
     """
-    from diffunet.commands.demo_run import run
+    import numpy as np
+    from PIL import ImageOps
+    from PIL.Image import Resampling
+
+    from diffunet import build
+    from diffunet.data import augment, builtin, index
+    from diffunet.evaluation import distances
+    from diffunet.pictures import images
+    from diffunet.sampling.pipeline import load
 
     outputs.claim(out, file=False, overwrite=overwrite)
-    run(out, seconds)
+    began = time.monotonic()
+    rest = "then samples, inpainting and a judgement, another minute or two"
+    tell(f"1. training on 1,797 handwritten digits, by class: up to {duration(seconds)}; {rest}")
+    for folder in (out / "digits", out / "run"):
+        shutil.rmtree(folder, ignore_errors=True)
+    builtin.prepare("digits", out / "digits")
+    _train(out, seconds)
+
+    pipe = load(out / "run")
+    with progress("sampling") as show:  # the classes in turn
+        pictures = pipe.sample(JUDGED, guidance=1.5, batch_size=100, on_step=lambda p: show(p.step, p.steps))
+    fakes = np.stack([images.to_array(image, 1) for image in pictures])
+    labels = np.arange(JUDGED) % 10
+    by_class = [fake for digit in range(10) for fake in fakes[labels == digit][:10]]
+    images.save(ImageOps.scale(images.grid(by_class, columns=10), 4, Resampling.NEAREST), out / "samples.png")
+    tell(f"2. samples, a row for each of the ten digits: {out / 'samples.png'}")
+
+    dataset = build.dataset(pipe.config.data, out / "digits")
+    count = len(dataset.files)
+    real = augment.gather(dataset.images, range(count), [None] * count, image_size=16, fit="crop", flip=False)
+    real_labels = dataset.labels(pipe.class_names)
+    training, held_out = index.split(dataset.files, pipe.config.data.held_out, index.HELD_OUT_MAX)
+    images.save(ImageOps.scale(_inpainted(pipe, real[held_out]), 4, Resampling.NEAREST), out / "inpainted.png")
+    erased = "their lower or right half erased; filled in three times, without being told which digit it is"
+    tell(f"3. held-out digits; {erased}: {out / 'inpainted.png'}")
+
+    from sklearn.neighbors import KNeighborsClassifier
+
+    judge = KNeighborsClassifier(3).fit(real.reshape(len(real), -1), real_labels)
+    agreement = float((judge.predict(fakes.reshape(len(fakes), -1)) == labels).mean())
+    ratio = distances.variance_ratio(fakes, labels, real, real_labels)
+    copies, real_copies = distances.near_copies(fakes, real[training], real[held_out])
+    tell(f"4. {JUDGED} samples judged; all of it took {duration(time.monotonic() - began)}; the model: {out / 'run'}")
+    tell(f"agreement: {agreement:.1%}\nvariance ratio: {ratio:.2f}")
+    tell(f"near copies: {copies:.1%} (held-out reals {real_copies:.1%})")
+
+
+def _train(out: Path, seconds: float) -> None:
+    from diffunet.training.loop import train
+
+    with progress("training") as show:
+        began = time.monotonic()
+
+        def on_step(p: TrainProgress) -> bool:
+            passed = time.monotonic() - began
+            loss = f", loss {p.loss:.3f}" if p.loss == p.loss else ""
+            show(int(min(seconds, passed)), int(seconds), f"step {p.step}{loss}")
+            return passed < seconds
+
+        try:
+            train(preset("digits"), out / "digits", out / "run", on_step=on_step)
+        except Stopped:
+            if time.monotonic() - began < seconds:
+                raise
+            tell(f"   training ended after {duration(seconds)}, as asked")
+
+
+def _inpainted(pipe: Pipeline, held_out: Pixels) -> Image:
+    """Return a picture of eight columns: an image, what is left of it, and three fillings."""
+    import numpy as np
+
+    from diffunet.pictures import images
+
+    columns = []
+    with progress("inpainting") as show:
+        for i, picture in enumerate(held_out[:: max(1, len(held_out) // 8)][:8]):
+            hole = np.indices(picture.shape[:2])[i % 2] >= 8
+            erased = np.where(hole[..., None], np.uint8(128), picture)
+            filled = pipe.inpaint(images.from_array(picture), hole, num=3)
+            columns.append([picture, erased, *(images.to_array(image, 1) for image in filled)])
+            show(i + 1, 8)
+    return images.grid([column[row] for row in range(5) for column in columns], columns=8)

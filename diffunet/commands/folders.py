@@ -1,6 +1,4 @@
-"""Commands about folders of images."""
-
-from __future__ import annotations
+"""`diffunet check`, `diffunet prepare` and `diffunet masks` read or write folders of images."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,10 +8,10 @@ from pydantic import Field
 from tyro.conf import Positional, arg
 
 from diffunet.commands import outputs
+from diffunet.commands.options import Number, Overwrite, Seed, Size
 from diffunet.commands.progress import progress, say, tell
-from diffunet.commands.values import Number, Seed, Size
-from diffunet.config import MasksName
 from diffunet.errors import DataError, UsageError
+from diffunet.names import MASK_KINDS, MasksName
 
 Side = Annotated[int, Field(ge=1, le=20_000)]
 
@@ -27,20 +25,17 @@ def check(data: Annotated[Positional[Path], arg(metavar="DATA")], /, image_size:
         data: Folder, searched recursively.
         image_size: What you mean to train at.
     """
-    from diffunet.data.folder import describe, survey
+    from diffunet.data.survey import describe, survey
 
     with progress("reading") as show:
-        found = survey(data, progress=lambda done, total: show(done, total, ""))
-    tell(describe(found, image_size))
+        content = survey(data, progress=show)
+    tell(describe(content, image_size))
 
 
 def prepare(
-    name: Annotated[Positional[str], arg(metavar="NAME")],
-    out: Annotated[Positional[Path], arg(metavar="OUT")],
-    /,
-    limit: Number | None = None,
-    download_root: Path | None = None,
-) -> None:
+    name: Annotated[Positional[str], arg(metavar="NAME")], out: Annotated[Positional[Path], arg(metavar="OUT")], /,
+    limit: Number | None = None, download_root: Path | None = None,
+) -> None:  # fmt: skip
     """Write a known data set as a folder of images, a subfolder for each class.
 
     Example: diffunet prepare digits data/digits
@@ -57,23 +52,15 @@ def prepare(
     if download_root is not None:
         outputs.claim(download_root, file=False, option="--download-root")
     with progress("writing") as show:
-        count = run(
-            name, out, download_root=download_root, limit=limit, progress=lambda done, total: show(done, total, "")
-        )
+        count = run(name, out, download_root=download_root, limit=limit, progress=show)
     tell(f"{count} images in {out}. Try: diffunet train {out} --out runs/{name} --classes")
 
 
 def masks(
-    out: Annotated[Positional[Path], arg(metavar="OUT")],
-    /,
-    kind: MasksName = "mixed",
-    num: Number | None = None,
-    width: Side | None = None,
-    height: Side | None = None,
-    like: Path | None = None,
-    seed: Seed = 0,
-    overwrite: bool = False,
-) -> None:
+    out: Annotated[Positional[Path], arg(metavar="OUT")], /, kind: MasksName = "mixed", num: Number | None = None,
+    width: Side | None = None, height: Side | None = None, like: Path | None = None, seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:  # fmt: skip
     """Write random masks, white = fill, to try a model with or to compare methods on.
 
     Example: diffunet masks masks --like photos
@@ -87,51 +74,51 @@ def masks(
         height: In pixels; 256 if not given.
         like: A folder of images: one mask of the size and name of each.
         seed: The same seed gives the same masks.
-        overwrite: Replace what exists.
     """
     import numpy as np
 
     from diffunet import draws
-    from diffunet.inpainting.masks import KINDS, random_mask
+    from diffunet.inpainting.masks import random_mask
     from diffunet.pictures import images
 
-    if like is not None and not (num is None and width is None and height is None):
+    if like is not None and (num or width or height):
         raise UsageError("--like says how many masks and of what size: leave out --num, --width and --height")
     outputs.claim(out, file=False, overwrite=overwrite, option="OUT")
-    found = [] if like is None else _like(like, out)
-    bad: list[str] = []
-    total = num or 10 if like is None else len(found)
+    sources = [None] * (num or 10) if like is None else _like(like, out)
+    total, unreadable = len(sources), list[str]()
     with progress("writing") as show:
-        for i in range(total):
+        for i, source in enumerate(sources):
             generator = draws.generator(seed, 0, i)
-            drawn = KINDS[int(generator.integers(len(KINDS)))] if kind == "mixed" else kind
+            drawn = MASK_KINDS[int(generator.integers(len(MASK_KINDS)))] if kind == "mixed" else kind
             rows, columns, target = height or 256, width or 256, out / f"{i:05d}-{drawn}.png"
-            if like is not None:
-                path, target = found[i]
+            if source is not None:
+                path, target = source
                 try:
-                    decoded = images.decode(path, draft=1)
+                    with images.decoding(path, draft=1) as decoded:
+                        rows, columns = decoded.height, decoded.width
                 except DataError as error:
                     say(f"{path}: {error}")
-                    bad.append(str(path))
+                    unreadable.append(str(path))
                     continue
-                rows, columns = decoded.height, decoded.width
             hole = random_mask(drawn, rows, columns, generator)
-            outputs.save(images.from_array(np.where(hole, np.uint8(255), np.uint8(0))[..., None]), target, quiet=True)
+            images.save(images.from_array(np.where(hole, np.uint8(255), np.uint8(0))[..., None]), target)
             show(i + 1, total)
-    use = "" if like is None else f". Try: diffunet inpaint MODEL {like} --mask {out} --out filled"
-    tell(f"{(done := total - len(bad))} {'mask' if done == 1 else 'masks'} in {out}{use}")
-    if bad:
-        raise DataError(f"{len(bad)} of {total} images have no mask, since they cannot be read: {', '.join(bad)}")
+    hint = "" if like is None else f". Try: diffunet inpaint MODEL {like} --mask {out} --out filled"
+    written = total - len(unreadable)
+    tell(f"{written} {'mask' if written == 1 else 'masks'} in {out}{hint}")
+    if unreadable:
+        count = f"{len(unreadable)} of {total}"
+        raise DataError(f"{count} images have no mask, since they cannot be read: {', '.join(unreadable)}")
 
 
 def _like(folder: Path, out: Path) -> list[tuple[Path, Path]]:
-    """Each image of a folder, and the mask that is to have its name."""
+    """Return each image of a folder, and the mask that is to have its name. Raises UsageError where these clash."""
     from diffunet.inpainting.pairs import pairs
 
-    found = [(pair.image, out / f"{pair.name}.png") for pair in pairs([folder], None)]
-    if several := [target for target, times in Counter(target for _, target in found).items() if times > 1]:
+    targets = [(pair.image, out / f"{pair.name}.png") for pair in pairs([folder], None)]
+    if several := [target for target, times in Counter(target for _, target in targets).items() if times > 1]:
         raise UsageError(f"--like {folder}: several images would have the mask {several[0]}; rename one")
-    taken = {path.resolve() for path, _ in found}
-    if over := [target for _, target in found if target.resolve() in taken]:
+    taken = {path.resolve() for path, _ in targets}
+    if over := [target for _, target in targets if target.resolve() in taken]:
         raise UsageError(f"OUT {out}: the mask {over[0]} would replace an image; choose another folder")
-    return found
+    return targets

@@ -1,58 +1,40 @@
-"""`diffunet inpaint`: the masked part of images, filled in."""
+"""`diffunet inpaint` fills in the masked part of images."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from diffunet.commands import outputs
-from diffunet.commands.outputs import Precision
-from diffunet.commands.progress import say, tell
-from diffunet.commands.values import Finite, Model, Number, Seed, Steps, Threads
+from diffunet.commands import options, outputs
+from diffunet.commands.options import Computing, Finite, Model, Number, Overwrite, Seed, Steps
+from diffunet.commands.progress import progress, say, tell
 from diffunet.errors import DataError, UsageError
+from diffunet.names import JUMPING, InpaintFitName, MethodChoice
+
+if TYPE_CHECKING:
+    from diffunet.inpainting.pairs import Pair
 
 
 def inpaint(
-    model: Model,
-    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE")],
-    /,
-    out: Path,
-    mask: Path | None = None,
-    box: str | None = None,
-    method: Literal["auto", "trained", "repaint", "ddnm", "mmps", "replace"] = "auto",
-    fit: Literal["auto", "crop", "native", "tile"] = "auto",
-    steps: Steps | None = None,
-    jump_length: Steps | None = None,
-    jump_n_sample: Steps | None = None,
-    num: Number = 1,
-    seed: Seed = 0,
-    label: str | None = None,
-    guidance: Finite = 1.0,
-    invert_mask: bool = False,
-    soft_mask: bool = False,
-    resize_mask: bool = False,
-    feather: Annotated[int, Field(ge=0, le=10_000)] = 0,
-    lossy_ok: bool = False,
-    max_pixels: Annotated[int, Field(ge=1, le=10**12)] = 200_000_000,
-    device: str | None = None,
-    precision: Precision = "auto",
-    compile: bool = False,
-    threads: Threads | None = None,
-    overwrite: bool = False,
-) -> None:
+    model: Model, images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE")], /, *, out: Path,
+    mask: Path | None = None, box: str | None = None, method: MethodChoice = "auto", fit: InpaintFitName = "auto",
+    steps: Steps | None = None, jump_length: Steps | None = None, jump_n_sample: Steps | None = None, num: Number = 1,
+    seed: Seed = 0, label: str | None = None, guidance: Finite = 1.0, invert_mask: bool = False,
+    soft_mask: bool = False, resize_mask: bool = False, feather: Annotated[int, Field(ge=0, le=10_000)] = 0,
+    lossy_ok: bool = False, max_pixels: Annotated[int, Field(ge=1, le=10**12)] = 200_000_000,
+    computing: OmitArgPrefixes[Computing], overwrite: Overwrite = False,
+) -> None:  # fmt: skip
     """Fill in the masked part of images; every pixel outside the mask comes back as it was.
 
     Example: diffunet inpaint runs/photos holiday.png --mask holiday-mask.png --out mended.png
 
     Args:
-        model: A run folder, a model folder, a folder of diffusers, or a name of the hub (owner/name).
         images: Images of any size, and folders of them; with several, --out is a folder.
         out: A file for one picture, else a folder.
         mask: White = fill, of the image's size; or a folder of masks with the images' names. Without it, what is
@@ -76,40 +58,32 @@ def inpaint(
         feather: Blend old and new over so many pixels inside the edge of the hole.
         lossy_ok: Allow an output such as .jpg, which changes known pixels.
         max_pixels: Larger images are refused, before they are decoded.
-        device: cuda, cuda:1, mps, cpu; the best there is if not given.
-        precision: Of the net's convolutions and products; auto is bf16 where the device has it, else fp16 on a GPU,
-            else fp32.
-        compile: Compile the net first, which takes a minute or more and makes what follows faster; for many images.
-        threads: Threads of the CPU to compute with; all cores if not given.
-        overwrite: Replace what exists.
     """
-    if not images:
-        raise UsageError("IMAGE is missing (images of any size; see diffunet inpaint --help)")
-    if box is not None and mask is not None:
-        raise UsageError("--box and --mask both say what to fill; take one")
-    for option, given in (("--soft-mask", soft_mask), ("--resize-mask", resize_mask)):
-        if given and mask is None:
-            raise UsageError(f"{option} is about a mask, and there is no --mask")
-    if invert_mask and mask is None and box is None:
-        raise UsageError("--invert-mask goes with --mask or --box, and there is neither")
-    if method in ("trained", "mmps", "replace") and (jump_length is not None or jump_n_sample is not None):
-        raise UsageError(
-            f"--method {method} does not jump back: --jump-length and --jump-n-sample go with repaint, ddnm"
-        )
+    jumps = jump_length is not None or jump_n_sample is not None
+    for refused, message in (
+        (not images, "IMAGE is missing (images of any size; see diffunet inpaint --help)"),
+        (box is not None and mask is not None, "--box and --mask both say what to fill; take one"),
+        (soft_mask and mask is None, "--soft-mask is about a mask, and there is no --mask"),
+        (resize_mask and mask is None, "--resize-mask is about a mask, and there is no --mask"),
+        (invert_mask and mask is None and box is None, "--invert-mask goes with --mask or --box, and there is neither"),
+        (jumps and method not in ("auto", *JUMPING),
+         f"--method {method} does not jump back: --jump-length and --jump-n-sample go with repaint, ddnm"),
+    ):  # fmt: skip
+        if refused:
+            raise UsageError(message)
     if out.suffix and not outputs.lossless(out) and not lossy_ok:
         raise UsageError(f"--out {out} is lossy: known pixels would change. Take .png, or say --lossy-ok")
     corners = None if box is None else _corners(box)
     jobs = _jobs(images, mask, out, num, overwrite)
-    pipe = outputs.load(model, device, precision, threads=threads, compile=compile)
+    pipe = options.load(model, computing)
 
     from diffunet.inpainting import part
 
-    bad: list[str] = []
-    for job in jobs:
-        path = job.image
-        try:  # what is wrong with one image shows here; what is wrong with the options, in the pipeline
+    failed: list[str] = []
+    for (path, mask_path, _), targets in jobs:
+        try:  # errors of one image are raised here; those of the options, by the pipeline
             masked = part.read(
-                path, job.mask, box=corners, invert=invert_mask, soft=soft_mask, feather=feather,
+                path, mask_path, box=corners, invert_mask=invert_mask, soft_mask=soft_mask, feather=feather,
                 resize_mask=resize_mask, max_pixels=max_pixels,
             )  # fmt: skip
             part.parts(masked, pipe.image_size, fit)
@@ -117,57 +91,50 @@ def inpaint(
             if len(jobs) == 1:
                 raise
             say(str(error))
-            bad.append(str(path))
+            failed.append(str(path))
             continue
-        with outputs.watching(f"filling {path.name}") as on_step:
+        with progress(f"filling {path.name}") as show:
             filled = pipe.inpaint(
                 masked, num=num, seed=seed, method=method, fit=fit, steps=steps, jump_length=jump_length,
-                jump_n_sample=jump_n_sample, label=label, guidance=guidance, on_step=on_step,
+                jump_n_sample=jump_n_sample, label=label, guidance=guidance, on_step=lambda p: show(p.step, p.steps),
             )  # fmt: skip
-        for picture, target in zip(filled, job.targets, strict=True):
+        for picture, target in zip(filled, targets, strict=False):
             outputs.save(picture, target)
-        if job.sheet is not None:
-            outputs.save(outputs.sheet(masked, filled), job.sheet)
+        if num > 1:  # the target that is left is of the sheet
+            outputs.save(outputs.sheet(masked, filled), targets[-1])
     if len(jobs) > 1 or any(path.is_dir() for path in images):
-        tell(f"{(done := len(jobs) - len(bad))} {'image' if done == 1 else 'images'} in {out}")
-    if bad:
-        raise DataError(f"{len(bad)} of {len(jobs)} images could not be filled: {', '.join(bad)}")
+        count = len(jobs) - len(failed)
+        tell(f"{count} {'image' if count == 1 else 'images'} in {out}")
+    if failed:
+        raise DataError(f"{len(failed)} of {len(jobs)} images could not be filled: {', '.join(failed)}")
 
 
-class _Job(NamedTuple):
-    """An image, its mask, if any, and the files to write: of each filling, and of all of them."""
+def _jobs(
+    images: tuple[Path, ...], mask: Path | None, out: Path, num: int, overwrite: bool
+) -> list[tuple[Pair, list[Path]]]:
+    """Return each image with its mask and the files to write: one for each filling, then a sheet if there are several.
 
-    image: Path
-    mask: Path | None
-    targets: list[Path]
-    sheet: Path | None
-
-
-def _jobs(images: Sequence[Path], mask: Path | None, out: Path, num: int, overwrite: bool) -> list[_Job]:
-    """What is to be done, once it is clear that every image has a mask and every file can be written."""
+    Raises DataError for an image without a mask, UsageError for files that exist, clash, cannot be written or cannot
+    hold their image.
+    """
     from diffunet.inpainting.pairs import pairs
 
     outputs.claim(out, file=bool(out.suffix), overwrite=overwrite or not out.suffix)
-    found = pairs(images, mask)
-    if out.suffix and len(found) * num > 1:
-        raise UsageError(f"--out {out} is one file for {len(found) * num} pictures: give a folder")
+    masked = pairs(images, mask)
+    if out.suffix and len(masked) * num > 1:
+        raise UsageError(f"--out {out} is one file for {len(masked) * num} pictures: give a folder")
     jobs = []
-    for pair in found:
+    for pair in masked:
         held_by = outputs.held_by(pair.image)
-        if out.suffix:
-            if held_by and out.suffix.lower() not in held_by:
-                raise UsageError(f"--out {out}: {out.suffix} cannot hold {pair.image} as it is; take {held_by[0]}")
-            jobs.append(_Job(pair.image, pair.mask, [out], None))
-            continue
+        if out.suffix and held_by and out.suffix.lower() not in held_by:
+            raise UsageError(f"--out {out}: {out.suffix} cannot hold {pair.image} as it is; take {held_by[0]}")
         stem, suffix = out / pair.name, held_by[0] if held_by else ".png"
-        ends = [suffix] if num == 1 else [f"-{i}{suffix}" for i in range(num)]
-        sheet = None if num == 1 else stem.with_name(f"{stem.name}-sheet.png")
-        jobs.append(_Job(pair.image, pair.mask, [stem.with_name(stem.name + end) for end in ends], sheet))
-    targets = [target for job in jobs for target in (*job.targets, job.sheet) if target is not None]
-    several = [target for target, times in Counter(os.path.normcase(target) for target in targets).items() if times > 1]
-    if several:
+        ends = [suffix] if num == 1 else [*(f"-{i}{suffix}" for i in range(num)), "-sheet.png"]
+        jobs.append((pair, [out] if out.suffix else [stem.with_name(stem.name + end) for end in ends]))
+    targets = [target for _, files in jobs for target in files]
+    if several := [name for name, times in Counter(map(os.path.normcase, targets)).items() if times > 1]:
         raise UsageError(f"several images would be written to {several[0]}: rename one")
-    masks = {job.mask.resolve() for job in jobs if job.mask is not None}
+    masks = {pair.mask.resolve() for pair in masked if pair.mask is not None}
     for target in targets:
         outputs.claim(target, file=True, overwrite=overwrite)
         if target.resolve() in masks:
@@ -176,7 +143,7 @@ def _jobs(images: Sequence[Path], mask: Path | None, out: Path, num: int, overwr
 
 
 def _corners(box: str) -> tuple[int, int, int, int]:
-    """What --box says: x0, y0, x1, y1."""
+    """Return x0, y0, x1, y1 of --box, in pixels. Raises UsageError for anything else, and for an empty box."""
     if re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9}){3}", box) is None:
         raise UsageError(f"--box takes four whole numbers x0,y0,x1,y1, such as 40,30,120,90, not {box!r}")
     x0, y0, x1, y1 = map(int, box.split(","))

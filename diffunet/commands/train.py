@@ -1,6 +1,4 @@
-"""`diffunet train`: a model trained on a folder of images."""
-
-from __future__ import annotations
+"""`diffunet train` trains a model on a folder of images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,12 +6,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional, arg
 
 from diffunet import variables
 from diffunet.commands import arguments
 from diffunet.commands.progress import main_process, progress, tell
-from diffunet.config import Config, DataConfig, DiffusionConfig, ModelConfig, TaskName, TrainConfig
+from diffunet.config import Config, DataConfig, DiffusionConfig, ModelConfig, TrainConfig
+from diffunet.names import TaskName
+
+SHORT = {"task": "diffusion", "image_size": "data", "classes": "data"}
+SHORT |= dict.fromkeys(("steps", "batch_size", "seed", "threads"), "train")
+"""Options that are short for those of a section of the config."""
 
 
 @dataclass
@@ -26,7 +28,7 @@ class Train:
     RUN/config.toml. Stop with Ctrl-C; go on with --resume. Many GPUs: accelerate launch -m diffunet train ...
     """
 
-    folder: Annotated[Positional[Path], arg(metavar="DATA")]
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
     """Folder of images, searched recursively."""
     out: Path
     """Run folder, made here."""
@@ -64,40 +66,25 @@ class Train:
 
 def train(args: Sequence[str]) -> None:
     """Train a model on a folder of images."""
-    default = arguments.base_config(args)
     missing: Any = tyro.MISSING
-    chosen = arguments.parse(
-        Train, args, "train",
-        Train(missing, missing, **{name: getattr(default, name) for name in Config.model_fields}),
-    )  # fmt: skip
+    chosen = arguments.parse(Train, args, "train", Train(missing, missing, **dict(arguments.base_config(args))))
     config = Config(model=chosen.model, diffusion=chosen.diffusion, data=chosen.data, train=chosen.train)
-    for section, name, value in (
-        ("diffusion", "task", chosen.task),
-        ("data", "image_size", chosen.image_size),
-        ("data", "classes", chosen.classes or None),
-        ("train", "steps", chosen.steps),
-        ("train", "batch_size", chosen.batch_size),
-        ("train", "seed", chosen.seed),
-        ("train", "threads", chosen.threads),
-    ):
-        if value is not None:
+    for name, section in SHORT.items():
+        value = getattr(chosen, name)
+        if value is not None and value is not False:  # without --classes the config decides
             config = config.changed(section, **{name: value})
-
     if config.train.deterministic:
         variables.deterministic()
 
     from diffunet.training.stop import StopFlag, on_signals
 
     with on_signals(StopFlag()), progress("training", quiet=not main_process()) as show:
-        from diffunet.training.loop import TrainProgress
         from diffunet.training.loop import train as run
 
-        def on_step(p: TrainProgress) -> None:
-            show(p.step, p.steps, f"loss {p.loss:.4f}" if p.loss == p.loss else "")
-
         model = run(
-            config, chosen.folder, chosen.out, resume=chosen.resume, init=chosen.init,
-            accept_new_data=chosen.accept_new_data, device=chosen.device, on_step=on_step,
+            config, chosen.folder, chosen.out, resume=chosen.resume, init=chosen.init, device=chosen.device,
+            accept_new_data=chosen.accept_new_data,
+            on_step=lambda p: show(p.step, p.steps, f"loss {p.loss:.4f}" if p.loss == p.loss else ""),
         )  # fmt: skip
     if main_process():
         tell(f"done: {model}. Try: diffunet sample {chosen.out} --out samples.png --grid")

@@ -1,77 +1,57 @@
-"""Cutting a batch out of stored images: crop or padding, and a mirror image now and then.
+"""Functions that make a batch of stored images, which are cropped or padded to a square, and some of them mirrored.
 
-The draws of an image come from its own generator, in a fixed order: the flip, then the crop's row and column.
+The draws of an image come from its own generator in a fixed order: the flip, then the crop's row and column.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 
 from diffunet.pictures import images as pictures
-from diffunet.pictures.images import Pixels
-
-FITS = ("crop", "random", "pad")
+from diffunet.pictures.images import Colour, Pixels
 
 
 class Images(Protocol):
-    """A sequence of uint8 [h w C] of any sizes."""
+    """A sequence of images, uint8 [h w C], of any sizes."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Pixels: ...
 
 
-def crop_box(h: int, w: int, size: int, fit: str, generator: np.random.Generator | None) -> tuple[int, int]:
-    """(top, left) of a square of `size` in [h w]: anywhere for fit "random" with a generator, else in the middle.
+def square(image: Pixels, size: int, fit: str, background: Colour, generator: Generator | None = None) -> Pixels:
+    """Return an image [h w C] as a square of side `size`, [size size C].
 
-    "random" takes two draws from the generator, whatever the size of the image.
+    For fit "pad" it is laid on `background`, with 4 channels of alpha 0. For "random" it is cropped anywhere, with two
+    draws from the generator whatever the size of the image; for "crop", or without a generator, in the middle.
     """
-    assert min(h, w) >= size, (h, w, size)
-    if fit != "random" or generator is None:
-        return (h - size) // 2, (w - size) // 2
-    down, right = generator.random(2)
-    return int(down * (h - size + 1)), int(right * (w - size + 1))
-
-
-def square(
-    image: Pixels,
-    image_size: int,
-    fit: str,
-    background: tuple[int, int, int],
-    generator: np.random.Generator | None = None,
-) -> Pixels:
-    """One image [h w C] as [image_size image_size C]: cut, or padded with `background` (of alpha 0 with 4 channels)."""
     h, w, channels = image.shape
-    if fit != "pad":
-        top, left = crop_box(h, w, image_size, fit, generator)
-        return image[top : top + image_size, left : left + image_size]
-    assert max(h, w) <= image_size, (h, w, image_size)
-    if h == w == image_size:
-        return image
-    padded = np.empty((image_size, image_size, channels), np.uint8)
-    padded[:] = pictures.background_of(background, channels)
-    top, left = (image_size - h) // 2, (image_size - w) // 2
-    padded[top : top + h, left : left + w] = image
-    return padded
+    if fit == "pad":
+        assert max(h, w) <= size, (h, w, size)
+        if h == w == size:
+            return image
+        padded = np.full((size, size, channels), pictures.background_of(background, channels), np.uint8)
+        top, left = (size - h) // 2, (size - w) // 2
+        padded[top : top + h, left : left + w] = image
+        return padded
+    assert min(h, w) >= size, (h, w, size)
+    top, left = (h - size) // 2, (w - size) // 2
+    if fit == "random" and generator is not None:
+        down, right = generator.random(2)
+        top, left = int(down * (h - size + 1)), int(right * (w - size + 1))
+    return image[top : top + size, left : left + size]
 
 
 def gather(
-    images: Images,
-    indices: Sequence[int] | NDArray[np.int64],
-    generators: Sequence[np.random.Generator | None],
-    *,
-    image_size: int,
-    fit: str,
-    flip: bool,
-    background: tuple[int, int, int] = pictures.WHITE,
-) -> Pixels:
-    """The images `indices`, in that order, as uint8 [B image_size image_size C].
+    images: Images, indices: Sequence[int] | NDArray[np.int64], generators: Sequence[Generator | None], *,
+    image_size: int, fit: str, flip: bool, background: Colour = pictures.WHITE,
+) -> Pixels:  # fmt: skip
+    """Return the images at `indices`, in that order, as a batch uint8 [B image_size image_size C].
 
-    `generators` has one entry for each; None means for evaluation: the centre crop, not flipped.
+    `generators` has one entry for each image. With None the image is as for evaluation: its middle, not flipped.
     """
     batch = []
     for index, generator in zip(indices, generators, strict=True):

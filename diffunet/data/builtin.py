@@ -1,13 +1,12 @@
-"""Known data sets as image folders: one subfolder for each class, PNG files with zero-padded numbers."""
-
-from __future__ import annotations
+"""Known data sets, written as folders of images: a subfolder for each class, with numbered PNG files."""
 
 import difflib
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,78 +18,66 @@ from diffunet.files import replace
 from diffunet.pictures import images
 from diffunet.pictures.images import Pixels
 
-DIGITS_SIZE = 16
-
+_NUMBERS = tuple("0123456789")
 _FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 
 
-@dataclass(frozen=True)
-class Known:
-    """A data set: `load(download_root)` gives pairs of image and label by number, and `names` of the classes if it
-    has no `classes` of its own."""
+class Known(NamedTuple):
+    """A data set. `load(download_root)` returns a sequence of pairs of image and label.
+
+    `names` are those of the classes, unless the sequence has them as its attribute `classes`.
+    """
 
     load: Callable[[Path], Any]
     names: tuple[str, ...] = ()
 
 
-def _torchvision(name: str, **options: Any) -> Callable[[Path], Any]:
-    def load(root: Path) -> Any:
-        from torchvision import datasets
+def _torchvision(name: str, root: Path, **options: Any) -> Any:
+    from torchvision import datasets
 
-        return getattr(datasets, name)(root=root, download=True, **options)
-
-    return load
+    return getattr(datasets, name)(root=root, download=True, **options)
 
 
 def _digits(root: Path) -> list[tuple[Image.Image, int]]:
-    pixels, labels = load_digits_arrays()
-    return [(images.from_array(image), int(label)) for image, label in zip(pixels, labels, strict=True)]
+    return [(images.from_array(image), int(label)) for image, label in zip(*load_digits_arrays(), strict=True)]
 
-
-_NUMBERS = tuple(str(n) for n in range(10))
 
 DATASETS: dict[str, Known] = {
     "digits": Known(_digits, _NUMBERS),
-    "mnist": Known(_torchvision("MNIST", train=True), _NUMBERS),
-    "fashion-mnist": Known(_torchvision("FashionMNIST", train=True), _FASHION),
-    "cifar10": Known(_torchvision("CIFAR10", train=True)),
-    "cifar100": Known(_torchvision("CIFAR100", train=True)),
-    "svhn": Known(_torchvision("SVHN", split="train"), _NUMBERS),
-    "flowers102": Known(_torchvision("Flowers102", split="test")),  # its "test" is the largest part, 6,149 images
-    "stl10": Known(_torchvision("STL10", split="train")),
+    "mnist": Known(partial(_torchvision, "MNIST", train=True), _NUMBERS),
+    "fashion-mnist": Known(partial(_torchvision, "FashionMNIST", train=True), _FASHION),
+    "cifar10": Known(partial(_torchvision, "CIFAR10", train=True)),
+    "cifar100": Known(partial(_torchvision, "CIFAR100", train=True)),
+    "svhn": Known(partial(_torchvision, "SVHN", split="train"), _NUMBERS),
+    "flowers102": Known(partial(_torchvision, "Flowers102", split="test")),  # the largest part, 6,149 images
+    "stl10": Known(partial(_torchvision, "STL10", split="train")),
 }
 
 
 def load_digits_arrays() -> tuple[Pixels, NDArray[np.int64]]:
-    """scikit-learn's handwritten digits: uint8 [1797 16 16 1], white on black, and their labels, int64 [1797]."""
+    """Return scikit-learn's handwritten digits, uint8 [1797 16 16 1], white on black, and the labels, int64 [1797]."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     small = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # 8x8, 0..16
-    large = [images.resize(image[..., None], DIGITS_SIZE, DIGITS_SIZE) for image in small]
-    return np.stack(large), digits.target.astype(np.int64)
+    return np.stack([images.resize(x[..., None], 16, 16) for x in small]), digits.target.astype(np.int64)
 
 
 def prepare(
-    name: str,
-    out: Path,
-    *,
-    download_root: Path | None = None,
-    limit: int | None = None,
+    name: str, out: Path, *, download_root: Path | None = None, limit: int | None = None,
     progress: Progress | None = None,
-) -> int:
+) -> int:  # fmt: skip
     """Write the data set `name` to the folder `out` and return the number of images.
 
-    Downloads are kept in `download_root`, or dropped where there is none. `limit` takes so many, spread evenly over the
-    data set. `out` is there when all is written, and not before.
+    A download is kept in `download_root`, or else deleted. With `limit` only so many images are written, spread evenly
+    over the data set. The folder `out` appears only when all is written.
 
     Raises:
-        UsageError: a name that is not in `DATASETS`, or an `out` that holds something.
-        DataError: a download that failed.
-        ResourceError: a disk that is full or a folder that cannot be written.
+        UsageError: `name` is not in `DATASETS`, or `out` is a file or holds something.
+        DataError: The download failed.
+        ResourceError: The disk is full or the folder cannot be written.
     """
-    known = DATASETS.get(name)
-    if known is None:
+    if name not in DATASETS:
         close = difflib.get_close_matches(name, DATASETS, cutoff=0.4) or list(DATASETS)
         raise UsageError(f"no data set {name!r}; did you mean {' or '.join(close)}? (all: {', '.join(DATASETS)})")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -99,8 +86,11 @@ def prepare(
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", ignore_cleanup_errors=True) as parts:
             temporary = Path(parts)
-            data = _load(name, known, download_root or temporary / "download")
-            count = _write(data, known.names or _names_of(data), temporary / "images", limit, progress)
+            data = _load(name, download_root or temporary / "download")
+            classes = DATASETS[name].names or getattr(data, "classes", None)
+            if not classes:
+                classes = [str(n) for n in range(1 + max(int(label) for _, label in data))]
+            count = _write(data, classes, temporary / "images", limit, progress)
             if out.exists():
                 out.rmdir()  # empty; Windows does not rename over a folder
             replace(temporary / "images", out)
@@ -109,44 +99,28 @@ def prepare(
     return count
 
 
-def _load(name: str, known: Known, download_root: Path) -> Any:
+def _load(name: str, download_root: Path) -> Any:
     try:
         download_root.mkdir(parents=True, exist_ok=True)
-        return known.load(download_root)
+        return DATASETS[name].load(download_root)
     except Error:
         raise
-    except Exception as error:  # no network, a moved address, a checksum, a disk: torchvision raises any of a dozen
+    except Exception as error:  # no network, a moved address, a wrong checksum: torchvision raises any of a dozen types
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{name} cannot be downloaded: {reason}") from error
 
 
-def _names_of(data: Any) -> tuple[str, ...]:
-    """Its class names; numbers where it has none."""
-    names = getattr(data, "classes", None)
-    if names:
-        return tuple(cast("Sequence[str]", names))
-    return tuple(str(n) for n in range(1 + max(int(label) for _, label in data)))
-
-
-def _write(data: Any, names: Sequence[str], out: Path, limit: int | None, progress: Progress | None) -> int:
+def _write(data: Any, classes: Sequence[str], out: Path, limit: int | None, progress: Progress | None) -> int:
     total = len(data)
-    count = min(total, limit) if limit else total
-    folders = [_folder_name(name) for name in names]
-    digits = len(str(total - 1))
+    count = min(total, limit or total)
+    # A name in a form that is the name of a folder on every system.
+    folders = [out / (re.sub(r"[^\w\- ]", "_", name).strip() or "_") for name in classes]
     for folder in folders:
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    for done, n in enumerate(_spread(total, count), 1):
+        folder.mkdir(parents=True, exist_ok=True)
+    for done in range(count):
+        n = done * total // count
         image, label = data[n]
-        image.save(out / folders[int(label)] / f"{n:0{digits}}.png")
+        image.save(folders[int(label)] / f"{n:0{len(str(total - 1))}}.png")
         if progress is not None:
-            progress(done, count)
+            progress(done + 1, count)
     return count
-
-
-def _spread(total: int, count: int) -> Iterable[int]:
-    return (n * total // count for n in range(count))
-
-
-def _folder_name(name: str) -> str:
-    """A class name that is a folder name on every system."""
-    return "".join(c if c.isalnum() or c in "-_ " else "_" for c in name).strip() or "_"

@@ -1,81 +1,143 @@
-"""What lies in a cache folder: memory-mapped uint8 pixels of nearly the right size, with an index.
+"""The form in which decoded images are stored, and their cache: a folder of memory-mapped pixels, with an index.
 
-    pixels-GENERATION.bin    the images, one after the other, uint8 [h w C] each
-    index-GENERATION.npz     their paths, hashes, sizes and statistics, and what a file looked like when it was read
-    manifest.json            names the generation; written last, so that what it names is whole
+    pixels-GENERATION.bin    the images one after the other, each uint8 [h w C]
+    index-GENERATION.npz     their paths, hashes, sizes and sums, and the size and time of change of each file when read
+    manifest.json            names the current generation; it is written last, so that what it names is whole
     lock                     held by the one process that looks or builds
 
-The index is checked against its hash when it is opened, and the length of the pixels is. Each image is checked against
-its checksum when it is first used: all of them before the start would take minutes for a large data set.
+When the folder is opened, the index is checked against its hash, and the pixels are checked for their length. An image
+is checked against its checksum when it is first used, since checking all of a large data set would take minutes.
 """
 
-from __future__ import annotations
-
 import contextlib
+import hashlib
 import json
+import os
+import sys
+import tempfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffunet import files
 from diffunet.data import index
-from diffunet.data.folder import Rejected, printable
-from diffunet.data.index import Index, Paths
-from diffunet.errors import DataError
+from diffunet.data.folder import ImageFile, Rejected, native, printable
+from diffunet.data.index import Paths
+from diffunet.errors import DataError, UsageError
+from diffunet.pictures import images
 from diffunet.pictures.images import Pixels
 
-VERSION = 2  # of the files, and of how pixels are made; another one makes another cache folder
-
-
-def row_type(channels: int) -> np.dtype:
-    """What is known of an image. `total` and `squares` are sums over its middle square, for each channel."""
-    return np.dtype(
-        [
-            ("file", index.FILE),
-            ("stamp", "<i8", (2,)),  # size in bytes, time of change in ns
-            ("shape", "<i4", (3,)),
-            ("crc32", "<u4"),  # of the pixels
-            ("total", "<i8", (channels,)),
-            ("squares", "<i8", (channels,)),
-        ]
-    )
+VERSION = 2  # of the files and of how pixels are made; each version has cache folders of its own
+MAX_ASPECT = 4  # the largest ratio of the sides: of a longer image the middle is kept, for the fits that crop anyway
 
 
 @dataclass(frozen=True)
-class Rows:
-    """An index: paths, and of type `row_type` a row for each."""
+class Layout:
+    """The form in which the images of a data set are stored; see `open_dataset` for the fields."""
+
+    image_size: int
+    channels: int
+    fit: str
+    background: images.Colour
+    margin: float
+
+    @property
+    def short(self) -> int:
+        """The length in pixels of a stored image's short side, or with fit "pad" the most that it can be."""
+        return max(self.image_size, round(self.image_size * self.margin)) if self.fit == "random" else self.image_size
+
+    def arrange(self, pixels: Pixels) -> Pixels:
+        """Return the pixels of a file, uint8 [H W C], resized to the size that is stored; they are never stretched."""
+        h, w, _ = pixels.shape
+        if self.fit == "pad":
+            scale = self.image_size / max(h, w)
+            return images.resize(pixels, max(1, round(h * scale)), max(1, round(w * scale)))
+        cap = MAX_ASPECT * min(h, w)
+        top, left = max(0, h - cap) // 2, max(0, w - cap) // 2
+        pixels = pixels[top : top + cap, left : left + cap]
+        h, w, _ = pixels.shape
+        scale = self.short / min(h, w)
+        return images.resize(pixels, max(self.short, round(h * scale)), max(self.short, round(w * scale)))
+
+
+def decode_file(root: Path, path: str, layout: Layout) -> tuple[ImageFile, Pixels]:
+    """Read a file and return the facts about it and its pixels as stored, or raise DataError with the reason."""
+    content = images.read_bytes(root / native(path))
+    # Decoded at twice the size that is wanted at least, so that the better filter of `resize` does the last halving.
+    with images.decoding(content, draft=2 * layout.short) as decoded:
+        file = ImageFile(path, hashlib.sha256(content).hexdigest(), *decoded[1:])
+        return file, layout.arrange(images.to_array(decoded.image, layout.channels, layout.background))
+
+
+def folder_of(chosen: Path | None, source: Path, layout: Layout) -> Path:
+    """Return the folder for the images of `source` in this layout, inside the `chosen` folder.
+
+    Without a choice it is inside the user's folder for caches, which the environment variable DIFFUNET_CACHE may name,
+    or else inside one among temporary files. UsageError is raised where the folder cannot be written.
+    """
+    parts = [VERSION, os.fsencode(source).hex(), *asdict(layout).values()]
+    name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+    if chosen is not None:
+        if not _writable(chosen):
+            raise UsageError(f"--data.cache {chosen}: cannot be written; choose another folder, or off")
+        return chosen / name
+    with contextlib.suppress(RuntimeError):  # no home at all, as in some containers
+        if _writable(home := _user_cache()):
+            return home / name
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    try:
+        return Path(tempfile.gettempdir(), f"diffunet-cache-{user}", name)
+    except FileNotFoundError:
+        raise UsageError("no folder for decoded images can be written; choose one with --data.cache, or off") from None
+
+
+def _user_cache() -> Path:
+    if chosen := os.environ.get("DIFFUNET_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "diffunet" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "diffunet"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffunet"
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def row_type(channels: int) -> np.dtype:
+    """Return the type of an image's row. `total` and `squares` are sums over its middle square, for each channel."""
+    sums, stamp = ("<i8", (channels,)), ("<i8", (2,))  # a stamp is the size in bytes and the time of change in ns
+    return np.dtype([("file", index.FILE), ("stamp", *stamp), ("shape", "<i4", (3,)), ("crc32", "<u4"),
+                     ("total", *sums), ("squares", *sums)])  # fmt: skip
+
+
+class Rows(NamedTuple):
+    """The index of a cache: sorted paths, and a table with a row of type `row_type` for each."""
 
     paths: Paths
     table: NDArray[np.void]
 
-    @classmethod
-    def of(cls, paths: Paths, table: NDArray[np.void], usable: NDArray[np.bool_]) -> Rows:
-        """Of all that was looked at, what is `usable`."""
-        if usable.all():
-            return cls(paths, table)
-        places = np.flatnonzero(usable)
-        return cls(paths.take(places), table[places])
-
-    @cached_property
-    def files(self) -> Index:
-        """The files of the images."""
-        return Index(self.paths, self.table["file"].copy())
-
 
 class Damaged(DataError):
-    """A stored image is not what was written."""
+    """A stored image is not what was written to the cache."""
 
 
 class Stored:
-    """The images of a generation."""
+    """The images of a generation as a sequence of uint8 [h w C], mapped from the file; a damaged one raises Damaged."""
 
     def __init__(self, folder: Path, generation: str, rows: Rows) -> None:
-        self._file, self._index = pixels_of(folder, generation), index_of(folder, generation)
+        self._file, self._index = paths_of(folder, generation)
         self._paths = rows.paths
         self._pixels = np.asarray(np.memmap(self._file, np.uint8, "r"))
         self._shapes = rows.table["shape"].copy()
@@ -102,9 +164,8 @@ class Stored:
         return pixels.reshape(h, w, c)
 
 
-@dataclass(frozen=True)
-class Generation:
-    """What a cache folder holds; `rejected` are the files that could not be used."""
+class Generation(NamedTuple):
+    """What a cache folder holds at a time; `rejected` are the paths of the files that could not be decoded."""
 
     name: str
     rows: Rows
@@ -112,28 +173,21 @@ class Generation:
     images: Stored
 
 
-def pixels_of(folder: Path, generation: str) -> Path:
-    """The file of its pixels."""
-    return folder / f"pixels-{generation}.bin"
-
-
-def index_of(folder: Path, generation: str) -> Path:
-    """The file of its index."""
-    return folder / f"index-{generation}.npz"
+def paths_of(folder: Path, generation: str) -> tuple[Path, Path]:
+    """Return the paths of a generation's pixels and of its index."""
+    return folder / f"pixels-{generation}.bin", folder / f"index-{generation}.npz"
 
 
 def load(folder: Path) -> Generation | None:
-    """What is in `folder`, or None where there is nothing or any of it is missing, cut short or changed."""
+    """Return the current generation in `folder`, or None where there is none, or it is incomplete or damaged."""
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
         name = manifest["generation"]
-        if (
-            manifest["version"] != VERSION
-            or files.sha256(index_of(folder, name)) != manifest["index_sha256"]
-            or pixels_of(folder, name).stat().st_size != manifest["pixels_bytes"]
-        ):
+        pixels_path, index_path = paths_of(folder, name)
+        whole = VERSION, files.sha256(index_path), pixels_path.stat().st_size
+        if whole != (manifest["version"], manifest["index_sha256"], manifest["pixels_bytes"]):
             return None
-        with np.load(index_of(folder, name), allow_pickle=False) as content:
+        with np.load(index_path, allow_pickle=False) as content:
             rows = Rows(Paths(content["paths"].tobytes()), content["table"])
             rejected = Paths(content["rejected"].tobytes())
         return Generation(name, rows, rejected, Stored(folder, name, rows))
@@ -141,30 +195,25 @@ def load(folder: Path) -> Generation | None:
         return None
 
 
-def commit(folder: Path, generation: str, rows: Rows, rejected: Sequence[Rejected], source: Path) -> Generation:
-    """Write the index of a generation whose pixels are written, and make it the one that counts."""
-    pixels_path, index_path = pixels_of(folder, generation), index_of(folder, generation)
+def commit(folder: Path, generation: str, rows: Rows, rejected: Sequence[Rejected], source: Path) -> Stored:
+    """Write the index of a generation whose pixels are written already, make it current, and return its images."""
+    pixels_path, index_path = paths_of(folder, generation)
     files.fsync(pixels_path)
-    unusable = Paths.of(r.path for r in rejected)
+    unusable = np.frombuffer(Paths.of(file.path for file in rejected).blob, np.uint8)
     with files.replacing(index_path) as temporary, temporary.open("wb") as file:
-        paths, others = (np.frombuffer(part.blob, np.uint8) for part in (rows.paths, unusable))
-        np.savez(file, paths=paths, rejected=others, table=rows.table)
+        np.savez(file, paths=np.frombuffer(rows.paths.blob, np.uint8), rejected=unusable, table=rows.table)
     manifest = {
-        "version": VERSION,
-        "source": printable(str(source)),
-        "generation": generation,
-        "pixels_bytes": pixels_path.stat().st_size,
-        "index_sha256": files.sha256(index_path),
-    }
-    new = Generation(generation, rows, unusable, Stored(folder, generation, rows))
+        "version": VERSION, "source": printable(str(source)), "generation": generation,
+        "pixels_bytes": pixels_path.stat().st_size, "index_sha256": files.sha256(index_path),
+    }  # fmt: skip
+    stored = Stored(folder, generation, rows)  # first: what cannot be mapped must not become the current one
     files.write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1))
-    return new
+    return stored
 
 
 def delete_others(folder: Path, generation: str) -> None:
-    """Other generations, and what a killed process left. Windows keeps those that are still mapped until next time."""
-    for pattern in ("pixels-*", "index-*", ".*.tmp"):
-        for path in folder.glob(pattern):
-            if path.stem.partition("-")[2] != generation:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+    """Delete all other generations and what a process that was killed left."""
+    for path in (path for pattern in ("pixels-*", "index-*", ".*.tmp") for path in folder.glob(pattern)):
+        if path.stem.partition("-")[2] != generation:
+            with contextlib.suppress(OSError):  # Windows keeps a file that a process has mapped; it goes next time
+                path.unlink()

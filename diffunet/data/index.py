@@ -1,4 +1,4 @@
-"""The files of a data set in columns, about 100 bytes for each, and as a text that tells later what has changed.
+"""The list of a data set's files: a compact table in memory, and a text by which a resumed run detects changes.
 
 The text has a line for each image, as `sha256sum` writes it; in the folder of images `sha256sum --check` reads it:
 
@@ -7,20 +7,16 @@ The text has a line for each image, as `sha256sum` writes it; in the folder of i
     ...
     # <number of images> images, sha256 <of all that is above this line>
 
-In a path with a backslash or a line break these are escaped, and a backslash stands before the hash.
+A backslash and a line break in a path are written as escapes, and a backslash then stands before the hash.
 """
 
-from __future__ import annotations
-
 import hashlib
-import itertools
 import re
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, overload
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,40 +25,32 @@ from diffunet import files
 from diffunet.data.folder import ImageFile, printable
 
 VERSION = 1  # of the text
-
 FILE = np.dtype([("sha256", "u1", (32,)), ("width", "<i4"), ("height", "<i4"), ("mode", "S8"), ("format", "S8")])
-"""An `ImageFile` without its path."""
-
-_ESCAPED = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
+"""An `ImageFile` without its path, as a row of a table."""
+HELD_OUT_MAX = 1000  # the most images that training holds out, whatever their share
+_ESCAPED = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
 _UNESCAPED = {b"\\": b"\\", b"n": b"\n", b"r": b"\r"}
 
 
-class Paths(Sequence[str]):
-    """Sorted paths in one piece of memory. `blob` has them as UTF-8, a NUL after each."""
+class Paths:
+    """Sorted paths in one piece of memory: `blob` holds them as UTF-8, each followed by a NUL."""
 
     def __init__(self, blob: bytes) -> None:
         self.blob = blob
         self._ends = np.flatnonzero(np.frombuffer(blob, np.uint8) == 0)
 
     @classmethod
-    def of(cls, paths: Iterable[str]) -> Paths:
-        """From paths that are sorted already."""
+    def of(cls, paths: Iterable[str]) -> Self:
+        """Make it from paths that are sorted already."""
         blob = bytearray()
         for path in paths:
-            blob += path.encode()
-            blob.append(0)
+            blob += path.encode() + b"\0"
         return cls(bytes(blob))
 
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[n] for n in range(len(self))[index]]
+    def __getitem__(self, index: int) -> str:
         end = self._ends[index]
         return self.blob[self.blob.rfind(b"\0", 0, end) + 1 : end].decode()
 
@@ -72,183 +60,131 @@ class Paths(Sequence[str]):
             yield self.blob[start:end].decode()
             start = end + 1
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Paths) and self.blob == other.blob
+    def take(self, places: NDArray[np.int64]) -> Self:
+        """Return the paths at `places`, which ascend."""
+        return self if len(places) == len(self) else self.of(self[n] for n in places)
 
-    __hash__ = None  # type: ignore[assignment]
-
-    def take(self, places: NDArray[np.int64]) -> Paths:
-        """Those at `places`, which ascend."""
-        if len(places) == len(self):
-            return self
-        return Paths.of(self[n] for n in places)
-
-    def places_in(self, other: Paths) -> NDArray[np.int64]:
-        """int64 [N]: where each of these is in `other`, -1 where it is not."""
+    def places_in(self, other: Self) -> NDArray[np.int64]:
+        """Return the place of each path in `other`, or -1 where it is not there, int64 [N]."""
         if self.blob == other.blob:
             return np.arange(len(self), dtype=np.int64)
-        places = np.full(len(self), -1, np.int64)
-        theirs = enumerate(other)
-        there = next(theirs, None)
+        places, pairs = np.full(len(self), -1, np.int64), enumerate(other)
+        place, candidate = next(pairs, (-1, None))
         for n, path in enumerate(self):
-            while there is not None and there[1] < path:
-                there = next(theirs, None)
-            if there is not None and there[1] == path:
-                places[n] = there[0]
+            # Both are sorted, so the other's paths are gone through only once.
+            while candidate is not None and candidate < path:
+                place, candidate = next(pairs, (-1, None))
+            if candidate == path:
+                places[n] = place
         return places
 
 
-class Contents(Mapping[str, str]):
-    """Path -> sha256 (hex) of an index, sorted by path. `hashes` is uint8 [N 32]."""
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """The sorted paths of the files of a data set, and the SHA-256 of the content of each, uint8 [N 32]."""
 
-    def __init__(self, paths: Paths, hashes: NDArray[np.uint8]) -> None:
-        self.paths, self.hashes = paths, hashes
+    paths: Paths
+    hashes: NDArray[np.uint8]
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.paths)
-
-    def __getitem__(self, path: str) -> str:
-        n = bisect_left(self.paths, path)
-        if n == len(self) or self.paths[n] != path:
-            raise KeyError(path)
-        return bytes(self.hashes[n]).hex()
-
-    def pairs(self) -> Iterator[tuple[str, str]]:
-        """(path, sha256) of each: as `items`, many times faster."""
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Yield the pairs of path and hash, the hash in hexadecimal digits."""
         paths = iter(self.paths)
-        for start in range(0, len(self), 1024):
+        for start in range(0, len(self), 1024):  # converting hashes one by one is many times slower
             digits = self.hashes[start : start + 1024].tobytes().hex()
             for n in range(0, len(digits), 64):
                 yield next(paths), digits[n : n + 64]
 
 
 @dataclass(frozen=True, eq=False)
-class Index(Sequence[ImageFile]):
-    """Image files sorted by path, each made when it is asked for. `table` is `FILE` [N]."""
+class Index:
+    """Image files sorted by path, whose objects are made only when asked for. `table` is of type `FILE`, [N]."""
 
     paths: Paths
     table: NDArray[np.void]
 
-    @classmethod
-    def of(cls, image_files: Iterable[ImageFile]) -> Index:
-        """From files in any order."""
-        if isinstance(image_files, Index):
-            return image_files
-        ordered = sorted(image_files, key=lambda file: file.path)
-        return cls(Paths.of(file.path for file in ordered), np.array([row(file) for file in ordered], FILE))
-
     def __len__(self) -> int:
         return len(self.table)
 
-    @overload
-    def __getitem__(self, index: int) -> ImageFile: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[ImageFile]: ...
-    def __getitem__(self, index: int | slice) -> ImageFile | list[ImageFile]:
-        if isinstance(index, slice):
-            return [self[n] for n in range(len(self))[index]]
+    def __getitem__(self, index: int) -> ImageFile:
         content, width, height, mode, kind = self.table[index].item()
         return ImageFile(self.paths[index], bytes(content).hex(), width, height, mode.decode(), kind.decode())
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Index) and self.paths == other.paths and np.array_equal(self.table, other.table)
-
-    __hash__ = None  # type: ignore[assignment]
-
     def __iter__(self) -> Iterator[ImageFile]:
-        columns = (self.table[name].flat for name in ("width", "height", "mode", "format"))
-        for (path, sha256), width, height, mode, kind in zip(self.contents.pairs(), *columns, strict=True):
-            yield ImageFile(path, sha256, int(width), int(height), mode.decode(), kind.decode())
+        return map(self.__getitem__, range(len(self)))
 
     @property
     def contents(self) -> Contents:
-        """Path -> sha256."""
+        """The paths and the hashes of the contents."""
         return Contents(self.paths, self.table["sha256"])
 
     def smaller_than(self, size: int) -> int:
-        """The number of images whose short side is below `size` pixels."""
+        """Return the number of images whose short side is below `size` pixels."""
         return int(np.count_nonzero((self.table["width"] < size) | (self.table["height"] < size)))
 
 
 def row(file: ImageFile) -> tuple[NDArray[np.uint8], int, int, bytes, bytes]:
-    """A file as a row of `FILE`."""
+    """Return a file as a row of type `FILE`."""
     content = np.frombuffer(bytes.fromhex(file.sha256), np.uint8)
     return content, file.width, file.height, file.mode.encode(), file.format.encode()
 
 
-def index_hash(image_files: Iterable[ImageFile]) -> str:
-    """What a data set is: sha256 over the sorted pairs of relative path and content hash."""
+def index_hash(image_files: Index) -> str:
+    """Return the identity of a data set: the SHA-256 over its sorted pairs of relative path and content hash."""
     digest = hashlib.sha256()
-    for path, content in Index.of(image_files).contents.pairs():
+    for path, content in image_files.contents:
         digest.update(f"{path}\0{content}\0".encode())
     return digest.hexdigest()
 
 
-HELD_OUT_MAX = 1000
-"""Images that training holds out at most, whatever their share."""
+def split(image_files: Index, fraction: float, cap: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return ascending indices (train, held out), with about `fraction` of the images held out and at most `cap`.
 
-
-def split(image_files: Sequence[ImageFile], fraction: float, cap: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(train, held out): ascending indices, about `fraction` of the images held out, at most `cap`.
-
-    An image is held out where its content hash, as a number in [0, 1), is below `fraction`; so it stays on its side
-    when others come and go, and copies are on the same side. Where `cap` is short, the lowest hashes are held out.
-    Below 20 images none is; from 20 on at least one content is where the cap allows it, and one is always left to
-    train on.
+    An image is held out where its content hash, as a number in [0, 1), is below `fraction`. It therefore stays on its
+    side when other images come and go, and copies are on the same side. Where more would be held out than `cap` allows,
+    the lowest hashes are. Of fewer than 20 images none is held out. From 20 images on at least one image, with
+    its copies, is held out, if the cap allows it, and one is always left to train on.
     """
-    if isinstance(image_files, Index):
-        hashes = image_files.table["sha256"].tobytes()
-    else:
-        hashes = b"".join(bytes.fromhex(file.sha256) for file in image_files)
+    hashes = image_files.table["sha256"].tobytes()
     contents, group, copies = np.unique(np.frombuffer(hashes, "S32"), return_inverse=True, return_counts=True)
-    # The first 52 bits are exact in a float. `contents` ascends, so those below `fraction` come first.
+    # A hash as a number: its first 52 bits, which are exact in a float. `contents` ascends, so the lowest come first.
     number = (np.frombuffer(contents.tobytes(), ">u8")[::4] >> 12).astype(np.float64) / 2**52
     below = max(1, int(np.count_nonzero(number < fraction)))
     held = np.zeros(len(contents), bool)
     if len(image_files) >= 20 and fraction > 0:
-        room = cap
         for n in range(min(below, len(contents) - 1)):
-            if copies[n] <= room:
+            if copies[n] <= cap:
                 held[n] = True
-                room -= copies[n]
-    chosen = held[group]
-    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+                cap -= copies[n]
+    return np.flatnonzero(~held[group]), np.flatnonzero(held[group])
 
 
-def write_index(path: Path, image_files: Sequence[ImageFile]) -> None:
-    """Write paths and content hashes as text; `path` holds all of it or what it held before."""
-    contents = Index.of(image_files).contents
-    digest = hashlib.sha256()
+def write_index(path: Path, image_files: Index) -> None:
+    """Write paths and content hashes as text; `path` then holds all of it, or what it held before."""
     with files.replacing(path) as temporary, temporary.open("wb") as file:
-        for line in _lines(contents):
+        digest = hashlib.sha256(head := f"# diffunet index {VERSION}\n".encode())
+        file.write(head)
+        for name, content in image_files.contents:
+            escaped = name.translate(_ESCAPED)
+            mark = "" if escaped == name else "\\"
+            line = f"{mark}{content}  {escaped}\n".encode()
             digest.update(line)
             file.write(line)
-        file.write(f"# {len(contents)} images, sha256 {digest.hexdigest()}\n".encode())
-
-
-def _lines(contents: Contents) -> Iterator[bytes]:
-    escapes = str.maketrans(_ESCAPED)
-    yield f"# diffunet index {VERSION}\n".encode()
-    for name, content in contents.pairs():
-        escaped = name.translate(escapes)
-        mark = "" if escaped == name else "\\"
-        yield f"{mark}{content}  {escaped}\n".encode()
+        file.write(f"# {len(image_files)} images, sha256 {digest.hexdigest()}\n".encode())
 
 
 def read_index(path: Path) -> Contents:
-    """Path -> sha256 (hex), as `write_index` wrote it.
+    """Return the paths and content hashes that `write_index` wrote.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is damaged, of a version that is not known here, or no index at all.
+        OSError: The file cannot be read.
+        ValueError: The file is damaged, of a version that is not known here, or no index at all.
     """
     with path.open("rb") as file:
         head = file.readline(100)
-        version = re.fullmatch(rb"# diffunet index (\d+)\n", head)
-        if version is None:
+        if (version := re.fullmatch(rb"# diffunet index (\d+)\n", head)) is None:
             raise ValueError(f"{path}: is damaged, or no index of images")
         if int(version[1]) != VERSION:
             raise ValueError(f"{path}: is an index of version {int(version[1])}, and this diffunet reads {VERSION}")
@@ -260,66 +196,48 @@ def read_index(path: Path) -> Contents:
 
 def _parsed(lines: BinaryIO, head: bytes) -> Contents:
     digest = hashlib.sha256(head)
-    paths, hashes = bytearray(), bytearray()
-    last = b""
+    paths, hashes, line = bytearray(), bytearray(), b""
     for line in lines:
         if line.startswith(b"#"):
-            last = line
             break
         digest.update(line)
         escaped = line.startswith(b"\\")
         hashes += bytes.fromhex(line[escaped : 64 + escaped].decode())
         name = line[66 + escaped : -1]
-        paths += re.sub(rb"\\([\\nr])", lambda match: _UNESCAPED[match[1]], name) if escaped else name
-        paths.append(0)
+        paths += (re.sub(rb"\\([\\nr])", lambda match: _UNESCAPED[match[1]], name) if escaped else name) + b"\0"
     contents = Contents(Paths(bytes(paths)), np.frombuffer(bytes(hashes), np.uint8).reshape(-1, 32))
-    if last != f"# {len(contents.hashes)} images, sha256 {digest.hexdigest()}\n".encode() or lines.read(1):
+    if line != f"# {len(contents.hashes)} images, sha256 {digest.hexdigest()}\n".encode() or lines.read(1):
         raise ValueError
     return contents
 
 
-def changes(old: Mapping[str, str] | Sequence[ImageFile], new: Mapping[str, str] | Sequence[ImageFile]) -> list[str]:
-    """What became of the files of `old`, in words: "2 new (a.png, b.png)", "1 missing (c.png)" and the like.
+def changes(old: Contents | Index, new: Contents | Index) -> list[str]:
+    """Return what became of the files of `old` in words, such as "2 new (a.png, b.png)" and "1 missing (c.png)".
 
-    Each is a path -> sha256 or the files of a data set. The list is empty where nothing has changed; a file whose
-    content is now under another path is renamed.
+    The list is empty where nothing has changed. A path that both have counts as changed where its content differs, and
+    a file that is now under another path with the same content counts as renamed.
     """
-    before, after = _contents(old), _contents(new)
-    there = after.paths.places_in(before.paths)
-    kept = np.flatnonzero(there >= 0)
-    changed = kept[(before.hashes[there[kept]] != after.hashes[kept]).any(axis=1)]
-    gone = np.ones(len(before), bool)
-    gone[there[kept]] = False
-
-    missing: dict[bytes, deque[int]] = {}  # the places in `before` of what has gone, by content
-    for n in map(int, np.flatnonzero(gone)):
-        missing.setdefault(before.hashes[n].tobytes(), deque()).append(n)
-    added: list[int] = []
-    renamed: list[str] = []
-    for n in map(int, np.flatnonzero(there < 0)):
-        if places := missing.get(after.hashes[n].tobytes()):
-            renamed.append(f"{printable(before.paths[places.popleft()])} to {printable(after.paths[n])}")
+    before, after = (files.contents if isinstance(files, Index) else files for files in (old, new))
+    places = after.paths.places_in(before.paths)
+    kept = np.flatnonzero(places >= 0)
+    changed = kept[(before.hashes[places[kept]] != after.hashes[kept]).any(axis=1)]
+    lost = np.setdiff1d(np.arange(len(before)), places[kept])
+    # A rename shows as a path that was lost and one that was added with the same content. Several files may have the
+    # same content, so each lost file is matched with at most one added file: of three copies that become one elsewhere,
+    # one is renamed and two are missing. Files still in place are not matched, or their copies would be renames.
+    unmatched: dict[bytes, deque[int]] = {}  # places in `before` of the lost files, by content
+    for n in map(int, lost):
+        unmatched.setdefault(before.hashes[n].tobytes(), deque()).append(n)
+    added, renamed = list[int](), list[str]()
+    for n in map(int, np.flatnonzero(places < 0)):
+        if sources := unmatched.get(after.hashes[n].tobytes()):
+            renamed.append(f"{printable(before.paths[sources.popleft()])} to {printable(after.paths[n])}")
         else:
             added.append(n)
-    lost = sorted(n for places in missing.values() for n in places)
-    return [
-        *_told("new", len(added), (printable(after.paths[n]) for n in added)),
-        *_told("missing", len(lost), (printable(before.paths[n]) for n in lost)),
-        *_told("changed", len(changed), (printable(after.paths[n]) for n in changed)),
-        *_told("renamed", len(renamed), iter(renamed)),
-    ]
-
-
-def _contents(index: Mapping[str, str] | Sequence[ImageFile]) -> Contents:
-    if isinstance(index, Contents):
-        return index
-    if isinstance(index, Mapping):
-        ordered = sorted(index.items())
-        hashes = b"".join(bytes.fromhex(content) for _, content in ordered)
-        return Contents(Paths.of(path for path, _ in ordered), np.frombuffer(hashes, np.uint8).reshape(-1, 32))
-    return Index.of(index).contents
-
-
-def _told(what: str, count: int, names: Iterator[str]) -> list[str]:
-    shown = ", ".join(itertools.islice(names, 3)) + (", ..." if count > 3 else "")
-    return [f"{count:,} {what} ({shown})"] if count else []
+    missing = sorted(n for sources in unmatched.values() for n in sources)
+    kinds: dict[str, tuple[Any, Paths]] = {
+        "new": (added, after.paths), "missing": (missing, before.paths), "changed": (changed, after.paths),
+    }  # fmt: skip
+    named = {kind: (len(chosen), [printable(paths[n]) for n in chosen[:3]]) for kind, (chosen, paths) in kinds.items()}
+    named["renamed"] = len(renamed), renamed[:3]
+    return [f"{n:,} {kind} ({', '.join(names)}{', ...' * (n > 3)})" for kind, (n, names) in named.items() if n]

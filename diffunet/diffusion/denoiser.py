@@ -1,12 +1,12 @@
-"""From a net to a denoiser: `D(x, sigma) = c_skip * x + c_out * net(c_in * x, c_noise(sigma))`, for every target.
+"""A denoiser D estimates the clean image from a noisy one by a net, whatever the net predicts (its target):
+`D(x, sigma) = c_skip * x + c_out * net(c_in * x, c_noise(sigma))`.
 
-Legend: B batch, C channels, H W height and width, A width of the augmentation vector.
+Legend: B batch, C channels, H W height and width, A size of the augmentation vector.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,11 @@ from diffunet.diffusion.schedules import Schedule
 
 
 class Denoised(NamedTuple):
-    """What a denoiser says of a noisy image.
+    """The output of a denoiser; `var` and `logvar` are None where the net does not learn them.
 
-    `x0` [B C H W] is the expected clean image. `var` [B C H W] is where between the small (0) and the large (1) one the
-    log of the variance of an ancestral step lies, `logvar` [B] the log of the weighted loss to expect at this sigma, in
-    training only; None where the net does not learn them.
+    `x0` [B C H W] is the expected clean image. `var` [B C H W] is the position of the log variance of an ancestral step
+    between its bounds, 0 for the small and 1 for the large variance (`samplers.log_variance`). `logvar` [B] is the log
+    of the weighted loss to be expected at this sigma, in training only.
     """
 
     x0: Tensor
@@ -28,223 +28,159 @@ class Denoised(NamedTuple):
 
 
 Denoise = Callable[[Tensor, Tensor], Denoised]
-"""(x [B C H W], sigma [B] or []) -> Denoised, conditions already bound."""
+"""(x [B C H W], sigma [B] or []) -> Denoised: a denoiser with its conditions bound, as samplers call it."""
+
+Condition = Tensor | None
+"""A condition of a net; None where there is none."""
 
 
-class Net(Protocol):
-    """What a Denoiser wraps: `net(c_in * x [B C' H W], c_noise [B], label, augment) -> [B C H W]`.
+@dataclass(frozen=True)
+class Target:
+    """A parametrisation: the coefficients of D as functions of sigma, and the output that training asks of the net.
 
-    It has 2 C channels where it learns the variance, and an `uncertainty(log_snr [B]) -> logvar [B]` where it learns
-    that.
+    `sigma` broadcasts against images. `target(x0, noise, sigma)` is (x0 - c_skip * x) / c_out without cancellation.
     """
 
-    def __call__(
-        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None
-    ) -> Tensor: ...
+    c_skip: Callable[[Tensor], Tensor]
+    c_out: Callable[[Tensor], Tensor]
+    c_in: Callable[[Tensor], Tensor]
+    target: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class Target(Protocol):
-    """A parametrisation: three functions of sigma, and what the net should answer, in closed form.
-
-    `sigma` broadcasts against images. `target` is (x0 - c_skip * x) / c_out without its cancellation.
-    """
-
-    def c_skip(self, sigma: Tensor) -> Tensor: ...
-    def c_out(self, sigma: Tensor) -> Tensor: ...
-    def c_in(self, sigma: Tensor) -> Tensor: ...
-    def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor: ...
+def _unit_variance(sigma: Tensor) -> Tensor:
+    """Return the c_in that gives the net inputs of unit variance if the images have it."""
+    return (1 + sigma**2).rsqrt()
 
 
-class Epsilon:
+class Epsilon(Target):
     """The net predicts the noise (Ho et al. 2020, eq. 14)."""
 
-    def c_skip(self, sigma: Tensor) -> Tensor:
-        return torch.ones_like(sigma)
-
-    def c_out(self, sigma: Tensor) -> Tensor:
-        return -sigma
-
-    def c_in(self, sigma: Tensor) -> Tensor:
-        return (1 + sigma**2).rsqrt()
-
-    def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        return noise
+    def __init__(self) -> None:
+        super().__init__(torch.ones_like, torch.neg, _unit_variance, lambda x0, noise, sigma: noise)
 
 
-class X0(Epsilon):
+class X0(Target):
     """The net predicts the clean image."""
 
-    def c_skip(self, sigma: Tensor) -> Tensor:
-        return torch.zeros_like(sigma)
-
-    def c_out(self, sigma: Tensor) -> Tensor:
-        return torch.ones_like(sigma)
-
-    def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        return x0
+    def __init__(self) -> None:
+        super().__init__(torch.zeros_like, torch.ones_like, _unit_variance, lambda x0, noise, sigma: x0)
 
 
-class V(Epsilon):
+class V(Target):
     """The net predicts v = alpha * noise - sqrt(1 - alpha^2) * x0 (Salimans & Ho 2022, appendix D)."""
 
-    def c_skip(self, sigma: Tensor) -> Tensor:
-        return 1 / (1 + sigma**2)
+    def __init__(self) -> None:
+        super().__init__(
+            c_skip=lambda sigma: 1 / (1 + sigma**2),
+            c_out=lambda sigma: -sigma * (1 + sigma**2).rsqrt(),
+            c_in=_unit_variance,
+            target=lambda x0, noise, sigma: (noise - sigma * x0) * (1 + sigma**2).rsqrt(),
+        )
 
-    def c_out(self, sigma: Tensor) -> Tensor:
-        return -sigma * (1 + sigma**2).rsqrt()
 
-    def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        return (noise - sigma * x0) * (1 + sigma**2).rsqrt()
-
-
-class Flow:
+class Flow(Target):
     """The net predicts the velocity noise - x0 of the straight path (Lipman et al. 2022; Liu et al. 2022, eq. 1)."""
 
-    def c_skip(self, sigma: Tensor) -> Tensor:
-        return 1 / (1 + sigma)
-
-    def c_out(self, sigma: Tensor) -> Tensor:
-        return -sigma / (1 + sigma)
-
-    def c_in(self, sigma: Tensor) -> Tensor:
-        return 1 / (1 + sigma)
-
-    def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        return noise - x0
+    def __init__(self) -> None:
+        super().__init__(
+            c_skip=lambda sigma: 1 / (1 + sigma),
+            c_out=lambda sigma: -sigma / (1 + sigma),
+            c_in=lambda sigma: 1 / (1 + sigma),
+            target=lambda x0, noise, sigma: noise - x0,
+        )
 
 
-class EDM:
-    """Preconditioning of Karras et al. 2022, table 1: inputs and targets of unit variance at every sigma.
+class EDM(Target):
+    """The preconditioning of Karras et al. 2022, table 1: inputs and targets have unit variance at every sigma.
 
-    Args:
-        sigma_data: standard deviation of the images, in units of [-1, 1].
+    `sigma_data` is the standard deviation of the images, in units of [-1, 1].
     """
 
     def __init__(self, sigma_data: float = 0.5) -> None:
-        self.sigma_data = sigma_data
-
-    def c_skip(self, sigma: Tensor) -> Tensor:
-        return self.sigma_data**2 / (sigma**2 + self.sigma_data**2)
-
-    def c_out(self, sigma: Tensor) -> Tensor:
-        return sigma * self.sigma_data * (sigma**2 + self.sigma_data**2).rsqrt()
-
-    def c_in(self, sigma: Tensor) -> Tensor:
-        return (sigma**2 + self.sigma_data**2).rsqrt()
-
-    def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        sd = self.sigma_data
-        return (sigma * x0 - sd**2 * noise) / (sd * (sigma**2 + sd**2).sqrt())
+        sd = sigma_data
+        super().__init__(
+            c_skip=lambda sigma: sd**2 / (sigma**2 + sd**2),
+            c_out=lambda sigma: sigma * sd * (sigma**2 + sd**2).rsqrt(),
+            c_in=lambda sigma: (sigma**2 + sd**2).rsqrt(),
+            target=lambda x0, noise, sigma: (sigma * x0 - sd**2 * noise) / (sd * (sigma**2 + sd**2).sqrt()),
+        )
 
 
 class Denoiser(nn.Module):
-    """A net, a parametrisation and a schedule: `denoiser(x, sigma)` is the expected clean image.
+    """A net, a target and a schedule: `denoiser(x, sigma).x0` is the expected clean image.
 
     Args:
-        net: see `Net`; its `null_label`, where it has labels, is the label that says nothing.
-        target: see `Target`.
-        schedule: tells the net its `c_noise`.
-        learned_variance: the second half of the net's channels is the fraction `var` of a `Denoised`, as -1 to 1
-            (Nichol & Dhariwal 2021, eq. 15).
-        masked: the net is trained to inpaint, and `condition` is its `concat`; None is a hole that is all of the image.
+        net: called as `net(c_in * x [B C H W], c_noise [B], label, augment)`, it returns C channels, or 2 C with
+            `learned_variance`. It has an `uncertainty(log_snr [B]) -> logvar [B]` where it learns that.
+        target, schedule: what the net predicts, and what gives it its `c_noise`.
+        learned_variance: the second half of the net's channels is `Denoised.var`, scaled to -1 ... 1 (Nichol & Dhariwal
+            2021, eq. 15).
+        masked: the net is trained to inpaint, with `condition` as its `concat`; None is a hole as large as the image.
     """
 
     def __init__(
         self, net: nn.Module, target: Target, schedule: Schedule, learned_variance: bool = False, masked: bool = False
     ) -> None:
         super().__init__()
-        self.net = net
-        self.target = target
-        self.schedule = schedule
-        self.learned_variance = learned_variance
-        self.masked = masked
+        self.net, self.target, self.schedule = net, target, schedule
+        self.learned_variance, self.masked = learned_variance, masked
 
     def output(
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        label: Tensor | None = None,
-        concat: Tensor | None = None,
-        augment: Tensor | None = None,
+        self, x: Tensor, sigma: Tensor, label: Condition = None, concat: Condition = None, augment: Condition = None
     ) -> Denoised:
-        """As `forward`, but in place of x0 the net's own answer, which training compares with the target."""
-        if sigma.ndim == 0:  # filled on the device: a copy would make the GPU wait
-            c_noise = torch.full((len(x),), self.schedule.c_noise(sigma).item(), device=x.device)
-        else:
-            c_noise = self.schedule.c_noise(sigma).float()
-        scaled = self.target.c_in(_spread(sigma)) * x
+        """Do as `forward`, but return in place of x0 the net's own output, which training compares with the target."""
+        c_noise = self.schedule.c_noise(sigma)
+        # `full` fills on the device; a copy to it would make the GPU wait.
+        c_noise = torch.full((len(x),), c_noise.item(), device=x.device) if sigma.ndim == 0 else c_noise.float()
+        inputs = self.target.c_in(_like_images(sigma)) * x
         if concat is None and self.masked:
             concat = condition(x, torch.zeros_like(x[:, :1], dtype=torch.bool))
         if concat is not None:
-            scaled = torch.cat([scaled, concat], dim=1)
-        answer, var = self.net(scaled, c_noise, label, augment).to(x.dtype), None
+            inputs = torch.cat([inputs, concat], dim=1)
+        output, var = self.net(inputs, c_noise, label, augment).to(x.dtype), None
         if self.learned_variance:
-            answer, fraction = answer.chunk(2, dim=1)
+            output, fraction = output.chunk(2, dim=1)
             var = (fraction + 1) / 2
-        uncertainty, logvar = getattr(self.net, "uncertainty", None), None
-        if uncertainty is not None and sigma.ndim == 1:
-            logvar = uncertainty(-2 * sigma.log())
-        return Denoised(answer, var, logvar)
+        uncertainty = getattr(self.net, "uncertainty", None)
+        logvar = None if uncertainty is None or sigma.ndim != 1 else uncertainty(-2 * sigma.log())
+        return Denoised(output, var, logvar)
 
     def forward(
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        label: Tensor | None = None,
-        concat: Tensor | None = None,
-        augment: Tensor | None = None,
+        self, x: Tensor, sigma: Tensor, label: Condition = None, concat: Condition = None, augment: Condition = None
     ) -> Denoised:
-        """Denoise.
+        """Denoise images x0 + sigma * noise, `x` [B C H W], of `sigma` [B] on the device of x, or [] on the CPU.
 
-        Args:
-            x: noisy images, [B C H W], x0 + sigma * noise.
-            sigma: [B] on x's device, or [] on the CPU.
-            label: int64 [B]; None says nothing.
-            concat: more input channels [B C' H W], not scaled by c_in.
-            augment: [B A].
+        `label` is int64 [B], None for the null label. `concat` [B C' H W] are further input channels, which c_in does
+        not scale, and `augment` [B A] the augmentation vectors.
         """
         output = self.output(x, sigma, label, concat, augment)
         return output._replace(x0=self.denoised(x, output.x0, sigma))
 
     def denoised(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
-        """c_skip * x + c_out * output: from the net's own answer to the clean image, [B C H W]."""
-        sigma = _spread(sigma)
+        """Return the clean image [B C H W] that the net's own output means: c_skip * x + c_out * output."""
+        sigma = _like_images(sigma)
         return self.target.c_skip(sigma) * x + self.target.c_out(sigma) * output
 
 
-def _spread(sigma: Tensor) -> Tensor:
-    """[B] -> [B 1 1 1], so that it broadcasts against images; [] stays."""
+def _like_images(sigma: Tensor) -> Tensor:
+    """Reshape sigma [B] to [B 1 1 1], so that it broadcasts against images; [] stays."""
     return sigma if sigma.ndim == 0 else sigma[:, None, None, None]
 
 
 def condition(known: Tensor, keep: Tensor) -> Tensor:
-    """What a net that is trained to inpaint is told beside the noisy image (Saharia et al. 2022, Palette).
+    """Return the additional input of a net that is trained to inpaint (Saharia et al. 2022, Palette), [B C + 1 H W].
 
-    Args:
-        known: [B C H W].
-        keep: bool [B 1 H W], or broadcasting to it; True where pixels are known.
-
-    Returns:
-        [B C + 1 H W]: the known pixels, 0 elsewhere; and 1 where there is something to fill in.
+    Its channels are the pixels of `known` [B C H W] where `keep`, bool and broadcasting to [B 1 H W], is True, 0
+    elsewhere, and the hole as a mask, 1 where there is something to fill in.
     """
     hole = (~keep).expand(len(known), 1, *known.shape[2:])
     return torch.cat([torch.where(keep, known, 0), hole.to(known)], dim=1)
 
 
-class Conditional(Protocol):
-    """What is called like a `Denoiser`: one, or one by windows (tiling.py)."""
-
-    net: nn.Module
-
-    def __call__(
-        self, x: Tensor, sigma: Tensor, label: Tensor | None = None, concat: Tensor | None = None
-    ) -> Denoised: ...
+Conditional = Callable[[Tensor, Tensor, Condition, Condition], Denoised]
+"""(x, sigma, label, concat) -> Denoised: a `Denoiser`, or what is called like one, such as `tiling.Tiled`."""
 
 
-def bind(denoiser: Conditional, label: Tensor | None = None, concat: Tensor | None = None) -> Denoise:
-    """A fresh `Denoise` for one run, with its conditions bound."""
-
-    def denoise(x: Tensor, sigma: Tensor) -> Denoised:
-        return denoiser(x, sigma, label, concat)
-
-    return denoise
+def bind(denoiser: Conditional, label: Condition = None, concat: Condition = None) -> Denoise:
+    """Return the denoiser with its conditions bound."""
+    return lambda x, sigma: denoiser(x, sigma, label, concat)

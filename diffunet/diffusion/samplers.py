@@ -1,9 +1,10 @@
-"""Samplers: each a `Step` from one sigma to the next, under one loop. They see only a denoiser and a list of sigmas.
+"""Samplers: each is a `Step` from one noise level to the next, and `sample` is the loop that all of them share.
 
-In the coordinate x = x0 + sigma * noise the probability-flow ODE is dx/dsigma = (x - D(x, sigma)) / sigma.
+A sampler sees only a denoiser D and a ladder of noise levels. In the coordinate x = x0 + sigma * noise the
+probability-flow ODE is dx/dsigma = (x - D(x, sigma)) / sigma.
+
+Legend: B batch, C channels, H W height and width, n number of steps. A step leads from x at sigma to x' at sigma'.
 """
-
-from __future__ import annotations
 
 import math
 from collections import deque
@@ -19,33 +20,38 @@ from diffunet.diffusion.denoiser import Denoise, Denoised
 from diffunet.draws import Noise
 
 State = Any
-"""What a multistep sampler remembers; None at the start and after a rise."""
+"""What a multistep sampler keeps from one step to the next; None at the start and after a rise of sigma."""
 
-Step = Callable[[Denoise, Tensor, Tensor, Tensor, Noise, State], tuple[Tensor, Denoised, State]]
-"""(D, x, sigma, sigma_next, noise, state) -> (x at sigma_next, what D said at sigma, state)."""
+Point = tuple[Tensor, Tensor]
+"""(sigma [], the clean image [B C H W] that D returned there)."""
+
+StepResult = tuple[Tensor, Denoised, State]
+"""(x at sigma_next, the output of D at sigma, the state for the next step)."""
+
+Step = Callable[[Denoise, Tensor, Tensor, Tensor, Noise, State], StepResult]
+"""(D, x [B C H W], sigma [], sigma_next [], noise, state) -> StepResult."""
 
 Walk = Iterator[tuple[int, Tensor, Denoised]]
-"""What `sample` yields after each step: its number, x at the next sigma, and what D said."""
+"""The iterator over the steps that `sample` returns: (number of the step, x after it, the output of D in it)."""
 
 STRIDE_MAX = 8.0
-"""Steps that are polynomial in sigma take Euler where sigma / sigma_next is above this: over such a stride a straight
-slope in sigma is wrong by orders of magnitude (10 steps on a cosine ladder: 16 times Euler's error on a mixture of
-Gaussians, and 4e5 times on a flow ladder, by scripts/benchmark_samplers.py)."""
+"""`heun` takes Euler's step where sigma / sigma' is larger than this. It assumes a slope that changes linearly in
+sigma, which fails over so long a step: with 10 steps its error on a mixture of Gaussians is 16 times that of Euler on a
+cosine ladder, and 4e5 times on a flow ladder (scripts/benchmark_samplers.py)."""
 
 GROWTH_MAX = 2.0
-"""Multistep steps are first order where they are longer in log sigma than this many times the step before: what the
-last two points say does not reach that far, and dpm++2m and unipc would be worse than Euler. Leading and linspace
-ladders have such a step, the last one above 0."""
+"""`dpmpp_2m` and `unipc` take a first-order step where the step is more than this many times as long, in log sigma, as
+the one before: so far beyond the past steps, extrapolating D is worse than Euler. The last step but one of the ladders
+"leading" and "linspace" is so long."""
 
 
 def sample(denoise: Denoise, x: Tensor, sigmas: Tensor, step: Step, noise: Noise) -> Walk:
-    """Walk x [B C H W] down `sigmas` [n + 1], yielding (i, x at sigmas[i + 1], D at sigmas[i]): watch, or stop.
+    """Take x [B C H W] down the ladder `sigmas` [n + 1] and yield (i, x at sigmas[i + 1], D's output at sigmas[i]).
 
-    Where sigma rises (RePaint's jumps back), noise is added to match and no net is called; D is then the last one. A
-    multistep sampler's memory does not reach across.
+    The caller can watch each step, or stop. Where sigma rises (RePaint's jumps back), noise is added to match, D is not
+    called and its last output is yielded again. The state of a multistep sampler is dropped, as x is on a new path.
     """
-    state: State = None
-    denoised = Denoised(x)
+    denoised, state = Denoised(x), None
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas.unbind())):
         if sigma_next > sigma:
             x, state = x + (sigma_next**2 - sigma**2).sqrt() * noise(), None
@@ -55,35 +61,37 @@ def sample(denoise: Denoise, x: Tensor, sigmas: Tensor, step: Step, noise: Noise
 
 
 def last(steps: Walk) -> Tensor:
-    """The final x of `sample`."""
-    [(_, x, _)] = deque(steps, maxlen=1)
-    return x
+    """Run `sample` to its end and return the final x."""
+    return deque(steps, maxlen=1)[0][1]
 
 
 VARIANCES = ("small", "large", "learned")
-"""Of an ancestral step; see `log_variance`."""
+"""The kinds of variance of an ancestral step; see `log_variance`."""
 
 
 def posterior_variance(sigma: Tensor, sigma_next: Tensor) -> Tensor:
-    """Ho et al. 2020, eq. 7, divided by alpha_bar_{t-1}: sigma'^2 (sigma^2 - sigma'^2) / sigma^2."""
+    """Return Ho et al. 2020, eq. 7, divided by alpha_bar_{t-1}: sigma'^2 (sigma^2 - sigma'^2) / sigma^2."""
     return sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2
 
 
 def log_variance(
     variance: str, sigma: Tensor, sigma_next: Tensor, fraction: Tensor | None = None, first: float = 0.0
 ) -> Tensor:
-    """log of the variance of an ancestral step (Ho et al. 2020, section 3.2), divided by alpha_bar_{t-1}.
+    """Return the log of the variance of an ancestral step from sigma to sigma_next (Ho et al. 2020, section 3.2).
+
+    The paper's variances are of x_{t-1}; here x is x_{t-1} / sqrt(alpha_bar_{t-1}), and they are divided by
+    alpha_bar_{t-1}. The log is what a net learns, and what the variational bound needs.
 
     Args:
-        variance: "small", beta~ = `posterior_variance`, right where the data are one point; "large", beta =
-            (sigma^2 - sigma'^2) (1 + sigma'^2) / (1 + sigma^2), right where they are a unit normal; "learned", between
-            the logs of the two (Nichol & Dhariwal 2021, eq. 15).
-        sigma, sigma_next: broadcast against `fraction`.
-        fraction: of "learned", 0 (small) to 1 (large).
-        first: the small variance where sigma' is 0, which the formula gives as 0 and a likelihood has no use for.
+        variance: "small" is beta~ (`posterior_variance`), exact for data that are a single point; "large" is beta,
+            (sigma^2 - sigma'^2) (1 + sigma'^2) / (1 + sigma^2), exact for data that are standard normal; "learned"
+            interpolates between the logs of these two bounds (Nichol & Dhariwal 2021, eq. 15).
+        sigma, sigma_next: noise levels that broadcast against `fraction`.
+        fraction: the net's output for "learned", from 0 (small) to 1 (large).
+        first: replaces the small variance where sigma_next is 0: the formula gives 0 there, whose log is infinite.
 
     Raises:
-        ValueError: "learned" without a fraction.
+        ValueError: for "learned" without a fraction.
     """
     assert variance in VARIANCES, variance
     small = torch.where(sigma_next > 0, posterior_variance(sigma, sigma_next), first).log()
@@ -98,14 +106,12 @@ def log_variance(
 
 
 def euler(eta: float = 0.0) -> Step:
-    """DDIM (Song et al. 2020, eq. 12): eta = 0 is Euler's step of the ODE, eta = 1 is DDPM with the small variance.
+    """Return DDIM (Song et al. 2020, eq. 12): eta = 0 is Euler's step of the ODE, eta = 1 DDPM with the small variance.
 
     x' = D + sqrt(sigma'^2 - s^2) (x - D) / sigma + s noise, with s = eta sqrt(posterior variance) (eq. 16).
     """
 
-    def step(
-        denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise, state: State
-    ) -> tuple[Tensor, Denoised, State]:
+    def step(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise, state: State) -> StepResult:
         denoised = denoise(x, sigma)
         variance = eta**2 * posterior_variance(sigma, sigma_next)
         x = denoised.x0 + (sigma_next**2 - variance).sqrt() / sigma * (x - denoised.x0)
@@ -116,32 +122,29 @@ def euler(eta: float = 0.0) -> Step:
     return step
 
 
-def ddim(eta: float = 0.0) -> Step:
-    """DDIM under its own name; see `euler`."""
-    return euler(eta)
+ddim = euler
+"""DDIM under its own name."""
 
 
 def euler_ancestral(eta: float = 1.0) -> Step:
-    """Euler's step to below sigma', then noise up to it: in this coordinate DDIM with the same eta; see `euler`."""
+    """Return Euler's step to below sigma', followed by noise up to sigma'. In this coordinate that is `euler(eta)`."""
     return euler(eta)
 
 
 def ddpm(variance: str = "small") -> Step:
-    """Ancestral sampling (Ho et al. 2020, algorithm 2): the posterior's mean, and a variance of `log_variance`.
+    """Return ancestral sampling (Ho et al. 2020, algorithm 2): the posterior's mean, and a variance of `log_variance`.
 
-    "small" is `euler(1)`. No noise in the last step, to sigma 0.
+    x' = D + (sigma' / sigma)^2 (x - D) + sqrt(variance) noise, the last step without noise; "small" is `euler(eta=1)`.
 
     Raises:
-        ValueError: for an unknown `variance`; in its first step, "learned" of a denoiser that has not learned it.
+        ValueError: for an unknown `variance`, and in the first step for "learned" with a denoiser that has none.
     """
     if variance == "small":
         return euler(eta=1.0)
     if variance not in VARIANCES:
         raise ValueError(f"unknown variance {variance!r}; there are {', '.join(VARIANCES)}")
 
-    def step(
-        denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise, state: State
-    ) -> tuple[Tensor, Denoised, State]:
+    def step(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise, state: State) -> StepResult:
         denoised = denoise(x, sigma)
         x = denoised.x0 + (sigma_next / sigma) ** 2 * (x - denoised.x0)
         if sigma_next > 0:
@@ -152,17 +155,14 @@ def ddpm(variance: str = "small") -> Step:
 
 
 def heun(gamma: float = 0.0, low: float = 0.0, high: float = math.inf, noise_scale: float = 1.0) -> Step:
-    """Karras et al. 2022, algorithm 2: Euler's step, then the mean of the slopes at both ends. Two calls a step.
+    """Return Heun's method (Karras et al. 2022, algorithm 2): Euler's step, repeated with the mean slope of its ends.
 
-    Args:
-        gamma: where low <= sigma <= high, noise lifts sigma by this share first: min(S_churn / N, sqrt(2) - 1). 0 draws
-            none, and is algorithm 1.
-        low, high, noise_scale: S_tmin, S_tmax, S_noise.
+    A step calls D twice, unless it is Euler's alone: the last one, and where sigma / sigma' is above `STRIDE_MAX`.
+    Where low <= sigma <= high, noise first raises sigma by the fraction `gamma`, min(S_churn / N, sqrt(2) - 1); 0 draws
+    no noise, which is algorithm 1. `low`, `high` and `noise_scale` are S_tmin, S_tmax and S_noise.
     """
 
-    def step(
-        denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise, state: State
-    ) -> tuple[Tensor, Denoised, State]:
+    def step(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise, state: State) -> StepResult:
         if gamma > 0 and low <= sigma <= high:
             x = x + sigma * math.sqrt((1 + gamma) ** 2 - 1) * noise_scale * noise()
             sigma = sigma * (1 + gamma)
@@ -178,28 +178,27 @@ def heun(gamma: float = 0.0, low: float = 0.0, high: float = math.inf, noise_sca
 
 
 def dpmpp_2m(eta: float = 0.0) -> Step:
-    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2, and its SDE form: second order in log sigma, one call a step.
+    """Return DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) or its SDE form, with one call of D in each step.
 
-    With h = log(sigma / sigma') and D~ = D + h / (2 h_last) (D - D_last), to the middle of the step:
-    x' = (sigma' / sigma) e^(-eta h) x + (1 - e^(-(1 + eta) h)) D~ + sigma' sqrt(1 - e^(-2 eta h)) noise.
-    First order on the first step (no D_last yet) and on the last (h is infinite).
+    It is of second order in log sigma. With h = log(sigma / sigma'), and D~ = D + h / (2 h_last) (D - D_last), which is
+    D extrapolated to the middle of the step,
 
-    Args:
-        eta: 0 is the ODE, 1 the reverse SDE (SDE-DPM-Solver++(2M), Lu et al. 2022, appendix).
+        x' = (sigma' / sigma) e^(-eta h) x + (1 - e^(-(1 + eta) h)) D~ + sigma' sqrt(1 - e^(-2 eta h)) noise.
+
+    D~ is D, and the step of first order, in three cases: in the first step, which has no D_last; in a step that is much
+    longer than the one before (`GROWTH_MAX`); and in the last, to sigma 0, whose h is infinite and has no middle.
+    An `eta` of 0 is the ODE, 1 the reverse SDE (SDE-DPM-Solver++(2M), Lu et al. 2022, appendix).
     """
 
-    def step(
-        denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise, state: State
-    ) -> tuple[Tensor, Denoised, State]:
+    def step(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise, state: State) -> StepResult:
         denoised = denoise(x, sigma)
         if sigma_next == 0:
             return denoised.x0, denoised, None
-        h = math.log(sigma / sigma_next)
-        ahead = denoised.x0
+        h, x0_middle = math.log(sigma / sigma_next), denoised.x0
         if state is not None and h <= GROWTH_MAX * state[1]:
             x0_last, h_last = state
-            ahead = torch.lerp(x0_last, denoised.x0, 1 + h / (2 * h_last))
-        x = (sigma_next / sigma) * math.exp(-eta * h) * x - math.expm1(-(1 + eta) * h) * ahead
+            x0_middle = torch.lerp(x0_last, x0_middle, 1 + h / (2 * h_last))
+        x = (sigma_next / sigma) * math.exp(-eta * h) * x - math.expm1(-(1 + eta) * h) * x0_middle
         if eta > 0:
             x = x + sigma_next * math.sqrt(-math.expm1(-2 * eta * h)) * noise()
         return x, denoised, (denoised.x0, h)
@@ -208,18 +207,15 @@ def dpmpp_2m(eta: float = 0.0) -> Step:
 
 
 def unipc(order: int = 2) -> Step:
-    """UniPC-`order`, B(h) = e^h - 1, predicting D (Zhao et al. 2023, algorithms 1 and 2): one call of D a step.
+    """Return UniPC-`order`, a predictor and corrector (Zhao et al. 2023, algorithms 1 and 2), for B(h) = e^h - 1.
 
-    What D says where a step has led corrects that step, then takes part in the next. Lower orders until there is enough
-    history, and first order on the last step.
-
-    Args:
-        order: of the predictor; with its corrector the sampler is of one order more. 2 or 3.
+    The order, 2 or 3, is that of the predictor; with its corrector the sampler is of one order more. D is called once
+    in each step, at the point to which the last step has led. Its output first corrects that point (UniC), then takes
+    part in the prediction of the next one (UniP), which uses the outputs at the last `order` points. The prediction is
+    of first order, from the newest output alone, in the same three cases as that of `dpmpp_2m`.
     """
 
-    def step(
-        denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise, state: State
-    ) -> tuple[Tensor, Denoised, State]:
+    def step(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise, state: State) -> StepResult:
         denoised = denoise(x, sigma)
         here, past = (sigma, denoised.x0), []
         if state is not None:
@@ -228,24 +224,32 @@ def unipc(order: int = 2) -> Step:
         if past and sigma / sigma_next > (past[0][0] / sigma) ** GROWTH_MAX:
             past = []
         past = [here, *past][:order]
-        x_next = denoised.x0 if sigma_next == 0 else _unipc_step(x, sigma_next, past, [])
-        return x_next, denoised, (x, past)
+        return denoised.x0 if sigma_next == 0 else _unipc_step(x, sigma_next, past, []), denoised, (x, past)
 
     return step
 
 
-def _unipc_step(
-    x: Tensor, sigma_next: Tensor, past: list[tuple[Tensor, Tensor]], ahead: list[tuple[Tensor, Tensor]]
-) -> Tensor:
-    """From x at past[0]'s sigma to sigma_next, D taken as a polynomial of log sigma through (sigma, D) of all points.
+def _unipc_step(x: Tensor, sigma_next: Tensor, past: list[Point], ahead: list[Point]) -> Tensor:
+    """Return x at sigma_next, from x at past[0]'s sigma, as if D were a polynomial through all points (sigma, D).
 
-    Zhao et al. 2023, eq. 3: the predictor without, the corrector with what is `ahead`, at sigma_next.
+    Let s be the distance in log sigma from the start of the step, from 0 to h. The ODE is dx/ds = D - x, and so
+
+        x' = e^-h x + integral of e^(s - h) D ds, from 0 to h.
+
+    With D a polynomial in r = s / h, through D_0 at r = 0 and D_m at r_m, m = 1 ... p, it is Zhao et al. 2023, eq. 3,
+
+        x' = e^-h x + (1 - e^-h) (D_0 + sum over m of w_m (D_m - D_0) / r_m).
+
+    The weights w, the paper's a, solve eq. 5, which makes the integral exact for every power of r: for n = 1 ... p, the
+    sum over m of r_m^(n-1) w_m is b_n, the mean of r^n over the step, weighted by e^s. Without `ahead` this is the
+    predictor UniP; with one point `ahead`, at sigma_next (r = 1), it is the corrector UniC.
     """
     (sigma, x0), *others = past
     h = math.log(sigma / sigma_next)
-    points = [(math.log(sigma / s) / h, each - x0) for s, each in others + ahead]
-    weights = [0.5]  # of one point, as they take it for order 2; else from matching the powers of h, eq. 5
+    points = [(math.log(sigma / s) / h, d - x0) for s, d in others + ahead]  # (r_m, D_m - D_0)
+    weights = [0.5]  # For a single point the paper takes the limit of b_1 for small h, which is of the same order.
     if len(points) > 1:
+        # b_n = n! phi / (e^z - 1) with z = -h and phi = z phi_{n+1}(z), where phi_{k+1}(z) = (phi_k(z) - 1 / k!) / z.
         phi, b = math.expm1(-h) / -h - 1, []
         for n in range(1, len(points) + 1):
             b.append(phi * math.factorial(n) / math.expm1(-h))

@@ -1,12 +1,10 @@
-"""Denoising an image larger than those that the net was trained on, by windows that overlap.
+"""Denoising of images larger than those of the training, by windows that overlap.
 
-Legend: B images, C channels, H W height and width of the image, S of a window, N windows.
+Legend: B batch, C channels, H W height and width of the image, S size of a window, N number of windows.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -14,39 +12,35 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from diffunet.diffusion.denoiser import Denoised, Denoiser
+from diffunet.diffusion.denoiser import Condition, Denoised, Denoiser
 
 Window = tuple[int, int]
-"""Its top and left pixel."""
+"""The row and the column of a window's top left pixel."""
 
 AT_ONCE = 32
-"""Windows of one pass through the net, where memory allows it."""
+"""The number of windows in one pass through the net, where memory allows it."""
 
 
 class Tiled:
-    """A denoiser's windows, blended: called as a `Denoiser`, of images of any size (Bar-Tal et al. 2023, eq. 5).
+    """A denoiser of images of any size, which blends the windows of a `Denoiser` (Bar-Tal et al. 2023, eq. 5).
 
-    Every noise level is denoised by windows whose weights fall to nothing at their edges, so what one fills in goes
-    into what the others see at the next level, and no edge shows. Where no window is wanted, x comes back.
+    All windows are denoised at every noise level, and blended with weights that fall to 0 at their edges. What one
+    fills in, its neighbours see at the next level, so that no edge shows. Pixels without a window stay as they are.
 
     Args:
-        denoiser: of windows.
-        size: S, that it was trained at.
-        wanted: bool [H W], at least S each way: pixels that need an answer; all windows that have one are computed.
-        stride: from a window to the next, at most.
-        at_once: windows of one pass through the net.
+        denoiser, size: the denoiser of a window; S, the size of the images of its training.
+        wanted: bool [H W], both at least S: the pixels to be denoised. Windows without such a pixel are left out.
+        stride: the largest distance between neighbouring windows; S / 2 by default.
+        at_once: the number of windows in one pass through the net.
     """
 
     def __init__(
         self, denoiser: Denoiser, size: int, wanted: Tensor, stride: int | None = None, at_once: int = AT_ONCE
     ) -> None:
-        self.denoiser = denoiser
-        self.at_once = at_once
-        self.net = denoiser.net
-        self.size = size
+        self.denoiser, self.size, self.at_once = denoiser, size, at_once
         self.windows = windows(wanted, size, stride)
         ramp = torch.arange(size, device=wanted.device, dtype=torch.float32).add(0.5).div(size).mul(math.pi).sin() ** 2
-        self.weight = ramp[:, None] * ramp
+        self.weight = ramp[:, None] * ramp  # [S S]
         total = torch.zeros(wanted.shape, device=wanted.device)
         for top, left in self.windows:
             total[top : top + size, left : left + size] += self.weight
@@ -54,113 +48,95 @@ class Tiled:
         self.total = torch.where(self.covered, total, 1)
 
     def __call__(
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        label: Tensor | None = None,
-        concat: Tensor | None = None,
-        augment: Tensor | None = None,
+        self, x: Tensor, sigma: Tensor, label: Condition = None, concat: Condition = None, augment: Condition = None
     ) -> Denoised:
-        """As `Denoiser.forward`."""
+        """Denoise images [B C H W]; the arguments are those of `Denoiser.forward`."""
         if not self.windows:
             return Denoised(x)
-        passes = list(batched(self.windows, max(1, self.at_once // len(x))))
-        told = (sigma, label, concat, augment)
-        if torch.is_grad_enabled():  # as mmps asks for
-            cuts = _Cut.apply(x, passes, self.size)
-            # Gradients keep what one pass computes, not what all of them do.
-            answers = [
-                checkpoint(self._pass, part, some, *told, use_reentrant=False, preserve_rng_state=False)
-                for part, some in zip(cuts, passes, strict=True)
+        size, n = self.size, max(1, self.at_once // len(x))
+        passes = [self.windows[first : first + n] for first in range(0, len(self.windows), n)]
+
+        def denoise(crops: Tensor, part: Sequence[Window]) -> Denoised:  # crops [N B, C S S]
+            levels = sigma if sigma.ndim == 0 else sigma.repeat(len(part))
+            labels = None if label is None else label.repeat(len(part))
+            further = None if concat is None else cut(concat, part, size)
+            vectors = None if augment is None else augment.repeat(len(part), 1)
+            return self.denoiser(crops, levels, labels, further, vectors)
+
+        if torch.is_grad_enabled():  # `mmps` needs gradients; checkpoints keep the activations of one pass, not of all.
+            outputs = [
+                checkpoint(denoise, crops, part, use_reentrant=False, preserve_rng_state=False)
+                for crops, part in zip(_Cut.apply(x, passes, size), passes, strict=True)
             ]
-            total = _Blend.apply(x, self.weight, passes, *(each.x0 for each in answers))
-            fractions = [None if each.var is None else each.var.detach() for each in answers]
+            total = _Blend.apply(x, self.weight, passes, *(output.x0 for output in outputs))
+            fractions = [None if output.var is None else output.var.detach() for output in outputs]
         else:
             total, fractions = torch.zeros_like(x), []
-            for some in passes:
-                each = self._pass(cut(x, some, self.size), some, *told)
-                add(total, some, self.weight * each.x0)
-                fractions.append(each.var)
-        var: Tensor | None = None
-        for some, fraction in zip(passes, fractions, strict=True):
-            if fraction is not None:
-                var = torch.zeros_like(x) if var is None else var
-                add(var, some, self.weight * fraction)
-        return Denoised(torch.where(self.covered, total / self.total, x), None if var is None else var / self.total)
-
-    def _pass(
-        self,
-        parts: Tensor,
-        some: Sequence[Window],
-        sigma: Tensor,
-        label: Tensor | None,
-        concat: Tensor | None,
-        augment: Tensor | None,
-    ) -> Denoised:
-        """What the denoiser says of windows [N B, C S S]."""
-        n = len(some)
-        return self.denoiser(
-            parts,
-            sigma if sigma.ndim == 0 else sigma.repeat(n),
-            None if label is None else label.repeat(n),
-            None if concat is None else cut(concat, some, self.size),
-            None if augment is None else augment.repeat(n, 1),
-        )
+            for part in passes:
+                output = denoise(cut(x, part, size), part)
+                add(total, part, self.weight * output.x0)
+                fractions.append(output.var)
+        var = None
+        if learned := [fraction for fraction in fractions if fraction is not None]:
+            var = _Blend.apply(x.detach(), self.weight, passes, *learned) / self.total
+        return Denoised(torch.where(self.covered, total / self.total, x), var)
 
 
 class _Cut(torch.autograd.Function):
-    """x [B C H W] to the windows of each pass. Backwards it is one sum: a slice's gradient is an image of zeros, and
-    there may be thousands of them."""
+    """Cut x [B C H W] into the windows of each pass.
+
+    Its backward pass is one sum. That of slices would make an image of zeros for each window, maybe thousands of them.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, passes: list[Sequence[Window]], size: int) -> tuple[Tensor, ...]:
         ctx.like, ctx.passes = x.detach(), passes
-        return tuple(cut(x, some, size) for some in passes)
+        return tuple(cut(x, part, size) for part in passes)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         total = torch.zeros_like(ctx.like)
-        for some, slope in zip(ctx.passes, slopes, strict=True):
-            add(total, some, slope)
+        for part, gradient in zip(ctx.passes, gradients, strict=True):
+            add(total, part, gradient)
         return total, None, None
 
 
 class _Blend(torch.autograd.Function):
-    """The windows of each pass, weighted [S S] and added up in an image [B C H W] like one that is given."""
+    """Add up the windows of each pass, times their weight [S S], in an image of the shape of `like` [B C H W]."""
 
     @staticmethod
-    def forward(ctx: Any, like: Tensor, weight: Tensor, passes: list[Sequence[Window]], *parts: Tensor) -> Tensor:
+    def forward(ctx: Any, like: Tensor, weight: Tensor, passes: list[Sequence[Window]], *outputs: Tensor) -> Tensor:
         ctx.weight, ctx.passes = weight, passes
         total = torch.zeros_like(like)
-        for some, part in zip(passes, parts, strict=True):
-            add(total, some, weight * part)
+        for part, output in zip(passes, outputs, strict=True):
+            add(total, part, weight * output)
         return total
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, *(ctx.weight * cut(slope, some, len(ctx.weight)) for some in ctx.passes)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *(ctx.weight * cut(gradient, part, len(ctx.weight)) for part in ctx.passes)
 
 
-def cut(x: Tensor, some: Sequence[Window], size: int) -> Tensor:
-    """[B C H W] -> [N B, C S S]."""
-    return torch.cat([x[..., top : top + size, left : left + size] for top, left in some])
+def cut(x: Tensor, windows: Sequence[Window], size: int) -> Tensor:
+    """Cut windows out of images: [B C H W] -> [N B, C S S]."""
+    return torch.cat([x[..., top : top + size, left : left + size] for top, left in windows])
 
 
-def add(total: Tensor, some: Sequence[Window], parts: Tensor) -> None:
-    """Add windows [N B, C S S] to [B C H W], in place."""
-    size = parts.shape[-1]
-    for (top, left), part in zip(some, parts.chunk(len(some)), strict=True):
-        total[..., top : top + size, left : left + size] += part
+def add(total: Tensor, windows: Sequence[Window], crops: Tensor) -> None:
+    """Add the crops [N B, C S S] to `total` [B C H W], in place, at their windows."""
+    size = crops.shape[-1]
+    for (top, left), crop in zip(windows, crops.chunk(len(windows)), strict=True):
+        total[..., top : top + size, left : left + size] += crop
 
 
 def windows(wanted: Tensor, size: int, stride: int | None = None) -> list[Window]:
-    """(top, left) of the windows that have a wanted pixel, bool [H W]."""
+    """Return the windows that contain a wanted pixel, bool [H W]."""
     rows, columns = (starts(length, size, stride or max(1, size // 2)) for length in wanted.shape)
     return [(top, left) for top, left in product(rows, columns) if wanted[top : top + size, left : left + size].any()]
 
 
 def covered(wanted: Tensor, size: int, stride: int | None = None) -> Tensor:
-    """bool [H W]: the pixels of those windows, the only ones of which `Tiled` says anything."""
+    """Return the pixels of these windows, bool [H W], which are the pixels that `Tiled` denoises."""
     covered = torch.zeros_like(wanted)
     for top, left in windows(wanted, size, stride):
         covered[top : top + size, left : left + size] = True
@@ -168,11 +144,6 @@ def covered(wanted: Tensor, size: int, stride: int | None = None) -> Tensor:
 
 
 def starts(length: int, size: int, stride: int) -> list[int]:
-    """Where windows of `size` begin that cover `length`, evenly, at most `stride` apart."""
+    """Return the first pixels of windows of `size` that cover `length`, evenly spaced, at most `stride` apart."""
     n = math.ceil((length - size) / stride) + 1
     return [round(i * (length - size) / max(1, n - 1)) for i in range(n)]
-
-
-def batched(windows: Sequence[Window], n: int) -> Iterator[Sequence[Window]]:
-    """At most `n` at a time."""
-    return (windows[first : first + n] for first in range(0, len(windows), n))

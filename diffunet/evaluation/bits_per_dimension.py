@@ -1,17 +1,15 @@
 """How likely a model finds real images, in bits per dimension: the bits to store a pixel's channel with its help.
 
-Two numbers, both for images of 256 levels from -1 to 1 and both upper bounds, the lower the better: by the variational
-bound of a DDPM chain, and by the probability-flow ODE, for every schedule. They are of two different models made of one
-denoiser (a chain of noisy steps, a flow without noise), so they do not agree, and each compares only with its like.
+Both measures are upper bounds for images of 256 levels in [-1, 1]: `vlb`, the variational bound of a DDPM chain, and
+`ode`, by the probability-flow ODE of any schedule. They are of two models made of one denoiser (a chain of noisy steps,
+a flow without noise), so each compares only with its like. The mathematics is in diffusion/likelihood.py.
 
 Legend: N images, B batch, C channels, H W height and width, d = C H W dimensions.
 """
 
-from __future__ import annotations
-
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,42 +19,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffunet import build, draws
+from diffunet.diffusion import guidance, likelihood
 from diffunet.diffusion.denoiser import Denoise, bind
-from diffunet.diffusion.guidance import threshold
-from diffunet.diffusion.likelihood import Called, log_density, variational_bound
 from diffunet.diffusion.schedules import DDPMSchedule, Schedule
-from diffunet.draws import Noise
 from diffunet.errors import Cancelled, UsageError
-from diffunet.pictures import images as pictures
-from diffunet.pictures.images import Pixels
+from diffunet.pictures.images import Pixels, to_float
+from diffunet.sampling.conditions import check_counts
 from diffunet.sampling.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
 HALF_LEVEL = 1 / 255
-"""Half of what lies between two levels of an 8-bit image in [-1, 1]."""
-
-ODE_STEPS = 50
-"""Of the ODE, a call each: see `ode`."""
-
-ODE_END = 200
-"""Where the ODE ends, in units of sigma_data: see `highest`."""
-
+"""Half of the distance between two levels of an 8-bit image in [-1, 1]."""
 OnStep = Callable[[int, int], Any]
-"""Told (done, of how many); returning False cancels."""
+"""A function that is called with (calls of the net that are done, of how many); it cancels by returning False."""
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What `vlb` or `ode` found.
+    """A result of `vlb` or `ode` (`kind`): the mean bits per dimension of `num` images, by `calls` of the net for each.
 
-    Args:
-        kind: "vlb" or "ode".
-        bits: per dimension, the mean over the images.
-        error: standard error of that mean, from the spread over the images (nan for one image).
-        num: how many images.
-        calls: of the net, for each image.
-        note: what the number is of, in words.
+    `error` is the standard error of the mean, from the spread over the images (nan for one image); `note` says in words
+    what the number is of.
     """
 
     kind: str
@@ -66,21 +50,14 @@ class Likelihood:
     calls: int
     note: str
 
-    def lines(self) -> list[str]:
-        """For people."""
-        return [
-            f"likelihood:       {self.bits:.3f} +- {self.error:.3f} bits per dimension ({self.note}; "
-            f"{self.num} images, {self.calls} net calls each)"
-        ]
-
 
 def check(schedule: Schedule, kind: str, steps: int | None) -> None:
-    """Whether there is such a likelihood.
+    """Check that a likelihood of this kind can be measured on a schedule.
 
     Raises:
-        UsageError: an unknown `kind`; `steps` that cannot be; a variational bound of a schedule that is no chain.
+        UsageError: an unknown `kind`; too few or too many `steps`; a variational bound of a schedule that is no chain.
     """
-    if kind not in ("vlb", "ode"):
+    if kind not in MEASURES:
         raise UsageError(f"unknown likelihood {kind!r}; there are vlb and ode")
     if kind == "vlb":
         levels(schedule, steps)
@@ -88,31 +65,11 @@ def check(schedule: Schedule, kind: str, steps: int | None) -> None:
         raise UsageError(f"the ODE of a likelihood takes at least 4 steps, not {steps}")
 
 
-def of(
-    kind: str,
-    pipeline: Pipeline,
-    images: Pixels,
-    labels: Sequence[int] | None = None,
-    *,
-    steps: int | None = None,
-    seed: int = 0,
-    on_step: OnStep | None = None,
-) -> Likelihood:
-    """`vlb` or `ode`, by its name, with their own defaults where None is given; raises as they do."""
-    check(pipeline.denoiser.schedule, kind, steps)
-    if kind == "vlb":
-        return vlb(pipeline, images, labels, steps=steps, seed=seed, on_step=on_step)
-    return ode(pipeline, images, labels, steps=ODE_STEPS if steps is None else steps, seed=seed, on_step=on_step)
-
-
-# The variational bound
-
-
 def levels(schedule: Schedule, steps: int | None = None) -> Tensor:
-    """The sigmas of a DDPM chain, ascending, float64 [T]; or of `steps` of them, spread evenly from first to last.
+    """Return the sigmas of a DDPM chain, ascending, float64 [T]; or `steps` of them, spread from the first to the last.
 
     Raises:
-        UsageError: for a schedule that is no chain, or `steps` not from 2 to T.
+        UsageError: a schedule that is no chain, or `steps` not from 2 to T.
     """
     if not isinstance(schedule, DDPMSchedule):
         raise UsageError(
@@ -126,188 +83,150 @@ def levels(schedule: Schedule, steps: int | None = None) -> Tensor:
 
 
 def vlb(
-    pipeline: Pipeline,
-    images: Pixels,
-    labels: Sequence[int] | None = None,
-    *,
-    steps: int | None = None,
-    variance: str | None = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    on_step: OnStep | None = None,
-) -> Likelihood:
-    """Bits per dimension by the variational bound (Ho et al. 2020, eq. 5): a call of the net for each step.
+    pipeline: Pipeline, images: Pixels, labels: Sequence[int] | None = None, *, steps: int | None = None, seed: int = 0,
+    batch_size: int | None = None, on_step: OnStep | None = None,
+) -> Likelihood:  # fmt: skip
+    """Measure bits per dimension by the variational bound (Ho et al. 2020, eq. 5): a call of the net for each step.
 
-    The whole sum is taken, L_T to L_0, with one draw of the noise for each image and step. D is kept to [-1, 1], as
-    for the published numbers (calc_bpd_loop of guided-diffusion): it is the bound of the chain that samples with the
-    threshold "static". A net that predicts epsilon strays far outside where sigma is large, above all in the last
-    steps of the cosine schedule (small digits, 876 training steps: 19.9 bits without, 2.8 with).
+    The whole sum is taken, L_T to L_0, with one draw of the noise for each image and step. The denoised image is kept
+    to [-1, 1], as for the published numbers (calc_bpd_loop of guided-diffusion): it is the bound of the chain that
+    samples with the threshold "static". A net that predicts epsilon strays far outside where sigma is large, above all
+    in the last steps of the cosine schedule (small digits, 876 training steps: 19.9 bits without, 2.8 with).
+
+    The variance of the chain's steps is the learned one where the model has it, else the large one: one that is too
+    small by a factor costs in proportion to it, one too large its logarithm. On Gaussian images of 6.11 bits 1,000
+    linear steps gave 6.84 with the small variance and 6.23 with the large one, and 250 steps 9.12 and 6.22.
 
     Args:
-        images: uint8 [N H W C], at the model's size.
-        labels: the class of each; None tells the model none.
-        steps: of the chain, 2 to T, all by default. With fewer it is the bound of that shorter chain, spread over the
-            same levels: another model, and a worse one, the fewer the steps.
-        variance: of the chain's steps, "small", "large" or "learned"; by default learned where the model has it, else
-            large. On Gaussian images of 6.11 bits 1,000 linear steps gave 6.84 with small and 6.23 with large, 250 gave
-            9.12 and 6.22: a variance too small by a factor costs in proportion to it, one too large its logarithm.
-        seed: of the noise; that of image i does not depend on `batch_size`.
-        batch_size: images at a time.
-        on_step: told (done, of how many); returning False cancels.
+        images: uint8 [N H W C], at the model's size; `labels` are their classes, or None for no label.
+        steps: steps of the chain, 2 to T, all by default. With fewer it is the bound of that shorter chain, spread over
+            the same levels: another model, and a worse one, the fewer the steps.
+        seed: seed of the noise; that of image i does not depend on `batch_size`.
+        batch_size: images at a time; by default as many as fit into memory.
 
     Raises:
-        UsageError: for a schedule that is no chain of steps, and arguments that cannot be.
+        UsageError: a schedule that is no chain of steps, or arguments with impossible values.
         ResourceError: out of memory.
-        Cancelled: when `on_step` said so.
+        Cancelled: `on_step` returned False.
     """
-    sigmas = levels(pipeline.denoiser.schedule, steps)
-    learned = pipeline.denoiser.learned_variance
-    variance = variance or ("learned" if learned else "large")
-    there = ("small", "large", "learned") if learned else ("small", "large")
-    if variance not in there:
-        raise UsageError(f"unknown variance {variance!r}; of this model there are {', '.join(there)}")
+    sigmas, length = levels(pipeline.denoiser.schedule, steps), len(levels(pipeline.denoiser.schedule))
+    variance = "learned" if pipeline.denoiser.learned_variance else "large"
 
-    def of(denoise: Denoise, x0: Tensor, numbers: range, called: Called) -> Tensor:
+    def bits_of(denoise: Denoise, x0: Tensor, numbers: range, called: likelihood.Called) -> Tensor:
         noise = draws.streams(draws.key_of("vlb", seed), numbers, x0.shape[1:], x0.device)
-        return variational_bound(threshold(denoise, "static"), x0, sigmas, variance, noise, called)
+        return likelihood.variational_bound(guidance.threshold(denoise, "static"), x0, sigmas, variance, noise, called)
 
-    bits = _in_batches(pipeline, images, labels, of, len(sigmas), batch_size, on_step, learn=False)
-    chain = pipeline.denoiser.schedule
-    assert isinstance(chain, DDPMSchedule), "it has levels"
-    which = "" if len(sigmas) == chain.num_steps else f" of a chain of {len(sigmas)} steps, not {chain.num_steps}"
-    return _result("vlb", bits, len(sigmas), f"variational bound{which}, {variance} variance")
-
-
-# The probability-flow ODE
+    which = "" if len(sigmas) == length else f" of a chain of {len(sigmas)} steps, not {length}"
+    note = f"variational bound{which}, {variance} variance"
+    return _measure(
+        "vlb", bits_of, pipeline, images, labels, note=note, calls=len(sigmas), batch_size=batch_size, on_step=on_step
+    )
 
 
 def highest(schedule: Schedule, sigma_data: float) -> float:
-    """The sigma at which `ode` ends: `schedule.sigma_max`, or 200 sigma_data, where nothing is left to add.
+    """Return the sigma at which `ode` ends: `schedule.sigma_max`, or 200 sigma_data, where nothing is left to add.
 
-    There p_sigma is taken for N(mean, sigma^2 + sigma_data^2). With v_i the variances of the images along their d
+    There p_sigma is taken to be N(mean, sigma^2 + sigma_data^2). With v_i the variances of the images along their d
     principal axes, that costs on the average sum (v_i - sigma_data^2)^2 / (4 sigma^4) nats (the divergence of two
     Gaussians, to the first order in v / sigma^2). At worst, all of the variance along one axis, it is
-    d sigma_data^4 / (4 ln 2 sigma^4) bits per dimension: 7e-7 for images of 32 x 32 in colour, 5e-5 of 256 x 256; and a
-    mean picture that is more than a colour costs at worst sigma_data^2 / (2 ln 2 sigma^2), 2e-5. Further up, to the 1e9
-    of flow, a net adds only its own errors.
+    d sigma_data^4 / (4 ln 2 sigma^4) bits per dimension, 5e-5 for 256 x 256 in colour; and a mean picture that is more
+    than a colour costs at most sigma_data^2 / (2 ln 2 sigma^2), 2e-5. Further up a net adds only its own errors.
     """
-    return min(schedule.sigma_max, ODE_END * sigma_data)
-
-
-def ode(
-    pipeline: Pipeline,
-    images: Pixels,
-    labels: Sequence[int] | None = None,
-    *,
-    steps: int = ODE_STEPS,
-    probes: int = 1,
-    dequantisations: int = 1,
-    seed: int = 0,
-    batch_size: int | None = None,
-    on_step: OnStep | None = None,
-) -> Likelihood:
-    """Bits per dimension by the probability-flow ODE (Song et al. 2021, section 4.3), for every schedule.
-
-    Uniform dequantisation (Theis et al. 2016, section 3.1): noise as wide as a level is added to images of 256 levels;
-    minus the mean log2 density of that, plus log2(127.5) for the width of a level, bounds the bits from above.
-
-    The density is that of the model's images at `lowest(schedule)`, with that much blur: even an image that the model
-    knows wholly beforehand costs `floor` of it. For flow and EDM that is a quarter of a bit. DDPM's chains begin at
-    more noise, linear at 0.01, which is wider than a level (0.0078), and there it is 1.7 bits: below its first sigma D
-    is no denoiser, and the number would be of what nobody trained. Images that are less certain lose less by it: read
-    from 0.01 in place of 0.002, a model of CIFAR-10 went from 3.65 to 3.69 bits and one of emoji from 3.26 to 3.32.
-    Where the first sigmas differ, so do the models' tasks: compare numbers from equal ones.
-
-    Args:
-        images, labels, seed, batch_size, on_step: as for `vlb`.
-        steps: of the integration, at least 4; the net is called twice more than that, and its gradient taken.
-        probes: of Hutchinson's estimate of the trace, at every step; each costs a gradient.
-        dequantisations: of each image, averaged; each is the whole work again.
-
-    Raises:
-        UsageError: arguments that cannot be.
-        ResourceError: out of memory.
-        Cancelled: when `on_step` said so.
-    """
-    schedule, config = pipeline.denoiser.schedule, pipeline.config
-    check(schedule, "ode", steps)
-    for name, value in (("probes", probes), ("dequantisations", dequantisations)):
-        if value < 1:
-            raise UsageError(f"{name} is at least 1, not {value}")
-    d, sigma_data = images[0].size, config.diffusion.sigma_data or 0.5
-    high = highest(schedule, sigma_data)
-    low = lowest(schedule)
-    sigmas = torch.linspace(math.log(low), math.log(high), steps + 1, dtype=torch.float64).exp()
-    mean = build.prior_mean(config).to(pipeline.device)
-
-    def of(denoise: Denoise, x0: Tensor, numbers: range, called: Called) -> Tensor:
-        total = torch.zeros(len(x0), dtype=torch.float64)
-        for again in range(dequantisations):
-            uniform = _uniform(draws.seed_of("ode", seed), again, numbers, x0)
-
-            def signs(uniform: Noise = uniform) -> Tensor:
-                return torch.where(uniform() < 0, -1.0, 1.0)
-
-            x = x0 + HALF_LEVEL * uniform()
-            total -= log_density(denoise, x, sigmas, mean, sigma_data, [signs] * probes, called)
-        return total / (dequantisations * d * math.log(2)) - math.log2(2 * HALF_LEVEL)
-
-    calls = dequantisations * (len(sigmas) + 1)
-    bits = _in_batches(pipeline, images, labels, of, calls, batch_size, on_step, learn=True)
-    note = "probability-flow ODE, uniform dequantisation"
-    if low > HALF_LEVEL:
-        note += f" from sigma {low:.2g}, whose blur alone costs {floor(low):.1f}"
-    return _result("ode", bits, calls, note)
+    return min(schedule.sigma_max, 200 * sigma_data)
 
 
 def lowest(schedule: Schedule) -> float:
-    """The sigma from which `ode` reads a density: 0.00226, as wide as the dequantisation's noise, or the schedule's.
+    """Return the sigma at which `ode` reads a density: the schedule's lowest, but no less than 0.00226.
 
-    There `floor` is the least: a quarter of a bit. Further down a model that knows that images have 256 levels finds
-    what is between them unlikely: at flow's own 0.001 the floor is 2 bits.
+    That is as wide as the noise of dequantisation, and there `floor` is least: a quarter of a bit. Further down, what
+    is between the 256 levels is unlikely to a model that knows them: at flow's own 0.001 the floor is 2 bits.
     """
     return max(schedule.sigma_min, HALF_LEVEL / math.sqrt(3))
 
 
 def floor(low: float) -> float:
-    """Bits per dimension that `ode` gives a perfect model of one image, from sigma `low`: the price of the blur.
+    """Return the bits per dimension of a perfect model of a single image by `ode` from sigma `low`: the price of blur.
 
-    log2(127.5), less the mean of log2 N(u; 0, low^2) over u uniform in a level.
+    They are log2(127.5), minus the mean of log2 N(u; 0, low^2) over u uniform in a level.
     """
     nats = 0.5 * math.log(2 * math.pi * low**2) + HALF_LEVEL**2 / (6 * low**2)
     return nats / math.log(2) - math.log2(2 * HALF_LEVEL)
 
 
-def _uniform(seed: int, again: int, numbers: range, like: Tensor) -> Noise:
-    """Uniform in (-1, 1), of like's shape, from a stream of each image's own."""
+def ode(
+    pipeline: Pipeline, images: Pixels, labels: Sequence[int] | None = None, *, steps: int | None = None,
+    dequantisations: int = 1, seed: int = 0, batch_size: int | None = None, on_step: OnStep | None = None,
+) -> Likelihood:  # fmt: skip
+    """Measure bits per dimension by the probability-flow ODE (Song et al. 2021, section 4.3), for every schedule.
+
+    Uniform dequantisation (Theis et al. 2016, section 3.1): noise as wide as a level is added to images of 256 levels;
+    minus the mean log2 density of that, plus log2(127.5) for the width of a level, bounds the bits from above.
+
+    The density is that of the model's images at `lowest(schedule)`, with that much blur: even an image that the model
+    knows wholly beforehand costs `floor` of it, a quarter of a bit for flow and EDM. DDPM's chains begin at more noise,
+    below which the model is no denoiser: linear at 0.01, which is wider than a level, and there it is 1.7 bits. Images
+    that are less certain lose less (read from 0.01 in place of 0.002, a model of CIFAR-10 went from 3.65 to 3.69 bits).
+    Where the first sigmas differ, so do the models' tasks: compare numbers from equal ones.
+
+    The arguments and the errors are those of `vlb`, but for these.
+
+    Args:
+        steps: steps of the integration, at least 4, by default 50; the net is called twice more, with gradients.
+        dequantisations: how often each image is dequantised and measured, for a mean with less noise.
+    """
+    schedule, config = pipeline.denoiser.schedule, pipeline.config
+    check(schedule, "ode", steps)
+    check_counts(dequantisations=dequantisations)
+    steps, sigma_data = 50 if steps is None else steps, config.diffusion.sigma_data or 0.5
+    low, high = lowest(schedule), highest(schedule, sigma_data)
+    sigmas = torch.linspace(math.log(low), math.log(high), steps + 1, dtype=torch.float64).exp()
+    mean = build.prior_mean(config).to(pipeline.device)
+
+    def bits_of(denoise: Denoise, x0: Tensor, numbers: range, called: likelihood.Called) -> Tensor:
+        total = torch.zeros(len(x0), dtype=torch.float64)
+        for again in range(dequantisations):
+            uniform = _uniform(draws.seed_of("ode", seed), again, numbers, x0)
+            x = x0 + HALF_LEVEL * next(uniform)
+            signs = (torch.where(drawn < 0, -1.0, 1.0) for drawn in uniform)
+            total -= likelihood.log_density(denoise, x, sigmas, mean, sigma_data, [signs.__next__], called)
+        return total / (dequantisations * x0[0].numel() * math.log(2)) - math.log2(2 * HALF_LEVEL)
+
+    note = "probability-flow ODE, uniform dequantisation"
+    if low > HALF_LEVEL:
+        note += f" from sigma {low:.2g}, whose blur alone costs {floor(low):.1f}"
+    calls = dequantisations * (steps + 2)
+    return _measure(
+        "ode", bits_of, pipeline, images, labels, note=note, calls=calls, batch_size=batch_size, on_step=on_step
+    )
+
+
+MEASURES = {"vlb": vlb, "ode": ode}
+"""The kinds of likelihood by name."""
+
+
+def _uniform(seed: int, again: int, numbers: range, like: Tensor) -> Iterator[Tensor]:
+    """Yield draws uniform in (-1, 1), of the shape of `like`, from a stream of each image's own."""
     sources = [draws.generator(seed, again, i) for i in numbers]
-
-    def draw() -> Tensor:
+    while True:
         drawn = np.stack([source.random(like.shape[1:], np.float32) for source in sources])
-        return torch.from_numpy(2 * drawn - 1).to(like.device)
-
-    return draw
+        yield torch.from_numpy(2 * drawn - 1).to(like.device)
 
 
-# What both share
-
-
-def _in_batches(
-    pipeline: Pipeline,
-    images: Pixels,
-    labels: Sequence[int] | None,
-    of: Callable[[Denoise, Tensor, range, Called], Tensor],
-    calls: int,
-    batch_size: int | None,
+def _measure(
+    kind: str, bits_of: Callable[[Denoise, Tensor, range, likelihood.Called], Tensor], pipeline: Pipeline,
+    images: Pixels, labels: Sequence[int] | None, *, note: str, calls: int, batch_size: int | None,
     on_step: OnStep | None,
-    learn: bool,
-) -> NDArray[np.float64]:
-    """`of` (denoise, x0, the images' numbers, called) in batches, each of `calls` calls: float64 [N]."""
-    if batch_size is not None and batch_size < 1:
-        raise UsageError(f"batch_size is at least 1, not {batch_size}")
-    size = min(len(images), batch_size or max(1, pipeline.fits(learn=learn)))
-    told = None if labels is None else torch.tensor(list(labels), device=pipeline.device)
+) -> Likelihood:  # fmt: skip
+    """Measure all images by `bits_of` in batches, each of which takes `calls` calls of the net.
+
+    `bits_of` turns a denoiser, x0 [B C H W], the numbers of its images, and a function to call after every call of the
+    net into bits per dimension, float64 [B].
+    """
+    check_counts(batch_size=batch_size)
+    size = min(len(images), batch_size or max(1, pipeline.fits(learn=kind == "ode")))
+    classes = None if labels is None else torch.tensor(list(labels), device=pipeline.device)
     done, total = 0, 0
+    measured: list[NDArray[np.float64]] = []
 
     def called() -> None:
         nonlocal done
@@ -315,22 +234,17 @@ def _in_batches(
         if on_step is not None and on_step(done, total) is False:
             raise Cancelled(f"cancelled after call {done} of {total}")
 
-    found: list[NDArray[np.float64]] = []
-
     def make(first: int, count: int) -> None:
         nonlocal total
-        total = done + calls * -(-(len(images) - first) // count)
-        numbers = range(first, min(first + count, len(images)))
-        rows = slice(numbers.start, numbers.stop)
-        x0 = pictures.to_float(torch.from_numpy(images[rows]).to(pipeline.device))
-        found.append(of(bind(pipeline.denoiser, None if told is None else told[rows]), x0, numbers, called).numpy())
+        total = done + calls * math.ceil((len(images) - first) / count)
+        batch = images[first : first + count]
+        x0 = to_float(torch.from_numpy(batch).to(pipeline.device))
+        denoise = bind(pipeline.denoiser, None if classes is None else classes[first : first + count])
+        measured.append(bits_of(denoise, x0, range(first, first + len(batch)), called).numpy())
 
     with pipeline.working("with the likelihood of one image at a time"):
         pipeline.in_batches(len(images), size, make)
-    return np.concatenate(found)
-
-
-def _result(kind: str, bits: NDArray[np.float64], calls: int, note: str) -> Likelihood:
+    bits = np.concatenate(measured)
     if not np.isfinite(bits).all():
         log.warning("the likelihood of %d of %d images is not finite", (~np.isfinite(bits)).sum(), len(bits))
     error = bits.std(ddof=1) / math.sqrt(len(bits)) if len(bits) > 1 else math.nan

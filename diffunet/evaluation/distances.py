@@ -1,7 +1,5 @@
 """Distances between sets of features and images."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,9 +7,9 @@ Floats = NDArray[np.float64]
 
 
 def frechet(a: Floats, b: Floats) -> float:
-    """Fréchet distance of the normal distributions fitted to two sets of features [N D] (Heusel et al. 2017, eq. 6).
+    """Return the Fréchet distance of two sets of features [N D], as normal distributions (Heusel et al. 2017, eq. 6).
 
-    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)). With few images it is biased upwards, so compare at equal N.
+    It is |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)). Few images bias it upwards, so compare at equal N.
     """
     mean = ((a.mean(0) - b.mean(0)) ** 2).sum()
     c_a, c_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
@@ -23,7 +21,7 @@ def frechet(a: Floats, b: Floats) -> float:
 
 
 def nearest(queries: NDArray[np.uint8], images: NDArray[np.uint8], rank: int = 1) -> Floats:
-    """Euclidean pixel distance of each query [N H W C] to its `rank`-th nearest image, float64 [N]."""
+    """Return the Euclidean distance of each query [N H W C] to its `rank`-th nearest image, in grey levels, [N]."""
     from sklearn.neighbors import NearestNeighbors
 
     flat = [part.reshape(len(part), -1).astype(np.float64) for part in (images, queries)]
@@ -31,20 +29,23 @@ def nearest(queries: NDArray[np.uint8], images: NDArray[np.uint8], rank: int = 1
 
 
 def near_copies(
-    generated: NDArray[np.uint8], training: NDArray[np.uint8], held_out: NDArray[np.uint8], share: float = 0.02
+    generated: NDArray[np.uint8], training: NDArray[np.uint8], held_out: NDArray[np.uint8]
 ) -> tuple[float, float]:
-    """Share of generated images that are near-copies of training images, and the same of held-out real ones.
+    """Return the shares of generated and of held-out real images, [N H W C] each, that are near-copies.
 
-    A near-copy is as close to a training image as the closest `share` of training images are to one another.
+    A near-copy is as close to a training image as the closest 2% of training images are to one another.
     """
-    limit = np.quantile(nearest(training, training, rank=2), share)
+    limit = np.quantile(nearest(training, training, rank=2), 0.02)
     return float((nearest(generated, training) <= limit).mean()), float((nearest(held_out, training) <= limit).mean())
 
 
 def variance_ratio(
     generated: NDArray[np.uint8], labels: NDArray[np.int64], real: NDArray[np.uint8], real_labels: NDArray[np.int64]
 ) -> float:
-    """Pixel variance within the classes of generated images over that of real ones: 0 for ten averages, 1 is right."""
+    """Return the pixel variance within the classes of generated images over that of real ones: 1 is right.
+
+    It is 0 for a model that has one image for each class, such as its average.
+    """
 
     def within(pictures: NDArray[np.uint8], classes: NDArray[np.int64]) -> float:
         flat = pictures.reshape(len(pictures), -1).astype(np.float64)

@@ -1,13 +1,12 @@
-"""Features to compare images by: those of a small classifier, trained on the spot on real images.
+"""Features by which images are compared: those of a small classifier, trained on the spot on real images.
 
-It needs no weights from elsewhere. Where a folder has classes it learns these; where not, which way an image is turned
-(Gidaris et al. 2018), which makes it look at the same things.
+It needs no weights from elsewhere. Where a folder has classes it learns these; else it learns which way an image is
+turned (Gidaris et al. 2018), for which it has to look at the same things.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,17 +19,11 @@ from diffunet.nn.layers import group_norm
 from diffunet.pictures import images
 
 WIDTH = 64
-"""Numbers that describe an image: few, so that a covariance is known well from a thousand images."""
+"""Features of an image: few, so that a thousand images are enough to estimate their covariance well."""
 
 
 class Classifier(nn.Module):
-    """A few convolutions, each halving the size down to 4 or less, a mean over positions, and a linear layer.
-
-    Args:
-        channels: of the images.
-        image_size: height and width that it is made for.
-        num_classes: outputs.
-    """
+    """A few convolutions, each of which halves the size down to 4 or less, a mean, and a linear layer."""
 
     def __init__(self, channels: int, image_size: int, num_classes: int) -> None:
         super().__init__()
@@ -45,61 +38,50 @@ class Classifier(nn.Module):
         self.head = nn.Linear(WIDTH, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """[B C H W] in [-1, 1] -> [B WIDTH]."""
+        """Return the features of images [B C H W] in [-1, 1], [B WIDTH]."""
         return F.silu(self.body(x)).mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B C H W] -> [B classes]."""
+        """Return the logits of images [B C H W] in [-1, 1], [B classes]."""
         return self.head(self.features(x))
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained classifier, what it learned ("classes" or "turns"), and its `accuracy` on images it did not see."""
+    """A trained classifier, what it learned ("classes" or "turns"), and its accuracy on images it did not see."""
 
     classifier: Classifier
     learned: str
     accuracy: float
     device: torch.device
 
-    @torch.no_grad()
     def features(self, pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """uint8 [N H W C] -> float64 [N WIDTH]."""
-        parts = [
-            self.classifier.features(images.to_float(torch.from_numpy(part)).to(self.device)).cpu().double().numpy()
-            for part in np.array_split(pictures, max(1, len(pictures) // 256))
-        ]
-        return np.concatenate(parts)
+        """Return the features of images, uint8 [N H W C] -> float64 [N WIDTH]."""
+        return self._in_parts(self.classifier.features, pictures).astype(np.float64)
+
+    def predict(self, pictures: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Return the classes that the classifier takes images for, uint8 [N H W C] -> int64 [N]."""
+        return self._in_parts(lambda x: self.classifier(x).argmax(1), pictures)
 
     @torch.no_grad()
-    def predict(self, pictures: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """uint8 [N H W C] -> the classes that it takes them for, int64 [N]."""
-        parts = [
-            self.classifier(images.to_float(torch.from_numpy(part)).to(self.device)).argmax(1).cpu().numpy()
-            for part in np.array_split(pictures, max(1, len(pictures) // 256))
-        ]
-        return np.concatenate(parts)
+    def _in_parts(self, compute: Callable[[Tensor], Tensor], pictures: NDArray[np.uint8]) -> NDArray[Any]:
+        parts = np.array_split(pictures, max(1, len(pictures) // 256))
+        floats = (images.to_float(torch.from_numpy(part)).to(self.device) for part in parts)
+        return np.concatenate([compute(x).cpu().numpy() for x in floats])
 
 
 def train_classifier(
-    pictures: NDArray[np.uint8],
-    labels: NDArray[np.int64] | None,
-    *,
-    seed: int = 0,
-    steps: int = 600,
-    batch: int = 64,
-    device: torch.device | None = None,
-    on_step: Callable[[int, int], None] | None = None,
-) -> Trained:
+    pictures: NDArray[np.uint8], labels: NDArray[np.int64] | None, *, seed: int = 0, steps: int = 600, batch: int = 64,
+    device: torch.device | None = None, on_step: Callable[[int, int], None] | None = None,
+) -> Trained:  # fmt: skip
     """Train a classifier on real images.
 
     Args:
         pictures: uint8 [N H W C], square.
-        labels: int64 [N], or None: it then learns to tell the four turns of an image.
-        seed: of its start and its batches; the same seed gives the same features.
-        steps, batch: how long.
-        device: the CPU by default.
-        on_step: told (step, steps).
+        labels: int64 [N]; with None it learns to tell the four turns of an image.
+        seed: seed of its weights and batches; the same seed gives the same features.
+        steps, batch: optimizer steps, and the images of each.
+        device, on_step: where to compute, the CPU by default; and what is called with (step, steps).
     """
     device = device or torch.device("cpu")
     num_classes = 4 if labels is None else int(labels.max()) + 1
@@ -107,8 +89,8 @@ def train_classifier(
         torch.manual_seed(draws.seed_of("classifier", seed))
         net = Classifier(pictures.shape[-1], pictures.shape[1], num_classes).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.02)
-    fit = np.arange(len(pictures)) % 10 != 0  # a tenth is kept to say how good it is
-    train, test = np.flatnonzero(fit), np.flatnonzero(~fit)
+    held_out = np.arange(len(pictures)) % 10 == 0  # to measure its accuracy
+    train, test = np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
     def batch_of(chosen: NDArray[np.int64], generator: np.random.Generator) -> tuple[Tensor, Tensor]:
         x = pictures[chosen]
@@ -120,8 +102,7 @@ def train_classifier(
         return images.to_float(torch.from_numpy(np.ascontiguousarray(x))).to(device), torch.from_numpy(y).to(device)
 
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * (1 - step / steps)
+        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / steps)
         generator = draws.generator(seed, step, 0)
         x, y = batch_of(train[generator.integers(len(train), size=batch)], generator)
         loss = F.cross_entropy(net(x), y, label_smoothing=0.1)
@@ -131,9 +112,6 @@ def train_classifier(
         if on_step is not None:
             on_step(step + 1, steps)
     net.eval().requires_grad_(False)
-    right = total = 0
-    for part in np.array_split(test, max(1, len(test) // 256)):
-        x, y = batch_of(part, draws.generator(seed, steps, 0))
-        right += int((net(x).argmax(1) == y).sum())
-        total += len(part)
-    return Trained(net, "turns" if labels is None else "classes", right / max(1, total), device)
+    tests = (batch_of(part, draws.generator(seed, steps, 0)) for part in np.array_split(test, max(1, len(test) // 256)))
+    right = sum(int((net(x).argmax(1) == y).sum()) for x, y in tests)
+    return Trained(net, "turns" if labels is None else "classes", right / max(1, len(test)), device)

@@ -1,12 +1,11 @@
-"""How good a model is, in its first form: a feature distance to real images, beside the distance of real to real."""
-
-from __future__ import annotations
+"""How good the samples of a model are: their feature distance to real images, beside that of real images to others."""
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -15,29 +14,28 @@ from PIL.Image import Image
 
 from diffunet import build
 from diffunet.config import Config
-from diffunet.data import augment
-from diffunet.data.folder import class_names, class_of
-from diffunet.data.index import HELD_OUT_MAX, split
+from diffunet.data import augment, folder, index
 from diffunet.errors import DataError, UsageError
-from diffunet.evaluation import bits_per_dimension as likelihoods
+from diffunet.evaluation import bits_per_dimension
 from diffunet.evaluation.distances import frechet
 from diffunet.evaluation.features import Trained, train_classifier
 from diffunet.pictures import images
-from diffunet.pictures.images import Pixels
-from diffunet.sampling.pipeline import Guidance, Pipeline
+from diffunet.sampling.conditions import SamplingOptions, check_counts, refuse_unknown
+from diffunet.sampling.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
 MAX_REAL = 50_000
-"""Real images used at most."""
+"""The most real images that are used."""
 
 
 @dataclass(frozen=True)
 class Report:
     """The Fréchet distance of `num` generated images to real ones, and of as many other real ones: the floor.
 
-    `excess` is what is left of the first without the second. Only numbers of the same data, `num` and seed compare.
-    `likelihood`, where it was asked for, is of images that the model was `held_out` from, or that it may have seen.
+    Only numbers of the same data, `num` and seed compare. `learned` and `accuracy` are those of the classifier, see
+    `Trained`; `agreement` is the share of generated images that it takes for their class. `likelihood`, where it was
+    asked for, is of images that training held out, or else (`held_out` False) may have seen.
     """
 
     distance: float
@@ -46,16 +44,16 @@ class Report:
     learned: str
     accuracy: float
     agreement: float | None
-    likelihood: likelihoods.Likelihood | None = None
+    likelihood: bits_per_dimension.Likelihood | None = None
     held_out: bool = False
 
     @property
     def excess(self) -> float:
-        """Distance above the floor."""
+        """The distance above the floor: what of it chance and the number of images do not explain."""
         return self.distance - self.floor
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Describe the report, for people."""
         what = "the classes" if self.learned == "classes" else "which way up images are"
         lines = [
             f"features: a small classifier that learned {what} ({self.accuracy:.1%} right on images it had not seen)",
@@ -66,27 +64,50 @@ class Report:
         ]
         if self.agreement is not None:
             lines.append(f"label agreement:  {self.agreement:.1%} of generated images are taken for their class")
-        if self.likelihood is not None:
-            seen = "that training on this folder holds out"
-            if not self.held_out:
-                seen = "that it may have seen in training, which flatters"
-            lines += [*self.likelihood.lines(), f"                  of images {seen}"]
+        if (likelihood := self.likelihood) is not None:
+            unseen, seen = "that training on this folder holds out", "that it may have seen in training, which flatters"
+            lines += [
+                f"likelihood:       {likelihood.bits:.3f} +- {likelihood.error:.3f} bits per dimension "
+                f"({likelihood.note}; {likelihood.num} images, {likelihood.calls} net calls each)",
+                f"                  of images {unseen if self.held_out else seen}",
+            ]
         return lines
 
 
-class Reference:
+class RealImages:
+    """The images of a folder as a model of this config sees them, with their classes."""
+
+    def __init__(self, config: Config, data: Path) -> None:
+        self.config, self.dataset = config, build.dataset(config.data, data)
+
+    def gather(self, indices: NDArray[np.int64]) -> images.Pixels:
+        """Return images by their numbers, uint8 [N H W C]."""
+        d = self.config.data
+        return augment.gather(
+            self.dataset.images, indices, [None] * len(indices), image_size=d.image_size, fit=d.fit, flip=False,
+            background=d.background,
+        )  # fmt: skip
+
+    @cached_property
+    def classes(self) -> NDArray[np.int64] | None:
+        """The class of each image, int64 [N]: of the model's classes, or else the folder's; None if neither has any."""
+        paths, names = self.dataset.files.paths, self.config.data.class_names
+        folders = {folder.class_of(path) for path in paths}
+        if not names and (len(folders) < 2 or None in folders):
+            return None
+        return self.dataset.labels(names or folder.class_names(list(paths)))
+
+
+class Reference(RealImages):
     """The real images of a folder, and features to compare a model's samples with them by.
 
     They are dealt into thirds: a classifier learns from one, samples are compared with the second, and the distance of
     the third to the second is the floor.
 
     Args:
-        config: of the model.
-        data: the folder.
-        num: samples to compare, lowered to a third of the images.
-        seed: of the deal and the features.
-        device: of the classifier.
-        on_step: told (done, of how many) while it learns, which is when the first samples come.
+        num: the number of samples to compare, lowered to a third of the images.
+        seed, device: seed of the deal and of the features, and where the classifier computes.
+        on_step: called with (done, of how many) while it learns, which is when the first samples are compared.
 
     Raises:
         DataError: fewer than 40 usable images.
@@ -96,8 +117,8 @@ class Reference:
         self, config: Config, data: Path, num: int, seed: int, device: torch.device,
         on_step: Callable[[int, int], None] | None = None,
     ) -> None:  # fmt: skip
-        self.config, self.seed, self.device, self.on_step = config, seed, device, on_step
-        self.dataset = build.dataset(config, data)
+        super().__init__(config, data)
+        self.seed, self.device, self.on_step = seed, device, on_step
         total = len(self.dataset.files)
         if total < 40:
             raise DataError(f"{data} has {total} usable images; a comparison needs at least 40")
@@ -106,28 +127,19 @@ class Reference:
         if self.third < num:
             log.info("comparing %d images, a third of the real ones, not %d", self.third, num)
         self.num = min(num, self.third)
-        names = config.data.class_names
-        folders = {class_of(file.path) for file in self.dataset.files}
-        self._labels = None
-        if names or (len(folders) > 1 and None not in folders):
-            names = names or class_names([file.path for file in self.dataset.files])
-            self._labels = self.dataset.labels(names)[self.chosen]
 
     @property
     def labels(self) -> list[int] | None:
-        """What to sample: the classes of the images that make the floor, so that both are dealt alike."""
-        if not self.config.data.class_names:
-            return None
-        assert self._labels is not None
-        return [int(label) for label in self._labels[2 * self.third :][: self.num]]
+        """The classes to sample: those of the images that make the floor, so that both have the same share of each."""
+        return self._labels_of(self._third(2))
 
     @cached_property
     def floor(self) -> float:
-        """The distance of real images to others."""
-        return frechet(self._trained.features(self._real(2)), self._others)
+        """The distance of other real images to those that samples are compared with."""
+        return frechet(self._trained.features(self.gather(self._third(2))), self._others)
 
     def compare(self, pictures: Sequence[Image]) -> Report:
-        """`num` samples, of `labels` where the model has classes."""
+        """Compare `num` samples, of `labels` where the model has classes, with real images."""
         fakes = np.stack([images.to_array(picture, self.config.data.channels) for picture in pictures])
         distance, agreement = frechet(self._trained.features(fakes), self._others), None
         if self.labels is not None:
@@ -136,92 +148,70 @@ class Reference:
 
     @cached_property
     def _trained(self) -> Trained:
-        labels = None if self._labels is None else self._labels[: self.third]
-        first = self.gather(self.chosen[: self.third])
-        return train_classifier(first, labels, seed=self.seed, device=self.device, on_step=self.on_step)
+        first = self.chosen[: self.third]
+        labels = None if self.classes is None else self.classes[first]
+        return train_classifier(self.gather(first), labels, seed=self.seed, device=self.device, on_step=self.on_step)
 
     @cached_property
     def _others(self) -> NDArray[np.float64]:
-        return self._trained.features(self._real(1))
+        return self._trained.features(self.gather(self._third(1)))
 
-    def _real(self, third: int) -> Pixels:
-        return self.gather(self.chosen[third * self.third :][: self.num])
+    def _third(self, number: int) -> NDArray[np.int64]:
+        return self.chosen[number * self.third :][: self.num]
 
-    def gather(self, indices: NDArray[np.int64]) -> Pixels:
-        """Images as the model knows them, uint8 [N H W C]."""
-        d = self.config.data
-        return augment.gather(
-            self.dataset.images, indices, [None] * len(indices), image_size=d.image_size, fit=d.fit, flip=False,
-            background=d.background,
-        )  # fmt: skip
+    def _labels_of(self, indices: NDArray[np.int64]) -> list[int] | None:
+        return self.classes[indices].tolist() if self.config.data.class_names and self.classes is not None else None
 
-    def for_likelihood(self, num: int) -> tuple[Pixels, list[int] | None, bool]:
-        """At most `num` images, their labels where the model has classes, and whether training held them out.
+    def for_likelihood(self, num: int) -> tuple[images.Pixels, list[int] | None, bool]:
+        """Return at most `num` images, their labels where the model has classes, and whether training held them out.
 
-        Where training on this folder holds out none, they are of any but those that the classifier learns from.
+        Where training on this folder holds out none, they are any but those that the classifier learns from.
         """
-        held_out = split(self.dataset.files, self.config.data.held_out, HELD_OUT_MAX)[1]
-        some = self.chosen[self.third :]
-        if len(held_out):
-            some = np.random.Generator(np.random.Philox(key=[self.seed, 1])).permutation(held_out)
-        some, names = some[:num], self.config.data.class_names
-        labels = self.dataset.labels(names)[some].tolist() if names else None
-        return self.gather(some), labels, len(held_out) > 0
+        held_out = index.split(self.dataset.files, self.config.data.held_out, index.HELD_OUT_MAX)[1]
+        shuffled = np.random.Generator(np.random.Philox(key=[self.seed, 1])).permutation(held_out)
+        some = (shuffled if len(held_out) else self.chosen[self.third :])[:num]
+        return self.gather(some), self._labels_of(some), len(held_out) > 0
 
 
 def evaluate(
-    pipeline: Pipeline,
-    data: Path,
-    *,
-    num: int = 10_000,
-    seed: int = 0,
-    guidance: float | Guidance = 1.0,
-    sampler: str | None = None,
-    steps: int | None = None,
-    ladder: str | None = None,
-    threshold: str | None = None,
-    likelihood: str | None = None,
-    likelihood_num: int = 100,
-    likelihood_steps: int | None = None,
-    on_step: Callable[[str, int, int], None] | None = None,
-) -> Report:
-    """Compare `num` samples with the real images of a folder; see `Reference`.
+    pipeline: Pipeline, data: Path, *, num: int = 10_000, seed: int = 0, likelihood: str | None = None,
+    likelihood_num: int = 100, likelihood_steps: int | None = None,
+    on_step: Callable[[str, int, int], None] | None = None, **options: Unpack[SamplingOptions],
+) -> Report:  # fmt: skip
+    """Compare `num` samples, at least 2, with the real images of the folder `data`; see `Reference`.
 
     Args:
-        guidance, sampler, steps, ladder, threshold: of the samples, as `Pipeline.sample`.
-        likelihood: "vlb" or "ode", see `likelihood.vlb` and `likelihood.ode`: also the bits per dimension of
-            `likelihood_num` images with `likelihood_steps`, of those that training on this folder holds out.
-        on_step: told (what is being done, done, of how many).
+        likelihood: "vlb" or "ode", see bits_per_dimension.py: also measure the bits per dimension of `likelihood_num`
+            images with `likelihood_steps`, of those that training on this folder holds out.
+        on_step: called with (what is being done, done, of how many).
+        options: how to sample; see `SamplingOptions`.
 
     Raises:
         DataError: fewer than 40 usable images.
-        UsageError: `num` below 2, and as `Pipeline.sample`, `likelihood.vlb` and `likelihood.ode`.
+        UsageError: `num` below 2, and as `Pipeline.sample` and `bits_per_dimension.check`.
     """
+    refuse_unknown("evaluate()", options, SamplingOptions)
     if num < 2:
         raise UsageError(f"num is at least 2, not {num}: a distance is one of distributions")
     if not 0 <= seed < 2**63:
         raise UsageError(f"seed is at least 0 and below 2**63, not {seed}")
     if likelihood is not None:
-        likelihoods.check(pipeline.denoiser.schedule, likelihood, likelihood_steps)
-    if likelihood_num < 1:
-        raise UsageError(f"likelihood_num is at least 1, not {likelihood_num}")
-
-    def tell(what: str) -> Callable[[int, int], None]:
-        return lambda done, of: on_step(what, done, of) if on_step is not None else None
-
-    reference = Reference(pipeline.config, data, num, seed, pipeline.device, tell("learning features"))
+        bits_per_dimension.check(pipeline.denoiser.schedule, likelihood, likelihood_steps)
+    check_counts(likelihood_num=likelihood_num)
+    tell = on_step or (lambda what, done, of: None)
+    reference = Reference(pipeline.config, data, num, seed, pipeline.device, partial(tell, "learning features"))
     # Sampling comes first: it refuses arguments that cannot be, before anything is learned.
-    progress = tell("sampling")
     generated = pipeline.sample(
-        reference.num, seed=seed, labels=reference.labels, guidance=guidance, sampler=sampler, steps=steps,
-        ladder=ladder, threshold=threshold,
-        on_step=lambda p: progress(p.step, p.steps),
-    )  # fmt: skip
+        reference.num,
+        seed=seed,
+        labels=reference.labels,
+        on_step=lambda p: tell("sampling", p.step, p.steps),
+        **options,
+    )
     report = reference.compare(generated)
     if likelihood is None:
         return report
     real, labels, unseen = reference.for_likelihood(likelihood_num)
-    bits = likelihoods.of(
-        likelihood, pipeline, real, labels, steps=likelihood_steps, seed=seed, on_step=tell("likelihood")
-    )
+    measure, progress = bits_per_dimension.MEASURES[likelihood], partial(tell, "likelihood")
+    bits = measure(pipeline, real, labels, steps=likelihood_steps, seed=seed, on_step=progress)
     return replace(report, likelihood=bits, held_out=unseen)

@@ -1,6 +1,4 @@
-"""Putting what was filled in back into the image: outside the mask every byte stays as it was."""
-
-from __future__ import annotations
+"""Putting a filling back into its image: outside the hole every byte stays as it was."""
 
 from typing import Any
 
@@ -10,21 +8,22 @@ from PIL import Image
 
 from diffunet.inpainting.masks import Hole, Mask
 from diffunet.pictures import deep, images, notes
-from diffunet.pictures.images import Pixels
 
 SAME = ("L", "RGB", "LA", "RGBA", "I;16", "I", "F", "CMYK")
-"""Modes that are kept. Others become the one of these that says the same pixels."""
+"""Modes of images that stay as they are. Others become the one of these that can hold the same pixels."""
 
 
 def editable(image: Image.Image) -> Image.Image:
-    """The image in a mode whose pixels can be set one by one: palettes become their colours, 1 bit becomes grey, and a
-    transparent colour becomes alpha. What `notes.of` says of it stays."""
-    same = _editable(image)
-    if same is not image:
-        notes.put(same, notes.of(image))
+    """Return the image in a mode whose pixels can be set one by one; what `notes.of` says of it stays.
+
+    Palettes become their colours, 1 bit becomes grey, and a transparent colour becomes alpha.
+    """
+    converted = _editable(image)
+    if converted is not image:
+        notes.put(converted, notes.of(image))
         if deep.LOW in image.info:
-            same.info[deep.LOW] = None  # what they are in this mode is not known
-    return same
+            converted.info[deep.LOW] = None  # the low bytes of the colours in this mode are not known
+    return converted
 
 
 def _editable(image: Image.Image) -> Image.Image:
@@ -35,30 +34,23 @@ def _editable(image: Image.Image) -> Image.Image:
         return image
     if image.mode in ("I;16B", "I;16L", "I;16N"):  # big-endian TIFF; Pillow's own conversion clips at 255
         return from_pixels(np.asarray(image), "I;16")
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode == "La":
-        return image.convert("LA")
-    return image.convert("RGBA" if images.has_alpha(image) else "RGB")
+    colours = "RGBA" if images.has_alpha(image) else "RGB"
+    return image.convert({"1": "L", "La": "LA"}.get(image.mode, colours))
 
 
 def composite(
-    image: Image.Image,
-    filled: Pixels,
-    hole: Hole,
-    weight: Mask | None = None,
-    opaque: bool = False,
+    image: Image.Image, filled: images.Pixels, hole: Hole, weight: Mask | None = None, opaque: bool = False,
     white: float | None = None,
-) -> Image.Image:
-    """`image` with its hole [H W] replaced by `filled` uint8 [H W C].
+) -> Image.Image:  # fmt: skip
+    """Return an image with its hole [H W] replaced by `filled`.
 
     Args:
-        image: in one of the modes of `editable`.
-        filled: 1, 3 or 4 channels, whatever the mode of the image.
+        image: an image in one of the modes of `editable`.
+        filled: uint8 [H W C] with 1, 3 or 4 channels, whatever the mode of the image.
         hole: where pixels change; all others keep every bit.
-        weight: float32 [H W] in [0, 1]: blend by it inside the hole, instead of replacing.
-        opaque: make the hole opaque; alpha is untouched otherwise.
-        white: of modes I and F, where the image is a part of a larger one; see `images.white`.
+        weight: float32 [H W] in [0, 1], by which `filled` is blended in; None replaces the pixels.
+        opaque: make the hole opaque; alpha stays as it is otherwise.
+        white: the value that is white in modes I and F, where the image is a part of a larger one; see `images.white`.
     """
     pixels = np.array(image)
     flat = pixels[..., None] if pixels.ndim == 2 else pixels
@@ -81,18 +73,16 @@ def composite(
     return result
 
 
-def _in_mode(filled: Pixels, mode: str, white: float) -> NDArray[Any]:
-    """Pixels [H W C], less their alpha, as the colours [H W colours] of a mode."""
+def _in_mode(filled: images.Pixels, mode: str, white: float) -> NDArray[Any]:
+    """Convert pixels [H W C], without their alpha, to the colours of a mode, [H W colours]."""
     rgb = images.from_array(filled).convert("RGB")
-    if mode in ("RGB", "RGBA"):
-        return np.asarray(rgb)
-    if mode == "CMYK":
-        return np.asarray(rgb.convert("CMYK"))
+    if mode in ("RGB", "RGBA", "CMYK"):
+        return np.asarray(rgb.convert("CMYK") if mode == "CMYK" else rgb)
     grey = images.to_array(rgb, 1)
     return grey if mode in ("L", "LA") else grey * (257.0 if mode == "I;16" else white / 255)
 
 
 def from_pixels(pixels: NDArray[Any], mode: str) -> Image.Image:
-    """An array [H W] or [H W C] as an image of the mode that it is of."""
+    """Return an array [H W] or [H W C] of the values of a mode as an image of it."""
     data = pixels.astype("<u2") if mode == "I;16" else pixels
     return Image.frombytes(mode, (pixels.shape[1], pixels.shape[0]), data.tobytes())

@@ -1,6 +1,4 @@
-"""Filling in a part of an image: what of it the net sees, what it is told, and from which picture it starts."""
-
-from __future__ import annotations
+"""Filling in one part of an image: what of it the net sees, on which conditions, and from which picture it starts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,79 +8,88 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffunet import build, draws
-from diffunet.config import Config
-from diffunet.diffusion import samplers
+from diffunet import draws
+from diffunet.diffusion import known_pixels, samplers, tiling
 from diffunet.diffusion.denoiser import Denoise, condition
-from diffunet.diffusion.known_pixels import keep_known
-from diffunet.diffusion.tiling import AT_ONCE, Tiled, covered
-from diffunet.inpainting import methods
+from diffunet.inpainting.methods import Method
 from diffunet.inpainting.part import Part
 from diffunet.pictures import images
 
 REFINE = 0.5
-"""The sigma from which a picture that was filled in at half the resolution or so is denoised again: it hides what the
-smaller one could not show, and keeps what it did (SDEdit, Meng et al. 2022). Chosen by looking."""
+"""The noise level (sigma) from which a picture that was filled in at a coarser resolution is denoised again.
+
+As in SDEdit (Meng et al. 2022) it is a compromise, chosen by looking at fillings: the noise has to hide the blur of
+enlarging, so that the net draws detail, but not the shapes and colours on which the windows have to agree."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Filler:
     """Fills in parts of images with one model, by one method.
 
     Args:
-        config: of the model.
-        whole, refining: the method, from noise alone and from `REFINE`.
-        denoise_for: see `conditions.denoising`.
-        label: number of the class, or None for a model without.
-        walk: goes to the end of a walk, which gives x [B C H W].
-        device: of the model.
-        at_once: windows of an image that are denoised at once.
+        image_size: height and width that the model was trained at.
+        mean: the mean of the images, [C 1 1], from which sampling starts; see `build.prior_mean`.
+        whole: the method, from noise alone.
+        refining: the same method, from the noise level `REFINE` on, for all levels of a part but the coarsest.
+        denoise_for: the denoiser for given conditions; see `conditions.denoising`.
+        label: number of the class, or None for a model without classes.
+        finish: runs a walk to its end and returns its last x, [B C H W].
+        device, at_once: where the model is, and how many windows of an image go through the net at once.
     """
 
-    config: Config
-    whole: methods.Method
-    refining: methods.Method
+    image_size: int
+    mean: Tensor
+    whole: Method
+    refining: Method
     denoise_for: Callable[..., Denoise]
     label: int | None
-    walk: Callable[[samplers.Walk], Tensor]
+    finish: Callable[[samplers.Walk], Tensor]
     device: torch.device
-    at_once: int = AT_ONCE
+    at_once: int = tiling.AT_ONCE
 
     def fill(self, levels: Sequence[Part], batch: range, seed: int) -> list[images.Pixels]:
-        """Fillings `batch` of a seed, uint8 [rows columns C] each: of the coarsest level first, of the last at last."""
-        filled: list[images.Pixels] | None = None
+        """Fill in all levels of a part, see `Part.levels`, each beginning with what the one before it gave.
+
+        `batch` has the numbers of the fillings: filling i of a seed is the same in every batch. Returned are those of
+        the last level, uint8 [rows columns C] each.
+        """
+        filled: list[images.Pixels] = []
         for i, level in enumerate(levels):
             filled = self._fill(level, filled, batch, draws.key_of("level", seed, i) if i else seed)
-        assert filled is not None, "a part has at least one level"
         return filled
 
     def steps(self, levels: Sequence[Part]) -> int:
-        """How many steps on_step is told of for a batch."""
+        """Return the number of steps that `fill` takes."""
         return len(self.whole.ladder) - 1 + (len(levels) - 1) * (len(self.refining.ladder) - 1)
 
     def calls(self, levels: Sequence[Part]) -> int:
-        """Passes through the net that a filling takes, of each window."""
+        """Return the number of passes through the net that a filling takes, for each of its windows."""
         return self.whole.calls + (len(levels) - 1) * self.refining.calls
 
-    def _fill(self, part: Part, coarse: list[images.Pixels] | None, batch: range, seed: int) -> list[images.Pixels]:
-        pixels, gap = part.cut(self.config.data.channels)
+    def halve_windows(self) -> bool:
+        """Put half as many windows through the net at once from now on, and return whether that was possible."""
+        before, self.at_once = self.at_once, max(1, self.at_once // 2)
+        return before > 1
+
+    def _fill(self, part: Part, coarser: list[images.Pixels], batch: range, seed: int) -> list[images.Pixels]:
+        pixels, gap = part.cut(len(self.mean))
         known = images.to_float(torch.from_numpy(pixels[None]).to(self.device))
         keep = torch.from_numpy(~gap).to(self.device)
         noise = draws.streams(seed, batch, known.shape[1:], self.device)
-        way = self.whole if coarse is None else self.refining
-        if coarse is None:
-            start = build.prior_mean(self.config).to(known)
+        if not coarser:
+            method, start = self.whole, self.mean.to(known)
         else:
-            larger = np.stack([images.resize(one, *gap.shape) for one in coarse])
-            start = torch.where(keep, known, images.to_float(larger).to(self.device))
-        x = start + way.ladder[0] * noise()
+            enlarged = np.stack([images.resize(one, *gap.shape) for one in coarser])
+            method, start = self.refining, torch.where(keep, known, images.to_float(enlarged).to(self.device))
+        x = start + method.ladder[0] * noise()
         label = None if self.label is None else torch.full((len(batch),), self.label, device=self.device)
-        told = condition(known, keep).expand(len(batch), -1, -1, -1) if way.trained else None
-        tiled, size = part.region.fit == "tile", self.config.data.image_size
-        denoise = self.denoise_for(
-            label, told, partial(Tiled, size=size, wanted=~keep, at_once=self.at_once) if tiled else None
-        )
-        if tiled:  # where no window is, nothing is to be filled in
-            denoise = keep_known(denoise, known, ~covered(~keep, size))
-        x = self.walk(way.walk(denoise, known, keep, x, noise))
+        concat = condition(known, keep).expand(len(batch), -1, -1, -1) if method.trained else None
+        tiles = part.region.fit == "tile"
+        tiled = partial(tiling.Tiled, size=self.image_size, wanted=~keep, at_once=self.at_once) if tiles else None
+        denoise = self.denoise_for(label, concat, tiled)
+        if tiles:
+            # Where no window is, nothing is to be filled in, and `Tiled` gives the noisy x back. As a prediction of
+            # pixels that are known it is wrong, which mmps would correct by its gradient at the cost of the hole.
+            denoise = known_pixels.keep_known(denoise, known, ~tiling.covered(~keep, self.image_size))
+        x = self.finish(method.walk(denoise, known, keep, x, noise))
         return list(images.to_uint8(torch.where(keep, known, x)))

@@ -1,11 +1,10 @@
-"""Masks: reading them, taking them to another resolution, softening their edges, and drawing some.
+"""Masks: reading them, resizing them, softening their edges, and drawing random ones.
 
 A mask is float32 [H W] in [0, 1], 1 where the image is to be filled; a hole is its boolean form, True there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +14,33 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from diffunet.errors import DataError, UsageError
+from diffunet.names import MASK_KINDS
 from diffunet.pictures import images
-from diffunet.pictures.images import Pixels
 
 Mask = NDArray[np.float32]
 Hole = NDArray[np.bool_]
-KINDS = ("box", "half", "wide", "narrow", "scratches", "lines", "grid")
-"""Of random masks; see `random_mask`."""
-
 RINGING = 1 / 16
-"""A soft mask this near to 0 or 1 is 0 or 1: JPEG leaves such ripples beside edges."""
-
+"""Values of a soft mask this near to 0 or 1 count as 0 or 1: JPEG leaves such ripples beside edges."""
 _BLACK = (0, 0, 0)
-_STRIP = 2**22  # pixels whose distances are measured at a time
+_STRIP = 2**22  # pixels whose distances, float64, are measured at a time
 
 
 def read_mask(source: str | Path | Image.Image | NDArray[Any], *, invert: bool = False) -> Mask:
-    """A mask, float32 [H W] in [0, 1], 1 = fill, from an image of any mode (alpha over black) or from an array.
+    """Read a mask, float32 [H W] in [0, 1], 1 = fill.
 
-    Arrays are [H W] or [H W C]: boolean, float in [0, 1], or uint8 (0..255, or 0 and 1). `invert` is for black = fill.
+    Args:
+        source: an image of any mode (alpha is laid over black), the path of one, or an array [H W] or [H W C] that is
+            boolean, float in [0, 1], or of integers (0 to 255, of uint16 to 65535, or 0 and 1).
+        invert: for masks with black = fill.
 
     Raises:
         DataError: a file that is no image, or an array of another shape, type or range; the message names the file.
     """
-    if isinstance(source, np.ndarray):
-        mask = _from_array(source)
-    elif isinstance(source, Image.Image):
-        mask = _from_image(source)
-    else:
-        try:
-            mask = _from_image(images.open_image(source))
-        except DataError as error:
-            raise DataError(f"mask {source}: {error}") from None
+    try:
+        image = source if isinstance(source, np.ndarray | Image.Image) else images.open_image(source)
+    except DataError as error:
+        raise DataError(f"mask {source}: {error}") from None
+    mask = _from_array(image) if isinstance(image, np.ndarray) else _from_image(image)
     return np.subtract(1, mask, dtype=np.float32) if invert else mask
 
 
@@ -71,116 +65,92 @@ def _from_array(array: NDArray[Any]) -> Mask:
 
 
 def box_mask(box: tuple[int, int, int, int], height: int, width: int) -> Hole:
-    """bool [height width], True in a `box` x0, y0, x1, y1: columns x0 to x1 and rows y0 to y1, the ends left out.
+    """Return a hole [height width] that is a box (x0, y0, x1, y1): columns x0 to x1 and rows y0 to y1, ends left out.
 
-    Raises UsageError for a box that is empty or reaches outside.
+    Raises:
+        UsageError: a box that is empty or reaches outside the image.
     """
     x0, y0, x1, y1 = box
-    said = f"the box {x0},{y0},{x1},{y1}"
+    name = f"the box {x0},{y0},{x1},{y1}"
     if x0 >= x1 or y0 >= y1:
-        raise UsageError(f"{said} is empty: it is x0,y0,x1,y1 with x0 below x1 and y0 below y1")
+        raise UsageError(f"{name} is empty: it is x0,y0,x1,y1 with x0 below x1 and y0 below y1")
     if min(x0, y0) < 0 or x1 > width or y1 > height:
-        raise UsageError(f"{said} reaches outside the image, which is {width}x{height}")
+        raise UsageError(f"{name} reaches outside the image, which is {width}x{height}")
     hole = np.zeros((height, width), bool)
     hole[y0:y1, x0:x1] = True
     return hole
 
 
 def hole_of(mask: Mask) -> Hole:
-    """Where a mask [H W] is at least a half."""
+    """Return the hole of a mask [H W]: where it is at least a half."""
     return mask >= 0.5
 
 
 def without_ringing(mask: Mask) -> Mask:
-    """A soft mask [H W] whose values near 0 and 1 are 0 and 1, see `RINGING`."""
-    settled = mask.copy()
-    settled[mask <= RINGING] = 0
-    settled[mask >= 1 - RINGING] = 1
-    return settled
+    """Return a soft mask [H W] with its values near 0 and 1 set to 0 and 1; see `RINGING`."""
+    return np.select([mask <= RINGING, mask >= 1 - RINGING], [np.float32(0), np.float32(1)], mask)
 
 
 def alpha_hole(image: Image.Image) -> Hole | None:
-    """bool [H W], where the image is less than opaque; None where it is opaque all over."""
-    if not images.has_alpha(image):
-        return None
-    return images.to_array(image, 4)[..., 3] < 255
+    """Return where an image is less than opaque, bool [H W]; None if it cannot be."""
+    return images.to_array(image, 4)[..., 3] < 255 if images.has_alpha(image) else None
 
 
 def shrink(hole: Hole, height: int, width: int) -> Hole:
-    """A hole [H W] at another resolution [height width]: a pixel belongs to it as soon as `resize_known` would use any
-    pixel of the hole for it. A stroke of one pixel so survives any shrinking, and nothing of what is in the hole leaks.
+    """Resize a hole [H W] to [height width]: a pixel is hole as soon as `resize_known` would use a pixel of it there.
+
+    So a stroke of one pixel survives any shrinking, and nothing of what is in the hole leaks into known pixels.
     """
-    return _touches(_touches(hole, height).T, width).T
-
-
-def _touches(hole: Hole, size: int) -> Hole:
-    """bool [n w] to [size w]: whether any of the rows that the triangle filter weighs for an output row is set."""
-    first, end = _footprint(hole.shape[0], size)
-    counts = np.zeros((hole.shape[0] + 1, hole.shape[1]), np.int32)
-    np.cumsum(hole, axis=0, out=counts[1:])
-    touched: Hole = counts[end] > counts[first]
-    return touched
-
-
-def _footprint(n: int, m: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """int [m] and [m]: the first row of n that Pillow's triangle filter weighs for each of m output rows, and the end.
-
-    It weighs row x for output row i by a triangle around the centre c = (i + 1/2) n/m that reaches s = max(n/m, 1) to
-    each side: where |x + 1/2 - c| < s. In integers, multiplied by 2m, it is exact.
-    """
-    centre, reach = (2 * np.arange(m) + 1) * n, 2 * max(n, m)
-    first = np.maximum((centre - reach - m) // (2 * m) + 1, 0)
-    return first, np.minimum(-((m - centre - reach) // (2 * m)), n)
+    return _largest(_largest(hole, height).T, width).T
 
 
 def resize_mask(mask: Mask, height: int, width: int) -> Mask:
-    """A mask [H W] at another resolution [height width].
+    """Resize a mask [H W] to [height width].
 
-    Along a side that shrinks a pixel takes the largest value of what `shrink` pools, so that thin strokes survive and
-    soft ones stay soft; along one that grows, values between pixels are interpolated.
+    Along a side that shrinks, a pixel takes the largest of the values that `shrink` looks at, so that thin strokes
+    survive and soft ones stay soft; along a side that grows, values are interpolated.
     """
-    pooled = _largest(_largest(mask, height).T, width).T
+    pooled = _largest(mask, height) if height < mask.shape[0] else mask
+    pooled = _largest(pooled.T, width).T if width < mask.shape[1] else pooled
     if pooled.shape == (height, width):
         return pooled
     resized = Image.fromarray(np.ascontiguousarray(pooled)).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized, np.float32).clip(0, 1)
 
 
-def _largest(mask: Mask, size: int) -> Mask:
-    """[n w] to [size w]: the largest of the rows in each one's footprint; untouched where `size` is not smaller."""
-    if size >= len(mask):
-        return mask
-    mask = np.ascontiguousarray(mask)
-    return np.stack([mask[first:end].max(axis=0) for first, end in zip(*_footprint(len(mask), size), strict=True)])
+def _largest(values: NDArray[Any], size: int) -> NDArray[Any]:
+    """Resize [n w] to [size w], by the largest of the rows that Pillow's triangle filter weighs for each output row.
+
+    For output row i it weighs row x by a triangle around the centre c = (i + 1/2) n/m, m = `size`, that reaches
+    s = max(n/m, 1) to each side: where |x + 1/2 - c| < s. This is computed in integers, multiplied by 2m, to be exact.
+    """
+    n, m = len(values), size
+    centre, reach = (2 * np.arange(m) + 1) * n, 2 * max(n, m)
+    first, end = np.maximum((centre - reach - m) // (2 * m) + 1, 0), np.minimum(-((m - centre - reach) // (2 * m)), n)
+    rows = np.ascontiguousarray(values)
+    return np.stack([rows[a:b].max(axis=0) for a, b in zip(first, end, strict=True)])
 
 
 def feather(hole: Hole, n: int) -> Mask:
-    """The weight [H W] of what is filled in: 0 outside the hole; inside it rises with the Euclidean distance to the
-    nearest known pixel and is 1 from `n` pixels on. The border of the image is no known pixel.
+    """Return the weight [H W] of a filling: 0 outside the hole, and rising inside it to 1 at `n` pixels from its edge.
 
-    Measured in strips, with `n` more rows to each side: what is further away does not matter.
+    It is proportional to the Euclidean distance to the nearest known pixel. The border of the image is no edge.
     """
-    weight = hole.astype(np.float32)
-    height, width = hole.shape
-    step = max(1, _STRIP // width)
-    for top in range(0, height, step):
+    weight, step = hole.astype(np.float32), max(1, _STRIP // hole.shape[1])
+    for top in range(0, len(hole), step):  # with n more rows to each side: what is further away does not matter
         rows = slice(max(0, top - n), top + step + n)
         within = np.flatnonzero(hole[rows].any(axis=0))
-        if not len(within):
-            continue
-        columns = slice(max(0, within[0] - n), within[-1] + 1 + n)
-        part = hole[rows, columns]
-        if part.all():
-            continue
-        near = ndimage.distance_transform_edt(part)[top - rows.start :][:step]
-        weight[top : top + step, columns] = np.minimum(near / max(n, 1), 1)
+        columns = slice(max(0, within[0] - n), within[-1] + 1 + n) if len(within) else slice(0)
+        if not hole[rows, columns].all():  # else nothing is near an edge, or there is no hole
+            near = ndimage.distance_transform_edt(hole[rows, columns])[top - rows.start :][:step]
+            weight[top : top + step, columns] = np.minimum(near / max(n, 1), 1)
     return weight
 
 
-def resize_known(image: Pixels, hole: Hole, height: int, width: int) -> Pixels:
-    """uint8 [H W C] to [height width C] by an antialiased triangle filter, with the hole [H W] black.
+def resize_known(image: images.Pixels, hole: Hole, height: int, width: int) -> images.Pixels:
+    """Resize an image, uint8 [H W C], to [height width C] by an antialiased triangle filter, with the hole [H W] black.
 
-    What it gives is made of known pixels alone outside `shrink(hole, height, width)`; inside it means nothing.
+    Outside `shrink(hole, height, width)` the result is made of known pixels alone; inside it means nothing.
     """
     known = np.where(hole[..., None], np.uint8(0), image)
     resized = images.from_array(known).resize((width, height), Image.Resampling.BILINEAR)
@@ -188,20 +158,22 @@ def resize_known(image: Pixels, hole: Hole, height: int, width: int) -> Pixels:
 
 
 def random_mask(kind: str, height: int, width: int, generator: np.random.Generator) -> Hole:
-    """bool [height width], of two pixels or more with at least one of the hole and one that is known.
+    """Draw a random hole [height width]; of two pixels or more, at least one is hole and one is known.
 
-    box: 30 to 60% of each side. half: one of four. wide, narrow: a few strokes of a brush, about a tenth and a
-    fortieth of the image wide. scratches: thin lines, straight or bent, of 1 to 3 pixels. lines: every second row or
-    column. grid: all but every second pixel of every second row (super-resolution in RePaint, Lugmayr et al. 2022).
-    mixed: any of these.
+    Args:
+        kind: box (30 to 60% of each side), half (one of four), wide and narrow (a few strokes of a brush, about a tenth
+            and a fortieth of the image wide), scratches (thin lines, straight or bent, of 1 to 3 pixels), lines (every
+            second row or column), grid (all but every second pixel of every second row: super-resolution in RePaint,
+            Lugmayr et al. 2022), or mixed (any of these).
+        generator: makes all random choices.
 
-    Raises UsageError for another kind.
+    Raises:
+        UsageError: another kind.
     """
-    if kind == "mixed":
-        kind = KINDS[int(generator.integers(len(KINDS)))]
-    if kind not in _DRAWN:
+    if kind != "mixed" and kind not in KINDS:
         raise UsageError(f"no mask kind {kind!r}; there are mixed, {', '.join(KINDS)}")
-    hole = _DRAWN[kind](height, width, generator)
+    drawn = MASK_KINDS[int(generator.integers(len(MASK_KINDS)))] if kind == "mixed" else kind
+    hole = KINDS[drawn](height, width, generator)
     if not hole.any() or (hole.all() and hole.size > 1):
         place = np.unravel_index(int(generator.integers(hole.size)), hole.shape)
         hole[place] = not hole[place]
@@ -216,35 +188,18 @@ def _box(height: int, width: int, generator: np.random.Generator) -> Hole:
 
 def _half(height: int, width: int, generator: np.random.Generator) -> Hole:
     hole = np.zeros((height, width), bool)
-    match int(generator.integers(4)):
-        case 0:
-            hole[: height // 2] = True
-        case 1:
-            hole[height // 2 :] = True
-        case 2:
-            hole[:, : width // 2] = True
-        case _:
-            hole[:, width // 2 :] = True
+    halves = np.s_[: height // 2], np.s_[height // 2 :], np.s_[:, : width // 2], np.s_[:, width // 2 :]
+    hole[halves[int(generator.integers(4))]] = True
     return hole
 
 
-def _wide(height: int, width: int, generator: np.random.Generator) -> Hole:
-    return _strokes(height, width, generator, brush=(0.05, 0.15), most=4)
-
-
-def _narrow(height: int, width: int, generator: np.random.Generator) -> Hole:
-    return _strokes(height, width, generator, brush=(0.015, 0.04), most=8)
-
-
 def _strokes(height: int, width: int, generator: np.random.Generator, brush: tuple[float, float], most: int) -> Hole:
-    """One to `most` strokes that wander and turn, of a brush whose width is from `brush` times the short side."""
-    canvas = Image.new("L", (width, height))
+    """Draw one to `most` strokes that wander and turn. `brush` is the range of widths, as shares of the short side."""
+    canvas, side = Image.new("L", (width, height)), min(height, width)
     draw = ImageDraw.Draw(canvas)
-    side = min(height, width)
     for _ in range(int(generator.integers(1, most + 1))):
         thick = max(1, round(side * generator.uniform(*brush)))
-        point = generator.random(2) * (width, height)
-        angle = generator.uniform(0, 2 * np.pi)
+        point, angle = generator.random(2) * (width, height), generator.uniform(0, 2 * np.pi)
         for _ in range(int(generator.integers(4, 9))):
             angle += generator.normal(0, 0.7)
             step = side * generator.uniform(0.1, 0.3)
@@ -258,14 +213,13 @@ def _strokes(height: int, width: int, generator: np.random.Generator, brush: tup
 
 
 def _scratches(height: int, width: int, generator: np.random.Generator) -> Hole:
-    """Two to six, half of them parabolas (quadratic Bezier curves) from one random point to another."""
+    """Draw two to six scratches, half of them parabolas (quadratic Bézier curves) between two random points."""
     canvas = Image.new("L", (width, height))
     draw = ImageDraw.Draw(canvas)
     t = np.linspace(0, 1, 17)[:, None]
     for _ in range(int(generator.integers(2, 7))):
         start, bend, end = generator.random((3, 2)) * (width, height)
-        if generator.random() < 0.5:
-            bend = (start + end) / 2
+        bend = (start + end) / 2 if generator.random() < 0.5 else bend
         curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
         draw.line([float(value) for value in curve.ravel()], fill=255, width=int(generator.integers(1, 4)))
     return np.array(canvas) > 0
@@ -285,7 +239,13 @@ def _grid(height: int, width: int, generator: np.random.Generator) -> Hole:
     return hole
 
 
-_DRAWN: dict[str, Callable[[int, int, np.random.Generator], Hole]] = {
-    "box": _box, "half": _half, "wide": _wide, "narrow": _narrow, "scratches": _scratches, "lines": _lines,
+KINDS: dict[str, Callable[[int, int, np.random.Generator], Hole]] = {
+    "box": _box,
+    "half": _half,
+    "wide": partial(_strokes, brush=(0.05, 0.15), most=4),
+    "narrow": partial(_strokes, brush=(0.015, 0.04), most=8),
+    "scratches": _scratches,
+    "lines": _lines,
     "grid": _grid,
-}  # fmt: skip
+}
+"""The kinds of random masks, each with what draws one of a height and width by a generator; see `random_mask`."""

@@ -1,11 +1,9 @@
-"""Which mask goes with which image, by their names."""
-
-from __future__ import annotations
+"""Finding the mask that goes with each image, by their names."""
 
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -14,12 +12,9 @@ from diffunet.errors import DataError
 
 log = logging.getLogger(__name__)
 
-NAMED = 3
-"""How many of the files that have a problem are named."""
-
 
 class Pair(NamedTuple):
-    """An image, its mask, if any, and its `name`: the path in its folder without the suffix, as "holiday/beach"."""
+    """An image, its mask, if any, and its name: the path in its folder without the suffix, such as "holiday/beach"."""
 
     image: Path
     mask: Path | None
@@ -27,18 +22,18 @@ class Pair(NamedTuple):
 
 
 def pairs(images: Sequence[Path], mask: Path | None) -> list[Pair]:
-    """Images, each with its mask.
+    """Find the mask of each image. Masks that no image has are logged.
 
     Args:
         images: files, and folders, of which all images are taken, those of their subfolders too, as of a data folder.
-        mask: one for all of them; or a folder, in which the mask of holiday/beach.jpg is holiday/beach with any suffix
-            of an image. Masks that no image has are logged.
+        mask: one mask for all images; or a folder, in which the mask of holiday/beach.jpg is holiday/beach with the
+            suffix of any image format; or None.
 
     Raises:
-        DataError: a file or folder that is not there, a folder without images, images without a mask or with several.
+        DataError: a file or folder that does not exist, a folder without images, images without a mask or with several.
     """
-    for path in (*images, *(() if mask is None else (mask,))):
-        if not os.path.exists(path):
+    for path in (*images, mask):
+        if path is not None and not os.path.exists(path):
             raise DataError(f"{path}: no such file or folder")
     named = [(path, name) for source in images for path, name in _images(source)]
     if mask is None or not os.path.isdir(mask):
@@ -46,11 +41,9 @@ def pairs(images: Sequence[Path], mask: Path | None) -> list[Pair]:
     masks: dict[str, list[Path]] = defaultdict(list)
     for path, name in _images(mask):
         masks[name].append(path)
-    if without := [path for path, name in named if name not in masks]:
-        example = next(name for _, name in named if name not in masks)
-        raise DataError(
-            f"no mask for {_some(without)} in {mask}: a mask has the name of its image, as {mask / example}.png"
-        )
+    if without := [pair for pair in named if pair[1] not in masks]:
+        missing, example = _some([path for path, _ in without]), f"{mask / without[0][1]}.png"
+        raise DataError(f"no mask for {missing} in {mask}: a mask has the name of its image, as {example}")
     if several := [path for _, name in named if len(masks[name]) > 1 for path in masks[name]]:
         raise DataError(f"more than one mask for the same image: {_some(several)}; leave one")
     if unused := [path for name in masks.keys() - {name for _, name in named} for path in masks[name]]:
@@ -59,17 +52,16 @@ def pairs(images: Sequence[Path], mask: Path | None) -> list[Pair]:
 
 
 def _images(source: Path) -> list[tuple[Path, str]]:
-    """The images of a folder, or a file itself, each with its name."""
+    """Return the images of a folder, or a file itself, each with its name."""
     if not os.path.isdir(source):
         return [(source, source.stem)]
-    found, rejected = folder.list_images(source)
+    files, rejected = folder.list_images(source)
     for file in rejected:
         log.warning("%s: %s", source / file.path, file.reason)
-    return [(source / folder.native(path), PurePath(path).with_suffix("").as_posix()) for path in found]
+    return [(source / folder.native(path), PurePath(path).with_suffix("").as_posix()) for path in files]
 
 
-def _some(paths: Iterable[Path]) -> str:
-    """The first of them, and how many more there are."""
-    named = [str(path) for path in paths]
-    more = len(named) - NAMED
-    return ", ".join(named[:NAMED]) + (f" and {more} more" if more > 0 else "")
+def _some(paths: Sequence[Path], named: int = 3) -> str:
+    """Name the first paths, and count the others."""
+    more = f" and {len(paths) - named} more" if len(paths) > named else ""
+    return ", ".join(map(str, paths[:named])) + more

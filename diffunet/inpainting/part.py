@@ -1,4 +1,4 @@
-"""The parts of an image that inpainting works on: read, cut out, put back; the rest of the image is only copied."""
+"""An image with a hole: reading it, cutting out the parts that go through the net, and putting the fillings back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +19,14 @@ from diffunet.inpainting import composite, masks, regions
 from diffunet.pictures import deep, images
 
 log = logging.getLogger(__name__)
-
 _EIGHT_OF_SIXTEEN = "%s has 16 bits a colour, of which 8 can be read"
 
 
 @dataclass(frozen=True)
 class Masked:
-    """An image in one of the modes of `composite.editable`, and what of it is to be filled in.
+    """An image in one of the modes of `composite.editable`, the hole in it, bool [H W], and how to fill it.
 
-    `hole` bool [H W]; `weight` float32 [H W] blends what is filled in by it, None replaces; `opaque` makes the hole so.
+    For `weight` and `opaque` see `composite.composite`.
     """
 
     picture: Image
@@ -37,40 +36,45 @@ class Masked:
 
     @cached_property
     def white(self) -> float:
-        """See `images.white`."""
+        """The value that is white, see `images.white`, judged by the known pixels: what is erased is not looked at."""
         if self.picture.mode not in ("I", "F"):
             return 255.0
-        pixels = np.asarray(self.picture)  # what is erased says nothing of the rest
+        pixels = np.asarray(self.picture)
         known = np.where(self.hole, 0, pixels).astype(pixels.dtype)
         return images.white(composite.from_pixels(known, self.picture.mode))
 
 
+class ReadingOptions(TypedDict, total=False):
+    """How an image and its mask are read: keywords of `read` and of `Pipeline.inpaint`."""
+
+    box: tuple[int, int, int, int] | None
+    """(x0, y0, x1, y1) in pixels, x1 and y1 not included: the hole, in place of a mask. None by default."""
+    invert_mask: bool
+    """The mask is black where it is to be filled; with a box, what is outside of it is the hole."""
+    soft_mask: bool
+    """The mask's grey is the weight of the filling, and all that is not 0 is hole."""
+    feather: int
+    """Over how many pixels inside the edge of the hole the image turns into the filling; see `masks.feather`."""
+    resize_mask: bool
+    """A mask of another size than the image is resized to it, in place of an error."""
+    max_pixels: int
+    """Larger images and masks are refused, before they are decoded; `images.MAX_PIXELS` by default."""
+
+
 @enough_memory("while the image and its mask are read: smaller ones take less")
 def read(
-    image: Image | str | Path,
-    mask: Image | NDArray[Any] | str | Path | None = None,
-    *,
-    box: tuple[int, int, int, int] | None = None,
-    invert: bool = False,
-    soft: bool = False,
-    feather: int = 0,
-    resize_mask: bool = False,
-    max_pixels: int = images.MAX_PIXELS,
-) -> Masked:
-    """An image and the hole in it: of a mask, of a box, or without both what is not opaque.
+    image: Image | str | Path, mask: Image | NDArray[Any] | str | Path | None = None, *,
+    box: tuple[int, int, int, int] | None = None, invert_mask: bool = False, soft_mask: bool = False, feather: int = 0,
+    resize_mask: bool = False, max_pixels: int = images.MAX_PIXELS,
+) -> Masked:  # fmt: skip
+    """Read an image of any mode and size, or the file of one, and the hole in it.
 
-    Args:
-        image: of any mode and size; a path is opened.
-        mask: as `masks.read_mask` takes it; from half on it is hole.
-        box: x0, y0, x1, y1, see `masks.box_mask`.
-        invert: black = fill; with a box, what is outside.
-        soft: the mask's grey is the weight, and all that is not 0 is hole.
-        feather: the weight rises over this many pixels inside the hole, see `masks.feather`.
-        resize_mask: a mask of another size is taken to the image's.
-        max_pixels: larger images and masks are refused, before they are decoded.
+    A file is turned as its EXIF says, and keeps its EXIF but for thumbnails, which show the erased content; an
+    Image keeps its `info`. The hole is that of a mask of the image's size (from half on it is hole, see
+    `masks.read_mask`), or of a box, or without both what is not opaque. The other arguments are `ReadingOptions`.
 
     Raises:
-        UsageError: arguments that do not go together; no mask; a mask of another size; a box outside.
+        UsageError: arguments that do not go together; no mask; a mask of another size; a box outside of the image.
         DataError: an image or mask that cannot be read, or that is too large.
         ResourceError: out of memory.
     """
@@ -85,54 +89,40 @@ def read(
     width, height = picture.size
     weight = None
     if box is not None:
-        hole = masks.box_mask(box, height, width) != invert
+        hole = masks.box_mask(box, height, width) != invert_mask
     elif mask is not None:
-        given = _mask(mask, name, (height, width), invert, resize_mask, max_pixels)
-        weight = masks.without_ringing(given) if soft else None
-        hole = masks.hole_of(given) if weight is None else weight > 0
-    else:
-        clear = masks.alpha_hole(picture)
-        if clear is None:
-            raise UsageError(f"{name} has no transparent part to fill in: give a mask (white = fill)")
+        mask_name = f"mask {mask}" if isinstance(mask, str | Path) else "the mask"
+        source = mask if isinstance(mask, np.ndarray) else _opened(mask, mask_name, max_pixels)
+        grey = masks.read_mask(source, invert=invert_mask)
+        del source  # it may be large, and there are copies to come
+        if grey.shape != (height, width):
+            if not resize_mask:
+                raise UsageError(
+                    f"{mask_name} is {grey.shape[1]}x{grey.shape[0]}, and {name} {width}x{height}: make them one size, "
+                    "or have the mask resized (--resize-mask)"
+                )
+            grey = masks.resize_mask(grey, height, width)
+        weight = masks.without_ringing(grey) if soft_mask else None
+        hole = masks.hole_of(grey) if weight is None else weight > 0
+    elif (clear := masks.alpha_hole(picture)) is not None:
         hole = clear
+    else:
+        raise UsageError(f"{name} has no transparent part to fill in: give a mask (white = fill)")
     if feather:
-        risen = masks.feather(hole, feather)
-        weight = risen if weight is None else np.minimum(weight, risen)
+        rising = masks.feather(hole, feather)
+        weight = rising if weight is None else np.minimum(weight, rising)
     return Masked(picture, hole, weight, opaque=mask is None and box is None)
 
 
-def _mask(
-    mask: Image | NDArray[Any] | str | Path,
-    name: str,
-    shape: tuple[int, int],
-    invert: bool,
-    resize: bool,
-    max_pixels: int,
-) -> masks.Mask:
-    called = f"mask {mask}" if isinstance(mask, str | Path) else "the mask"
-    if not isinstance(mask, np.ndarray):
-        mask = _opened(mask, called, max_pixels)
-    weight = masks.read_mask(mask, invert=invert)
-    if weight.shape == shape:
-        return weight
-    if resize:
-        return masks.resize_mask(weight, *shape)
-    (rows, columns), (height, width) = weight.shape, shape
-    raise UsageError(
-        f"{called} is {columns}x{rows}, and {name} {width}x{height}: make them one size, or have the mask resized "
-        "(--resize-mask)"
-    )
-
-
 def _opened(image: Image | str | Path, name: str, max_pixels: int) -> Image:
-    """An image, or a file of one, decoded if its header says that it is small enough. Raises DataError with `name`."""
+    """Return a decoded image, if its header says that it is small enough. Raises DataError that begins with `name`."""
     try:
         if isinstance(image, str | Path):
             return images.open_image(image, max_pixels=max_pixels)
         width, height = image.size
         if width * height > max_pixels:
             raise DataError(f"too large: {width} x {height} pixels, at most {max_pixels:,} are read")
-        is_deep = deep.is_deep(image)
+        is_deep = deep.is_deep(image)  # before it is loaded, which forgets it
         image.load()
         if is_deep:
             log.warning(_EIGHT_OF_SIXTEEN + "; give the file instead", name)
@@ -145,10 +135,9 @@ def _opened(image: Image | str | Path, name: str, max_pixels: int) -> Image:
 
 
 def parts(masked: Masked, size: int, fit: str = "auto") -> list[Part]:
-    """What goes through a net of images of `size`, see `regions.choose`; nothing where the hole is empty."""
-    if not masked.hole.any():
-        return []
-    return [Part(masked, region) for region in regions.choose(masked.hole, size, fit)]
+    """Return the parts that go through a net of images of `size`, see `regions.choose`; none if nothing is missing."""
+    chosen = regions.choose(masked.hole, size, fit) if masked.hole.any() else []
+    return [Part(masked, region) for region in chosen]
 
 
 @dataclass(frozen=True)
@@ -159,15 +148,19 @@ class Part:
     region: regions.Region
 
     def cut(self, channels: int) -> tuple[images.Pixels, masks.Hole]:
-        """The region's pixels uint8 [rows columns C] and gap bool [rows columns], see `regions.cut`."""
-        whole = replace(self.region, top=0, left=0)
+        """Return the region's pixels, uint8 [rows columns C], and its hole, bool [rows columns], as the net sees them.
+
+        Outside the hole that it returns, no pixel has a trace of what is in the hole of the image.
+        """
+        size, hole = (self.region.rows, self.region.columns), self.masked.hole[self.region.box]
         pixels = images.to_array(self._crop(self.masked.picture), channels, white=self.masked.white)
-        return regions.cut(pixels, self.masked.hole[self.region.box], whole)
+        if not self.region.resampled:
+            return pixels, hole
+        return masks.resize_known(pixels, hole, *size), masks.shrink(hole, *size)
 
     @enough_memory("while the image is put together: a smaller image, or a smaller num, takes less")
     def paste(self, pictures: Sequence[Image], filled: Sequence[images.Pixels]) -> None:
-        """Put filling i, uint8 [rows columns C], into pictures[i], in place; they are copies of the masked picture,
-        which other parts may have been put into already."""
+        """Put filling i, uint8 [rows columns C], into pictures[i], a copy of the masked picture, in place."""
         masked, region = self.masked, self.region
         hole = region.own(masked.hole)
         weight = None if masked.weight is None else masked.weight[region.box]
@@ -181,14 +174,9 @@ class Part:
                 picture.info.pop("transparency", None)
 
     def levels(self, size: int) -> list[Part]:
-        """This part for a net of images of `size`, after coarser ones of the same region: see `regions.pyramid`."""
+        """Return coarser versions of this part, the coarsest first, and last the part itself: see `regions.pyramid`."""
         return [replace(self, region=level) for level in regions.pyramid(self.region, self.masked.hole, size)]
 
-    def is_all_hole(self, size: int) -> bool:
-        """Whether nothing is known of it, and it is seen by the net as one image of `size`."""
-        shape = (self.region.rows, self.region.columns)
-        return shape == (size, size) and bool(self.masked.hole[self.region.box].all())
-
     def _crop(self, picture: Image) -> Image:
-        top, left = self.region.top, self.region.left
-        return picture.crop((left, top, left + self.region.width, top + self.region.height))
+        rows, columns = self.region.box
+        return picture.crop((columns.start, rows.start, columns.stop, rows.stop))

@@ -1,10 +1,10 @@
-"""How an image of any size meets a model of one size: which parts go through the net, and at what resolution.
+"""How an image of any size meets a model of one size: which regions go through the net, and at what resolution.
 
-A hole is bool [H W]. Its pixels fall into groups that lie too far apart to be of use to each other; each group has a
-region of its own, in which the pixels of all groups are missing and only its own are filled in.
+Holes that lie far from each other are filled in one by one: one region round all of them could be as large as the
+image, and would be shrunk to the size of the model or cost as many windows as all of it, although pixels far away say
+little about a hole. So the pixels of a hole, bool [H W], are divided into groups, and each has a region of its own: in
+it the pixels of all groups count as unknown, but only its own are filled in.
 """
-
-from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,44 +16,47 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from diffunet.errors import UsageError
-from diffunet.inpainting import masks
 from diffunet.inpainting.masks import Hole
-from diffunet.pictures.images import Pixels
-
-FITS = ("auto", "crop", "native", "tile")
+from diffunet.names import INPAINT_FITS as FITS
 
 CONTEXT = 1.5
-"""A cropped region is at least this many times the hole: what is filled in has to go with something."""
-
+"""The least size of a crop, as a multiple of its hole: what is filled in has to go with something."""
 COARSEST = 2.0
-"""Where a crop would shrink the image by more than this, auto takes tiles."""
-
+"""The most that fit auto shrinks an image for a crop; where it would have to shrink more, it takes tiles."""
 NATIVE_PIXELS = 2_000_000
-"""Most pixels that go through the net at once: above, memory runs out before anything is seen."""
-
+"""The most pixels that go through the net at once: above, memory runs out before the first step ends."""
 TILE_PIXELS = 16_000_000
-"""Most pixels of a region of tiles, of which the sampler holds several float32 copies: 200 MB each."""
-
+"""The most pixels of a region of tiles, of which the sampler holds several float32 copies: 200 MB each."""
 GROUPS = 1000
-"""Most regions of an image."""
-
-_CELLS = 2**22  # of the grid on which groups are told apart
+"""The most regions of an image: each takes a whole run of the sampler."""
+_CELLS = 2**22  # of the grid on which groups are found, at most
+Box = tuple[slice, slice]
+"""Rows and columns of an image."""
 
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of a hole [H W]: `labels` [ceil(H / cell) ceil(W / cell)] numbers each cell's, from 1; 0 is none."""
+    """The groups of a hole [H W], on a grid of cells of `cell` x `cell` pixels.
+
+    `labels` has the number of each cell's group, from 1 on, or 0 for none: [ceil(H / cell) ceil(W / cell)].
+    """
 
     labels: NDArray[np.integer]
     cell: int
-    count: int
+
+    def member(self, number: int, box: Box) -> Hole:
+        """Return which pixels of a box of the image lie in cells of a group, bool [height width]."""
+        cells = tuple(slice(side.start // self.cell, ceil(side.stop / self.cell)) for side in box)
+        pixels = (self.labels[cells] == number).repeat(self.cell, axis=0).repeat(self.cell, axis=1)
+        offsets = (side.start % self.cell for side in box)
+        return pixels[tuple(slice(a, a + side.stop - side.start) for a, side in zip(offsets, box, strict=True))]
 
 
 @dataclass(frozen=True)
 class Region:
     """The part of an image from (top, left), `height` x `width`, which goes through the net as `rows` x `columns`.
 
-    It is that of group `number` of `groups`, or of all that is in it.
+    Its own pixels are those of group `number` of `groups`, or without groups all pixels of the hole in it.
     """
 
     fit: str
@@ -67,8 +70,8 @@ class Region:
     groups: Groups | None = field(default=None, compare=False, repr=False)
 
     @property
-    def box(self) -> tuple[slice, slice]:
-        """To index an image [H W ...] with."""
+    def box(self) -> Box:
+        """The region as an index of an image [H W ...]."""
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
     @property
@@ -76,15 +79,10 @@ class Region:
         """Whether the net works at another resolution than the image."""
         return (self.rows, self.columns) != (self.height, self.width)
 
-    @property
-    def shrinks(self) -> float:
-        """How many pixels of the image's side are one of the net's."""
-        return max(self.height / self.rows, self.width / self.columns)
-
     def own(self, hole: Hole) -> Hole:
-        """bool [height width]: the pixels of a hole [H W] that are this region's to fill in."""
+        """Return the pixels of a hole [H W] that this region fills in, bool [height width]."""
         own = hole[self.box]
-        return own if self.groups is None else own & _member(self.groups, self.number, self.box)
+        return own if self.groups is None else own & self.groups.member(self.number, self.box)
 
     def __str__(self) -> str:
         text = f"{self.fit}: {self.width}x{self.height} at ({self.left}, {self.top})"
@@ -92,27 +90,26 @@ class Region:
 
 
 def summary(regions: Sequence[Region]) -> str:
-    """What was chosen, on one line."""
-    if len(regions) == 1:
-        return str(regions[0])
-    counts = Counter(region.fit for region in regions)
-    return f"{len(regions)} regions: " + ", ".join(f"{n} {fit}" for fit, n in sorted(counts.items()))
+    """Describe regions on one line."""
+    counts = sorted(Counter(region.fit for region in regions).items())
+    several = f"{len(regions)} regions: " + ", ".join(f"{n} {fit}" for fit, n in counts)
+    return str(regions[0]) if len(regions) == 1 else several
 
 
 def choose(hole: Hole, size: int, fit: str = "auto") -> list[Region]:
-    """The regions to work on, whose own pixels are together those of the hole, each of one region.
-
-    native: the whole image at its own resolution, whatever its size.
-    crop: for each group a region round it, at least `size` wide and high where the image is, with room for context,
-    resampled to `size` where it is larger (or the image smaller).
-    tile: for each group a region round it with size/2 of context to each side, at the image's own resolution, for
-    windows of `size` that overlap.
-    auto: native for images of about the model's size; else, for each group, crop, or tile where a crop would shrink
-    the image by more than `COARSEST` and tiles are possible.
+    """Return the regions to work on. Each pixel of the hole is a region's own, and of one region only.
 
     Args:
         hole: bool [H W], with at least one True.
-        size: of the images that the model was trained on.
+        size: height and width that the model was trained at.
+        fit: how images meet the size of the model:
+            native: the whole image at its own resolution, whatever its size.
+            crop: a region round each group, at least `size` wide and high where the image is, with room for context,
+            shrunk to `size` where it is larger, enlarged where the image is smaller.
+            tile: a region round each group with size/2 of context to each side, at the image's own resolution, for
+            windows of `size` that overlap.
+            auto: native for images of about the model's size; else crop, or tile where a crop would shrink the image by
+            more than `COARSEST` and tiles are possible.
 
     Raises:
         UsageError: an unknown `fit`, or one that an image of this size does not go with.
@@ -120,6 +117,8 @@ def choose(hole: Hole, size: int, fit: str = "auto") -> list[Region]:
     if fit not in FITS:
         raise UsageError(f"unknown fit {fit!r}; there are {', '.join(FITS)}")
     height, width = hole.shape
+    # Near the size that it was trained at, a net sees all of the image at once, at the right resolution. Further away
+    # it draws shapes of the size, in pixels, that they had in training.
     if fit == "auto" and min(height, width) >= 0.75 * size and max(height, width) <= 2 * size:
         fit = "native"
     if fit == "native":
@@ -129,88 +128,78 @@ def choose(hole: Hole, size: int, fit: str = "auto") -> list[Region]:
             )
         return [Region("native", 0, 0, height, width, height, width)]
     groups = group(hole, size)
-    found = [
-        _region(_extent(hole, groups, number, cells), (height, width), size, fit)
-        for number, cells in enumerate(ndimage.find_objects(groups.labels), 1)
-    ]
-    return found if groups.count == 1 else [replace(r, number=n, groups=groups) for n, r in enumerate(found, 1)]
+    boxes = enumerate(ndimage.find_objects(groups.labels), 1)
+    regions = [_region(_extent(hole, groups, number, cells), (height, width), size, fit) for number, cells in boxes]
+    return regions if len(regions) == 1 else [replace(r, number=n, groups=groups) for n, r in enumerate(regions, 1)]
 
 
 def group(hole: Hole, size: int) -> Groups:
-    """The groups of a hole [H W], at most `GROUPS`.
+    """Divide a hole [H W] into groups, at most `GROUPS`.
 
-    The hole is looked at in cells of size/4, which belong together where they touch: pixels of two groups are more than
-    size/4 apart. Specks that are dense enough to be one group that is too large for tiles are told apart by smaller
-    cells. Where there are too many groups, those that begin in the same square of the image are one.
+    Pixels of two groups are more than a cell apart: cells (of size/4, or less if groups get too large) that have a
+    pixel of the hole belong together where they touch, also by a corner. This is cheap even for 100 megapixels.
     """
     finest = max(1, isqrt(hole.size // _CELLS))
     cell = max(finest, size // 4)
+    # Specks all over an image may lie so densely that they are one group which is too large for tiles, and would be
+    # filled in coarsely, as one crop. Smaller cells find gaps between them.
     while True:
         labels, _ = ndimage.label(_pooled(hole, cell), structure=np.ones((3, 3)))
-        found = ndimage.find_objects(labels)
-        largest = max((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in found)
+        boxes = ndimage.find_objects(labels)
+        largest = max((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in boxes)
         if cell == finest or largest * cell**2 <= TILE_PIXELS:
             break
         cell = max(finest, cell // 2)
-    if len(found) <= GROUPS:
-        return Groups(labels, cell, len(found))
-    starts, side = np.array([[rows.start, columns.start] for rows, columns in found]) * cell, 4 * size
-    while len(squares := np.unique(starts // side, axis=0)) > GROUPS:
+    if len(boxes) <= GROUPS:
+        return Groups(labels, cell)
+    # Each region takes a run of the sampler, so too many groups are joined again, with neighbours: those whose top left
+    # corners share a square. The square is doubled until at most GROUPS remain.
+    starts, side = np.array([[rows.start, columns.start] for rows, columns in boxes]) * cell, 4 * size
+    while len(np.unique(starts // side, axis=0)) > GROUPS:
         side *= 2
-    squares, numbers = np.unique(starts // side, axis=0, return_inverse=True)
-    return Groups(np.concatenate([[0], numbers.ravel() + 1])[labels], cell, len(squares))
+    _, numbers = np.unique(starts // side, axis=0, return_inverse=True)
+    return Groups(np.concatenate([[0], numbers.ravel() + 1])[labels], cell)
 
 
 def _pooled(hole: Hole, cell: int) -> Hole:
-    """bool [ceil(H / cell) ceil(W / cell)]: whether any pixel of a cell is set."""
+    """Return whether any pixel of a cell is set, bool [ceil(H / cell) ceil(W / cell)]."""
     rows = np.stack([hole[top : top + cell].any(axis=0) for top in range(0, hole.shape[0], cell)])
     return np.logical_or.reduceat(rows, np.arange(0, hole.shape[1], cell), axis=1)
 
 
-def _member(groups: Groups, number: int, box: tuple[slice, slice]) -> Hole:
-    """bool [height width] of a box of the image: what lies in cells of the group."""
+def _extent(hole: Hole, groups: Groups, number: int, cells: Box) -> Box:
+    """Return the rows and columns from a group's first pixel to its last, given the box of its cells in the grid.
+
+    Only the outermost cells are looked at, since a group may be as large as an image of 100 megapixels.
+    """
     cell = groups.cell
-    first = [side.start // cell for side in box]
-    cells = groups.labels[tuple(slice(a, ceil(side.stop / cell)) for a, side in zip(first, box, strict=True))]
-    whole = (cells == number).repeat(cell, axis=0).repeat(cell, axis=1)
-    within: Hole = whole[
-        tuple(slice(side.start - a * cell, side.stop - a * cell) for a, side in zip(first, box, strict=True))
-    ]
-    return within
+    whole = [slice(s.start * cell, min(s.stop * cell, length)) for s, length in zip(cells, hole.shape, strict=True)]
+
+    def side(axis: int) -> slice:
+        start, stop = whole[axis].start, whole[axis].stop
+        lines: list[NDArray[np.int64]] = []  # the rows (axis 0) or columns of both edges that have a pixel of the group
+        for edge in (slice(start, min(start + cell, stop)), slice((cells[axis].stop - 1) * cell, stop)):
+            box = (edge, whole[1]) if axis == 0 else (whole[0], edge)
+            lines.append(np.flatnonzero((hole[box] & groups.member(number, box)).any(axis=1 - axis)) + edge.start)
+        return slice(int(lines[0][0]), int(lines[1][-1]) + 1)
+
+    return side(0), side(1)
 
 
-Extent = tuple[slice, slice]
-"""The rows and columns from the first to the last pixel of a group."""
+def _region(extent: Box, shape: tuple[int, int], size: int, fit: str) -> Region:
+    """Return the region of a group of this extent in an image of this shape, for fit crop, tile or auto.
 
-
-def _extent(hole: Hole, groups: Groups, number: int, cells: tuple[slice, slice]) -> Extent:
-    """Of the group whose cells lie in `cells`; only those at the edges are looked into."""
-    cell = groups.cell
-    rows, columns = (
-        slice(side.start * cell, min(side.stop * cell, length)) for side, length in zip(cells, hole.shape, strict=True)
-    )
-
-    def own(box: tuple[slice, slice], axis: int) -> NDArray[np.int64]:
-        """Which lines along `axis` have a pixel of the group, in this box."""
-        return np.flatnonzero((hole[box] & _member(groups, number, box)).any(axis=axis))
-
-    low, right = (cells[0].stop - 1) * cell, (cells[1].stop - 1) * cell
-    top = own((slice(rows.start, min(rows.start + cell, rows.stop)), columns), 1)[0] + rows.start
-    bottom = own((slice(low, rows.stop), columns), 1)[-1] + low
-    first = own((rows, slice(columns.start, min(columns.start + cell, columns.stop))), 0)[0] + columns.start
-    last = own((rows, slice(right, columns.stop)), 0)[-1] + right
-    return slice(int(top), int(bottom) + 1), slice(int(first), int(last) + 1)
-
-
-def _region(extent: Extent, shape: tuple[int, int], size: int, fit: str) -> Region:
-    """Of a hole, or a group of it, in an image of this shape."""
+    auto prefers a crop, in which the net sees the whole hole with its context at once. But a crop that is shrunk much
+    loses detail which shows beside the sharp pixels round it; then tiles keep the resolution, as long as the image has
+    room for a window, and memory for the region.
+    """
     crop, tile = _crop(extent, shape, size), _tile(extent, shape, size)
     (height, width), (rows, columns) = shape, (side.stop - side.start for side in extent)
     too_long = crop.rows * crop.columns > max(NATIVE_PIXELS, 2 * size * size)
-    too_large = tile.rows * tile.columns > TILE_PIXELS
-    too_small = min(height, width) < size
+    too_large, too_small = tile.rows * tile.columns > TILE_PIXELS, min(height, width) < size
     if fit == "auto":
-        fit = "tile" if (too_long or crop.shrinks > COARSEST) and not (too_large or too_small) else "crop"
+        too_coarse = max(crop.height / crop.rows, crop.width / crop.columns) > COARSEST
+        fit = "tile" if (too_long or too_coarse) and not (too_large or too_small) else "crop"
     if fit == "crop" and too_long:
         raise UsageError(
             f"an image of {width}x{height} pixels with a hole of {columns}x{rows} is too long for its short side; "
@@ -228,7 +217,7 @@ def _region(extent: Extent, shape: tuple[int, int], size: int, fit: str) -> Regi
     return tile if fit == "tile" else crop
 
 
-def _crop(extent: Extent, shape: tuple[int, int], size: int) -> Region:
+def _crop(extent: Box, shape: tuple[int, int], size: int) -> Region:
     side = max(size, ceil(CONTEXT * max(side.stop - side.start for side in extent)))
     (top, height), (left, width) = (_place(at, side, length) for at, length in zip(extent, shape, strict=True))
     scale = size / min(height, width)
@@ -236,27 +225,25 @@ def _crop(extent: Extent, shape: tuple[int, int], size: int) -> Region:
     return Region("crop", top, left, height, width, rows, columns)
 
 
-def _tile(extent: Extent, shape: tuple[int, int], size: int) -> Region:
-    (top, height), (left, width) = (
-        _place(at, max(size, at.stop - at.start + 2 * (size // 2)), length)
-        for at, length in zip(extent, shape, strict=True)
-    )
+def _tile(extent: Box, shape: tuple[int, int], size: int) -> Region:
+    sides = (max(size, at.stop - at.start + 2 * (size // 2)) for at in extent)
+    (top, height), (left, width) = map(_place, extent, sides, shape)
     return Region("tile", top, left, height, width, height, width)
 
 
 def _place(at: slice, length: int, limit: int) -> tuple[int, int]:
-    """Where a stretch of `length`, or of `limit` if that is shorter, begins that has `at` in its middle and stays
-    within 0 ... limit; and how long it is."""
+    """Return start and length of a stretch that has `at` in its middle, as far as it stays within 0 ... limit."""
     length = min(length, limit)
     return min(max(0, (at.start + at.stop - length) // 2), limit - length), length
 
 
 def pyramid(region: Region, hole: Hole, size: int) -> list[Region]:
-    """A region of tiles, last, after smaller pictures of all of it, each at most twice as large as the one before.
+    """Return a region of tiles, last, after coarser versions of it, each at most twice as large as the one before.
 
-    A window in the middle of a wide hole sees little that is known. So the first level shrinks the widest hole [H W]
-    to a quarter of a window (with half of it, colours did not go with what is around), if the region is not less than
-    one window then: what is filled in there is what the next level starts from.
+    A window in the middle of a wide hole sees little that is known, so windows alone would fill in shapes that do not
+    go together: what is filled in at one level is what the next, finer one starts from. At the coarsest level
+    the widest hole [H W] spans a quarter of a window (with half of it, colours did not match), but the region never
+    gets smaller than one window.
     """
     if region.fit != "tile":
         return [region]
@@ -266,15 +253,3 @@ def pyramid(region: Region, hole: Hole, size: int) -> list[Region]:
     steps = max(0, ceil(log2(shrink)))
     sides = [(region.height / shrink ** (i / steps), region.width / shrink ** (i / steps)) for i in range(steps, 0, -1)]
     return [*(replace(region, rows=max(size, round(h)), columns=max(size, round(w))) for h, w in sides), region]
-
-
-def cut(pixels: Pixels, hole: Hole, region: Region) -> tuple[Pixels, Hole]:
-    """The region's pixels [rows columns C] and hole [rows columns], at the resolution of the net.
-
-    Outside the hole that it gives, no pixel has a trace of what is in the hole of the image.
-    """
-    pixels, hole = pixels[region.box], hole[region.box]
-    if not region.resampled:
-        return pixels, hole
-    small = masks.shrink(hole, region.rows, region.columns)
-    return masks.resize_known(pixels, hole, region.rows, region.columns), small

@@ -1,16 +1,11 @@
-"""The weights of diffusers' UNet2DModel: what they are called there and here, and the files that they lie in.
+"""The weights of diffusers' UNet2DModel: their names there and here, and the files that hold them.
 
-The same numbers in other places: their resampling ends a level and ours begins the next one, their queries, keys and
-values are three matrices and ours one 1x1 convolution.
-
-Legend: C channels, E width of the embedding, K classes.
+The numbers are the same, in other places. A resampling layer of theirs is the last of a level, one of ours the first of
+the next level. Their queries, keys and values have a matrix each, and ours one 1x1 convolution together.
 """
-
-from __future__ import annotations
 
 import json
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,22 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffunet import compute, storage
+from diffunet import storage
 from diffunet.config import MAX_BYTES
-from diffunet.errors import CheckpointError, ResourceError
-
-FILE = "diffusion_pytorch_model.safetensors"
-INDEX = f"{FILE}.index.json"
-FILES = (
-    FILE,
-    INDEX,
-    "diffusion_pytorch_model.bin",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.fp16.bin",
-)
-"""Best first: of half precision only where there is nothing else."""
+from diffunet.errors import CheckpointError
+from diffunet.interop.pickles import read_pickled, refuse_hollow
 
 LABEL = "class_embedding.weight"
+FILE = "diffusion_pytorch_model.safetensors"
+_ENDINGS = ("safetensors", "safetensors.index.json", "bin", "fp16.safetensors", "fp16.bin")
+FILES = tuple(f"diffusion_pytorch_model.{ending}" for ending in _ENDINGS)
+"""Names of files with weights, of which the first that exists is read: half precision only where there is no other."""
 
 _NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^embedding\.mlp\.0", "time_embedding.linear_1"),
@@ -46,16 +35,16 @@ _NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^middle\.(\d+)\.attention", r"mid_block.attentions.\1"),
     (r"^(down|up)\.(\d+)\.blocks\.(\d+)\.res", r"\1_blocks.\2.resnets.\3"),
     (r"^(down|up)\.(\d+)\.blocks\.(\d+)\.attention", r"\1_blocks.\2.attentions.\3"),
-    (r"^(down|up)\.(\d+)\.\1(\.res)?", lambda found: f"{found[1]}_blocks.{int(found[2]) - 1}.{found[1]}samplers.0"),
+    (r"^(down|up)\.(\d+)\.\1(\.res)?", lambda match: f"{match[1]}_blocks.{int(match[2]) - 1}.{match[1]}samplers.0"),
     (r"(resnets|samplers)\.(\d+)\.embedding", r"\1.\2.time_emb_proj"),
     (r"(resnets)\.(\d+)\.shortcut", r"\1.\2.conv_shortcut"),
     (r"(attentions)\.(\d+)\.norm", r"\1.\2.group_norm"),
     (r"(attentions)\.(\d+)\.out", r"\1.\2.to_out.0"),
 )
-"""From our names to theirs, one after the other."""
+"""Patterns in our names and what theirs have instead; they are applied one after the other."""
 
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names in attention before diffusers 0.13, which google/ddpm-* have kept."""
+"""Names in attention before diffusers 0.13, which google/ddpm-* have kept, and today's."""
 
 
 def _name(ours: str) -> str:
@@ -65,38 +54,34 @@ def _name(ours: str) -> str:
 
 
 def to_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A UNet's state_dict as a UNet2DModel's whose `flip_sin_to_cos` is True; tensors may be on the meta device."""
-    result = {}
+    """Return the state_dict of our UNet, on any device, as that of a UNet2DModel whose `flip_sin_to_cos` is True."""
+    result: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         theirs = _name(name)
-        if ".attentions." in theirs and ".group_norm." not in theirs:
-            tensor = tensor.flatten(1) if tensor.ndim == 4 else tensor  # [C' C 1 1] -> [C' C]
-        if ".qkv." in theirs:
-            for part, each in zip("qkv", tensor.chunk(3), strict=True):
-                result[theirs.replace(".qkv.", f".to_{part}.")] = each
-        else:
-            result[theirs] = tensor
+        if ".attentions." in theirs and tensor.ndim == 4:
+            tensor = tensor.flatten(1)  # [C' C 1 1] -> [C' C], where C is the number of channels
+        letters, parts = ("qkv", tensor.chunk(3)) if ".qkv." in theirs else ("-", (tensor,))
+        result |= {theirs.replace(".qkv.", f".to_{letter}."): part for letter, part in zip(letters, parts, strict=True)}
     return result
 
 
-def from_diffusers(
-    weights: Mapping[str, Tensor], like: Mapping[str, Tensor], flip_sin_to_cos: bool = True
-) -> dict[str, Tensor]:
-    """The inverse: `weights` under the names and in the shapes of `like`, a UNet's state_dict.
+def from_diffusers(weights: Mapping[str, Tensor], like: Mapping[str, Tensor], cos_first: bool) -> dict[str, Tensor]:
+    """Return a UNet2DModel's `weights` under the names and in the shapes of `like`, the state_dict of our UNet.
 
-    Without `flip_sin_to_cos` their net is told sines, then cosines, and ours the other way round, so that the columns
-    of the first matrix change places. An embedding of K labels, where `like` has K + 1, gets their mean as the last.
+    Without `cos_first` (their flip_sin_to_cos) their time embedding is sines, then cosines, and ours the other way
+    round, so the columns of the first matrix change places. Where theirs has K labels and `like` has K + 1, their mean
+    is added as the last.
     """
     result = {}
     for name, wanted in like.items():
         theirs = _name(name)
         if ".qkv." in theirs:
-            tensor = torch.cat([weights[theirs.replace(".qkv.", f".to_{part}.")] for part in "qkv"])
+            tensor = torch.cat([weights[theirs.replace(".qkv.", f".to_{letter}.")] for letter in "qkv"])
         else:
             tensor = weights[theirs]
         if theirs == LABEL and len(tensor) == len(wanted) - 1:
             tensor = torch.cat([tensor, tensor.mean(dim=0, keepdim=True)])
-        if theirs == "time_embedding.linear_1.weight" and not flip_sin_to_cos:
+        if theirs == "time_embedding.linear_1.weight" and not cos_first:
             half = tensor.shape[1] // 2  # an odd width ends with a column that is multiplied by 0
             tensor = torch.cat([tensor[:, half : 2 * half], tensor[:, :half], tensor[:, 2 * half :]], dim=1)
         result[name] = tensor.reshape(wanted.shape)
@@ -104,30 +89,32 @@ def from_diffusers(
 
 
 def read(folder: Path, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Path]:
-    """The weights in a folder, float32, on the CPU, and the file that they are from.
+    """Return the weights of the net in a folder, in float32 on the CPU, and the file that they are from.
 
-    `wanted` has their names and shapes (it may be on the meta device), with which the file is compared before its
-    tensors are read. The names of attention are the new ones, whatever those of the file. Nothing in a `.bin` is run.
+    Attention has its names of today, whatever those in the file. Nothing in a `.bin` is run. The file must have the
+    names and shapes of the tensors `wanted`, which may be on the meta device; that is checked before it is read.
 
     Raises:
-        CheckpointError: for no weights, or damaged or others, naming what differs.
-        ResourceError: for those that do not fit into memory.
+        CheckpointError: there are no weights, they are damaged, or are others; the message names what differs.
+        ResourceError: they do not fit into memory.
     """
     path = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if path is None:
         raise CheckpointError(f"{folder} has no weights: neither {FILES[0]} nor {FILES[2]}")
     if path.suffix == ".bin":
-        tensors = _current(_unpickled(path), path)
+        pickled = read_pickled(path)
+        refuse_hollow(pickled, path)
+        tensors = _current([pickled], path)
         storage.refuse_others(tensors, wanted, path)
         return {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}, path
     parts = _parts(path)
-    storage.refuse_others(_current(_joined([storage.claimed(part) for part in parts], path), path), wanted, path)
-    tensors = _current(_joined([storage.read_tensors(part)[0] for part in parts], path), path)
+    storage.refuse_others(_current([storage.read_header(part)[0] for part in parts], path), wanted, path)
+    tensors = _current([storage.read_tensors(part)[0] for part in parts], path)
     return {name: tensor.float() for name, tensor in tensors.items()}, path
 
 
 def _parts(path: Path) -> list[Path]:
-    """The safetensors files that `path`, one or the index of several, stands for."""
+    """Return the safetensors files that `path` stands for: itself, or those that it lists."""
     if not path.name.endswith(".index.json"):
         return [path]
     try:
@@ -140,66 +127,28 @@ def _parts(path: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Raises:
-        CheckpointError: for a file that cannot be read or holds anything else.
-    """
+    """Return the object that a JSON file holds; CheckpointError if it cannot be read or holds anything else."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise CheckpointError(f"{path} cannot be read: it is larger than {MAX_BYTES >> 20} MiB")
+            raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} cannot be read: it is not a JSON object")
     return content
 
 
-def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by `torch.save`, mapped, not read; what is not plain tensors of its size is refused."""
-    try:
-        with zipfile.ZipFile(path) as file:  # compressed, a small file could be a huge one
-            if any(each.compress_type != zipfile.ZIP_STORED for each in file.infolist()):
-                raise CheckpointError(f"{path} cannot be read: torch does not compress its files")
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except CheckpointError:
-        raise
-    except Exception as error:  # whatever an unpickler meets in a damaged file
-        if compute.is_out_of_memory(error):
-            raise ResourceError(f"out of memory: {path} has {storage.size(path.stat().st_size)}") from None
-        raise CheckpointError(
-            f"{path} cannot be read: it is damaged, of a torch before 1.6, or holds more than weights, which is never "
-            "run"
-        ) from None
-    plain = isinstance(tensors, dict) and all(
-        isinstance(name, str)
-        and isinstance(each, Tensor)
-        and each.layout == torch.strided
-        and each.device.type == "cpu"
-        for name, each in tensors.items()
-    )
-    # One number can be given any shape: a file has no more of them than it has bytes for.
-    if not plain or sum(each.nbytes for each in tensors.values()) > path.stat().st_size:
-        raise CheckpointError(f"{path} cannot be read: it is not weights by their names")
-    assert isinstance(tensors, dict)
-    return tensors
-
-
-def _joined(parts: list[dict[str, Tensor]], path: Path) -> dict[str, Tensor]:
-    result = {name: tensor for part in parts for name, tensor in part.items()}
-    if len(result) < sum(len(part) for part in parts):
+def _current(parts: list[dict[str, Tensor]], path: Path) -> dict[str, Tensor]:
+    """Return the weights in all `parts` with attention as diffusers now has it: in names, and as matrices."""
+    weights = {name: tensor for part in parts for name, tensor in part.items()}
+    if len(weights) < sum(map(len, parts)):
         raise CheckpointError(f"the files that {path} names hold the same weights twice")
-    return result
-
-
-def _current(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """`weights` with attention as diffusers now has it: the new names, and matrices for 1x1 convolutions."""
     result = {}
     for name, tensor in weights.items():
-        found = re.fullmatch(r"(.*attentions\.\d+)\.(?:(query|key|value|proj_attn)|to_[qkv]|to_out\.0)\.(\w+)", name)
-        if found:
-            name = f"{found[1]}.{_OLD[found[2]]}.{found[3]}" if found[2] else name
+        match = re.fullmatch(r"(.*attentions\.\d+)\.(?:(query|key|value|proj_attn)|to_[qkv]|to_out\.0)\.(\w+)", name)
+        if match:
+            name = f"{match[1]}.{_OLD[match[2]]}.{match[3]}" if match[2] else name
             tensor = tensor.flatten(1) if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) else tensor
         result[name] = tensor
     if len(result) < len(weights):

@@ -1,20 +1,23 @@
-"""Models on the hub (huggingface.co), by their name there: owner/name.
+"""Models on the Hugging Face hub (huggingface.co) by their names there, owner/name: download and upload.
 
-Who may see what is the hub's business: `hf auth login` or HF_TOKEN. HF_HOME says where downloads are kept, HF_ENDPOINT
-which hub, HF_HUB_OFFLINE=1 that it is not asked.
+The package huggingface_hub does the work. It also decides who may see what (`hf auth login`, or HF_TOKEN), where
+downloads are kept (HF_HOME), which hub is asked (HF_ENDPOINT) and whether any is (HF_HUB_OFFLINE=1). Its name imports
+quickly, and its modules slowly (errors.py brings the HTTP library), so only the functions that use these import them.
 """
-
-from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import itertools
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+import huggingface_hub
+from huggingface_hub import constants
 
 from diffunet import storage
 from diffunet.errors import CheckpointError, Error, ResourceError, UsageError
@@ -23,232 +26,182 @@ TIMEOUT = 5.0
 """Seconds after which a hub that does not answer is taken to be out of reach."""
 
 PICTURE = "samples.png"
-"""Of a repository: what its card shows."""
+"""The image in a repository that its card shows."""
 
 ADDRESS = "https://huggingface.co/"
-"""Of a model, before its name."""
+"""The beginning of the web address of a model; its name follows."""
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
-_NAME = re.compile(f"{_PART}/{_PART}")
+_NAME = re.compile(rf"(?!.*--|.*\.\.|.*\.git$){_PART}/{_PART}")
 
 _TEXTS = ("model_index.json", "scheduler/scheduler_config.json", "scheduler_config.json", "diffunet.json")
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-"""Of a diffusers repository; the first of the weights that there is."""
+"""The weights of a diffusers repository, of which the first that exists is taken."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` is a name of the hub, owner/name (or its address), and not a path: neither it nor a folder "owner"
-    is here."""
+    """Return whether `text` is a name or web address on the hub, and no path: neither it nor its owner exists here."""
     text = text.removeprefix(ADDRESS)
-    return _is_valid(text) and not Path(text).exists() and not Path(text).parent.exists()
+    return bool(_NAME.fullmatch(text)) and not Path(text).exists() and not Path(text).parent.exists()
 
 
 def check_name(text: str) -> None:
-    """Refuse what the hub has no room for.
-
-    Raises:
-        UsageError: it is not owner/name, of letters, digits, "-", "_" and ".".
-    """
-    if not _is_valid(text):
+    """Raise UsageError for a name that no repository of the hub can have."""
+    if not _NAME.fullmatch(text):
         raise UsageError(f"{text} is not a name on the hub: owner/name, of letters, digits and single - _ .")
 
 
-def _is_valid(text: str) -> bool:
-    return bool(_NAME.fullmatch(text)) and "--" not in text and ".." not in text and not text.endswith(".git")
-
-
 def pull(name: str) -> Path:
-    """The folder with the model `name`, downloaded, or from where an earlier download is kept.
+    """Download the model `name`, unless it was before, and return the folder that it is kept in.
 
-    Only what is needed comes: of one of ours its config and weights, of a diffusers repository its JSON files and the
-    weights of its UNet (safetensors where there are any). Before any weights come, the config has to be of such a net.
-    Where the hub cannot be reached, what was downloaded before is taken.
+    Only needed files are downloaded: the config and the weights of one of our models; the JSON files and the weights of
+    the UNet of a diffusers repository (safetensors where it has any). The weights, which may be large, come after the
+    config has shown that the net can be used. Where the hub cannot be reached, an earlier download is taken.
 
     Raises:
-        UsageError: huggingface_hub is not installed.
-        CheckpointError: there is no such model, it may not be read, is none that can be used here, or the hub cannot
-            be reached.
-        ResourceError: the disk does not take it.
+        CheckpointError: the model does not exist, may not be read, or cannot be used, or the hub cannot be reached.
+        ResourceError: the disk has no room for it.
     """
+    from huggingface_hub.utils.tqdm import tqdm
+
     name = name.removeprefix(ADDRESS)
-    library = _library(f"there is no folder {name}, and hub names need another package")
-    try:
-        with _quiet():
-            try:
-                info = library.HfApi().model_info(name, timeout=TIMEOUT)
-            except Exception as error:
-                kept = _kept(library, name) if _is_of_hub(library, error) and _unreachable(library, error) else None
-                if kept is None:
-                    raise
-                return kept
-            config, *others = _needed(name, [each.rfilename for each in info.siblings or []])
-            found = Path(library.hf_hub_download(name, config, etag_timeout=TIMEOUT))
-            _refuse_others(name, found)
-            for each in others:
-                library.hf_hub_download(name, each, etag_timeout=TIMEOUT)
-            return found.parents[config.count("/")]
-    except Exception as error:
-        if isinstance(error, Error) or not _is_of_hub(library, error):
-            raise
-        raise _not_pulled(library, name, error) from None
+    with _explained(name, _not_pulled):
+        try:  # snapshot_download has no timeout for the first request, and would wait for a silent hub for ever
+            info = huggingface_hub.HfApi().model_info(name, timeout=TIMEOUT)
+        except Exception as error:
+            if _answer(error)[0] < 500 or (kept := _kept(name)) is None:
+                raise
+            return kept
+        *small, weights = _needed(name, [file.rfilename for file in info.siblings or []])
+        # Its bars show without a terminal too, and even when nothing is downloaded.
+        options: dict[str, Any] = {"tqdm_class": functools.partial(tqdm, disable=True)}
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=small, etag_timeout=TIMEOUT, **options))
+        _refuse_others(name, folder / small[0])
+        huggingface_hub.hf_hub_download(name, weights, revision=folder.name, etag_timeout=TIMEOUT)
+        return folder
 
 
 def push(folder: Path, name: str, card: str, private: bool = False, picture: Path | None = None) -> str:
-    """Upload a model folder in one commit, and make the repository where there is none.
+    """Upload a model folder in one commit, and return the web address of its repository, which is made if needed.
 
     Args:
-        folder: see `storage`; of what is in it only the config and the weights are uploaded.
-        name: on the hub, owner/name.
-        card: its README.md; one that is there is replaced, and stays in the history.
-        private: of a new repository: nobody else sees it.
-        picture: the `PICTURE` that the card shows.
-
-    Returns:
-        Its address.
+        folder: a model folder, see `storage`; only its config and its weights are uploaded.
+        card: the text of its README.md; an earlier one is replaced, and stays in the history.
+        private: whether a new repository is made that nobody else sees.
+        picture: the image that the card shows as `PICTURE`.
 
     Raises:
-        UsageError: a name that cannot be, no login, one that may not write there, `private` for a repository that is
-            public, or huggingface_hub is not installed.
-        ResourceError: the hub cannot be reached, or does not take it.
+        UsageError: the name is impossible, no login may write there, or `private` is asked for and it is public.
+        ResourceError: the hub cannot be reached, or refuses the upload.
     """
+    from huggingface_hub import errors
+
     check_name(name)
-    library = _library("the hub needs another package")
-    if library.get_token() is None:
+    if huggingface_hub.get_token() is None:
         raise UsageError(f"{name} cannot be written to without a login: run hf auth login, or set HF_TOKEN")
-    content: dict[str, Any] = {each: folder / each for each in (storage.CONFIG, storage.WEIGHTS)}
-    content["README.md"] = card.encode()
-    if picture is not None:
-        content[PICTURE] = picture
-    api = library.HfApi()
-    try:
-        with _quiet():
-            try:
-                there = api.model_info(name, timeout=TIMEOUT)
-                if private and not there.private:
-                    raise UsageError(f"{name} is there and public: make it private on its page, or leave out --private")
-            except library.errors.RepositoryNotFoundError:
-                api.create_repo(name, private=private)
-            operations = [library.CommitOperationAdd(at, source) for at, source in content.items()]
-            api.create_commit(name, operations, commit_message="A model of diffunet")
-            return f"{api.endpoint}/{name}"
-    except Exception as error:
-        if isinstance(error, Error) or not _is_of_hub(library, error):
-            raise
-        raise _not_pushed(library, name, error) from None
-
-
-def _library(missing: str) -> ModuleType:
-    try:
-        import huggingface_hub
-        import huggingface_hub.constants
-        import huggingface_hub.errors
-    except ImportError:
-        raise UsageError(f"{missing}: pip install 'diffunet[hub]'") from None
-    return huggingface_hub
+    content: dict[str, Any] = {file: folder / file for file in (storage.CONFIG, storage.WEIGHTS)}
+    content |= {"README.md": card.encode(), **({PICTURE: picture} if picture else {})}
+    api = huggingface_hub.HfApi()
+    with _explained(name, _not_pushed):
+        try:
+            info = api.model_info(name, timeout=TIMEOUT)
+            if private and not info.private:
+                raise UsageError(f"{name} is there and public: make it private on its page, or leave out --private")
+        except errors.RepositoryNotFoundError:
+            api.create_repo(name, private=private)
+        # Not upload_folder, which may split an upload into several commits.
+        operations = [huggingface_hub.CommitOperationAdd(path, source) for path, source in content.items()]
+        api.create_commit(name, operations, commit_message="A model of diffunet")
+    return f"{api.endpoint}/{name}"
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings of huggingface_hub: what matters of them is in our errors. Its progress bars, on a terminal, stay."""
-    log = logging.getLogger("huggingface_hub")
-    level = log.level
+def _explained(name: str, explain: Callable[[str, Exception], Error]) -> Iterator[None]:
+    """Raise what `explain` makes of an error of the hub; silence warnings of huggingface_hub, which say the same."""
+    level = (log := logging.getLogger("huggingface_hub")).level
     log.setLevel(logging.ERROR)
     try:
         yield
+    except Exception as error:
+        if isinstance(error, Error) or not _answer(error)[0]:
+            raise
+        raise explain(name, error) from None
     finally:
         log.setLevel(level)
 
 
-def _needed(name: str, there: Iterable[str]) -> list[str]:
-    """What is needed of the files of a repository; the net's config is first, the weights are last.
-
-    Raises:
-        CheckpointError: what is needed is not among them.
-    """
-    there = set(there)
-    if {storage.CONFIG, storage.WEIGHTS} <= there:
+def _needed(name: str, existing: Iterable[str]) -> list[str]:
+    """Return which of the `existing` files of a repository are needed; the config is first, the weights are last."""
+    existing = set(existing)
+    if {storage.CONFIG, storage.WEIGHTS} <= existing:
         return [storage.CONFIG, storage.WEIGHTS]
-    for folder in ("unet/", ""):
-        for weights in _WEIGHTS:
-            if {f"{folder}config.json", f"{folder}{weights}"} <= there:
-                return [f"{folder}config.json", *(each for each in _TEXTS if each in there), f"{folder}{weights}"]
-    raise CheckpointError(
-        f"{name} on the hub is no model that can be used here: it has neither {storage.CONFIG} with {storage.WEIGHTS} "
-        f"nor config.json with {_WEIGHTS[0]}"
-    )
+    for folder, file in itertools.product(("unet/", ""), _WEIGHTS):
+        config, weights = f"{folder}config.json", f"{folder}{file}"
+        if {config, weights} <= existing:
+            return [config, *(text for text in _TEXTS if text in existing), weights]
+    wanted = f"neither {storage.CONFIG} with {storage.WEIGHTS} nor config.json with {_WEIGHTS[0]}"
+    raise CheckpointError(f"{name} on the hub is no model that can be used here: it has {wanted}")
 
 
 def _refuse_others(name: str, config: Path) -> None:
-    """Refuse the net of another kind of model, of which the weights may be many gigabytes."""
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
-        of_ours, kind = content.get("format") == storage.FORMAT, content.get("_class_name")
+        is_ours, kind = content.get("format") == storage.FORMAT, content.get("_class_name")
     except (OSError, ValueError, AttributeError, RecursionError):
         raise CheckpointError(f"{name} on the hub has a config that cannot be read: {config}") from None
-    if not of_ours and kind != "UNet2DModel":
+    if not is_ours and kind != "UNet2DModel":
         what = f"its net is a {kind}" if isinstance(kind, str) else "its config is of another project"
         raise CheckpointError(f"{name} on the hub is no model that can be used here: {what}, not a UNet2DModel or ours")
 
 
-def _kept(library: ModuleType, name: str) -> Path | None:
-    """The folder of an earlier download, where all of it came."""
-    for config in (storage.CONFIG, "unet/config.json"):
-        found = library.try_to_load_from_cache(name, config)
-        if isinstance(found, str):
-            folder = Path(found).parents[config.count("/")]
-            there = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-            with contextlib.suppress(CheckpointError):
-                _needed(name, there)
-                return folder
-    return None
+def _kept(name: str) -> Path | None:
+    """Return the folder of an earlier download, or None where there is none that has all needed files."""
+    try:
+        # Without patterns it would ask for all files that the repository has.
+        folder = Path(huggingface_hub.snapshot_download(name, local_files_only=True, allow_patterns=[]))
+        _needed(name, [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()])
+    except (FileNotFoundError, CheckpointError):  # huggingface_hub's LocalEntryNotFoundError is one
+        return None
+    return folder
 
 
-def _is_of_hub(library: ModuleType, error: Exception) -> bool:
-    """Whether it comes from the disk, the network or huggingface_hub, whose HTTP library depends on its version."""
-    known = (OSError, library.errors.HTTPError, RuntimeError)  # the last of hf_xet, which moves large files
-    return isinstance(error, known) or type(error).__module__.startswith("huggingface_hub")
+def _answer(error: Exception) -> tuple[int, str]:
+    """Return an HTTP status, 503 where nothing answered and 0 for an error of anything but the hub, and the reason."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return 503, "HF_HUB_OFFLINE is set"
+    if isinstance(error, errors.HfHubHTTPError):
+        return error.response.status_code, f"it answers {error.response.status_code}"
+    # The HTTP library depends on the version, so its HTTPError is taken from there. hf_xet raises RuntimeError.
+    known = (OSError, errors.HTTPError, RuntimeError)  # type: ignore[attr-defined]
+    of_hub = isinstance(error, known) or type(error).__module__.startswith("huggingface_hub")
+    return 503 if of_hub else 0, str(error)[:200] or type(error).__name__
 
 
-def _status(library: ModuleType, error: Exception) -> int | None:
-    """What the hub answered, as HTTP says it; None where it did not."""
-    return error.response.status_code if isinstance(error, library.errors.HfHubHTTPError) else None
+def _not_pulled(name: str, error: Exception) -> Error:
+    from huggingface_hub import errors
 
-
-def _unreachable(library: ModuleType, error: Exception) -> bool:
-    status = _status(library, error)
-    return status is None or status >= 500
-
-
-def _reason(library: ModuleType, error: Exception) -> str:
-    if isinstance(error, library.errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set"
-    status = _status(library, error)
-    return f"it answers {status}" if status is not None else str(error)[:200] or type(error).__name__
-
-
-def _not_pulled(library: ModuleType, name: str, error: Exception) -> Error:
-    endpoint = library.constants.ENDPOINT
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # what snapshot_download met before it looked for an earlier download
+    (status, reason), hub = _answer(error), constants.ENDPOINT
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
-        kept = library.constants.HF_HUB_CACHE
-        return ResourceError(f"{name} cannot be kept in {kept}: {error.strerror}; make room, or set HF_HOME")
-    if isinstance(error, library.errors.GatedRepoError):
-        return CheckpointError(f"{name} is gated: ask for access on {endpoint}/{name} and log in: hf auth login")
-    if isinstance(error, library.errors.RepositoryNotFoundError) or _status(library, error) in (401, 403):
-        return CheckpointError(
-            f"{name} is neither a folder here nor a public model of {endpoint}; if it is private, log in: hf auth login"
-        )
-    return CheckpointError(
-        f"{name} is no folder here, and the hub {endpoint} could not be reached ({_reason(library, error)}): check the "
-        "network, or give a folder that is on this machine"
-    )
+        place = constants.HF_HUB_CACHE
+        return ResourceError(f"{name} cannot be kept in {place}: {error.strerror}; make room, or set HF_HOME")
+    words = f"is no folder here, and the hub {hub} could not be reached ({reason}): check the network, or give a "
+    words += "folder that is on this machine"
+    if isinstance(error, errors.GatedRepoError):
+        words = f"is gated: ask for access on {hub}/{name} and log in: hf auth login"
+    elif isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
+        words = f"is neither a folder here nor a public model of {hub}; if it is private, log in: hf auth login"
+    return CheckpointError(f"{name} {words}")
 
 
-def _not_pushed(library: ModuleType, name: str, error: Exception) -> Error:
-    if _status(library, error) in (401, 403):
+def _not_pushed(name: str, error: Exception) -> Error:
+    status, reason = _answer(error)
+    if status in (401, 403):
         return UsageError(f"your login may not write to {name} on the hub: run hf auth login with a token that may")
-    if not _unreachable(library, error):
-        return ResourceError(f"the hub did not take {name}: {str(error)[:300]}")
-    reason = _reason(library, error)
-    return ResourceError(f"the hub {library.constants.ENDPOINT} could not be reached ({reason}): check the network")
+    lost = f"the hub {constants.ENDPOINT} could not be reached ({reason}): check the network"
+    return ResourceError(f"the hub did not take {name}: {str(error)[:300]}" if status < 500 else lost)

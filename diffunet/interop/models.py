@@ -1,10 +1,8 @@
-"""Anything that MODEL may be, ours or not: run and model folders, checkpoints, diffusers folders, names of the hub."""
-
-from __future__ import annotations
+"""Reading MODEL, which is a run folder, a model folder, a checkpoint, a folder of diffusers or a name on the hub."""
 
 from pathlib import Path
 
-from diffunet import storage
+from diffunet import build, storage
 from diffunet.config import Config
 from diffunet.errors import CheckpointError
 from diffunet.interop import diffusers, hub
@@ -12,11 +10,11 @@ from diffunet.storage import Model
 
 
 def find(model: str | Path) -> Path:
-    """The folder that MODEL means; what has a name of the hub is downloaded, or taken from where it was before.
+    """Return the folder that MODEL means; a name on the hub is downloaded first, unless it was before.
 
     Raises:
-        CheckpointError: where there is none, saying what is there instead, or why the hub could not be asked.
-        UsageError: a name of the hub, and what asks it is not installed.
+        CheckpointError: there is no model (the message says what is at that path instead), or it cannot be downloaded.
+        ResourceError: the disk has no room for a download.
     """
     try:
         if hub.is_name(str(model)):
@@ -27,20 +25,17 @@ def find(model: str | Path) -> Path:
 
 
 def read_config(model: str | Path) -> Config:
-    """The config of MODEL, everything resolved.
-
-    Raises:
-        CheckpointError, UsageError: as `find`; a config that cannot be read, or says what this project cannot be.
-    """
+    """Return the config of MODEL, everything resolved; raise as `read_model` does."""
     folder = find(model)
     return diffusers.read_config(folder) if diffusers.is_folder(folder) else storage.read_config(folder)
 
 
-def read_model(model: str | Path) -> Model:
-    """Load MODEL, on the CPU, for use and not for training.
+def read_model(model: str | Path, net: build.NetFactory = build.net) -> Model:
+    """Read MODEL, on the CPU, for sampling and not for training; `net` makes the net of a model of ours.
 
     Raises:
-        CheckpointError, UsageError: as `read_config`; weights that are damaged, of other shapes or not finite.
+        CheckpointError, ResourceError: as `find`; or the config is damaged or of a net that cannot be built here; or
+            the weights are damaged, of other shapes or not finite, or do not fit into memory.
     """
     folder = find(model)
-    return diffusers.read(folder) if diffusers.is_folder(folder) else storage.read_model(folder)
+    return diffusers.read(folder) if diffusers.is_folder(folder) else storage.read_model(folder, net)

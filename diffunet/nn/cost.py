@@ -1,9 +1,9 @@
-"""What a net costs: shapes as a tensor flows through it, parameters, MACs; nothing is computed for it."""
-
-from __future__ import annotations
+"""The cost of a net: the shapes of its feature maps, its parameters and its multiply-accumulates (MACs). It runs on
+torch's meta device, where operations have shapes and nothing is computed."""
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Row:
-    """One part of a net: its `name`, its output's `shape` [C H W] or [E], `parameters`, and `macs` for one image."""
+    """One part of a net, with the `shape` [channels height width] or [width] of its output and `macs` for one image."""
 
     name: str
     shape: tuple[int, ...]
@@ -23,59 +23,46 @@ class Row:
 
 @dataclass(frozen=True)
 class Cost:
-    """`parameters` and `macs` (multiply-accumulates of one image) of a net, in all and by its parts."""
+    """The `parameters` of a net and its `macs` for one image, in total and in `rows` for its parts."""
 
     rows: tuple[Row, ...]
     parameters: int
     macs: int
 
 
-def cost(net: nn.Module, height: int, width: int, time: bool = True) -> Cost:
-    """Run `net(x, c_noise)`, or `net(x)` without `time`, for one image of `height` x `width` on torch's meta device and
-    count.
+def cost(net: nn.Module, height: int, width: int, time: bool = True, channels: int | None = None) -> Cost:
+    """Return the cost of `net(x, c_noise)`, or of `net(x)` without `time`, for one image of `height` x `width`.
 
-    `net` has `in_channels`; it is copied, not changed.
+    The input has so many `channels`, by default `net.in_channels`. The net is copied, and stays as it is.
     """
     net = copy.deepcopy(net).to("meta").train()
-    rows: list[Row] = []
-    handles = []
-    parts = [(name, part) for name, part in _parts(net)]
     counter = FlopCounterMode(display=False)
-    started: dict[str, int] = {}
+    rows: list[Row] = []
+    flops_before = 0
 
-    def before(name: str) -> Any:
-        def hook(*_: Any) -> None:
-            started[name] = counter.get_total_flops()
+    def before(*_: Any) -> None:
+        nonlocal flops_before
+        flops_before = counter.get_total_flops()
 
-        return hook
+    def after(name: str, part: nn.Module, _: Any, output: Any) -> None:
+        last = output[-1] if isinstance(output, list) else output
+        rows.append(Row(name, tuple(last.shape[1:]), _count(part), (counter.get_total_flops() - flops_before) // 2))
 
-    def after(name: str) -> Any:
-        def hook(part: nn.Module, _: Any, output: Any) -> None:
-            last = output[-1] if isinstance(output, list) else output
-            macs = (counter.get_total_flops() - started[name]) // 2
-            rows.append(Row(name, tuple(last.shape[1:]), _count(part), macs))
-
-        return hook
-
-    for name, part in parts:
-        handles += [part.register_forward_pre_hook(before(name)), part.register_forward_hook(after(name))]
-    x = torch.empty(1, int(net.in_channels), height, width, device="meta")  # type: ignore[arg-type]
-    told = (torch.empty(1, device="meta"),) if time else ()
+    for name, part in _parts(net):  # They run one after the other, and none within another.
+        part.register_forward_pre_hook(before)
+        part.register_forward_hook(partial(after, name))
+    x = torch.empty(1, channels or int(net.in_channels), height, width, device="meta")  # type: ignore[arg-type]
     with counter:
-        net(x, *told)
-    for handle in handles:
-        handle.remove()
+        net(x, *([torch.empty(1, device="meta")] if time else []))
     return Cost(tuple(rows), _count(net), counter.get_total_flops() // 2)
 
 
 def _parts(net: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The children of a net; lists of them are opened, and modules that say so by an attribute `opened`."""
+    """Return the named children of a net, but the children of lists and of modules that are `opened` in their place."""
     parts: list[tuple[str, nn.Module]] = []
     for name, child in net.named_children():
-        if isinstance(child, nn.ModuleList) or getattr(child, "opened", False):
-            parts += [(f"{name}.{inner}", part) for inner, part in _parts(child)]
-        else:
-            parts.append((name, child))
+        opened = isinstance(child, nn.ModuleList) or getattr(child, "opened", False)
+        parts += [(f"{name}.{inner}", part) for inner, part in _parts(child)] if opened else [(name, child)]
     return parts
 
 

@@ -1,9 +1,7 @@
-"""The parts that the UNet is made of.
+"""The layers of the UNet.
 
-Legend: B batch, C channels, H W height and width, E width of the embedding, N = H * W positions.
+Legend: B batch, C channels, H W height and width, E width of the embedding, A size of the augmentation vector.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -15,75 +13,71 @@ from torch import Tensor, nn
 
 
 def zero(module: nn.Module) -> nn.Module:
-    """Set a module's parameters to zero, so that the branch that it ends starts as nothing."""
+    """Set the parameters of a module to zero and return it.
+
+    As the last layer of a residual branch it makes a block start as the identity, for signals and gradients alike.
+    """
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def group_norm(channels: int, groups: int | None = None, eps: float = 1e-5) -> nn.GroupNorm:
-    """GroupNorm (Wu & He 2018) with `groups`, else of 16 channels each, or a little more where that does not divide.
+    """Return GroupNorm (Wu & He 2018) with `groups`, by default of 16 channels, or a few more if 16 does not divide.
 
-    Measured: on a CPU in bfloat16 and channels_last, the 32 groups of DDPM (2 to 4 channels each) make a whole training
-    step take 1.6 to 1.9 times as long; Wu & He (table 3) find 16 channels a group as good.
+    With the 32 groups of DDPM, of 2 to 4 channels each, a training step takes 1.6 to 1.9 times as long (measured on a
+    CPU, in bfloat16 and channels_last); Wu & He (table 3) find groups of 16 channels as good.
 
     Raises:
-        ValueError: for `groups` that do not divide `channels`.
+        ValueError: if `groups` does not divide `channels`.
     """
     if groups is None:
-        groups = max(1, channels // 16)
-        while channels % groups:
-            groups -= 1
+        groups = next(n for n in range(max(1, channels // 16), 0, -1) if channels % n == 0)
     if channels % groups:
         raise ValueError(f"{channels} channels cannot be normalised in {groups} groups")
     return nn.GroupNorm(groups, channels, eps)
 
 
 Norm = Callable[[int], nn.Module]
-"""From a number of channels to their normalisation."""
+"""A function from a number of channels to a layer that normalises them."""
 
 
 def sinusoids(c_noise: Tensor, width: int, shift: int = 0) -> Tensor:
-    """Cosines and sines of `c_noise` [B] at frequencies from 1 to about 1/10000, float32 [B width].
+    """Return cosines and sines of `c_noise` [B] at frequencies from 1 to about 1/10000, float32 [B width].
 
-    Vaswani et al. 2017, section 3.5; Ho et al. 2020 use it for the timestep, with `shift` 1: the last frequency is
-    1/10000 itself. In float32 always: bfloat16 cannot tell timestep 999 from 1000.
+    This is the position encoding of Vaswani et al. 2017, section 3.5. Ho et al. 2020 use it with `shift` 1, which makes
+    the last frequency exactly 1/10000. In bfloat16 the timesteps 999 and 1000 would be one.
     """
     half = width // 2
-    step = -math.log(10_000) / (half - shift)
-    frequencies = torch.exp(torch.arange(half, device=c_noise.device) * step)  # [half]
+    frequencies = torch.exp(torch.arange(half, device=c_noise.device) * (-math.log(10_000) / (half - shift)))  # [half]
     angles = c_noise.float()[:, None] * frequencies  # [B half]
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
 
 
 class Embedding(nn.Module):
-    """What the net is told beside the image: noise level, and where the net has them, label and augmentation.
+    """The embedding of all that conditions a net: noise level and, if the net has them, label and augmentation.
 
     Args:
-        width: number of sinusoids.
-        out_width: E.
-        num_classes: 0 for a net without labels. Label `num_classes` is the null label: "no class said".
-        augment_channels: size of the augmentation vector, 0 for none.
-        frequency_shift: see `sinusoids`.
+        width, out_width: number of sinusoids; E.
+        num_classes, augment_channels: the number of labels, which is also the null label, and A; each is 0 for none.
+        frequency_shift: the `shift` of `sinusoids`.
     """
 
     def __init__(
         self, width: int, out_width: int, num_classes: int = 0, augment_channels: int = 0, frequency_shift: int = 0
     ) -> None:
         super().__init__()
-        self.width = width
-        self.frequency_shift = frequency_shift
+        self.width, self.frequency_shift = width, frequency_shift
         self.mlp = nn.Sequential(nn.Linear(width, out_width), nn.SiLU(), nn.Linear(out_width, out_width))
-        self.label = None
-        if num_classes:
-            # nn.Embedding's own start, drawn here: its `normal_` on the meta device imports torch's compiler (seconds).
-            self.label = nn.Embedding(num_classes + 1, out_width, _weight=torch.randn(num_classes + 1, out_width))
+        # nn.Embedding's own initial weights are the same, but on the meta device they import torch's compiler: seconds.
+        weight = torch.randn(num_classes + 1, out_width) if num_classes else None
+        self.label = None if weight is None else nn.Embedding(num_classes + 1, out_width, _weight=weight)
         self.augment = nn.Linear(augment_channels, out_width, bias=False) if augment_channels else None
 
     def forward(self, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
-        """`c_noise` [B], `label` int64 [B], `augment` [B A] -> [B E]."""
-        told = sinusoids(c_noise, self.width, self.frequency_shift)
-        e = self.mlp(told.to(next(self.parameters()).dtype))
+        """Return the embedding [B E] of `c_noise` [B], `label` int64 [B] and `augment` [B A]."""
+        waves = sinusoids(c_noise, self.width, self.frequency_shift)
+        e = self.mlp(waves.to(next(self.parameters()).dtype))
         if self.label is not None:
             if label is None:
                 label = torch.full(c_noise.shape, self.label.num_embeddings - 1, device=c_noise.device)
@@ -94,9 +88,9 @@ class Embedding(nn.Module):
 
 
 class Uncertainty(nn.Module):
-    """The log of the loss to expect, linear in sinusoids of log SNR (after Karras et al. 2024, EDM2, appendix B.4).
+    """The log of the loss to be expected, linear in sinusoids of log SNR (as Karras et al. 2024, EDM2, appendix B.4).
 
-    It starts at 0, and is float32 under autocast.
+    It starts at 0, which leaves the loss as it is, and is float32 under autocast too.
     """
 
     def __init__(self, width: int = 64) -> None:
@@ -104,26 +98,21 @@ class Uncertainty(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width))
 
     def forward(self, log_snr: Tensor) -> Tensor:
-        """[B] -> [B]."""
+        """Return the log of the expected loss [B] at `log_snr` [B]."""
         return (sinusoids(log_snr, len(self.weight)) * self.weight).sum(dim=1)
 
 
 class ResBlock(nn.Module):
-    """Residual block: norm, SiLU, 3x3 convolution, twice; the embedding enters between the two.
+    """A residual block: norm, SiLU and 3x3 convolution, twice, with the embedding between the two.
 
-    Ho et al. 2020 add the embedding; with `scale_shift` it scales and shifts the second norm (Dhariwal & Nichol 2021,
-    "AdaGN"). The last convolution starts at zero, so the block starts as its shortcut.
+    With `scale_shift` the embedding scales and shifts the result of the second norm (Dhariwal & Nichol 2021, "AdaGN"),
+    else it is added (Ho et al. 2020). The last convolution starts at zero, and so the block starts as its shortcut.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        embedding: int,
-        dropout: float = 0.0,
-        scale_shift: bool = True,
+        self, in_channels: int, out_channels: int, embedding: int, dropout: float = 0.0, scale_shift: bool = True,
         norm: Norm = group_norm,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.scale_shift = scale_shift
         self.norm1 = norm(in_channels)
@@ -135,24 +124,24 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, e: Tensor, resize: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
-        """`x` [B C H W], `e` [B E] -> [B C' H' W'], where `resize` takes H W to H' W', of both branches."""
+        """Return [B C' H' W'] for `x` [B C H W] and `e` [B E]; `resize` makes H' W' of H W in both branches."""
         h = self.conv1(resize(F.silu(self.norm1(x))))
-        told = rearrange(self.embedding(e), "b c -> b c 1 1")
+        embedding = rearrange(self.embedding(e), "b c -> b c 1 1")
         if self.scale_shift:
-            scale, shift = told.chunk(2, dim=1)
+            scale, shift = embedding.chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
         else:
-            h = self.norm2(h + told)
+            h = self.norm2(h + embedding)
         return self.shortcut(resize(x)) + self.conv2(self.dropout(F.silu(h)))
 
 
 class Attention(nn.Module):
-    """Self-attention over all positions (Vaswani et al. 2017), as a residual that starts at zero.
+    """Self-attention over all positions [B C H W] (Vaswani et al. 2017), as a residual branch that starts at zero.
 
-    Args:
-        channels: C.
-        heads: number of heads, which must divide C.
-        qk_norm: RMS-normalise queries and keys (Henry et al. 2020), which keeps long bf16 runs from blowing up.
+    `qk_norm` RMS-normalises queries and keys (Henry et al. 2020), which keeps long runs in bfloat16 from diverging.
+
+    Raises:
+        ValueError: if `heads` does not divide C.
     """
 
     def __init__(self, channels: int, heads: int = 1, qk_norm: bool = False, norm: Norm = group_norm) -> None:
@@ -162,26 +151,22 @@ class Attention(nn.Module):
             raise ValueError(f"attention on {channels} channels cannot be divided into {heads} heads")
         self.norm = norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.q_norm = nn.RMSNorm(channels // self.heads) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(channels // self.heads) if qk_norm else nn.Identity()
+        self.q_norm = nn.RMSNorm(channels // heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(channels // heads) if qk_norm else nn.Identity()
         self.out = zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B C H W] -> [B C H W]."""
-        height = x.shape[2]
-        # Side by side in memory, as fused kernels of attention need the numbers of a token: a copy only of NCHW.
+        # Fused kernels need the numbers of a token side by side in memory. This copies only if x is not channels_last.
         tokens = rearrange(self.qkv(self.norm(x)), "b c h w -> b (h w) c").contiguous()
         q, k, v = rearrange(tokens, "b n (three heads c) -> three b heads n c", three=3, heads=self.heads)
         h = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)  # [B heads N c]
-        return x + self.out(rearrange(h, "b heads (h w) c -> b (heads c) h w", h=height))
+        return x + self.out(rearrange(h, "b heads (h w) c -> b (heads c) h w", h=x.shape[2]))
 
 
 class Downsample(nn.Module):
-    """Half the size, rounded up: a 3x3 convolution of stride 2.
+    """A 3x3 convolution of stride 2, from [B C H W] to [B C ceil(H/2) ceil(W/2)].
 
-    Args:
-        channels: C.
-        asymmetric: pad an even size at its right and bottom alone, as TensorFlow does, and so DDPM's own code.
+    With `asymmetric` it pads an even size only at the right and at the bottom, as TensorFlow and the code of DDPM do.
     """
 
     def __init__(self, channels: int, asymmetric: bool = False) -> None:
@@ -190,43 +175,39 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if asymmetric else 1)
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        """`x` [B C H W], `e` of no use here -> [B C ceil(H/2) ceil(W/2)]."""
         if self.asymmetric:
             x = F.pad(x, (x.shape[3] % 2, 1, x.shape[2] % 2, 1))
         return self.conv(x)
 
 
 class Upsample(nn.Module):
-    """Nearest neighbours to a wanted size, then a 3x3 convolution; no checkerboard (Odena et al. 2016)."""
+    """Nearest neighbours from [B C H W] to [B C *size] and a 3x3 convolution: no checkerboards (Odena et al. 2016)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, e: Tensor, size: tuple[int, int]) -> Tensor:
-        """`x` [B C H W], `e` of no use here -> [B C *size]."""
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 
 class ResidualDownsample(nn.Module):
-    """Half the size, rounded up, inside a residual block: means of 2x2 (Dhariwal & Nichol 2021, after BigGAN)."""
+    """A residual block that halves [B C H W] by means of 2x2, rounding up (Dhariwal & Nichol 2021, after BigGAN)."""
 
     def __init__(self, res: ResBlock) -> None:
         super().__init__()
         self.res = res
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        """`x` [B C H W], `e` [B E] -> [B C ceil(H/2) ceil(W/2)]."""
-        return self.res(x, e, lambda each: F.avg_pool2d(each, 2, ceil_mode=True))
+        return self.res(x, e, lambda h: F.avg_pool2d(h, 2, ceil_mode=True))
 
 
 class ResidualUpsample(nn.Module):
-    """Nearest neighbours to a wanted size, inside a residual block (Dhariwal & Nichol 2021, after BigGAN)."""
+    """A residual block that enlarges [B C H W] to `size` by nearest neighbours (Dhariwal & Nichol 2021)."""
 
     def __init__(self, res: ResBlock) -> None:
         super().__init__()
         self.res = res
 
     def forward(self, x: Tensor, e: Tensor, size: tuple[int, int]) -> Tensor:
-        """`x` [B C H W], `e` [B E] -> [B C *size]."""
-        return self.res(x, e, lambda each: F.interpolate(each, size=size, mode="nearest"))
+        return self.res(x, e, lambda h: F.interpolate(h, size=size, mode="nearest"))

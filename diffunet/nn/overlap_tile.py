@@ -1,9 +1,7 @@
-"""Images of any size by a U-Net without padding: the overlap-tile strategy (Ronneberger et al. 2015, figure 2).
+"""The overlap-tile strategy, which lets a U-Net without padding see large images (Ronneberger et al. 2015, figure 2).
 
 Legend: B batch, C channels, H W height and width, L number of poolings.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,8 +13,7 @@ from diffunet.nn.unet2015 import UNet2015, input_size, margin, output_size
 
 
 class Tile(NamedTuple):
-    """One side of a tile: its answer begins at pixel `first` of the image's, its input has `size` pixels, and of its
-    answer the first `used` are taken."""
+    """A tile in one dimension: its input has `size` pixels, and the first `used` of its output belong at `first`."""
 
     first: int
     size: int
@@ -24,39 +21,36 @@ class Tile(NamedTuple):
 
 
 def overlap_tile(net: UNet2015, x: Tensor, size: int) -> Tensor:
-    """What `net` says of every pixel of an image, tile by tile, borders mirrored.
+    """Return the output of `net` for every pixel of an image, [B C' H W], computed tile by tile with mirrored borders.
 
-    Up to rounding it is what `net` says of the whole image, `mirrored`: tiles begin at multiples of 2^L, so that each
-    pooling takes the same pixels together, and nothing in an answer depends on what is outside its tile. Activations
-    take the memory of one tile.
+    Up to rounding this is the output for the whole image, `mirrored`, in the memory of one tile: tiles begin at
+    multiples of 2^L, so that each pooling takes the same pixels, and no output depends on pixels outside of its tile.
 
     Args:
-        net: without padding, called as `net(tile)`.
-        x: [B C H W], any size from 1x1 up.
-        size: height and width of a tile's input, at most; where less is left of the image they are smaller.
-
-    Returns:
-        [B C' H W].
+        net: a net without padding, called as `net(tile)`.
+        x: the image [B C H W], at least 1x1.
+        size: the largest height and width of the input of a tile; the last tile of a row or column may be smaller.
 
     Raises:
-        ValueError: for a net with padding, and for tiles that cannot work or whose answers are smaller than 2^L.
+        ValueError: for a net with padding, and for a size that does not work or has an output smaller than 2^L.
     """
     if net.padding != "valid":
         raise ValueError('overlap_tile is for padding="valid"; a padded net takes the whole image')
     rows, columns = (list(tiles(length, size, net.layers)) for length in x.shape[-2:])
     m = margin(net.layers)
-    answers = []
+    outputs = []
     for row in rows:
         strip = _mirror(x, 2, row.first - m, row.size)
         parts = [net(_mirror(strip, 3, c.first - m, c.size))[..., : row.used, : c.used] for c in columns]
-        answers.append(torch.cat(parts, dim=3))
-    return torch.cat(answers, dim=2)
+        outputs.append(torch.cat(parts, dim=3))
+    return torch.cat(outputs, dim=2)
 
 
 def mirrored(x: Tensor, layers: int) -> Tensor:
-    """The whole image [B C H W] as one input of a net without padding: the answer's first H W pixels are x's.
+    """Return an image [B C H W] with the borders that a net without padding needs; H x W of its output belong to x.
 
-    Borders are mirrored, the outermost pixel once; again and again where the image is smaller than the margin.
+    These are the first rows and columns of the output. Borders are mirrored without repeating the outermost pixel, and
+    several times where the image is smaller than the margin.
     """
     for dim in (2, 3):
         x = _mirror(x, dim, -margin(layers), input_size(x.shape[dim], layers))
@@ -64,7 +58,7 @@ def mirrored(x: Tensor, layers: int) -> Tensor:
 
 
 def tiles(length: int, size: int, layers: int) -> Iterator[Tile]:
-    """The tiles of a side of `length` pixels, none larger than `size`.
+    """Yield the tiles of `length` pixels in one dimension, none of them larger than `size`.
 
     Raises:
         ValueError: as `overlap_tile`.
@@ -83,7 +77,7 @@ def tiles(length: int, size: int, layers: int) -> Iterator[Tile]:
 
 
 def _mirror(x: Tensor, dim: int, first: int, length: int) -> Tensor:
-    """Pixels `first` ... `first + length - 1` along `dim` of an image that goes on, mirrored, for ever."""
+    """Return pixels `first` ... `first + length - 1` along `dim` of the image, continued without end by mirroring."""
     period = max(1, 2 * (x.shape[dim] - 1))
     index = torch.arange(first, first + length, device=x.device) % period
     return x.index_select(dim, torch.minimum(index, period - index))

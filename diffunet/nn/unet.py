@@ -1,37 +1,25 @@
-"""The time-conditioned UNet: the backbone of DDPM (Ho et al. 2020), bettered as in ADM (Dhariwal & Nichol 2021).
+"""The time-conditioned UNet, the net of DDPM (Ho et al. 2020) with the improvements of ADM (Dhariwal & Nichol 2021).
 
-An encoder halves the size level by level and keeps every feature map on the way; a decoder doubles it again and, at
-each block, concatenates the encoder's map of the same size (the "copy" of U-Net, Ronneberger et al. 2015).
+The encoder halves the size from level to level and keeps the feature map of each block as a skip. The decoder doubles
+the size again, and each of its blocks takes the skip of the same size as additional channels (Ronneberger et al. 2015).
 
-Legend: B batch, C channels, H W height and width, E width of the embedding.
+Legend: B batch, C channels, H W height and width, E width of the embedding, A size of the augmentation vector.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffunet.nn.layers import (
-    Attention,
-    Downsample,
-    Embedding,
-    ResBlock,
-    ResidualDownsample,
-    ResidualUpsample,
-    Uncertainty,
-    Upsample,
-    group_norm,
-    zero,
-)
+from diffunet.names import ResampleName
+from diffunet.nn import layers
+from diffunet.nn.layers import Attention, Downsample, ResBlock, ResidualDownsample, ResidualUpsample, Upsample
 
 
 class Block(nn.Module):
-    """A residual block, and self-attention after it where asked for."""
+    """A residual block, followed by self-attention where the level has it."""
 
     def __init__(self, res: ResBlock, attention: Attention | None, checkpointing: bool) -> None:
         super().__init__()
@@ -43,14 +31,14 @@ class Block(nn.Module):
         return self.attention(self.res(x, e))
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        """`x` [B C H W], `e` [B E] -> [B C' H W]."""
+        """Return [B C' H W] for `x` [B C H W] and the embedding `e` [B E]."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(self._run, x, e, use_reentrant=False)
         return self._run(x, e)
 
 
 class DownBlock(nn.Module):
-    """One level of the encoder: halve the size (but for the first level), then blocks; every result is a skip."""
+    """One level of the encoder: it halves the size, except at the first level, and applies its blocks."""
 
     def __init__(self, down: Downsample | ResidualDownsample | None, blocks: Sequence[Block]) -> None:
         super().__init__()
@@ -58,7 +46,7 @@ class DownBlock(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor, e: Tensor) -> list[Tensor]:
-        """`x` [B C 2H 2W] (first level: [B C H W]) -> the skips [B C' H W], the last of which is the output."""
+        """Return all feature maps [B C' H W] for `x` [B C 2H 2W] (first level: [B C H W]); the last is the output."""
         skips = [x if self.down is None else self.down(x, e)]
         for block in self.blocks:
             skips.append(block(skips[-1], e))
@@ -66,7 +54,7 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """One level of the decoder: resample to the size of its skips, then a block for each skip, last skip first."""
+    """One level of the decoder: it enlarges x to the size of the skips and applies a block to each, last skip first."""
 
     def __init__(self, up: Upsample | ResidualUpsample | None, blocks: Sequence[Block]) -> None:
         super().__init__()
@@ -74,7 +62,7 @@ class UpBlock(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor, skips: Sequence[Tensor], e: Tensor) -> Tensor:
-        """`x` [B C H/2 W/2] (deepest level: [B C H W]), skips [B C' H W] -> [B C'' H W]."""
+        """Return [B C'' H W] for `x` [B C H/2 W/2] (deepest level: [B C H W]) and `skips` [B C' H W]."""
         if self.up is not None:
             height, width = skips[-1].shape[-2:]
             x = self.up(x, e, (height, width))
@@ -84,67 +72,51 @@ class UpBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """`net(x, c_noise, label=None, augment=None)`: a time-conditioned UNet for images of any height and width.
+    """A time-conditioned UNet for images of any height and width, `net(x, c_noise, label=None, augment=None)`.
+
+    The keywords are the options of the net. `build.net` fills in those that `config.ModelConfig` has by the same name.
+    A new option is stated here and there, and interop/diffusers_options.py has to write it or to refuse it.
 
     Args:
-        in_channels: channels of the input, conditions concatenated to the image included.
-        out_channels: channels of the output; `in_channels` by default.
-        channels: C; the embedding is 4 C wide.
-        multipliers: one for each level, times `channels`. Each level but the first halves the size.
-        num_blocks: residual blocks of a level of the encoder; the decoder has one more.
-        attention_levels: levels (0 is full size) whose blocks are followed by self-attention.
-        middle_attention: self-attention between the two blocks of the middle.
-        head_channels: channels of an attention head.
-        num_heads: number of heads, whatever their channels; None: as many as `head_channels` makes.
-        qk_norm: RMS-normalise queries and keys.
-        norm_groups, norm_eps: of GroupNorm; None: groups of 16 channels.
-        scale_shift: the embedding scales and shifts (True, ADM) or is added (False, DDPM).
-        resample: sizes are halved and doubled by a convolution, by one that pads asymmetrically (DDPM), or inside
-            residual blocks (ADM).
-        frequency_shift: 1 for DDPM's frequencies of the embedding, see `layers.sinusoids`.
-        dropout: in every residual block, 0 to 1.
-        num_classes: 0 for a net without labels; else labels are 0 ... num_classes - 1, and `null_label` = num_classes.
-        augment_channels: size of the augmentation vector, 0 for none.
-        uncertainty: beside the answer learn the loss to expect: `net.uncertainty(log_snr [B]) -> [B]`.
-        checkpointing: keep only block inputs for the backward pass: less memory, about a third more time.
+        in_channels, out_channels: channels of the input, concatenated conditions included, and by default the output.
+        channels: feature channels C at full size. The embedding is 4 C wide.
+        multipliers: a factor of `channels` for each level. Each level but the first halves the size.
+        num_blocks: residual blocks of each level of the encoder. A level of the decoder has one more.
+        attention_levels: levels (0 is full size) in which self-attention follows each block.
+        middle_attention: whether self-attention stands between the two blocks of the middle.
+        head_channels, num_heads: channels of an attention head; number of heads, by default as many as that makes.
+        qk_norm: whether queries and keys are normalised by their root mean square.
+        norm_groups, norm_eps: groups of each GroupNorm, by default of 16 channels; its epsilon.
+        scale_shift: whether the embedding scales and shifts features (ADM) or is added to them (DDPM).
+        resample: whether convolutions, asymmetric ones (DDPM) or residual blocks (ADM) halve and double the sizes.
+        frequency_shift: 1 for DDPM's frequencies of the embedding, else 0; see `layers.sinusoids`.
+        dropout: probability of dropout in every residual block, 0 to 1.
+        num_classes: labels are 0 ... num_classes - 1, and `null_label`, "no class", is num_classes; 0 for no labels.
+        augment_channels: size A of the augmentation vector, 0 for none.
+        uncertainty: whether it also predicts the log of its loss: `net.uncertainty(log_snr [B]) -> [B]`.
+        checkpointing: whether the backward pass keeps only the inputs of blocks: less memory, a third more time.
 
     Raises:
         ValueError: for channels that cannot be divided into heads or groups.
     """
 
     def __init__(
-        self,
-        in_channels: int = 3,
-        out_channels: int | None = None,
-        channels: int = 64,
-        multipliers: Sequence[float] = (1, 2, 2, 2),
-        num_blocks: int = 2,
-        attention_levels: Sequence[int] = (2, 3),
-        middle_attention: bool = True,
-        head_channels: int = 64,
-        num_heads: int | None = None,
-        qk_norm: bool = False,
-        norm_groups: int | None = None,
-        norm_eps: float = 1e-5,
-        scale_shift: bool = True,
-        resample: Literal["convolution", "asymmetric", "residual"] = "convolution",
-        frequency_shift: int = 0,
-        dropout: float = 0.0,
-        num_classes: int = 0,
-        augment_channels: int = 0,
-        uncertainty: bool = False,
+        self, in_channels: int = 3, out_channels: int | None = None, *,
+        channels: int = 64, multipliers: Sequence[float] = (1, 2, 2, 2), num_blocks: int = 2,
+        attention_levels: Sequence[int] = (2, 3), middle_attention: bool = True, head_channels: int = 64,
+        num_heads: int | None = None, qk_norm: bool = False, norm_groups: int | None = None, norm_eps: float = 1e-5,
+        scale_shift: bool = True, resample: ResampleName = "convolution", frequency_shift: int = 0,
+        dropout: float = 0.0, num_classes: int = 0, augment_channels: int = 0, uncertainty: bool = False,
         checkpointing: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = in_channels if out_channels is None else out_channels
-        self.num_classes = num_classes
+        self.num_classes = self.null_label = num_classes
         e = 4 * channels
         widths = [round(channels * multiplier) for multiplier in multipliers]
-        norm = partial(group_norm, groups=norm_groups, eps=norm_eps)
-
-        def res(c_in: int, c_out: int) -> ResBlock:
-            return ResBlock(c_in, c_out, e, dropout, scale_shift, norm)
+        norm = partial(layers.group_norm, groups=norm_groups, eps=norm_eps)
+        res = partial(ResBlock, embedding=e, dropout=dropout, scale_shift=scale_shift, norm=norm)
 
         def block(c_in: int, c_out: int, attention: bool) -> Block:
             heads = num_heads or max(1, c_out // head_channels)
@@ -156,17 +128,16 @@ class UNet(nn.Module):
         def up(c: int) -> Upsample | ResidualUpsample:
             return ResidualUpsample(res(c, c)) if resample == "residual" else Upsample(c)
 
-        self.embedding = Embedding(channels, e, num_classes, augment_channels, frequency_shift)
-        self.uncertainty = Uncertainty() if uncertainty else None
-        c = min(channels, widths[0])  # of the stem: ADM's net for 512 pixels begins with half of C
+        self.embedding = layers.Embedding(channels, e, num_classes, augment_channels, frequency_shift)
+        self.uncertainty = layers.Uncertainty() if uncertainty else None
+        c = min(channels, widths[0])  # a first multiplier below 1 (ADM at 512 pixels) narrows the stem
         self.stem = nn.Conv2d(in_channels, c, 3, padding=1)
         self.down = nn.ModuleList()
         skips: list[list[int]] = []  # channels of each level's skips
         for level, width in enumerate(widths):
-            levels_skips = [c] + [width] * num_blocks
-            blocks = [block(a, width, level in attention_levels) for a in levels_skips[:-1]]
+            skips.append([c] + [width] * num_blocks)
+            blocks = [block(c_in, width, level in attention_levels) for c_in in skips[-1][:-1]]
             self.down.append(DownBlock(down(c) if level else None, blocks))
-            skips.append(levels_skips)
             c = width
         self.middle = nn.ModuleList([block(c, c, middle_attention), block(c, c, attention=False)])
         self.up = nn.ModuleList()
@@ -177,16 +148,12 @@ class UNet(nn.Module):
                 blocks.append(block(c + skip, width, level in attention_levels))
                 c = width
             self.up.append(UpBlock(enlarge, blocks))
-        # Zero at the start: the first prediction is the best one that knows nothing, and early gradients are calm.
-        self.out = nn.Sequential(norm(c), nn.SiLU(), zero(nn.Conv2d(c, self.out_channels, 3, padding=1)))
-
-    @property
-    def null_label(self) -> int:
-        """The label that says "no class"."""
-        return self.num_classes
+        # The last convolution starts at zero, and with it the output: every target averages about 0, so that this is
+        # the best constant prediction, and the first gradients are small.
+        self.out = nn.Sequential(norm(c), nn.SiLU(), layers.zero(nn.Conv2d(c, self.out_channels, 3, padding=1)))
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
-        """`x` [B C H W], `c_noise` [B] float32, `label` int64 [B] (None: null), `augment` [B A] -> [B C' H W]."""
+        """Return [B C' H W] for `x` [B C H W], `c_noise` float32 [B], `label` int64 [B] or None and `augment` [B A]."""
         e = self.embedding(c_noise, label, augment)
         h = self.stem(x)
         skips: list[list[Tensor]] = []

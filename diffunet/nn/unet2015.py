@@ -1,17 +1,15 @@
-"""The U-Net of Ronneberger, Fischer and Brox 2015, as the paper draws it; told a noise level, a diffusion backbone.
+"""The U-Net of Ronneberger, Fischer and Brox 2015, as the paper draws it, or with an embedding as a net for diffusion.
 
-A contracting path halves the size and doubles the channels, an expansive path undoes it; each of its levels gets the
-map that the contracting path had at that size ("copy and crop").
+The contracting path halves the size and doubles the channels from level to level, and the expansive path reverses this.
+Each level of the expansive path also takes the map of the same level of the contracting path ("copy and crop").
 
-Legend: B batch, C channels, H W height and width, E width of the embedding, L number of poolings.
+Legend: B batch, C channels, H W height and width, E width of the embedding, A size of augmentation, L poolings.
 """
-
-from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -23,18 +21,19 @@ Padding = Literal["valid", "same"]
 
 
 def margin(layers: int) -> int:
-    """Pixels by which an answer is smaller than its input on each side, without padding: 92 at the paper's 4 layers.
+    """Return how many pixels a net without padding loses on each side: 92 for the paper's 4 layers.
 
-    Two convolutions take 2 from each side; a level takes that twice, and around it twice what is lost below it.
+    A pair of convolutions loses 2. A level has two pairs, and between them the levels below, whose pixels are twice as
+    large: margin(L) = 4 + 2 margin(L - 1), and margin(0) = 2.
     """
     return 6 * 2**layers - 4
 
 
 def output_size(size: int, layers: int) -> int:
-    """Height (or width) of the answer to an input of `size`, without padding: 388 of 572 at the paper's 4 layers.
+    """Return the height (or width) of the output for an input of `size`, without padding: 388 for the paper's 572.
 
     Raises:
-        ValueError: for a size that meets a pooling at an odd size, or of which nothing is left.
+        ValueError: for a size that is odd before a pooling, or so small that nothing is left.
     """
     if size not in nearest_sizes(size, layers):
         raise ValueError(f"{size} pixels cannot pass {layers} poolings without padding: {_that_can(size, layers)}")
@@ -42,15 +41,15 @@ def output_size(size: int, layers: int) -> int:
 
 
 def input_size(output: int, layers: int) -> int:
-    """The smallest input that works, without padding, and has an answer of at least `output` (>= 1) pixels.
+    """Return the smallest input that works without padding and gives at least `output` (>= 1) pixels.
 
-    Every map is even before it is pooled where the answer has 4 pixels more than a multiple of 2^L.
+    All maps are even before they are pooled if the output has 4 pixels more than a multiple of 2^L.
     """
     return output + (4 - output) % 2**layers + 2 * margin(layers)
 
 
 def nearest_sizes(size: int, layers: int) -> tuple[int | None, int]:
-    """The nearest inputs that work without padding: at most `size` (None: none is so small), and at least `size`."""
+    """Return the largest input <= `size` (or None) and the smallest >= `size` that work without padding."""
     above = input_size(max(1, size - 2 * margin(layers)), layers)
     below = above if above == size else above - 2**layers
     return (below if below > 2 * margin(layers) else None), above
@@ -62,26 +61,21 @@ def _that_can(size: int, layers: int) -> str:
 
 
 def he(conv: nn.Conv2d | nn.ConvTranspose2d, incoming: int) -> None:
-    """The paper's start (section 3, after He et al. 2015): Gaussian weights of deviation sqrt(2 / N), no bias.
+    """Initialise as the paper (section 3, after He et al. 2015): normal weights of deviation sqrt(2 / N), zero biases.
 
-    `incoming` is N, the inputs of one output: 9 C of a 3x3 convolution; C of an up-convolution, whose 2x2 kernels do
-    not overlap at stride 2.
+    N is `incoming`, the inputs of one output: 9 C for a 3x3 convolution, C for an up-convolution without overlap.
     """
     assert conv.bias is not None
     with torch.no_grad():
-        # Not `nn.init.normal_`, which on the meta device imports torch's compiler (seconds).
+        # Not with `nn.init.normal_`, which on the meta device imports torch's compiler, which takes seconds.
         conv.weight.copy_(torch.normal(0.0, math.sqrt(2 / incoming), conv.weight.shape))
         conv.bias.zero_()
 
 
 class DoubleConv(nn.Module):
-    """3x3 convolution and ReLU, twice; the embedding is added before the first ReLU, as Ho et al. 2020 add it.
+    """A 3x3 convolution and ReLU, twice, with an embedding added before the first ReLU (as by Ho et al. 2020).
 
-    Args:
-        in_channels, out_channels: C, C'.
-        padding: "valid" takes 2 pixels from each side, "same" none.
-        embedding: E, 0 for none.
-        dropout: of the result, 0 to 1.
+    Padding "valid" loses 2 pixels on each side. `embedding` is E, or 0 for none. The last step is dropout, 0 to 1.
     """
 
     def __init__(
@@ -96,7 +90,7 @@ class DoubleConv(nn.Module):
         he(self.conv2, 9 * out_channels)
 
     def forward(self, x: Tensor, e: Tensor | None = None) -> Tensor:
-        """`x` [B C H W], `e` [B E] of a net with an embedding -> [B C' H-4 W-4], or [B C' H W] if padded."""
+        """Return [B C' H-4 W-4], or [B C' H W] with padding, for `x` [B C H W] and the embedding `e` [B E]."""
         h = self.conv1(x)
         if self.embedding is not None:
             h = h + rearrange(self.embedding(e), "b c -> b c 1 1")
@@ -104,25 +98,25 @@ class DoubleConv(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """One level of the contracting path: two convolutions, whose map is the skip, then 2x2 max pooling."""
+    """One level of the contracting path: two convolutions, whose result is the skip, and 2x2 max pooling."""
 
-    opened: ClassVar[bool] = True  # in the table of `cost`
+    opened = True  # The table of `cost` has a row for each part.
 
     def __init__(self, in_channels: int, out_channels: int, padding: Padding, embedding: int = 0) -> None:
         super().__init__()
         self.convs = DoubleConv(in_channels, out_channels, padding, embedding)
-        self.pool = nn.MaxPool2d(2, ceil_mode=padding == "same")  # an odd size keeps its last row and column
+        self.pool = nn.MaxPool2d(2, ceil_mode=padding == "same")  # An odd size keeps its last row and column.
 
     def forward(self, x: Tensor, e: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """`x` [B C H W] -> what goes down [B C' H'/2 W'/2], and the skip [B C' H' W'], as it was before pooling."""
+        """Return the pooled map [B C' H'/2 W'/2] and the skip [B C' H' W'] for `x` [B C H W]."""
         skip = self.convs(x, e)
         return self.pool(skip), skip
 
 
 class UpBlock(nn.Module):
-    """One level of the expansive path: 2x2 up-convolution to half the channels, copy and crop, two convolutions."""
+    """One level of the expansive path: an up-convolution to half the channels, copy and crop, and two convolutions."""
 
-    opened: ClassVar[bool] = True
+    opened = True
 
     def __init__(self, in_channels: int, out_channels: int, padding: Padding, embedding: int = 0) -> None:
         super().__init__()
@@ -132,33 +126,28 @@ class UpBlock(nn.Module):
         he(self.up, in_channels)
 
     def forward(self, x: Tensor, skip: Tensor, e: Tensor | None = None) -> Tensor:
-        """`x` [B 2C H/2 W/2], `skip` [B C H' W'] -> [B C H-4 W-4], or [B C H' W'] if padded.
+        """Return [B C H-4 W-4], or [B C H' W'] with padding, for `x` [B 2C H/2 W/2] and `skip` [B C H' W'].
 
-        Without padding H' - H is even and the middle of the skip is taken. Padded, H is H' or, where that is odd, one
-        more, whose last row was made of nothing and goes.
+        Without padding H' - H is even, and the middle of the skip is used. With padding H is H' or, for odd H', H' + 1;
+        the last row then comes from what pooling had added, and is dropped.
 
         Raises:
-            ValueError: for any other skip, as one that was pooled.
+            ValueError: for a skip of another size, such as a pooled map.
         """
         x = self.up(x)
-        more = [there - here for there, here in zip(skip.shape[-2:], x.shape[-2:], strict=True)]
-        fits = all(n in (0, -1) for n in more) if self.padding == "same" else all(n >= 0 and n % 2 == 0 for n in more)
-        if not fits:
+        (height, width), (skip_height, skip_width) = x.shape[-2:], skip.shape[-2:]
+        more = (skip_height - height, skip_width - width)
+        if not all(n in (0, -1) if self.padding == "same" else n >= 0 and n % 2 == 0 for n in more):
             raise ValueError(
                 f"a skip of {_by(skip)} does not go with an up-convolved map of {_by(x)}: it is to be the map before"
                 f" the pooling of the same level, {self.padding} padding"
             )
         if self.padding == "same":
-            x = x[..., : skip.shape[-2], : skip.shape[-1]]
+            x = x[..., :skip_height, :skip_width]
         else:
-            skip = centre_crop(skip, x.shape[-2], x.shape[-1])
+            top, left = more[0] // 2, more[1] // 2
+            skip = skip[..., top : top + height, left : left + width]
         return self.convs(torch.cat([skip, x], dim=1), e)
-
-
-def centre_crop(x: Tensor, height: int, width: int) -> Tensor:
-    """The middle [B C height width] of `x`."""
-    top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
-    return x[..., top : top + height, left : left + width]
 
 
 def _by(x: Tensor) -> str:
@@ -166,49 +155,32 @@ def _by(x: Tensor) -> str:
 
 
 class UNet2015(nn.Module):
-    """`net(x)`, or with `time` `net(x, c_noise, label=None, augment=None)`, which is the call of `UNet`.
+    """The U-Net, called as `net(x)`, or with `time`, as a `UNet`, by `net(x, c_noise, label=None, augment=None)`.
 
     Args:
-        in_channels, out_channels: of input and answer.
-        layers: L, how often the size is halved. The paper's net has 4, and so 5 sizes.
-        base_channels: C; level l has 2^l C channels.
-        padding: "valid", the paper's: every convolution takes a pixel from each side, so that no answer depends on
-            what is made up beyond the border; only some sizes work, see `nearest_sizes`, and larger images go by
-            `overlap_tile`. "same": zeros around, the answer has the size of the input, which may be any.
-        time: the net is told a noise level and more by an embedding 4 C wide. Its answer starts at zero.
-        num_classes: 0 for a net without labels; else labels are 0 ... num_classes - 1, and `null_label` = num_classes.
-        augment_channels: size of the augmentation vector, 0 for none.
-        uncertainty: beside the answer learn the loss to expect: `net.uncertainty(log_snr [B]) -> [B]`.
-        dropout: at the end of the contracting path (section 3.1), 0 to 1.
-        device: where the parameters are made.
+        in_channels, out_channels: channels of the input and of the output.
+        layers, base_channels: L, the number of poolings, of which the paper's net has 4; C: level l has 2^l C channels.
+        padding: "valid" is the paper's: no output depends on invented pixels beyond the border, and the input needs
+            certain sizes (`nearest_sizes`); `overlap_tile` takes any. "same" pads with zeros, and takes any size.
+        time: condition the net on a noise level by an embedding of width 4 C. The output then starts at zero.
+        num_classes, augment_channels, uncertainty: as those of `unet.UNet`.
+        dropout, device: dropout at the end of the contracting path (section 3.1), 0 to 1; where parameters are created.
 
     Raises:
-        ValueError: for labels, augmentation or uncertainty of a net without `time`.
+        ValueError: for labels, augmentation or uncertainty without `time`.
     """
 
     def __init__(
-        self,
-        in_channels: int = 1,
-        out_channels: int = 2,
-        layers: int = 4,
-        base_channels: int = 64,
-        padding: Padding = "valid",
-        *,
-        time: bool = False,
-        num_classes: int = 0,
-        augment_channels: int = 0,
-        uncertainty: bool = False,
-        dropout: float = 0.0,
-        device: torch.device | str | None = None,
-    ) -> None:
+        self, in_channels: int = 1, out_channels: int = 2, layers: int = 4, base_channels: int = 64,
+        padding: Padding = "valid", *, time: bool = False, num_classes: int = 0, augment_channels: int = 0,
+        uncertainty: bool = False, dropout: float = 0.0, device: torch.device | str | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         if not time and (num_classes or augment_channels or uncertainty):
             raise ValueError("a UNet2015 has labels, augmentation and uncertainty with time=True only")
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.layers = layers
-        self.padding = padding
-        self.num_classes = num_classes
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.layers, self.padding = layers, padding
+        self.num_classes = self.null_label = num_classes
         e = 4 * base_channels if time else 0
         widths = [base_channels * 2**level for level in range(layers + 1)]
         with contextlib.nullcontext() if device is None else torch.device(device):
@@ -219,23 +191,18 @@ class UNet2015(nn.Module):
             self.bottleneck = DoubleConv(inputs[layers], widths[layers], padding, e, dropout)
             self.up = nn.ModuleList([UpBlock(widths[i + 1], widths[i], padding, e) for i in reversed(range(layers))])
             self.out = nn.Conv2d(base_channels, out_channels, 1)
-        if time:
+        if time:  # As in `UNet`: 0 is the best prediction of noise that does not use the input.
             zero(self.out)
         else:
             he(self.out, base_channels)
 
-    @property
-    def null_label(self) -> int:
-        """The label that says "no class"."""
-        return self.num_classes
-
     def encode(self, x: Tensor, e: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """`x` [B C H W] -> the bottleneck [B 2^L C ...], and the skips, each as it was before pooling, largest first.
+        """Return the bottleneck [B 2^L C ...] and the skips, largest first, for `x` [B C H W].
 
-        `e` [B E] is what `net.embedding` says, of a net with `time`.
+        `e` [B E] is the output of `net.embedding`, for a net with `time`.
 
         Raises:
-            ValueError: without padding, for sizes that cannot work; it names the nearest that can.
+            ValueError: for sizes that do not work without padding. The message names the nearest that do.
         """
         if self.padding == "valid":
             for name, size in (("height", x.shape[-2]), ("width", x.shape[-1])):
@@ -251,7 +218,7 @@ class UNet2015(nn.Module):
         return self.bottleneck(x, e), skips
 
     def decode(self, bottleneck: Tensor, skips: Sequence[Tensor], e: Tensor | None = None) -> Tensor:
-        """What `encode` gave -> the answer [B C' H W], smaller by `margin` on each side without padding.
+        """Return the output [B C' H W], without padding smaller by `margin` on each side, for the results of `encode`.
 
         Raises:
             ValueError: for skips that are not the maps before each pooling, largest first.
@@ -264,12 +231,12 @@ class UNet2015(nn.Module):
     def forward(
         self, x: Tensor, c_noise: Tensor | None = None, label: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        """`x` [B C H W] -> [B C' H W], smaller by `margin` on each side without padding.
+        """Return [B C' H W], without padding smaller by `margin` on each side, for `x` [B C H W].
 
-        A net with `time` is told `c_noise` [B] float32, `label` int64 [B] (None: null), `augment` [B A].
+        A net with `time` takes `c_noise` float32 [B], `label` int64 [B] (None: null) and `augment` [B A].
 
         Raises:
-            ValueError: as `encode`; for a noise level, label or augmentation that the net has no place for.
+            ValueError: as `encode`; for conditions without `time`, and for no `c_noise` with `time`.
         """
         e = None
         if self.embedding is not None:

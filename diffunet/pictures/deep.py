@@ -1,16 +1,13 @@
 """Colours of 16 bits, of which Pillow reads only the high bytes and writes none.
 
-An image of mode RGB or RGBA that was read from such a file has in `info[LOW]` another of its mode and size, of the low
-bytes; None where they could not be read.
+When an image of mode RGB or RGBA is read from such a file, `info[LOW]` holds a second image of the same mode and size
+with the low bytes, or None where they could not be read.
 """
-
-from __future__ import annotations
 
 import io
 import struct
 import sys
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,14 +19,17 @@ _OTHER_BYTES = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an image that was opened but not loaded has 16 bits a colour, of which Pillow will keep 8."""
+    """Return whether an image that is opened but not loaded has 16 bits a colour, of which Pillow will keep 8."""
     return ";16" in _raw_mode(image) and not image.mode.startswith("I")
 
 
 def take_low(image: Image.Image) -> Image.Image | None:
-    """The low bytes of an image that is deep, opened but not loaded, and of no use after; None for a rare layout."""
+    """Return the low bytes of a deep image that is opened but not loaded, or None for a rare layout of its pixels.
+
+    The image that is passed in is of no use afterwards.
+    """
     raw = _raw_mode(image)
-    if raw == "LA;16B":  # read as mode RGBA; the four bytes of a pixel are two high and low ones
+    if raw == "LA;16B":  # read as RGBA, the four bytes of a pixel are grey high, grey low, alpha high, alpha low
         _set_raw_mode(image, "RGBA")
         image.load()
         _, grey, _, alpha = image.split()
@@ -42,57 +42,46 @@ def take_low(image: Image.Image) -> Image.Image | None:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How the file has its pixels, in Pillow's words; empty where there is no one answer."""
+    """Return Pillow's name for the layout of the file's pixels, or "" where it has none."""
     tiles = getattr(image, "tile", None)
-    if not tiles:
-        return ""
-    said: Any = tiles[0].args
-    return str(said if isinstance(said, str) else said[0] if said else "")
+    args: Any = tiles[0].args if tiles else ""
+    return str(args if isinstance(args, str) else args[0] if args else "")
 
 
 def _set_raw_mode(image: Any, raw: str) -> None:
-    image.tile = [
-        tile._replace(args=raw if isinstance(tile.args, str) else (raw, *tile.args[1:])) for tile in image.tile
-    ]
+    image.tile = [t._replace(args=raw if isinstance(t.args, str) else (raw, *t.args[1:])) for t in image.tile]
 
 
 def own_low(image: Image.Image, original: Image.Image) -> Image.Image | None:
-    """The low bytes of an image that is a copy of another, to be changed; until now they were those of the other."""
+    """Return the low bytes of `image`, a copy of `original`, after making them a copy, too, that can be changed."""
     low: Image.Image | None = image.info.get(LOW)
-    shared: Image.Image | None = original.info.get(LOW)
-    if low is not None and low is shared:
-        low = low.copy()
-        image.info[LOW] = low
+    if low is not None and low is original.info.get(LOW):
+        low = image.info[LOW] = image.info[LOW].copy()
     return low
 
 
 def low_of(image: Image.Image) -> Image.Image | None:
-    """The low bytes, unless the image was made another since."""
+    """Return the low bytes of an image, or None where there are none or they no longer fit its mode and size."""
     low = image.info.get(LOW)
     return low if isinstance(low, Image.Image) and (low.mode, low.size) == (image.mode, image.size) else None
 
 
 def png(image: Image.Image, low: Image.Image, options: dict[str, Any]) -> bytes:
-    """A PNG of 16 bits a channel; `options` are those of Pillow's writer, which writes all but the pixels."""
+    """Return the bytes of a PNG with 16 bits a channel. Pillow writes all but the pixels, with these `options`."""
     frame = io.BytesIO()
     Image.new(image.mode, (1, 1)).save(frame, "PNG", **options)
     rows = np.stack([np.asarray(image), np.asarray(low)], axis=-1).reshape(image.height, -1)
-    rows[1:] -= rows[:-1].copy()  # filter 2 of every row: less the one above
+    rows[1:] -= rows[:-1].copy()  # PNG's filter 2: a row is stored as its difference to the one above
     lines = zlib.compress(np.insert(rows, 0, 2, axis=1).tobytes())
-    written = [frame.getvalue()[:8]]
-    for name, content in _chunks(frame.getvalue()):
+    small, place = frame.getvalue(), 8  # behind the signature
+    written = [small[:place]]
+    while place < len(small):
+        (length,), name = struct.unpack_from(">I", small, place), small[place + 4 : place + 8]
+        content = small[place + 8 : place + 8 + length]
+        place += length + 12
         if name == b"IHDR":
             content = struct.pack(">IIB", *image.size, 16) + content[9:]
         elif name == b"IDAT":
             content = lines
         written.append(struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content)))
     return b"".join(written)
-
-
-def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Name and content of each chunk of a PNG."""
-    place = 8
-    while place < len(content):
-        (length,) = struct.unpack_from(">I", content, place)
-        yield content[place + 4 : place + 8], content[place + 8 : place + 8 + length]
-        place += length + 12

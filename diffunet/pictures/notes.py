@@ -1,9 +1,7 @@
-"""What a file says of its image beside the pixels: colour profile, EXIF, XMP and resolution, from file to file.
+"""The notes of a file, which is what it says beside the pixels: colour profile, EXIF, XMP and resolution.
 
-Pillow keeps them in `Image.info`, and few of its writers look there.
+They are carried from file to file. Pillow keeps them in `Image.info`, and few of its writers look there.
 """
-
-from __future__ import annotations
 
 import contextlib
 import re
@@ -11,92 +9,88 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-NAMES = ("icc_profile", "exif", "xmp", "dpi")
-"""In `Image.info`."""
+NAMES = ("icc_profile", "exif", "xmp", "dpi")  # in `Image.info`
 
 _ORIENTATION, _EXIF, _GPS, _XMP = 0x0112, 0x8769, 0x8825, 700
 _DESCRIBING = (
     0x010E, 0x010F, 0x0110, _ORIENTATION, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x8298,
     *range(0x9C9B, 0x9CA0),
 )  # fmt: skip
-"""Tags of description, camera, resolution, software, time, author, rating and copyright; others say how a file is
-laid out, and are wrong in another."""
-_OFFSETS = (0x927C, 0xA005)
-"""Maker notes, which may hold a thumbnail of what was erased, and another table: both point to places in their file."""
-_TURNED = (rb'tiff:Orientation="[0-9]"', rb"<tiff:Orientation>[0-9]</tiff:Orientation>")
+"""EXIF tags of description, camera, resolution, software, time, author, rating and copyright. All others describe the
+layout of their file, and would be wrong in another."""
+_OFFSETS = (0x927C, 0xA005)  # tags that point to places in their file; maker notes may show what was erased since
+_XMP_ORIENTATION = rb'tiff:Orientation="[0-9]"|<tiff:Orientation>[0-9]</tiff:Orientation>'
 _LONGEST = 65_000  # bytes of a JPEG's segment
 _SPACES = {b"GRAY": ("1", "L", "LA", "I;16", "I", "F"), b"CMYK": ("CMYK",), b"Lab ": ()}
-"""The modes that a profile of a colour space, which its bytes 16 to 19 name, goes with, if not all."""
+"""The modes for which a profile is valid, by its colour space (its bytes 16 to 19); other profiles fit all modes."""
 
 
 def cleaned(image: Image.Image) -> dict[str, Any]:
-    """What a file that was just opened says, less how its picture is turned, and less thumbnails, which show what was
-    erased; and less what is damaged."""
-    said = of(image)
-    said.pop("exif", None)
+    """Return the notes of an image that was just opened, fit for a changed and turned picture.
+
+    The orientation, thumbnails (which show what was erased) and whatever is damaged are left out.
+    """
+    notes = of(image)
+    notes.pop("exif", None)
     with contextlib.suppress(Exception):  # the picture is sound, only its notes are not
         exif = _described(image.getexif())
         exif.pop(_ORIENTATION, None)
         if len(exif):
-            said["exif"] = exif.tobytes()
-    if b"xmpGImg" in said.get("xmp", b""):
-        del said["xmp"]
-    for turned in _TURNED:
-        if "xmp" in said:
-            said["xmp"] = re.sub(turned, b"", said["xmp"])
-    return said
+            notes["exif"] = exif.tobytes()
+    if b"xmpGImg" in notes.get("xmp", b""):  # a thumbnail
+        del notes["xmp"]
+    elif "xmp" in notes:
+        notes["xmp"] = re.sub(_XMP_ORIENTATION, b"", notes["xmp"])
+    return notes
 
 
 def of(image: Image.Image) -> dict[str, Any]:
-    """What `NAMES` names, where an image has it: bytes, and the resolution as two floats."""
-    said: dict[str, Any] = {
-        name: image.info[name]
-        for name in NAMES
-        if isinstance(image.info.get(name), bytes)  # a PNG's text of that name is a str
-    }
+    """Return the notes that an image has, by their names in `NAMES`: bytes, and the resolution as two floats."""
+    # A PNG may have a text of one of these names, which is a str.
+    notes: dict[str, Any] = {name: image.info[name] for name in NAMES if isinstance(image.info.get(name), bytes)}
     with contextlib.suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
         across, down = map(float, image.info["dpi"])
-        if 1 < across < 2**16 and 1 < down < 2**16:  # 1 is what Pillow writes into a TIFF that says none
-            said["dpi"] = (across, down)
-    return said
+        if 1 < across < 2**16 and 1 < down < 2**16:  # 1 is what Pillow writes into a TIFF without a resolution
+            notes["dpi"] = (across, down)
+    return notes
 
 
-def put(image: Image.Image, said: dict[str, Any]) -> None:
-    """Let an image say this, and nothing else of `NAMES`."""
+def put(image: Image.Image, notes: dict[str, Any]) -> None:
+    """Replace all notes of an image by these."""
     for name in NAMES:
         image.info.pop(name, None)
-    image.info.update(**said)
+    image.info.update(**notes)
 
 
 def options(image: Image.Image, kind: str) -> dict[str, Any]:
-    """What Pillow's writer of a format is to be given, so that the file says what the image does, as far as it can."""
-    said = of(image)
+    """Return the options with which Pillow's writer of the format `kind` writes the notes that the format can hold."""
+    notes = of(image)
     stored = "RGB" if kind == "WEBP" and image.mode == "L" else image.mode
-    if stored not in _SPACES.get(said.get("icc_profile", b"")[16:20], (stored,)):
-        del said["icc_profile"]
-    xmp = said.pop("xmp", None)
+    if stored not in _SPACES.get(notes.get("icc_profile", b"")[16:20], (stored,)):
+        del notes["icc_profile"]
+    xmp = notes.pop("xmp", None)
     match kind:
         case "PNG":
             if xmp is not None:
-                said["pnginfo"] = PngImagePlugin.PngInfo()
-                said["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
+                notes["pnginfo"] = PngImagePlugin.PngInfo()
+                notes["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
         case "JPEG" | "WEBP":
-            said |= {} if xmp is None else {"xmp": xmp}
-            said = {name: value for name, value in said.items() if kind == "WEBP" or len(value) <= _LONGEST}
+            notes |= {} if xmp is None else {"xmp": xmp}
+            notes = {name: value for name, value in notes.items() if kind == "WEBP" or len(value) <= _LONGEST}
         case "TIFF":
-            said |= _tags(said.pop("exif", None), xmp)
+            notes |= _tags(notes.pop("exif", None), xmp)
         case _:
-            said = {name: value for name, value in said.items() if name == "dpi"}
-    return {"icc_profile": None, **said}  # None: or Pillow takes what was left out here from the image
+            notes = {name: value for name, value in notes.items() if name == "dpi"}
+    return {"icc_profile": None, **notes}  # without the None Pillow takes the image's own profile
 
 
 def _tags(exif: bytes | None, xmp: bytes | None) -> dict[str, Any]:
-    """Options for a TIFF; Pillow writes tables of EXIF only into one that is not compressed."""
+    """Return the options for a TIFF. Pillow writes the tables of EXIF only into one that is not compressed."""
     tags = Image.Exif()
     with contextlib.suppress(Exception):
-        given = Image.Exif()
-        given.load(exif or b"")
-        tags.load(_described(given).tobytes())  # the writer asks for tables by where they are
+        original = Image.Exif()
+        original.load(exif or b"")
+        tags.load(_described(original).tobytes())  # loaded again, since the writer asks for tables by their places
     if xmp is not None:
         tags[_XMP] = xmp
     if _EXIF in tags or _GPS in tags:
@@ -104,14 +98,11 @@ def _tags(exif: bytes | None, xmp: bytes | None) -> dict[str, Any]:
     return {"exif": tags} if len(tags) else {}
 
 
-def _described(given: Image.Exif) -> Image.Exif:
-    """Its tags that go with any file."""
+def _described(exif: Image.Exif) -> Image.Exif:
+    """Return those tags that are true in any file."""
     kept = Image.Exif()
-    for tag in _DESCRIBING:
-        if tag in given:
-            kept[tag] = given[tag]
+    kept.update({tag: exif[tag] for tag in _DESCRIBING if tag in exif})
     for table in (_EXIF, _GPS):
-        inside = {tag: value for tag, value in given.get_ifd(table).items() if tag not in _OFFSETS}
-        if inside:
+        if inside := {tag: value for tag, value in exif.get_ifd(table).items() if tag not in _OFFSETS}:
             kept[table] = inside
     return kept

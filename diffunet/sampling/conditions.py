@@ -1,161 +1,177 @@
-"""What the net is told beside the noisy image, and how hard it is pushed: labels, guidance, known pixels."""
+"""The options of sampling, and the conditions under which an image is denoised: its label, guidance, known pixels."""
 
 from __future__ import annotations
 
 import difflib
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex, TypedDict
 
 import torch
 from torch import Tensor
 
-from diffunet.config import Config
 from diffunet.diffusion.denoiser import Conditional, Denoise, Denoiser, bind
 from diffunet.diffusion.guidance import Pair, WithAndWithoutLabel, guided, threshold
 from diffunet.errors import UsageError
 
+if TYPE_CHECKING:
+    from diffunet.sampling.pipeline import Pipeline
+
 Label = SupportsIndex | str | None
-"""A class by name or number (any integer: Python's, numpy's, torch's), or None: none is told."""
-
-
-class Model(Protocol):
-    """A config, the denoiser that is of it, and the type that it computes in."""
-
-    config: Config
-    denoiser: Denoiser
-
-    @property
-    def dtype(self) -> torch.dtype: ...
+"""A class by its name or by its number (an integer of Python, numpy or torch), or None for an image without a label."""
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """How samples are pushed away from what a worse denoiser says.
+    """How samples are pushed away from the prediction of a worse denoiser.
 
     Args:
-        scale: 1 is off.
-        weaker: a model (a `Pipeline`) of the same images that is worse: smaller, or an earlier checkpoint of the same
-            run (autoguidance, Karras et al. 2024). None: the model itself without the label (classifier-free guidance).
+        scale: how far; 1 turns guidance off.
+        weaker: a pipeline of the same images with a worse model: smaller, or an earlier checkpoint of the same run
+            (autoguidance, Karras et al. 2024). None takes the model itself, without its label (classifier-free).
         interval: guide only where low < sigma <= high (Kynkäänniemi et al. 2024).
-        rescale: 0 to 1, how far the deviation of a guided image is brought back (Lin et al. 2023).
+        rescale: 0 to 1, how far the standard deviation of a guided image is scaled back to the unguided one's (Lin et
+            al. 2023).
     """
 
     scale: float = 1.0
-    weaker: Model | None = None
+    weaker: Pipeline | None = None
     interval: tuple[float, float] | None = None
     rescale: float = 0.0
 
 
-def guidance_of(given: float | Guidance) -> Guidance:
-    """A bare number is a scale."""
-    return given if isinstance(given, Guidance) else Guidance(given)
+class SamplingOptions(TypedDict, total=False):
+    """How images are sampled: keywords of `Pipeline.sample` and of `evaluation.report.evaluate`.
+
+    An option that is left out or None takes its value from the model's config.
+    """
+
+    guidance: float | Guidance
+    """Scale of classifier-free guidance, which needs a model with classes, or a `Guidance`; 1, the default, is off."""
+    sampler: str | None
+    """ddpm, ddpm-large, ddpm-learned, ddim, euler, euler-ancestral, heun, dpm++2m, dpm++2m-sde or unipc."""
+    steps: int | None
+    """The number of steps that the sampler takes, at least 1."""
+    ladder: str | None
+    """How the steps are spaced: trailing, leading, linspace, karras or log-snr; see `DiffusionConfig.ladder`."""
+    threshold: str | None
+    """What keeps the denoised image within [-1, 1] at every step: none, static or dynamic."""
 
 
-def number(label: Label, names: Sequence[str]) -> int | None:
-    """Which class a label is, by name or number; the null label for None. None for a model without classes.
+def refuse_unknown(function: str, options: Mapping[str, object], known: type) -> None:
+    """Raise Python's TypeError for a keyword that the TypedDict `known` lacks: `**options` lets every name through."""
+    for name in options:
+        if name not in known.__annotations__:
+            raise TypeError(f"{function} got an unexpected keyword argument {name!r}")
+
+
+def check_counts(**values: int | None) -> None:
+    """Raise UsageError for a number below 1 (`seed` and `feather` may be 0), or 2**63 and above."""
+    for name, value in values.items():
+        least = 0 if name in ("seed", "feather") else 1
+        if value is not None and not least <= value < 2**63:
+            raise UsageError(f"{name} is at least {least}{' and below 2**63' if value > 0 else ''}, not {value}")
+
+
+def as_guidance(scale: float | Guidance) -> Guidance:
+    """Return a `Guidance` as it is, and a bare number as a guidance of that scale."""
+    return scale if isinstance(scale, Guidance) else Guidance(scale)
+
+
+def class_number(label: Label, names: Sequence[str]) -> int | None:
+    """Return the number of a label among the classes `names`, or the null label for None; None if there are no classes.
 
     Raises:
-        UsageError: for a label that there is not.
+        UsageError: a label that the model does not have.
     """
-    if not names:
-        if label is not None:
-            raise UsageError("this model has no classes; train with --classes to have labels")
-        return None
     if label is None:
-        return len(names)
-    if isinstance(label, str) and label in names:
-        return names.index(label)
-    place = _index(label)
-    if place is not None and 0 <= place < len(names):
-        return place
-    close = difflib.get_close_matches(str(label), names, n=1)
+        return len(names) if names else None
+    if not names:
+        raise UsageError("this model has no classes; train with --classes to have labels")
+    index = names.index(label) if isinstance(label, str) and label in names else _as_integer(label)
+    if index is not None and 0 <= index < len(names):
+        return index
+    hint = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(str(label), names, n=1))
     shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
-    hint = f"did you mean {close[0]}? " if close else ""
     raise UsageError(f"there is no class {label!r}; {hint}there are {shown}")
 
 
-def _index(label: object) -> int | None:
-    """The number that a label is, or None: "3" and every kind of integer, but neither "²" nor True."""
+def _as_integer(label: object) -> int | None:
+    """Return the integer that a label is or spells ("3"); None for anything else, including True and "²"."""
     if isinstance(label, str):
         return int(label) if label.isdecimal() and len(label) < 10 else None
-    if isinstance(label, bool):
-        return None
     try:
-        return operator.index(label)  # type: ignore[arg-type]
+        return None if isinstance(label, bool) else operator.index(label)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
         return None
 
 
-def numbers(labels: Label | Iterable[Label], num: int, names: Sequence[str]) -> Tensor | None:
-    """The classes of `num` images, int64 [num]: of a label, one for each, or by default all classes in turn. None for a
-    model without classes.
+def class_numbers(labels: Label | Iterable[Label], num: int, names: Sequence[str]) -> Tensor | None:
+    """Return the classes of `num` images among `names`, int64 [num]; None if there are no classes.
+
+    `labels` is one label for all images, or one for each of them, or None for all classes in turn.
 
     Raises:
-        UsageError: for a label that there is not, or another number of them.
+        UsageError: a label that the model does not have, or another number of labels than of images.
     """
     if labels is None:
         return torch.arange(num) % len(names) if names else None
-    if isinstance(labels, str) or _index(labels) is not None or not isinstance(labels, Iterable):
-        several: list[Label] = [labels] * num  # type: ignore[list-item]
-    else:
-        several = list(labels)
-    found = [number(label, names) for label in several]
-    if len(several) != num:
-        raise UsageError(f"{len(several)} labels for {num} images")
-    return torch.tensor(found)
+    if isinstance(labels, str) or _as_integer(labels) is not None or not isinstance(labels, Iterable):
+        labels = [labels] * num  # type: ignore[list-item]
+    numbers = [class_number(label, names) for label in labels]
+    if len(numbers) != num:
+        raise UsageError(f"{len(numbers)} labels for {num} images")
+    return torch.tensor(numbers)
 
 
-def denoising(model: Model, guidance: float | Guidance, config: Config) -> Callable[..., Denoise]:
-    """From conditions to the denoiser that a sampler sees: with guidance, within the range that `config` keeps it to.
+def denoising(model: Pipeline, guidance: Guidance, threshold_kind: str) -> Callable[..., Denoise]:
+    """Return a function from conditions to the denoiser that a sampler sees, guided and kept within range.
 
-    Returns:
-        (label [B] or None, concat [B C + 1 H W] or None, wrap or None) -> D, where `wrap` does something else to each
-        net's denoiser first, such as `Tiled`.
+    The function takes label [B] or None, concat [B C + 1 H W] or None, and `wrap`, which is applied
+    first to each model's denoiser, to make it `Tiled` for instance. `threshold_kind` is "none" or one of `threshold`.
 
     Raises:
-        UsageError: for guidance that cannot be, or that this model cannot do.
+        UsageError: guidance with impossible values, or which this model cannot do.
     """
-    g = guidance_of(guidance)
-    if not math.isfinite(g.scale):
-        raise UsageError(f"guidance is a number, not {g.scale}")
-    if not 0 <= g.rescale <= 1:
-        raise UsageError(f"the rescale of guidance is from 0 to 1, not {g.rescale:g}")
-    if g.interval is not None and not 0 <= g.interval[0] < g.interval[1]:
-        raise UsageError(f"the interval of guidance is from a sigma to a larger one, not {g.interval}")
-    if g.weaker is not None:
-        here, there = (next(each.denoiser.parameters()).device for each in (model, g.weaker))
-        if here != there:
-            raise UsageError(f"the weaker model is on {there}, this one on {here}: load it there")
-        if model.dtype != g.weaker.dtype:
-            raise UsageError(
-                f"the weaker model computes in {g.weaker.dtype}, this one in {model.dtype}: load both alike"
-            )
-        ours, theirs = ((d.channels, d.image_size, d.class_names) for d in (model.config.data, g.weaker.config.data))
-        if ours != theirs:
-            raise UsageError("the weaker model is not of the same images: size, channels and classes have to be")
-    elif g.scale != 1 and not model.config.data.class_names:
-        raise UsageError(f"guidance {g.scale:g} needs a model with classes, or a weaker model; this one has none")
-    elif g.scale != 1 and not model.config.diffusion.label_dropout:
-        raise UsageError(f"guidance {g.scale:g} needs a model trained with label dropout; this one has none")
+    _check_guidance(model, guidance)
+    scale, weaker, interval, rescale = guidance.scale, guidance.weaker, guidance.interval, guidance.rescale
+    null_label = len(model.config.data.class_names)
 
     def denoise_for(
-        label: Tensor | None = None,
-        concat: Tensor | None = None,
-        wrap: Callable[[Denoiser], Conditional] | None = None,
+        label: Tensor | None = None, concat: Tensor | None = None, wrap: Callable[[Denoiser], Conditional] | None = None
     ) -> Denoise:
-        ours = model.denoiser if wrap is None else wrap(model.denoiser)
-        denoise = bind(ours, label, concat)
-        if g.weaker is not None:
-            worse = g.weaker.denoiser
-            told = concat if worse.masked else None
-            pair = Pair(denoise, bind(worse if wrap is None else wrap(worse), label, told))
-            denoise = guided(pair, g.scale, g.interval, g.rescale)
+        main = model.denoiser if wrap is None else wrap(model.denoiser)
+        denoise = bind(main, label, concat)
+        if weaker is not None:
+            worse = weaker.denoiser if wrap is None else wrap(weaker.denoiser)
+            pair = Pair(denoise, bind(worse, label, concat if weaker.denoiser.masked else None))
+            denoise = guided(pair, scale, interval, rescale)
         elif label is not None:
-            denoise = guided(WithAndWithoutLabel(ours, label, concat), g.scale, g.interval, g.rescale)
-        kind = config.diffusion.threshold
-        return denoise if kind == "none" else threshold(denoise, kind)
+            denoise = guided(WithAndWithoutLabel(main, label, null_label, concat), scale, interval, rescale)
+        return denoise if threshold_kind == "none" else threshold(denoise, threshold_kind)
 
     return denoise_for
+
+
+def _check_guidance(model: Pipeline, guidance: Guidance) -> None:
+    scale, weaker, interval, data = guidance.scale, guidance.weaker, guidance.interval, model.config.data
+    if not math.isfinite(scale):
+        raise UsageError(f"guidance is a number, not {scale}")
+    if not 0 <= guidance.rescale <= 1:
+        raise UsageError(f"the rescale of guidance is from 0 to 1, not {guidance.rescale:g}")
+    if interval is not None and not 0 <= interval[0] < interval[1]:
+        raise UsageError(f"the interval of guidance is from a sigma to a larger one, not {interval}")
+    if weaker is not None:
+        device, its_device = (next(pipeline.denoiser.parameters()).device for pipeline in (model, weaker))
+        if device != its_device:
+            raise UsageError(f"the weaker model is on {its_device}, this one on {device}: load it there")
+        if model.dtype != weaker.dtype:
+            raise UsageError(f"the weaker model computes in {weaker.dtype}, this one in {model.dtype}: load both alike")
+        if len({(d.channels, d.image_size, d.class_names) for d in (data, weaker.config.data)}) > 1:
+            raise UsageError("the weaker model is not of the same images: size, channels and classes have to be")
+    elif scale != 1 and not data.class_names:
+        raise UsageError(f"guidance {scale:g} needs a model with classes, or a weaker model; this one has none")
+    elif scale != 1 and not model.config.diffusion.label_dropout:
+        raise UsageError(f"guidance {scale:g} needs a model trained with label dropout; this one has none")

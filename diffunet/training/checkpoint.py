@@ -1,10 +1,9 @@
-"""A run's checkpoints: a crash at any instant leaves the one before, and none is trusted without a look.
+"""The checkpoints of a run: a crash at any instant leaves the one before it, and each is checked before it is used.
 
-RUN/checkpoints/step-00010000/ holds model, ema and optimizer .safetensors and state.json, power.safetensors where a run
-keeps averages for `convert --ema`, and manifest.json with the sizes and hashes of these, written last.
+RUN/checkpoints/step-00010000/ holds model.safetensors, ema.safetensors, optimizer.safetensors and state.json, also
+power.safetensors where a run keeps averages for `convert --ema`, and manifest.json with the sizes and hashes of these
+files, which is written last.
 """
-
-from __future__ import annotations
 
 import contextlib
 import json
@@ -22,44 +21,41 @@ from diffunet.errors import CheckpointError, ResourceError
 
 log = logging.getLogger(__name__)
 
-STATE, MANIFEST = "state.json", "manifest.json"
-
-NAMES = {"model.safetensors", "ema.safetensors", "optimizer.safetensors", STATE}
-
-POWER = "power.safetensors"
-"""Only of a run that stores averages."""
+STATE, MANIFEST, POWER = "state.json", storage.MANIFEST, "power.safetensors"
+NAMES = {"model.safetensors", storage.AVERAGE, "optimizer.safetensors", STATE}
+"""The files that every manifest names; `POWER` is beside them where a run stores averages."""
 
 VERSION = 1
-"""Of a checkpoint. A later one is refused by its number, and an earlier one loads for ever."""
+"""The version of a checkpoint's format. A later one is refused by its number, and an earlier one loads for ever."""
 
 
 def folder_of(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Return the folder of the checkpoint of a step."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-    """Write a checkpoint: `tensors` by file name ("model", "ema", "optimizer", "power") and `state`, plain values.
+def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    """Write a checkpoint; raise ResourceError if the disk does not take it, which leaves earlier ones whole.
 
-    Raises:
-        ResourceError: where the disk does not take it; what was there before is whole.
+    Args:
+        run, step: the run folder, and the number of optimizer steps that are done.
+        tensors: the tensors by the name of their file ("model", "ema", "optimizer", "power"), and in it by name.
+        state: the plain values for state.json.
     """
     target = folder_of(run, step)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     needed = storage.size(sum(tensor.nbytes for part in tensors.values() for tensor in part.values()))
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process of the same number
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process that had the same number
     try:
         temporary.mkdir(parents=True)
         for name, part in tensors.items():
             storage.write_tensors(temporary / f"{name}.safetensors", part, {"step": str(step)})
         files.write_atomic(temporary / STATE, json.dumps({"version": VERSION, **state}, indent=1))
-        manifest = {
-            path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
-            for path in sorted(temporary.iterdir())
-        }
+        written = sorted(temporary.iterdir())
+        manifest = {path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in written}
         files.write_atomic(temporary / MANIFEST, json.dumps(manifest, indent=1))
         files.fsync(temporary)
-        if target.exists():  # a damaged one that was skipped on resume
+        if target.exists():  # it is damaged, and was skipped when the run was resumed
             _delete(target)
         files.replace(temporary, target)
     except OSError as error:
@@ -69,24 +65,22 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], stat
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return target
 
 
 def prune(run: Path, step: int, keep_every: int | None) -> None:
-    """Delete all up to `step` but the newest 2 and those at multiples of `keep_every`, and what crashes left behind.
+    """Delete checkpoints up to `step`, but the newest 2 and multiples of `keep_every`, and what crashes left behind.
 
-    Later ones are damaged, or the run would not be at `step`: they are no reason to delete a good one, and are
-    written anew in their time.
+    Later checkpoints are damaged, else the run would have gone on from them, and must not push out a good one.
     """
     for left in (run / "checkpoints").glob(".step-*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
-    for old in [found for found in steps(run) if found <= step][:-2]:
+    for old in [number for number in steps(run) if number <= step][:-2]:
         if keep_every is None or old % keep_every:
             _delete(folder_of(run, old))
 
 
 def _delete(folder: Path) -> None:
-    """Out of sight first, and then file by file: a crash half-way leaves no half checkpoint."""
+    """Delete a checkpoint; it is renamed first, so that a crash leaves nothing that looks like a checkpoint."""
     hidden = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
     with contextlib.suppress(OSError):
         files.replace(folder, hidden)
@@ -94,13 +88,13 @@ def _delete(folder: Path) -> None:
 
 
 def steps(run: Path) -> list[int]:
-    """Steps of all checkpoints, good or bad, ascending."""
-    found = (run / "checkpoints").glob("step-*")
-    return sorted(int(path.name[5:]) for path in found if path.name[5:].isdigit() and path.is_dir())
+    """Return the steps of all checkpoints, whole or damaged, in ascending order."""
+    folders = (run / "checkpoints").glob("step-*")
+    return sorted(int(path.name[5:]) for path in folders if path.name[5:].isdigit() and path.is_dir())
 
 
 def problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: every file against its size and hash in the manifest."""
+    """Compare the files of a checkpoint with their sizes and hashes in the manifest; return what is wrong, or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, entry in manifest.items():
@@ -117,21 +111,15 @@ def problem(folder: Path) -> str | None:
 
 
 def newest(run: Path) -> Path | None:
-    """The newest valid checkpoint; bad ones are named in the log and skipped. None where none was ever written.
-
-    Raises:
-        CheckpointError: where there are only bad ones.
-    """
-    found = steps(run)
-    for step in reversed(found):
-        folder = folder_of(run, step)
-        trouble = problem(folder)
-        if trouble is None:
+    """Return the newest whole checkpoint, None before the first; raise CheckpointError if all are damaged or gone."""
+    written = steps(run)
+    for folder in (folder_of(run, step) for step in reversed(written)):
+        if (damage := problem(folder)) is None:
             return folder
-        log.warning("checkpoint %s is not used: %s", folder, trouble)
-    if found:
+        log.warning("checkpoint %s is not used: %s", folder, damage)
+    if written:
         raise CheckpointError(f"no checkpoint of {run} is whole: nothing to resume from; start anew in another folder")
-    if storage.model_step(run / "model") is not None:  # which is only written after a checkpoint
+    if storage.model_step(run / "model") is not None:  # the model is written after the first checkpoint
         raise CheckpointError(
             f"the checkpoints of {run} are gone: nothing to resume from; start anew in another folder, "
             f"from its model by --init {run}"
@@ -140,11 +128,7 @@ def newest(run: Path) -> Path | None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The plain values of a checkpoint that is whole.
-
-    Raises:
-        CheckpointError: for one that a later diffunet wrote, or that holds what training does not write.
-    """
+    """Return the plain values of a whole checkpoint; raise CheckpointError for values that training does not write."""
     path = folder / STATE
     try:
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -155,19 +139,11 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"the checkpoint {folder} is of version {version}; this diffunet reads {VERSION}: update it"
         )
-    if not _usual(state):
+    usual = False
+    with contextlib.suppress(KeyError, TypeError):
+        counts = [state["step"], *(state["counters"][name] for name in ("skipped", "streak"))]
+        usual = isinstance(state["environment"], dict) and isinstance(state["index_hash"], str)
+        usual = usual and all(type(count) is int and 0 <= count <= 10**12 for count in counts)
+    if not usual:
         raise CheckpointError(f"{path} holds what training does not write: start anew in another folder")
     return state
-
-
-def _usual(state: dict[str, Any]) -> bool:
-    """Whether the values that a run goes on from are there and of their kinds."""
-    try:
-        counts = [state["step"], *(state["counters"][name] for name in ("skipped", "streak"))]
-        return (
-            all(type(count) is int and 0 <= count <= 10**12 for count in counts)
-            and isinstance(state["environment"], dict)
-            and isinstance(state["index_hash"], str)
-        )
-    except (KeyError, TypeError):
-        return False

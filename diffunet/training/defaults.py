@@ -1,10 +1,8 @@
-"""What a config leaves open, decided from the images and the device, and written resolved into RUN/config.toml."""
-
-from __future__ import annotations
+"""How options that a config leaves open are chosen by the images and the device; RUN/config.toml has the choices."""
 
 import logging
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -18,38 +16,33 @@ from diffunet.training.memory import training_bytes
 log = logging.getLogger(__name__)
 
 SMALL = 5000
-"""Images below which a model learns them by heart: flips and dropout are on."""
+"""With fewer images a model learns them by heart, so that flips and dropout are switched on."""
 
-BATCH = {64: 128, 128: 64}
-"""Images of a step on a GPU, by the image size up to which they are meant; `LARGE_BATCH` above. What fits into memory
-decides how many passes make a step, not how many images: a run is the same on a card of 8 GB and on one of 80."""
-
-LARGE_BATCH, CPU_BATCH = 32, 32
-"""On a CPU a step of more images takes seconds."""
+BATCH, LARGE_BATCH, CPU_BATCH = {64: 128, 128: 64}, 32, 32
+"""The batch size on a GPU for image sizes up to each key, for larger ones, and on a CPU, where a step takes seconds.
+Memory decides on the passes of a step, and not on its images, so that a run is the same on a card of 8 GB and of 80."""
 
 ROUND = 8
-"""Of the images of a process where we choose them; it has few divisors otherwise."""
+"""The images of a process are a multiple of this where we choose them, so that they divide into passes well."""
 
 RATE, RATE_BATCH = 3e-4, 32
-"""The learning rate and the batch that it is for; for others it goes with the square root (Malladi et al. 2022)."""
+"""The learning rate for a batch size; for other batch sizes it grows with the square root (Malladi et al. 2022)."""
 
 CHECKPOINTING_ABOVE, FEW = 128, 4
-"""Above this image size blocks are checkpointed where fewer than so many images would fit a pass without."""
+"""Above this image size blocks are checkpointed if fewer than so many images would otherwise fit one pass."""
 
 STORED, WORTH_STORING, STORED_BYTES = 16, 100, 10**9
-"""Times that averages are stored for `convert --ema` (measured: 32 in float16 are no better between widths 0.03 and
-0.20, at twice the disk), steps below which they are not, and the disk that they take at most."""
+"""How often a run stores averages for `convert --ema` (measured: 32 times in float16 are no better between widths 0.03
+and 0.20, and take twice the disk), the steps of the shortest run that stores any, and the most bytes that they take."""
 
 MULTIPLIERS = {16: (1, 2, 2), 32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
-"""By the image size up to which they are meant; the deepest maps are 4 to 8 pixels wide (ADM, table 3)."""
+"""The channel multipliers for image sizes up to each key; the deepest maps are 4 to 8 pixels wide (ADM, table 3)."""
 
 
 def architecture(config: Config, device: torch.device) -> Config:
-    """`config` with channels, multipliers and attention levels filled in."""
-    size = config.data.image_size
-    multipliers = config.model.multipliers
-    classic = config.model.net == "unet2015"
-    if multipliers is None and classic:  # at most four poolings, as in the paper; the deepest maps are 4 pixels or more
+    """Return `config` with the channels, multipliers and attention levels of its net chosen."""
+    size, classic, multipliers = config.data.image_size, config.model.net == "unet2015", config.model.multipliers
+    if multipliers is None and classic:  # at most four poolings, as in the paper, and maps of at least 4 pixels
         multipliers = tuple(2**level for level in range(max(1, min(4, int(math.log2(size)) - 2)) + 1))
     elif multipliers is None:
         multipliers = next((value for limit, value in MULTIPLIERS.items() if size <= limit), MULTIPLIERS[256])
@@ -59,145 +52,118 @@ def architecture(config: Config, device: torch.device) -> Config:
     levels = () if classic else config.model.attention_levels
     if levels is None:
         sizes = [-(-size // 2**level) for level in range(len(multipliers))]
-        near = {_nearest(sizes, wanted) for wanted in config.model.attention_resolutions}
-        levels = tuple(sorted(level for level in near if level is not None))
+        octaves = ([abs(math.log2(size / wanted)) for size in sizes] for wanted in config.model.attention_resolutions)
+        levels = tuple(sorted({off.index(min(off)) for off in octaves if min(off) <= 0.5}))  # half an octave at most
     return config.changed("model", channels=channels, multipliers=multipliers, attention_levels=levels)
 
 
-def _nearest(sizes: Sequence[int], wanted: int) -> int | None:
-    """The level whose size is nearest to `wanted` by ratio; None where that is off by more than a half octave."""
-    off = [abs(math.log2(size / wanted)) for size in sizes]
-    return off.index(min(off)) if min(off) <= 0.5 else None
-
-
 def resolve(
-    config: Config,
-    *,
-    images: int,
-    class_names: tuple[str, ...],
-    mean: tuple[float, ...],
-    sigma_data: float,
-    how: Compute,
-    processes: int = 1,
-    free: int | None = None,
-) -> Config:
-    """`config` with nothing left open but what a batch size of "auto" leaves, which takes trial: see `after_trial`.
+    config: Config, *, images: int, class_names: tuple[str, ...], mean: tuple[float, ...], sigma_data: float,
+    how: Compute, processes: int = 1, free: int | None = None, net: build.NetFactory = build.net,
+) -> Config:  # fmt: skip
+    """Return `config` with everything chosen; raise UsageError if processes and passes do not divide the batch size.
+
+    A batch size of "auto" is found by trial later, see `after_trial`.
 
     Args:
-        config: as it was asked for.
-        images: to train on.
-        class_names, mean, sigma_data: of the images.
-        how: how to compute.
-        processes: that divide a step.
-        free: bytes of memory that a process may take; how by default.
-
-    Raises:
-        UsageError: for a batch that processes and accumulation do not divide.
+        config, images: the options that were asked for, and the number of images to train on.
+        class_names, mean, sigma_data: the classes of the images, the mean of each channel and their standard deviation.
+        how, net: how to compute, and what makes the net.
+        processes: the number of processes that divide a step.
+        free: the bytes of memory that a process may take; those that `how` finds by default.
     """
-    config = architecture(config, how.device)
-    small = images < SMALL
-    if config.model.dropout is None:
-        config = config.changed("model", dropout=0.1 if small else 0.0)
-    if config.data.flip is None:
-        config = config.changed("data", flip=small)
-    config = config.changed("data", class_names=class_names)
-    d = config.diffusion
-    config = config.changed(
-        "diffusion",
-        mean=mean if d.mean is None else d.mean,
-        # Images of one flat colour have no deviation; a net that divides by it needs some.
-        sigma_data=max(sigma_data, 0.01) if d.sigma_data is None else d.sigma_data,
-    )
-    if config.train.steps is None:
-        config = config.changed("train", steps=100_000 if how.device.type == "cuda" else 10_000)
-    assert config.train.steps is not None, "just set"
+    small, steps = images < SMALL, config.train.steps or (100_000 if how.device.type == "cuda" else 10_000)
+    config = architecture(config, how.device).changed("train", steps=steps, precision=how.precision)
+    config = _filled(config, "model", dropout=0.1 if small else 0.0).changed("data", class_names=class_names)
+    config = _filled(config, "data", flip=small)
+    # Images of one flat colour have no deviation, by which a net may have to divide.
+    config = _filled(config, "diffusion", mean=mean, sigma_data=max(sigma_data, 0.01))
     if config.train.ema_every is None:
-        config = config.changed("train", ema_every=stored_every(config, config.train.steps))
+        config = config.changed("train", ema_every=stored_every(config, net))
     if config.train.batch_size is None:
         config = config.changed("train", batch_size=_batch(config, how.device, processes))
     if config.model.checkpointing is None:
-        config = config.changed("model", checkpointing=_needs_checkpointing(config, how, free))
-    batch = config.train.batch_size
-    if isinstance(batch, int):
-        config = _passes(config, how, batch, processes, free)
-        config = config.changed("train", learning_rate=config.train.learning_rate or rate_for(batch))
-    assert config.train.steps is not None, "set above"
-    compiled, _ = compute.pays_to_compile(how, config.train.steps, config.train.deterministic)
+        large, plain = config.model.net == "unet" and config.data.image_size > CHECKPOINTING_ABOVE, config
+        few = large and how.fits(lambda n: training_bytes(plain, how, n, net), most=FEW, free=free) < FEW
+        config = config.changed("model", checkpointing=few)
+    if isinstance(batch := config.train.batch_size, int):
+        config = _filled(_passes(config, how, batch, processes, free, net), "train", learning_rate=rate_for(batch))
     if config.train.compile == "auto":
+        compiled, _ = compute.pays_to_compile(how, steps, config.train.deterministic)
         config = config.changed("train", compile="on" if compiled else "off")
-    return config.changed("train", precision=how.precision)
+    return config
+
+
+def _filled(config: Config, section: str, **values: Any) -> Config:
+    """Return `config` in which those options of a section that are None have these values."""
+    chosen = getattr(config, section)
+    return config.changed(section, **{name: value for name, value in values.items() if getattr(chosen, name) is None})
 
 
 def after_trial(config: Config, fits: int, processes: int) -> Config:
-    """`config` of a batch size of "auto" once it is known how many images fit a pass."""
+    """Return `config`, whose batch size was "auto", once it is known how many images fit one pass."""
     passes = config.train.grad_accumulation or 1
     batch = fits * processes * passes
-    rate = config.train.learning_rate or rate_for(batch)
-    return config.changed("train", batch_size=batch, grad_accumulation=passes, learning_rate=rate)
+    config = _filled(config, "train", learning_rate=rate_for(batch))
+    return config.changed("train", batch_size=batch, grad_accumulation=passes)
 
 
 def rate_for(batch: int) -> float:
-    """The learning rate for a batch, to three digits."""
+    """Return the learning rate for a batch size, to three digits."""
     return float(f"{RATE * math.sqrt(batch / RATE_BATCH):.3g}")
 
 
-def stored_every(config: Config, steps: int) -> int:
-    """Steps between stored averages: `STORED` times in a run, or as often as `STORED_BYTES` hold; 0 is never."""
-    times = min(STORED, STORED_BYTES // _pair_bytes(config))
+def stored_every(config: Config, net: build.NetFactory = build.net) -> int:
+    """Return the steps between stored averages, so that they fit into `STORED_BYTES`; 0 where none are stored."""
+    steps, times = config.train.steps or 0, min(STORED, STORED_BYTES // _pair_bytes(config, net))
     return -(-steps // times) if steps >= WORTH_STORING and times else 0
 
 
-def spaced(config: Config, before: Config) -> Config:
-    """`config` of a run that goes on for longer than it was `before` to: where it was left open how often averages are
-    stored, it becomes a multiple of what it was, so that all of them still take no more than `STORED_BYTES`."""
-    every, steps, planned = config.train.ema_every, config.train.steps, before.train.steps
-    assert steps is not None, "the config is resolved"
-    assert planned is not None, "the config is resolved"
-    if not every or steps <= planned or every != stored_every(before, planned):
+def spaced(config: Config, before: Config, net: build.NetFactory = build.net) -> Config:
+    """Return `config`, whose run is longer than it was `before`, with averages so far apart that all of them still fit.
+
+    The steps between them become a multiple of what they were, where diffunet chose them: what a person chose stays.
+    """
+    every, steps, planned = config.train.ema_every, config.train.steps or 0, before.train.steps or 0
+    if not every or steps <= planned or every != stored_every(before, net):
         return config
-    fit = max(1, STORED_BYTES // _pair_bytes(config))
+    fit = max(1, STORED_BYTES // _pair_bytes(config, net))
     return config.changed("train", ema_every=every * max(1, -(-(steps // every) // fit)))
 
 
-def _pair_bytes(config: Config) -> int:
-    """Disk that the averages of one step take, in float16."""
+def _pair_bytes(config: Config, net: build.NetFactory = build.net) -> int:
+    """Return the bytes of disk that the averages of one step take in float16."""
     with torch.device("meta"):
-        net = build.net(config)
-    return len(WIDTHS) * 2 * sum(parameter.numel() for parameter in net.parameters())
+        module = net(config)
+    return len(WIDTHS) * 2 * sum(parameter.numel() for parameter in module.parameters())
 
 
 def _batch(config: Config, device: torch.device, processes: int) -> int:
-    """The images of a step: of each process a multiple of `ROUND`, so that it divides into passes well."""
+    """Return the batch size; the images of each process are a multiple of `ROUND`."""
     size, share = config.data.image_size, processes * (config.train.grad_accumulation or 1)
     wanted = next((batch for limit, batch in BATCH.items() if size <= limit), LARGE_BATCH)
     each = -(-(wanted if device.type == "cuda" else CPU_BATCH) // share)
     return (each if each < ROUND else -(-each // ROUND) * ROUND) * share
 
 
-def _needs_checkpointing(config: Config, how: Compute, free: int | None) -> bool:
-    if config.data.image_size <= CHECKPOINTING_ABOVE or config.model.net != "unet":
-        return False
-    return how.fits(lambda n: training_bytes(config, how, n), most=FEW, free=free) < FEW
-
-
-def _passes(config: Config, how: Compute, batch: int, processes: int, free: int | None) -> Config:
-    """`config` with as few passes as memory allows, which divide the images of a process.
-
-    Raises:
-        UsageError: for a batch that processes, or the passes asked for, do not divide.
-    """
+def _passes(
+    config: Config, how: Compute, batch: int, processes: int, free: int | None, net: build.NetFactory
+) -> Config:
+    """Return `config` with the fewest passes that memory allows; raise UsageError if they do not divide the batch."""
     asked = config.train.grad_accumulation
     share = processes * (asked or 1)
     if batch % share:
         near = max(share, batch // share * share)
+        lower = range((asked or 1) - 1, 0, -1)
+        fewer = next((n for n in lower if batch % processes == 0 and batch // processes % n == 0), None)
         raise UsageError(
             f"--batch-size {batch} is the batch of one step and must divide by {processes} processes x "
             f"{asked or 1} passes; try {near} or {near + share}"
-            + (f", or --train.grad-accumulation {fewer}" if (fewer := _fewer(batch, processes, asked)) else "")
+            + (f", or --train.grad-accumulation {fewer}" if fewer else "")
         )
     if asked is None:
         each = batch // processes
-        fits = max(1, how.fits(lambda n: training_bytes(config, how, n), most=2 * each, free=free))
+        fits = max(1, how.fits(lambda n: training_bytes(config, how, n, net), most=2 * each, free=free))
         asked = next(n for n in range(1, each + 1) if each % n == 0 and each // n <= fits)
         if 2 * each < asked * fits:
             log.warning(
@@ -205,10 +171,3 @@ def _passes(config: Config, how: Compute, batch: int, processes: int, free: int 
                 batch, asked, each // asked, fits, processes * ROUND,
             )  # fmt: skip
     return config.changed("train", grad_accumulation=asked)
-
-
-def _fewer(batch: int, processes: int, passes: int | None) -> int | None:
-    """The most passes below `passes` that divide a batch which the processes divide, if any."""
-    if batch % processes:
-        return None
-    return next((n for n in range((passes or 1) - 1, 0, -1) if batch // processes % n == 0), None)

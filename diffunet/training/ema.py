@@ -1,11 +1,9 @@
-"""The averaged weights that sampling uses, and averages of any width after training.
+"""The averaged weights that sampling uses, and how averages of any width are put together after training.
 
 Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", section 3 and appendix C: an
 average by a power function of time, p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1) for tau in [0, t], is named by its
-relative width, the standard deviation of p over t. Two of them, stored now and then, give others by least squares.
+relative width, the deviation of p divided by t. Two such averages, stored now and then, give others by least squares.
 """
-
-from __future__ import annotations
 
 import copy
 import functools
@@ -18,82 +16,71 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 WIDTHS = (0.05, 0.10)
-"""Relative widths of the averages that a run keeps (the paper's)."""
+"""The relative widths of the averages that a run stores, as in the paper."""
 
 WIDEST = float(12**-0.5)
-"""Relative width of the plain mean over the whole run, gamma = 0; those of gamma > 0 are below."""
+"""The relative width of the plain mean over the whole run, gamma = 0; averages with gamma > 0 are less wide."""
 
 
 class Average:
     """A running average of a net's weights: average += share(t) * (net - average) after update t = 1, 2, ...
 
-    A step that is skipped counts like any other, since the weights stand still in it: nothing waits for the device to
-    say that one was.
+    A skipped step counts like any other: the weights stay, and to know of it would mean to wait for the device.
 
     Args:
-        net: what is averaged. `average.net` is a copy of it, float32, on the same device.
-        share: 1 - beta by t; see `exponential` and `power`.
+        net: the net that is averaged. `average.net` is a copy of it, float32, on the same device.
+        share: gives 1 - beta for t, see `exponential` and `power`.
         name: "ema", or the relative width of a power average such as "0.050".
     """
 
     def __init__(self, net: nn.Module, share: Callable[[int], float], name: str = "ema") -> None:
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
-        self.share, self.name = share, name
-        self.updates = 0
-        self._mine: list[Tensor] = list(self.net.parameters())
-        self._theirs: list[Tensor] = list(net.parameters())
+        self.share, self.name, self.updates = share, name, 0
+        self._averages: list[Tensor] = list(self.net.parameters())
+        self._weights: list[Tensor] = list(net.parameters())
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the net's weights as they are now."""
+        """Average the weights that the net has now into the average."""
         self.updates += 1
-        torch._foreach_lerp_(self._mine, self._theirs, self.share(self.updates))
+        torch._foreach_lerp_(self._averages, self._weights, self.share(self.updates))
 
 
 def exponential(halflife: float, ramp: float, batch: int) -> Callable[[int], float]:
-    """1 - beta of an exponential average with a half-life in images that ramps up from nothing.
+    """Return 1 - beta, as a function of t, of an exponential average whose half-life grows.
 
-    Karras et al. 2022, appendix F.2: the half-life is at most `ramp` of the images seen so far, so that the average
-    forgets the random start; after one step it *is* the net.
+    Karras et al. 2022, appendix F.2: the half-life is `halflife` images, but at most the share `ramp` of the images
+    seen so far, so that the average forgets the random start; after one step it equals the net.
     """
     return lambda t: 1 - 0.5 ** (batch / min(halflife, ramp * t * batch))
 
 
 def power(width: float) -> Callable[[int], float]:
-    """1 - beta of an average by a power function of time; beta_t = (1 - 1/t)^(gamma + 1).
+    """Return 1 - beta, as a function of t, of an average by a power function of time.
 
-    With this beta the weights after update k count as the integral of p over [k - 1, k]: the average is that of weights
-    that stand still between updates, with nothing left out, and so what `posthoc` assumes is exact.
-
-    Args:
-        width: relative, in (0, `WIDEST`].
+    With beta_t = (1 - 1/t)^(gamma + 1) the weights after update k have the integral of p over [k - 1, k] as their
+    coefficient. The average is then exactly that of weights which do not change between updates, as `posthoc` assumes.
+    The relative `width` is in (0, `WIDEST`].
     """
     gamma = gamma_of(width)
     return lambda t: 1.0 if t == 1 else -math.expm1((gamma + 1) * math.log1p(-1 / t))
 
 
 def averages(net: nn.Module, halflife: float, ramp: float, batch: int, stored: bool) -> tuple[Average, ...]:
-    """The average that sampling uses and, where averages are `stored` along the run, those of `WIDTHS`."""
+    """Return the average that sampling uses and, where averages are `stored` along the run, those of `WIDTHS`."""
     wide = tuple(Average(net, power(width), f"{width:.3f}") for width in WIDTHS if stored)
     return (Average(net, exponential(halflife, ramp, batch)), *wide)
 
 
 @functools.cache
 def gamma_of(width: float) -> float:
-    """The exponent gamma of a relative width in (0, `WIDEST`].
-
-    The largest root of (gamma+2)^2 (gamma+3) = (gamma+1) / width^2, the cubic of appendix C.
-    """
+    """Return the exponent gamma of a relative width in (0, `WIDEST`], the largest root of the cubic of appendix C."""
+    # (gamma + 2)^2 (gamma + 3) = (gamma + 1) / width^2
     return float(max(np.roots([1, 7, 16 - width**-2, 12 - width**-2]).real))
 
 
-def width_of(gamma: float) -> float:
-    """The relative width of an exponent: (gamma+1)^1/2 (gamma+2)^-1 (gamma+3)^-1/2."""
-    return float((gamma + 1) ** 0.5 / (gamma + 2) / (gamma + 3) ** 0.5)
-
-
 def inner_product(t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b: ArrayLike) -> NDArray[np.float64]:
-    """Integral over time of p_a p_b, of averages with these exponents at these times; arrays broadcast (appendix C)."""
+    """Return the integral over time of p_a p_b for these times and exponents (appendix C); arrays broadcast."""
     t_a, gamma_a, t_b, gamma_b = (np.asarray(each, np.float64) for each in (t_a, gamma_a, t_b, gamma_b))
     early, late = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
     ratio = (early / late) ** np.where(t_a < t_b, gamma_b, gamma_a)
@@ -101,16 +88,15 @@ def inner_product(t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b: A
 
 
 def posthoc(snapshots: Sequence[tuple[float, float]], t: float, width: float) -> NDArray[np.float64]:
-    """Coefficients by which stored averages add up to the one of a relative width at time `t`; their sum is 1.
+    """Return the coefficients float64 [n] by which stored averages add up to the one of a relative width at time `t`.
 
-    Least squares between the power functions (appendix C), under that condition, so that weights which stand still
-    come out as they are. The paper's code divides by the sum afterwards instead.
+    They are the least squares fit between the power functions (appendix C) under the condition that their sum is 1, so
+    that weights which never change come out as they are. (The paper's code divides by the sum afterwards.) Where the
+    wanted average is among those that are stored, its coefficient is exactly 1 and all others are 0.
 
     Args:
-        snapshots: (t, width) of each, t in updates and at least 1, no two the same.
-
-    Returns:
-        float64 [n]; exactly 1 and 0 where the wanted average is among the stored.
+        snapshots: (t, width) of each stored average, with t in updates and at least 1; no two are the same.
+        t, width: the time and the relative width of the wanted average.
     """
     if (t, width) in snapshots:
         return np.array([float(each == (t, width)) for each in snapshots])
@@ -123,10 +109,10 @@ def posthoc(snapshots: Sequence[tuple[float, float]], t: float, width: float) ->
 def mismatch(
     snapshots: Sequence[tuple[float, float]], coefficients: NDArray[np.float64], t: float, width: float
 ) -> float:
-    """|sum of coefficients * p_i - p| / |p|, p the wanted power function.
+    """Return |sum of coefficients * p_i - p| / |p|, where p is the wanted power function; see `posthoc`.
 
-    It is the relative error of the average where weights of successive updates are independent; they are not, and then
-    it is less.
+    If the weights of successive updates were independent, this would be the relative error of the average; they are
+    not, so that the error is smaller.
     """
     gram, target, norm = _products(snapshots, t, width)
     square = float(coefficients @ gram @ coefficients - 2 * coefficients @ target) + norm
@@ -136,12 +122,9 @@ def mismatch(
 def _products(
     snapshots: Sequence[tuple[float, float]], t: float, width: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Inner products of the stored ones [n n], of those with the wanted one [n], and of that with itself.
-
-    In units of t, so that they are neither large nor small.
-    """
-    times = np.array([time / t for time, _ in snapshots])
-    gammas = np.array([gamma_of(each) for _, each in snapshots])
+    """Return the inner products of the stored functions [n n], of these with the wanted one [n], and its own."""
+    times = np.array([time / t for time, _ in snapshots])  # in units of t, so that numbers are neither large nor small
+    gammas = np.array([gamma_of(stored) for _, stored in snapshots])
     gamma = gamma_of(width)
     return (
         inner_product(times[:, None], gammas[:, None], times, gammas),

@@ -1,101 +1,102 @@
-"""How a run ends that cannot go on: the error that a person can mend, and what RUN/status.json says."""
-
-from __future__ import annotations
+"""How far a run is, in RUN/status.json, and how one ends that cannot go on: with an error that a person can mend."""
 
 import contextlib
+import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
-from diffunet import compute
+from diffunet import compute, files
 from diffunet.config import Config
 from diffunet.errors import DataError, DivergedError, Error, ResourceError, Stopped
-from diffunet.training import record
 from diffunet.training.memory import out_of_memory
 from diffunet.training.stop import StopFlag
 
 
-@dataclass
-class Where:
-    """How far a run is, for what is said when it ends."""
+def write_status(run: Path, state: str, step: int | None, **values: Any) -> None:
+    """Write RUN/status.json; `state` is starting, running, done, stopped, diverged or failed."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    content = {"state": state, "step": step, **values, "pid": os.getpid(), "time": now}
+    files.write_atomic(run / "status.json", json.dumps(content, indent=1))
 
-    run: Path
+
+@dataclass
+class Status:
+    """How far a run is: `step` optimizer steps are done, and the checkpoint of the step `saved` is on the disk."""
+
+    folder: Path
     config: Config
     step: int = 0
     saved: int = 0
 
 
 @contextlib.contextmanager
-def told(where: Where, flag: StopFlag, main: bool) -> Iterator[None]:
-    """Turn what ends a run into a `diffunet.Error` where a person can mend it, and write it to RUN/status.json."""
+def explaining(status: Status, flag: StopFlag, main: bool) -> Iterator[None]:
+    """Turn an error that a person can mend into a `diffunet.Error`, and write every error to RUN/status.json."""
     try:
         if main:
-            record.write_status(where.run, "starting", None)  # what it says of an earlier run is over
+            write_status(status.folder, "starting", None)  # replaces what an earlier start has left
         yield
     except Exception as error:
-        said = explained(error, where)
+        explained = explain(error, status)
         if main:
-            stopped, diverged = isinstance(said, Stopped), isinstance(said, DivergedError)
+            stopped, diverged = isinstance(explained, Stopped), isinstance(explained, DivergedError)
             state = "stopped" if stopped else "diverged" if diverged else "failed"
-            details = {"reason": flag.reason} if stopped else {"error": str(said)}
-            with contextlib.suppress(OSError):  # the disk is full, perhaps; that is said already
-                record.write_status(
-                    where.run, state, where.step, steps=where.config.train.steps,
-                    exit_code=getattr(said, "exit_code", 1), **details,
-                )  # fmt: skip
-        if said is error:
+            details = {"steps": status.config.train.steps, "exit_code": getattr(explained, "exit_code", 1)}
+            details |= {"reason": flag.reason} if stopped else {"error": str(explained)}
+            with contextlib.suppress(OSError):  # the disk may be full, which the error says already
+                write_status(status.folder, state, status.step, **details)
+        if explained is error:
             raise
-        raise said from None
+        raise explained from None
 
 
 @contextlib.contextmanager
-def saved_first(where: Where, save: Callable[[], None]) -> Iterator[None]:
-    """Images that vanish or change while they are read again and again end a run between two steps: nothing is lost."""
+def saved_first(status: Status, save: Callable[[], None]) -> Iterator[None]:
+    """Save the steps that are done when images vanish or change, which can only be noticed between two steps."""
     try:
         yield
     except DataError:
-        if where.step > where.saved:
+        if status.step > status.saved:
             save()
         raise
 
 
-def refuse_divergence(where: Where, streak: int, spoilt: bool) -> None:
-    """End a run that does not learn any more: `streak` steps in a row were skipped, or weights are not finite.
-
-    Raises:
-        DivergedError: naming the checkpoint that is left, and what to try.
-    """
-    t = where.config.train
+def refuse_divergence(status: Status, streak: int, spoilt: bool) -> None:
+    """Raise DivergedError if too many steps in a row (`streak`) were skipped, or weights are not finite (`spoilt`)."""
+    t = status.config.train
     if streak < t.max_skipped and not spoilt:
         return
     what = "weights are not finite" if spoilt else f"no finite loss and gradient in {streak} steps in a row"
-    left = f"the checkpoint of step {where.saved} is whole: --resume" if where.saved else "start anew"
-    raise DivergedError(f"{what}, at step {where.step}; {left} with --train.learning-rate below {t.learning_rate:g}")
+    left = f"the checkpoint of step {status.saved} is whole: --resume" if status.saved else "start anew"
+    raise DivergedError(f"{what}, at step {status.step}; {left} with --train.learning-rate below {t.learning_rate:g}")
 
 
-def explained(error: Exception, where: Where) -> Exception:
-    """`error` as a person can mend it, or itself where it is our fault."""
+def explain(error: Exception, status: Status) -> Exception:
+    """Return the error that a person can mend, or `error` itself where the fault is ours."""
     if isinstance(error, Error):
         return error
     if compute.is_out_of_memory(error):
-        return ResourceError(out_of_memory(where.config, where.config.train.batch_size, begun=where.saved > 0))
+        return ResourceError(out_of_memory(status.config, status.config.train.batch_size, begun=status.saved > 0))
     if lost_contact(error):
         first = str(error).strip().splitlines()[0]
         return ResourceError(
-            f"contact with another process was lost at step {where.step}, or it kept silent for "
-            f"{where.config.train.timeout:g} minutes (--train.timeout); what it said last tells why. Start all of them "
-            f"again with --resume ({first[:200]})"
+            f"contact with another process was lost at step {status.step}, or it kept silent for "
+            f"{status.config.train.timeout:g} minutes (--train.timeout); what it said last tells why. Start all of "
+            f"them again with --resume ({first[:200]})"
         )
     if isinstance(error, OSError):
-        return ResourceError(f"training cannot go on at step {where.step}: {error}; mend that and --resume")
+        return ResourceError(f"training cannot go on at step {status.step}: {error}; mend that and --resume")
     return error
 
 
 def lost_contact(error: Exception) -> bool:
-    """Whether a collective operation failed because a process, or the way to it, is gone."""
+    """Return whether a collective operation failed because a process, or the connection to it, is gone."""
     if isinstance(error, getattr(dist, "DistError", ())):
         return True
     if int(os.environ.get("WORLD_SIZE", 1)) < 2 or not isinstance(error, RuntimeError):

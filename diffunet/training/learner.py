@@ -1,14 +1,13 @@
-"""The step of training: passes through the net and back, the optimizer, the averages. Nothing in it waits for a device.
+"""One optimizer step: passes through the net and back, the optimizer, the averages.
 
-`--batch-size auto` and the compiler try it out on made-up batches before the first step; so it is one thing, and all
-that a step needs memory for is in it.
+Nothing in it waits for the device (but on those where `skips_by_itself` is False). Everything that takes memory is in
+the step, so that trying one on made-up batches, as `--batch-size auto` and the compiler do, measures all of it.
 """
-
-from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from diffunet import build, draws
 from diffunet.compute import Compute
-from diffunet.config import Config
+from diffunet.config import Config, TrainConfig
 from diffunet.data import warp
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.diffusion.losses import DenoisingLoss, Loss
@@ -28,8 +27,11 @@ from diffunet.training.state import State
 
 
 class Outcome(NamedTuple):
-    """What a step was, in numbers [] on the device: the mean `loss`, the gradient's `norm`, and whether it was `bad`
-    (no finite loss or gradient: nothing was learned) or an `overflow` (of float16: the same, at a scale too large)."""
+    """The outcome of an optimizer step, in scalar tensors on the device.
+
+    They are the mean loss and the norm of the gradient. Nothing was learned where `bad` is 1, as one of these was not
+    finite, or `overflow` is 1, as float16's loss scale was too large for the gradient.
+    """
 
     loss: Tensor
     norm: Tensor
@@ -41,11 +43,10 @@ class Learner:
     """A denoiser that learns.
 
     Args:
-        config: resolved.
-        denoiser: prepared by `how`.
-        how: how to compute.
-        loss: of one's own, see `train`.
-        processes: of the run, joined; None is this one alone.
+        config: a resolved config, in which no option is left open.
+        denoiser, how: the denoiser, which has been prepared by `how`, and how to compute.
+        loss: a loss function of the user's own, see `train`.
+        processes: all processes of the run; None means that this one is alone.
     """
 
     def __init__(
@@ -55,28 +56,30 @@ class Learner:
         t = config.train
         assert isinstance(t.batch_size, int), "the config is resolved"
         assert t.learning_rate is not None, "the config is resolved"
-        self.config, self.how, self.processes = config, how, processes
-        self.batch_size, self.rate = t.batch_size, t.learning_rate
+        self.config, self.how, self.processes, self.batch_size = config, how, processes, t.batch_size
         self.shape = (config.data.channels, config.data.image_size, config.data.image_size)
         net = denoiser.net
         self.parameters = list(net.parameters())
         optimizer = torch.optim.AdamW(
-            self.parameters, lr=self.rate, betas=t.betas, weight_decay=t.weight_decay, fused=True
+            self.parameters, lr=t.learning_rate, betas=t.betas, weight_decay=t.weight_decay, fused=True
         )
-        self.state = State(
-            net, optimizer, averages(net, t.ema_halflife, t.ema_ramp, self.batch_size, bool(t.ema_every))
-        )
+        kept = averages(net, t.ema_halflife, t.ema_ramp, self.batch_size, stored=bool(t.ema_every))
+        self.state = State(net, optimizer, kept)
         self.scale = LossScale(how)
-        self.skips = skips_by_itself(how.device)
-        model = DenoisingLoss(denoiser, build.weighting(config), loss).train()
-        self.plain = model
-        self.model: nn.Module = model if processes is None else processes.prepare(model)
+        self.skips_by_itself = skips_by_itself(how.device)
+        self.alone = DenoisingLoss(denoiser, build.weighting(config), loss).train()
+        self.model: nn.Module = self.alone if processes is None else processes.prepare(self.alone)
+
+    def load(self, checkpoint: Path, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint, whose plain values are `state`; raise CheckpointError if it is of another net."""
+        self.state.load(checkpoint, state["step"])
+        self.scale.load(state.get("loss_scale", {}))
 
     def step(self, step: int, passes: Sequence[Batch]) -> Outcome:
-        """Learn from the passes of this process in a step."""
+        """Learn from the passes of this process in one optimizer step."""
         t, optimizer, device = self.config.train, self.state.optimizer, self.how.device
         for group in optimizer.param_groups:
-            group["lr"] = rate(self.config, step)
+            group["lr"] = rate(t, step)
         many = 1 if self.processes is None else self.processes.num_processes
         rank = 0 if self.processes is None else self.processes.process_index
 
@@ -84,14 +87,14 @@ class Learner:
         for number, batch in enumerate(passes):
             batch = batch.to(device)
             noise = draws.gaussian(t.seed, step, batch.start, len(batch.sigma), self.shape, device)
-            if self.config.model.dropout:  # knows only torch's global generator
+            if self.config.model.dropout:  # which can use only torch's global generator
                 torch.manual_seed(draws.seed_of("dropout", t.seed, step, number, rank))
             final = number == len(passes) - 1 or self.processes is None
             with contextlib.nullcontext() if final else self.processes.no_sync(self.model):  # type: ignore[union-attr]
-                each = self._losses(self.model, batch, noise)
-                # DDP averages over processes; what is wanted is the mean over the global batch.
-                (each.sum() * (self.scale.value * (many / self.batch_size))).backward()
-            loss += each.detach().sum() / self.batch_size
+                losses = self._losses(self.model, batch, noise)
+                # DDP averages gradients over the processes; we want the mean over all images: times their number.
+                (losses.sum() * (self.scale.value * (many / self.batch_size))).backward()
+            loss += losses.detach().sum() / self.batch_size
 
         # A step with anything that is not finite, on any process, changes nothing.
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
@@ -100,66 +103,63 @@ class Learner:
         spoilt = torch.stack([~loss.isfinite(), ~norm.isfinite()]).float()
         if self.processes is not None:
             spoilt = self.processes.reduce(spoilt)
-        nothing = spoilt.sum() > 0
-        overflow = nothing & (spoilt[0] == 0) & self.scale.may_shrink
-        self._apply(nothing.float())
-        self.scale.update(overflow, nothing)
+        skipped = spoilt.sum() > 0
+        overflow = skipped & (spoilt[0] == 0) & self.scale.may_shrink
+        self._apply(skipped.float())
+        self.scale.update(overflow, skipped)
         for average in self.state.averages:
             average.update()
-        return Outcome(loss, norm, (nothing & ~overflow).float(), overflow.float())
+        return Outcome(loss, norm, (skipped & ~overflow).float(), overflow.float())
 
     def _losses(self, model: nn.Module, batch: Batch, noise: Tensor) -> Tensor:
-        """Of each image, [b]; noise is [b C H W]."""
+        """Return the loss of each image, [b], with noise [b C H W]."""
         x0 = images.to_float(batch.images)
         if batch.augment is not None:
-            x0 = warp.warp(x0, batch.augment)  # in float32, so not under autocast
+            x0 = warp.warp(x0, batch.augment)  # needs float32, so it is not under autocast
         with self.how.autocast():
             return model(x0, noise, batch.sigma, batch.label, batch.keep, batch.augment)
 
-    def _apply(self, nothing: Tensor) -> None:
-        """The optimizer's step, unless `nothing` [] is 1."""
+    def _apply(self, skipped: Tensor) -> None:
+        """Let the optimizer change the weights, unless `skipped` [] is 1."""
         optimizer = self.state.optimizer
-        optimizer.found_inf = nothing  # type: ignore[attr-defined]  # fused AdamW does nothing where it is 1
-        if self.skips or not nothing.item():
+        optimizer.found_inf = skipped  # type: ignore[attr-defined]  # fused AdamW changes nothing where it is 1
+        if self.skips_by_itself or not skipped.item():
             optimizer.step()
         optimizer.zero_grad()
 
     def compile(self, batch: int) -> None:
-        """Compile the net, and try it on `batch` images a pass: there and back, nothing is learned."""
+        """Compile the net, and try it forwards and backwards on `batch` images a pass; nothing is learned."""
         if not self.how.compiled:
             return
         self.how.compile(self.state.net, self.config.train.deterministic)
         trial = self.imagined(batch)
         try:
-            self._losses(self.plain, trial, torch.zeros(batch, *self.shape, device=self.how.device)).sum().backward()
+            self._losses(self.alone, trial, torch.zeros(batch, *self.shape, device=self.how.device)).sum().backward()
         finally:
             self.state.optimizer.zero_grad()
 
     def imagined(self, batch: int) -> Batch:
-        """A batch of the kind that the run has, of grey images, to try a step with."""
-        d, size, device = self.config.data, self.config.data.image_size, self.how.device
-        inpaint = self.config.diffusion.task == "inpaint"
-        return Batch(
-            0,
-            torch.full((batch, size, size, d.channels), 128, dtype=torch.uint8, device=device),
-            torch.zeros(batch, dtype=torch.int64, device=device) if d.class_names else None,
-            torch.ones(batch, device=device),
-            torch.zeros(batch, warp.CHANNELS, device=device) if d.augment else None,
-            torch.zeros(batch, 1, size, size, dtype=torch.bool, device=device) if inpaint else None,
-        )
+        """Return a batch of grey images of the kind that the run has, to try a step with."""
+        d, size, inpaint = self.config.data, self.config.data.image_size, self.config.diffusion.task == "inpaint"
+        with self.how.device:
+            grey = torch.full((batch, size, size, d.channels), 128, dtype=torch.uint8)
+            label = torch.zeros(batch, dtype=torch.int64) if d.class_names else None
+            augment = torch.zeros(batch, warp.CHANNELS) if d.augment else None
+            keep = torch.zeros(batch, 1, size, size, dtype=torch.bool) if inpaint else None
+            return Batch(0, grey, label, torch.ones(batch), augment, keep)
 
 
-def rate(config: Config, step: int) -> float:
-    """The learning rate of a step (from 0)."""
-    t = config.train
-    assert t.learning_rate is not None, "the config is resolved"
-    return t.learning_rate * min(1.0, (step + 1) / max(1, t.warmup))
+def rate(train: TrainConfig, step: int) -> float:
+    """Return the learning rate of a step, counted from 0; it rises linearly during the warm-up."""
+    assert train.learning_rate is not None, "the config is resolved"
+    return train.learning_rate * min(1.0, (step + 1) / max(1, train.warmup))
 
 
 def skips_by_itself(device: torch.device) -> bool:
-    """Whether fused AdamW on this device leaves weights alone where its `found_inf` is 1, seen by trying.
+    """Try whether fused AdamW on this device leaves the weights alone where its `found_inf` is 1.
 
-    Apple's did not before a mend of 2026. There the loop has to wait for the device at each step, and skip it itself.
+    On Apple's GPUs it ignored `found_inf` in versions of torch before one of 2026; there the learner waits for the
+    device at each step, and skips it.
     """
     weight = torch.ones(1, device=device, requires_grad=True)
     weight.grad = torch.ones_like(weight)

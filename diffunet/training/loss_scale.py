@@ -1,9 +1,7 @@
-"""The scale of the loss in float16, so that small gradients do not become 0 (Micikevicius et al. 2018, section 3.2).
+"""The scale of the loss in float16, which keeps small gradients from being 0 (Micikevicius et al. 2018, section 3.2).
 
-It is halved where gradients overflow and doubled after a while without: on the device, so that nobody waits.
+It is halved when gradients overflow and doubled after a while without overflow, on the device, so that nothing waits.
 """
-
-from __future__ import annotations
 
 import math
 from typing import Any
@@ -14,41 +12,42 @@ from torch import Tensor
 from diffunet.compute import Compute
 
 START, LEAST, MOST = 2.0**16, 1.0, 2.0**24
-"""At `LEAST` a gradient that is not finite is no overflow any more, and counts as a bad step."""
+"""The first, the smallest and the largest scale. At the smallest, a gradient that is not finite is not taken for an
+overflow, and counts as a bad step."""
 
 PATIENCE = 2000
-"""Steps without an overflow after which it is doubled."""
+"""Steps without an overflow after which the scale is doubled."""
 
 
 class LossScale:
-    """`value` [] is what the loss is multiplied by, and gradients divided; 1, for ever, but in fp16."""
+    """`value` [] multiplies the loss and divides the gradients; it stays 1 in precisions other than fp16."""
 
     def __init__(self, how: Compute) -> None:
         self.used = how.precision == "fp16"
         self.value = torch.tensor(START if self.used else 1.0, device=how.device)
-        self.calm = torch.zeros((), device=how.device)  # steps since it changed
+        self.calm = torch.zeros((), device=how.device)  # steps since the scale was changed
 
     @property
     def may_shrink(self) -> Tensor:
-        """Whether a smaller one might help, bool []."""
+        """Return whether a smaller scale might help, bool []."""
         return self.value > (LEAST if self.used else math.inf)
 
-    def update(self, overflow: Tensor, nothing: Tensor) -> None:
-        """After a step: `overflow` bool [], its gradient was too large; `nothing` bool [], it was skipped."""
+    def update(self, overflow: Tensor, skipped: Tensor) -> None:
+        """Change the scale after a step that did `overflow`, bool [], or was `skipped` for any reason, bool []."""
         if not self.used:
             return
-        self.calm = torch.where(nothing, 0.0, self.calm + 1)
+        self.calm = torch.where(skipped, 0.0, self.calm + 1)
         grow = self.calm >= PATIENCE
-        self.value = torch.where(overflow, self.value / 2, torch.where(grow, self.value * 2, self.value))
-        self.value = self.value.clamp(LEAST, MOST)
+        value = torch.where(overflow, self.value / 2, torch.where(grow, self.value * 2, self.value))
+        self.value = value.clamp(LEAST, MOST)
         self.calm = torch.where(grow, 0.0, self.calm)
 
     def state(self) -> dict[str, float]:
-        """For state.json; waits for the device. Empty where it is not used."""
+        """Return the values for state.json, none where the scale is not used; this waits for the device."""
         return {"scale": self.value.item(), "calm": self.calm.item()} if self.used else {}
 
     def load(self, state: dict[str, Any]) -> None:
-        """What `state` gave; what is missing stays."""
+        """Set the values that `state` returned, if there are any."""
         if self.used and state:
             self.value.fill_(state["scale"])
             self.calm.fill_(state["calm"])

@@ -1,6 +1,4 @@
-"""Whether a run fits: what it would take is counted before anything is allocated, and `--batch-size auto` is tried."""
-
-from __future__ import annotations
+"""Whether a run fits into memory: this is counted before anything is allocated, and `--batch-size auto` tries it."""
 
 import gc
 import logging
@@ -19,48 +17,42 @@ from diffunet.training.learner import Learner
 log = logging.getLogger(__name__)
 
 
-def price(config: Config) -> Cost:
-    """What the net of a resolved config costs; it is built on torch's meta device, where nothing is allocated."""
+def price(config: Config, net: build.NetFactory = build.net) -> Cost:
+    """Return what the net of a resolved config costs; it is built on the meta device, where nothing is allocated."""
     with torch.device("meta"):
-        net = build.net(config)
-    return cost(net, config.data.image_size, config.data.image_size)
+        module = net(config)
+    return cost(module, config.data.image_size, config.data.image_size, channels=build.in_channels(config))
 
 
-def training_bytes(config: Config, how: Compute, batch: int) -> int:
-    """Memory of a training step with `batch` images a pass: weights, gradients and feature maps at the moment when they
-    are most, and beside them two moments of Adam and the averages of the weights, in float32."""
-    counted = build.footprint(config, how, learn=True)
-    averages = 1 if config.train.ema_every == 0 else 1 + len(WIDTHS)
-    return counted.peak(batch) + (2 + averages) * 4 * counted.parameters
+def training_bytes(config: Config, how: Compute, batch: int, net: build.NetFactory = build.net) -> int:
+    """Return the bytes that a step with `batch` images a pass takes: the net's peak, AdamW's moments, and averages."""
+    counted = build.footprint(config, how, learn=True, make=net)
+    moments, averages = 2, 1 if config.train.ema_every == 0 else 1 + len(WIDTHS)
+    return counted.peak(batch) + (moments + averages) * 4 * counted.parameters
 
 
-def refuse_what_cannot_fit(config: Config, how: Compute) -> None:
-    """Refuse a net that does not fit even with one image a pass.
-
-    Raises:
-        ResourceError: naming what there is and what is needed.
-    """
-    needed, there = training_bytes(config, how, 1), compute.memory(how.device)
-    if needed > there:
+def refuse_what_cannot_fit(config: Config, how: Compute, net: build.NetFactory = build.net) -> None:
+    """Raise ResourceError for a net that does not fit even with one image a pass."""
+    needed, capacity = training_bytes(config, how, 1, net), compute.memory(how.device)
+    if needed > capacity:
         raise ResourceError(
             f"the net needs {needed / 2**30:.1f} GiB to train with one image a pass, and "
-            f"{compute.describe(how.device)} has {there / 2**30:.1f}: lower --model.channels (now "
+            f"{compute.describe(how.device)} has {capacity / 2**30:.1f}: lower --model.channels (now "
             f"{config.model.channels}) or --image-size"
         )
 
 
-def images_per_pass(config: Config, how: Compute, free: int | None = None, loss: Loss | None = None) -> int:
-    """The largest power of two, up to what is worth it on the device, with which a training step fits.
+def images_per_pass(
+    config: Config, how: Compute, free: int | None = None, loss: Loss | None = None, net: build.NetFactory = build.net
+) -> int:
+    """Return the largest power of two of images with which a step fits; raise ResourceError if not even one does.
 
-    What is counted to fit into the `free` memory is tried, by two steps; the second has the optimizer's moments. More
-    is not tried: systems that hand out more memory than they have say no too late, or never.
-
-    Raises:
-        ResourceError: where not even one image fits.
+    What is counted to fit into `free` bytes (by default those of `how`) is tried by two steps, since the optimizer's
+    moments exist from the second on. More is not tried: a system that promises more memory than it has refuses too
+    late, or never.
     """
-    counted = how.fits(lambda n: training_bytes(config, how, n), free=free)
-    batch = max(1, counted)
-    while not _trial(config, how, batch, loss):
+    batch = max(1, how.fits(lambda n: training_bytes(config, how, n, net), free=free))
+    while not _trial(config, how, batch, loss, net):
         if batch == 1:
             raise ResourceError(out_of_memory(config, 1, begun=False))
         batch //= 2
@@ -68,11 +60,11 @@ def images_per_pass(config: Config, how: Compute, free: int | None = None, loss:
     return batch
 
 
-def _trial(config: Config, how: Compute, batch: int, loss: Loss | None) -> bool:
-    """Whether two steps of a net with random weights go through."""
+def _trial(config: Config, how: Compute, batch: int, loss: Loss | None, net: build.NetFactory) -> bool:
+    """Return whether two steps of a net with random weights go through."""
     try:
         trial = config.changed("train", batch_size=batch, learning_rate=config.train.learning_rate or 1e-4)
-        denoiser = build.denoiser(trial)
+        denoiser = build.denoiser(trial, net(trial))
         how.prepare(denoiser)
         learner = Learner(trial, denoiser, how, loss)
         for step in range(2):
@@ -91,9 +83,9 @@ def _trial(config: Config, how: Compute, batch: int, loss: Loss | None) -> bool:
 
 
 def out_of_memory(config: Config, batch: int | str | None, *, begun: bool) -> str:
-    """What to say when memory ran out: the batch, and the options that reduce memory and may still change.
+    """Return the message for a run whose memory is exhausted: the batch, and the options that reduce memory.
 
-    Where there is a checkpoint (`begun`) it is the draws of that batch, by that net, that are gone on with.
+    Where a checkpoint exists (`begun`), batch size, channels and image size are not among them: they may not change.
     """
     options = [f"a higher --train.grad-accumulation (now {config.train.grad_accumulation or 1})"]
     if isinstance(batch, int) and batch > 1 and not begun:

@@ -1,6 +1,4 @@
-"""What training changes at every step, and a checkpoint holds: weights, their averages, the optimizer's moments."""
-
-from __future__ import annotations
+"""What every optimizer step changes and a checkpoint holds: weights, their averages, the optimizer's moments."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from diffunet import storage
-from diffunet.training.checkpoint import POWER
 from diffunet.training.ema import Average
 
 
 @dataclass(frozen=True)
 class State:
-    """The net that learns, the optimizer, and averages of its weights: the one that sampling uses, then those that
-    `convert --ema` is made from, if any."""
+    """The net that learns, its optimizer, and the averages of its weights, of which sampling uses the first."""
 
     net: nn.Module
     optimizer: torch.optim.AdamW
@@ -24,66 +20,48 @@ class State:
 
     @property
     def ema(self) -> Average:
-        """The average that sampling uses."""
+        """Return the average that sampling uses."""
         return self.averages[0]
 
     @property
     def power(self) -> tuple[Average, ...]:
-        """Those that are stored along the run."""
+        """Return the averages that are stored along the run, for `convert --ema`."""
         return self.averages[1:]
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All of it, by file of a checkpoint and name."""
+        """Return all tensors, by the file of a checkpoint that they belong to and by name."""
         moments: dict[str, Tensor] = {}
         for name, parameter in self.net.named_parameters():
             moments |= {f"{name}.{key}": value for key, value in self.optimizer.state[parameter].items()}
+        power = {  # by relative width and name, such as "0.050.stem.weight" and "0.050.updates"
+            f"{average.name}.{name}": tensor
+            for average in self.power
+            for name, tensor in {"updates": torch.tensor(average.updates), **average.net.state_dict()}.items()
+        }
         content = {"model": self.net.state_dict(), "ema": self.ema.net.state_dict(), "optimizer": moments}
-        return content | ({"power": self._power()} if self.power else {})
-
-    def _power(self) -> dict[str, Tensor]:
-        """The power averages by relative width and name, such as "0.050.stem.weight" and "0.050.updates"."""
-        found: dict[str, Tensor] = {}
-        for average in self.power:
-            named = {"updates": torch.tensor(average.updates), **average.net.state_dict()}
-            found |= {f"{average.name}.{name}": tensor for name, tensor in named.items()}
-        return found
+        return content | ({"power": power} if power else {})
 
     @torch.no_grad()
     def finite(self) -> bool:
-        """Whether no number of it is NaN or infinite; waits for the device."""
-        every = [tensor for part in self.tensors().values() for tensor in part.values()]
+        """Return whether all numbers are finite; this waits for the device."""
+        tensors = [tensor for file in self.tensors().values() for tensor in file.values()]
         device = next(self.net.parameters()).device
-        return bool(torch.stack([tensor.isfinite().all().to(device) for tensor in every]).all())
+        return bool(torch.stack([tensor.isfinite().all().to(device) for tensor in tensors]).all())
 
+    @torch.no_grad()
     def load(self, folder: Path, step: int) -> None:
-        """The tensors of a checkpoint of `step`, copied into place: memory layouts stay, and with them every later bit.
+        """Copy the tensors of a checkpoint of `step` into place; raise CheckpointError if they are of another net.
 
-        Raises:
-            CheckpointError: for tensors of another net.
+        Memory layouts stay as they are, since the bits of every later step depend on them.
         """
-        for name, module in (("model", self.net), ("ema", self.ema.net)):
-            path = folder / f"{name}.safetensors"
-            storage.load_weights(module, storage.read_tensors(path, module.state_dict())[0], path)
-        path = folder / "optimizer.safetensors"
-        wanted = {
-            f"{name}.{key}": torch.zeros(()) if key == "step" else parameter
-            for name, parameter in self.net.named_parameters()
-            for key in ("step", "exp_avg", "exp_avg_sq")
-        }
-        moments, _ = storage.read_tensors(path, wanted)
-        for name, parameter in self.net.named_parameters():
-            self.optimizer.state[parameter] = {
-                "step": moments[f"{name}.step"].to(parameter.device),
-                **{
-                    key: torch.zeros_like(parameter).copy_(moments[f"{name}.{key}"])
-                    for key in ("exp_avg", "exp_avg_sq")
-                },
-            }
+        for parameter in self.net.parameters():
+            moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+        for name, own in self.tensors().items():
+            stored, _ = storage.read_tensors(folder / f"{name}.safetensors", own)
+            for key, tensor in own.items():
+                tensor.copy_(stored[key])
         self.ema.updates = step
-        if self.power:
-            averages, _ = storage.read_tensors(folder / POWER, self._power())
-            for average in self.power:
-                own = {name: averages[f"{average.name}.{name}"] for name in average.net.state_dict()}
-                storage.load_weights(average.net, own, folder / POWER)
-                # Less than the step in runs of diffunet 0.1, which did not count steps that were skipped.
-                average.updates = int(averages[f"{average.name}.updates"])
+        for average in self.power:
+            # A run of diffunet 0.1 did not count steps that were skipped, so that this may be less than `step`.
+            average.updates = int(stored[f"{average.name}.updates"])

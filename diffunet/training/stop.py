@@ -1,11 +1,10 @@
 """Stopping on request: by a signal, a call, the clock or a file; processes agree on the step after which they stop.
 
-torch, which takes seconds to import, is imported when training begins: a signal may come before.
+This module imports torch, which takes seconds, only when training begins, since a signal may come before.
 """
 
-from __future__ import annotations
-
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -25,46 +24,40 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 class StopFlag:
-    """Set by a signal or a call; `agreed()`, asked once a step by every process, is true for all of them at once.
+    """A flag that a signal or a call sets, and on which all processes agree.
 
-    Until `begin` is called there is no step to wait for, and a request ends the run there and then.
+    Every process asks `agreed()` once a step, and all of them get the same answer at the same step. Before `begin` is
+    called there is no step to wait for, and setting the flag ends the run at once.
     """
 
     def __init__(self) -> None:
-        self.wanted = False
-        self.reason = ""
-        self._stepping = False
+        self.wanted, self.reason, self._stepping = False, "", False
         self._pending: tuple[Tensor, distributed.Work] | None = None
         self._group: Any = None
 
     def set(self, reason: str) -> None:
-        """Ask for a stop.
-
-        Raises:
-            Stopped: before `begin`.
-        """
+        """Ask the run to stop; raise Stopped where no step has begun."""
         self.wanted, self.reason = True, reason
         if not self._stepping:
             raise Stopped(f"stopped by {reason} before a step was done; nothing is lost: start it again, with --resume")
 
     def begin(self, timeout: timedelta) -> None:
-        """From now on a request waits for the end of a step. Every process calls this, with process groups made."""
+        """Let requests wait for the end of a step from now on. Every process calls this once process groups exist."""
         import torch.distributed as dist
 
         many = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        # Its own group on the CPU: the flag never waits for a GPU, nor behind gradients.
+        # The flag has a group of its own on the CPU, so that it waits neither for a GPU nor behind gradients.
         self._group = dist.new_group(backend="gloo", timeout=timeout) if many else None
         self._stepping = True
 
     def agreed(self) -> bool:
-        """Whether to stop after this step. With many processes the answer is that to the question of one step ago."""
+        """Return whether to stop after this step; with several processes the answer is that of one step ago."""
         if self._group is None:
             return self.wanted
         import torch
         import torch.distributed as dist
 
-        before = self._pending
-        flag = torch.tensor([float(self.wanted)])
+        before, flag = self._pending, torch.tensor([float(self.wanted)])
         work = dist.all_reduce(flag, group=self._group, async_op=True)
         assert work is not None
         self._pending = (flag, work)
@@ -74,30 +67,27 @@ class StopFlag:
         return bool(before[0].item())
 
     def settle(self) -> None:
-        """Finish what is under way, so that no process waits for one that is gone."""
+        """Finish the communication under way, so that no process waits for one that is gone."""
         if self._pending is not None:
             self._pending[1].wait()
             self._pending = None
 
 
 class Limits:
-    """What ends a run beside signals: its minutes are over, or somebody made the file RUN/stop. Asked once a step.
+    """The reasons beside signals for which a run stops: its minutes are over, or somebody made the file RUN/stop.
 
     Args:
-        file: the one to look for, once a second.
-        minutes: from now on; None is for ever.
+        file, minutes: the file to look for, once a second, and the minutes that the run may take; None is for ever.
     """
 
     def __init__(self, file: Path, minutes: float | None) -> None:
-        self.file = file
-        now = time.monotonic()  # which no change of the clock moves
-        self._end = None if minutes is None else now + 60 * minutes
-        self._look = now
+        self.file, self._look = file, time.monotonic()  # changes of the clock do not move it
+        self._end = math.inf if minutes is None else self._look + 60 * minutes
 
     def reason(self) -> str | None:
-        """Why to stop, or None."""
+        """Return why the run has to stop, or None."""
         now = time.monotonic()
-        if self._end is not None and now >= self._end:
+        if now >= self._end:
             return "--train.stop-after"
         if now >= self._look:
             self._look = now + 1.0
@@ -106,16 +96,16 @@ class Limits:
         return None
 
     def done(self) -> None:
-        """The request is fulfilled: the file goes, or the next run would stop at its first step."""
+        """Delete the file once the run has stopped, or else the next run would stop at its first step."""
         with contextlib.suppress(OSError):
             self.file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def on_signals(flag: StopFlag) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP set `flag`; a second SIGINT ends at once.
+    """Let SIGINT, SIGTERM and SIGHUP set `flag` within this context; a second SIGINT ends the program at once.
 
-    A signal that was ignored before (nohup) stays so. Only in the main thread can a program listen.
+    Signals that are ignored, as by nohup, stay ignored. Only the main thread of a program can handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -126,8 +116,8 @@ def on_signals(flag: StopFlag) -> Iterator[None]:
             raise KeyboardInterrupt
         flag.set(signal.Signals(number).name)
 
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, listen) for number in heard}
+    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, listen) for number in handled}
     try:
         yield
     finally:

@@ -47,9 +47,9 @@ def resume(crashes, tmp_path):
 def refused(reply):
     """The one line of a command that ended with code 4."""
     assert (reply.signal, reply.code) == (0, 4), reply
-    lines = reply.said.strip().splitlines()
+    lines = reply.output.strip().splitlines()
     assert lines[-1].startswith("diffunet: ")
-    assert "Traceback" not in reply.said
+    assert "Traceback" not in reply.output
     return lines[-1]
 
 
@@ -62,10 +62,10 @@ def test_a_damaged_file(crashes, base, wanted, resume, name, how):
     damage(checkpoint.folder_of(stage / "run", START) / name, how)
     reply = resume(stage)
     assert (reply.signal, reply.code) == (0, 0), reply
-    warnings = [line for line in reply.said.splitlines() if f"step-{START:08d}" in line]
-    assert warnings, reply.said
+    warnings = [line for line in reply.output.splitlines() if f"step-{START:08d}" in line]
+    assert warnings, reply.output
     assert name in warnings[0] or name == "manifest.json", warnings  # a wrong hash looks like a damaged file
-    assert f"at step {START - EVERY}" in reply.said
+    assert f"at step {START - EVERY}" in reply.output
     assert differences(wanted, crashes.finish(stage)) is None
 
 

@@ -74,7 +74,7 @@ def shortages(operations, error, every):
         yield Fault(number, "fail half way" if half else "fail from", getattr(errno, error), kinds)
 
 
-@pytest.mark.parametrize("every", [9, pytest.param(THOROUGH, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [17, pytest.param(THOROUGH, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("error", ["ENOSPC", "EDQUOT", "EFBIG"])
 def test_no_room_from_some_operation_on(crashes, base, wanted, resumed, error, every):
     operations, _ = resumed
@@ -84,7 +84,7 @@ def test_no_room_from_some_operation_on(crashes, base, wanted, resumed, error, e
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("every", [9, pytest.param(THOROUGH, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [17, pytest.param(THOROUGH, marks=pytest.mark.slow)])
 def test_no_room_for_a_new_run(crashes, wanted, started, every):
     """Neither for the cache of its images, nor for its folder (which may be a usage error), nor for the rest."""
     operations = until(started[0], 2 * EVERY)
@@ -94,7 +94,7 @@ def test_no_room_for_a_new_run(crashes, wanted, started, every):
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("every", [13, pytest.param(THOROUGH, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [29, pytest.param(THOROUGH, marks=pytest.mark.slow)])
 def test_one_operation_fails(crashes, base, wanted, resumed, every):
     """EIO, for example by a network file system that is away for a moment. What it hits may be of no importance."""
     operations, _ = resumed
@@ -120,9 +120,9 @@ def config_path(tmp_path):
 def complaint(reply):
     """The one line that a command ended with."""
     assert (reply.signal, reply.code) == (0, 6), reply
-    lines = reply.said.strip().splitlines()
-    assert [line.startswith("diffunet: ") for line in lines] == [False] * (len(lines) - 1) + [True], reply.said
-    assert "Traceback" not in reply.said
+    lines = reply.output.strip().splitlines()
+    assert [line.startswith("diffunet: ") for line in lines] == [False] * (len(lines) - 1) + [True], reply.output
+    assert "Traceback" not in reply.output
     return lines[-1]
 
 

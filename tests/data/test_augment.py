@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffunet.data.augment import crop_box, gather
+from diffunet.data.augment import gather, square
 
 
 def numbered(h: int, w: int, channels: int = 3) -> np.ndarray:
@@ -16,6 +16,12 @@ def numbered(h: int, w: int, channels: int = 3) -> np.ndarray:
 
 def generators(count: int) -> list[np.random.Generator]:
     return [np.random.Generator(np.random.Philox(key=3, counter=n)) for n in range(count)]
+
+
+def crop_box(h: int, w: int, size: int, fit: str, generator: np.random.Generator | None) -> tuple[int, int]:
+    """The row and column in the picture of the first pixel of its crop."""
+    row, column, _ = square(numbered(h, w), size, fit, (255, 255, 255), generator)[0, 0].tolist()
+    return row, column
 
 
 IMAGES = [numbered(16, 16), numbered(16, 30), numbered(25, 16), numbered(18, 18)]

@@ -86,6 +86,7 @@ def test_classes_without_names_are_numbers(tmp_path: Path, monkeypatch: pytest.M
     assert class_names(list_images(tmp_path / "out")[0]) == ("0", "1")
 
 
+@pytest.mark.seconds
 def test_torchvision_is_asked_the_right_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision import datasets
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.indices import index_of
 from PIL import Image
 
-from diffunet.data import layout
+from diffunet.data import index
 from diffunet.data.augment import gather
-from diffunet.data.dataset import Dataset, open_dataset, split
+from diffunet.data.cache import Layout, decode_file
+from diffunet.data.dataset import Dataset, open_dataset
 from diffunet.data.folder import ImageFile
 from diffunet.errors import DataError, UsageError
 
@@ -48,8 +50,8 @@ def folder_of(root: Path) -> Path:
 
 def same(one: Dataset, two: Dataset) -> bool:
     pixels = all(np.array_equal(one.images[n], two.images[n]) for n in range(len(one.images)))
-    ours = (one.files, one.rejected, one.mean, one.sigma_data, one.index_hash, len(one.images))
-    return pixels and ours == (two.files, two.rejected, two.mean, two.sigma_data, two.index_hash, len(two.images))
+    facts = [(list(d.files), d.rejected, d.mean, d.sigma_data, d.index_hash, len(d.images)) for d in (one, two)]
+    return pixels and facts[0] == facts[1]
 
 
 @pytest.fixture
@@ -59,11 +61,11 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     seen: list[str] = []
 
-    def counted(root: Path, path: str, how: layout.Layout) -> Any:
+    def counted(root: Path, path: str, how: Layout) -> Any:
         seen.append(path)
-        return layout.read(root, path, how)
+        return decode_file(root, path, how)
 
-    monkeypatch.setattr(dataset, "read", counted)
+    monkeypatch.setattr(dataset, "decode_file", counted)
     return seen
 
 
@@ -282,6 +284,7 @@ print(data.index_hash, sum(int(data.images[n].sum()) for n in range(len(data.ima
 """
 
 
+@pytest.mark.seconds
 def test_two_processes_build_one_cache(root: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", BUILD, str(root), str(tmp_path / "cache")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -354,6 +357,7 @@ def fill(root: Path, cache: Path, limit: int) -> str:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
 @pytest.mark.parametrize("limit", [30_000, pytest.param(200_000, marks=pytest.mark.slow)])
+@pytest.mark.seconds
 def test_no_room_for_the_cache(root: Path, limit: int) -> None:
     for n in range(20 if limit > 100_000 else 0):
         shutil.copy(root / "a" / "4.png", root / f"{n}.png")
@@ -365,6 +369,7 @@ def test_no_room_for_the_cache(root: Path, limit: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+@pytest.mark.seconds
 def test_no_room_for_a_rebuild_leaves_the_old_cache(root: Path) -> None:
     old = opened(root, image_size=64)
     before = sorted(path.name for path in folder_of(root).iterdir())
@@ -375,6 +380,7 @@ def test_no_room_for_a_rebuild_leaves_the_old_cache(root: Path) -> None:
     assert same(opened(root, image_size=64), old)
 
 
+@pytest.mark.seconds
 def test_a_full_disk(root: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
@@ -391,6 +397,7 @@ def test_a_full_disk(root: Path, tmp_path: Path) -> None:
     assert left == ["lock"]
 
 
+@pytest.mark.seconds
 def test_the_data_may_go_while_the_cache_is_used(root: Path) -> None:
     data = opened(root)
     fresh = opened(root, cache="off")
@@ -436,6 +443,7 @@ def test_files_that_come_go_and_change_between_looking_and_reading(root: Path, c
     assert same(opened(root, **options), opened(root, cache="off"))
 
 
+@pytest.mark.seconds
 def test_memory_is_bounded_by_the_number_of_files(tmp_path: Path) -> None:
     """Second openings, from the cache, of 500 and of 3,000 files: what an image more costs."""
     Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
@@ -508,6 +516,10 @@ def test_where_the_cache_is(root: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def many(count: int, seed: int = 0) -> list[ImageFile]:
     generator = np.random.default_rng(seed)
     return [ImageFile(f"{n}.png", generator.bytes(32).hex(), 1, 1, "L", "PNG") for n in range(count)]
+
+
+def split(files: list[ImageFile], fraction: float, cap: int) -> Any:
+    return index.split(index_of(files, ordered=False), fraction, cap)
 
 
 def test_split_is_a_partition_of_about_the_right_size() -> None:

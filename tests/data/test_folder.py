@@ -22,6 +22,7 @@ from PIL import Image
 
 from diffunet.data import folder
 from diffunet.data.dataset import open_dataset
+from diffunet.data.survey import describe, survey
 from diffunet.errors import DataError
 
 
@@ -88,7 +89,7 @@ def test_odd_names(tmp_path: Path) -> None:
     assert paths == sorted(f"odd folder/{name}" for name in names)
     assert [r.path for r in rejected] == ["bad-\\xff.png"]
     assert "rename" in rejected[0].reason
-    text = folder.describe(folder.survey(tmp_path))
+    text = describe(survey(tmp_path))
     text.encode("utf-8")
     assert "bad-\\xff.png" in text
 
@@ -202,9 +203,9 @@ def test_each_broken_file_has_its_reason_and_the_rest_is_used(tmp_path: Path, ca
         for rejected in data.rejected:
             assert reasons[rejected.path] in rejected.reason, rejected
             assert "\n" not in rejected.reason
-    survey = folder.survey(root)
-    assert survey.rejected == data.rejected
-    assert f"5 images can be used, {len(reasons)} files cannot" in folder.describe(survey)
+    surveyed = survey(root)
+    assert surveyed.rejected == data.rejected
+    assert f"5 images can be used, {len(reasons)} files cannot" in describe(surveyed)
 
 
 UNREADABLE = """
@@ -233,6 +234,7 @@ for name in ("locked", "locked/deeper"):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="rights are other things there")
+@pytest.mark.seconds
 def test_what_may_not_be_read() -> None:
     with tempfile.TemporaryDirectory() as temporary:  # not pytest's folder, which a stranger may not enter
         root = Path(temporary)
@@ -285,6 +287,7 @@ IN_ANY_LOCALE = """
 import json, sys
 from pathlib import Path
 from diffunet.data import dataset, folder, index
+from diffunet.data.survey import describe, survey
 root, work = Path(sys.argv[1]), Path(sys.argv[2])
 read = []
 how = {"image_size": 8, "channels": 3, "fit": "crop"}
@@ -297,18 +300,19 @@ print(json.dumps({
     "read": len(read),
     "paths": folder.list_images(root)[0],
     "files": [file.path for file in data.files],
-    "index": list(index.read_index(work / sys.argv[3])),
+    "index": list(index.read_index(work / sys.argv[3]).paths),
     "hashes": [data.index_hash, plain.index_hash],
     "names": names,
     "labels": data.labels(names).tolist(),
     "same": all((data.images[n] == plain.images[n]).all() for n in range(len(data.files))),
     "rejected": [(r.path, r.reason) for r in data.rejected],
-    "survey": folder.describe(folder.survey(root)),
+    "survey": describe(survey(root)),
 }))
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names are text there")
+@pytest.mark.seconds
 def test_names_are_the_same_in_every_locale(tmp_path: Path) -> None:
     root = tmp_path / "Ordner mit ümlaut"
     names = ["grün/日本語.png", "grün/a.png", "blå/🎈 two\nlines.png", "blå/ü.png", "plain/z.png"]
@@ -318,35 +322,35 @@ def test_names_are_the_same_in_every_locale(tmp_path: Path) -> None:
     (root / "blå" / "handy ü.heic").write_bytes(b"x")
     bad = os.fsencode(root) + b"/plain/latin-\xfc.png"
     Path(os.fsdecode(bad)).write_bytes(png())
-    told = []
+    results = []
     for n, encoding in enumerate(("ascii", "utf-8")):
         plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
         more = plain if encoding == "ascii" else {"PYTHONUTF8": "1"}
         command = [sys.executable, "-c", IN_ANY_LOCALE, str(root), str(tmp_path / "cache"), f"{n}.txt"]
         ended = subprocess.run(command, env=os.environ | more, capture_output=True, timeout=120)
         assert ended.returncode == 0, ended.stderr.decode(errors="replace")
-        told.append(json.loads(ended.stdout))
-        assert told[n].pop("encoding") == encoding
-        assert told[n].pop("read") == (6 if n == 0 else 0), "one cache for all"
-    assert told[0] == told[1]
-    assert told[0]["files"] == told[0]["index"] == sorted(names)
-    assert told[0]["paths"] == sorted([*names, "blå/kaputt ü.png"])
-    assert told[0]["hashes"][0] == told[0]["hashes"][1]
-    assert told[0]["names"] == ["blå", "grün", "plain"]
-    assert told[0]["labels"] == [0, 0, 1, 1, 2]
-    assert told[0]["same"]
-    assert dict(told[0]["rejected"]) == {
+        results.append(json.loads(ended.stdout))
+        assert results[n].pop("encoding") == encoding
+        assert results[n].pop("read") == (6 if n == 0 else 0), "one cache for all"
+    assert results[0] == results[1]
+    assert results[0]["files"] == results[0]["index"] == sorted(names)
+    assert results[0]["paths"] == sorted([*names, "blå/kaputt ü.png"])
+    assert results[0]["hashes"][0] == results[0]["hashes"][1]
+    assert results[0]["names"] == ["blå", "grün", "plain"]
+    assert results[0]["labels"] == [0, 0, 1, 1, 2]
+    assert results[0]["same"]
+    assert dict(results[0]["rejected"]) == {
         "blå/kaputt ü.png": "empty file",
         "blå/handy ü.heic": ".heic is not supported; convert it to PNG or JPEG",
         "plain/latin-\\xfc.png": "its name is not valid text (UTF-8); rename it",
     }
     for part in ("Ordner mit ümlaut: 5 images can be used, 3", "blå 2, grün 2, plain 1", "blå/kaputt ü.png: empty"):
-        assert part in told[0]["survey"]
+        assert part in results[0]["survey"]
     assert (tmp_path / "cache" / "0.txt").read_bytes() == (tmp_path / "cache" / "1.txt").read_bytes()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="such names do not exist there")
-def test_odd_names_are_told_on_one_line(tmp_path: Path) -> None:
+def test_odd_names_are_results_on_one_line(tmp_path: Path) -> None:
     picture(tmp_path / "good.png")
     for name in ("two\nlines.png", "\x1b[31mred.png", "tab\t.heic", "\u202egnp.exe.png"):
         (tmp_path / name).write_bytes(b"x")
@@ -357,7 +361,7 @@ def test_odd_names_are_told_on_one_line(tmp_path: Path) -> None:
         "tab\\t.heic",
         "two\\nlines.png",
     ]
-    assert data.rejected == folder.survey(tmp_path).rejected
+    assert data.rejected == survey(tmp_path).rejected
 
 
 def test_classes() -> None:
@@ -383,62 +387,3 @@ def test_in_order_is_map_and_reads_few_ahead() -> None:
     assert [next(results) for _ in range(3)] == [0, 2, 4]
     assert max(taken) < 10
     assert list(results) == [2 * n for n in range(3, 100)]
-
-
-def test_survey_counts(tmp_path: Path) -> None:
-    picture(tmp_path / "x" / "wide.png", (100, 20), (255, 0, 0))
-    picture(tmp_path / "x" / "copy.png", (100, 20), (255, 0, 0))
-    picture(tmp_path / "y" / "alpha.png", (30, 30), (9, 9, 9, 100), "RGBA")
-    picture(tmp_path / "y" / "opaque.png", (30, 40), (9, 9, 9, 255), "RGBA")
-    picture(tmp_path / "y" / "grey.jpg", (200, 100), 7, "L")
-    (tmp_path / "y" / "broken.png").write_bytes(b"")
-    (tmp_path / "z.heic").write_bytes(b"x")
-    seen: list[tuple[int, int]] = []
-    survey = folder.survey(tmp_path, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(n, 6) for n in range(1, 7)]
-    assert survey.formats == {"PNG": 4, "JPEG": 1}
-    assert survey.modes == {"RGB": 2, "RGBA": 2, "L": 1}
-    assert survey.classes == {"x": 2, "y": 3}
-    assert survey.size_range() == ((30, 30), (100, 30), (200, 100))
-    assert survey.elongated == 2
-    assert survey.smaller_than(31) == 4
-    assert survey.duplicates == (("x/copy.png", "x/wide.png"),)
-    assert survey.has_alpha == 1
-    assert not survey.all_grey
-    assert [r.path for r in survey.rejected] == ["y/broken.png", "z.heic"]
-    text = folder.describe(survey, image_size=64)
-    for part in (
-        "5 images",
-        "PNG 4",
-        "x 2",
-        "--data.channels 4",
-        "--classes",
-        "y/broken.png: empty file",
-        "smallest 30 x 30",
-    ):
-        assert part in text, text
-
-
-def test_grey_pictures_are_seen_whatever_their_mode(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (9, 9, 1), dtype=np.uint8)
-    Image.fromarray(noise.repeat(3, 2)).save(tmp_path / "rgb.png")
-    Image.fromarray(noise[..., 0]).save(tmp_path / "l.png")
-    survey = folder.survey(tmp_path)
-    assert survey.all_grey
-    assert "--data.channels 1" in folder.describe(survey)
-    assert "--classes" not in folder.describe(survey)
-
-
-def test_long_lists_are_cut(tmp_path: Path) -> None:
-    picture(tmp_path / "good.png")
-    for n in range(25):
-        (tmp_path / f"bad{n:02}.png").write_bytes(b"no")
-    text = folder.describe(folder.survey(tmp_path))
-    assert "bad19.png" in text
-    assert "bad20.png" not in text
-    assert text.endswith("... and 5 more")
-
-
-def test_nothing_usable_is_still_described(tmp_path: Path) -> None:
-    (tmp_path / "bad.png").write_bytes(b"no")
-    assert "0 images can be used, 1 files cannot" in folder.describe(folder.survey(tmp_path))

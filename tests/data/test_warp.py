@@ -13,7 +13,7 @@ from scipy.ndimage import affine_transform
 
 from diffunet import build, draws
 from diffunet.data.warp import CHANNELS, draw, matrix, warp
-from diffunet.training.batches import Batches
+from diffunet.training.batches import Batches, Share
 
 
 def told(**changes: float) -> torch.Tensor:
@@ -199,13 +199,12 @@ def test_colours_of_transparent_pixels_do_not_bleed() -> None:
 
 def test_batches_say_what_the_draws_say_and_change_no_other_draw(folder) -> None:
     config = tiny()
-    data, schedule = build.dataset(config, folder), build.schedule(config)
+    data, schedule = build.dataset(config.data, folder), build.schedule(config)
 
     def batches(probability: float, rank: int = 0, processes: int = 1, passes: int = 1) -> Batches:
-        return Batches(
-            data, np.arange(40), data.labels(("disc", "square")), 2, 0.5, schedule, 7, 12, passes, rank, processes, 8,
-            "random", True, (255, 255, 255), pin=False, augment=probability,
-        )  # fmt: skip
+        options = {"fit": "random", "flip": True, "augment": probability, "class_names": ("disc", "square")}
+        share = Share(7, 12, passes, rank, processes)
+        return Batches(data, np.arange(40), schedule, share, tiny(data=options).data, 0.5)
 
     seen = []
     for step in (0, 5):

@@ -1,13 +1,16 @@
 """Guidance and clipping, by their formulas and on real calls."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from diffunet.config import DataConfig
 from diffunet.diffusion.denoiser import Denoised, Denoiser, V
 from diffunet.diffusion.guidance import Pair, WithAndWithoutLabel, guided, threshold
 from diffunet.diffusion.schedules import FlowSchedule
-from diffunet.training.batches import Batches
+from diffunet.training.batches import Batches, Share
 
 
 def images(*shape, seed=0):
@@ -26,8 +29,6 @@ class Constant:
 
 
 class Labelled(torch.nn.Module):
-    null_label = 2
-
     def __init__(self):
         super().__init__()
         self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
@@ -83,7 +84,7 @@ def test_rescaling_an_even_image_leaves_it():
 def test_one_forward_of_both_is_two_forwards(sigma):
     denoiser = Denoiser(Labelled(), V(), FlowSchedule())
     x, label = images(2, 3, 4, 4).float(), torch.tensor([0, 1])
-    main, weaker = WithAndWithoutLabel(denoiser, label)(x, sigma)
+    main, weaker = WithAndWithoutLabel(denoiser, label, 2)(x, sigma)
     assert torch.allclose(main.x0, denoiser(x, sigma, label).x0, atol=1e-6)
     assert torch.allclose(weaker.x0, denoiser(x, sigma, torch.tensor([2, 2])).x0, atol=1e-6)
     assert main.var is None
@@ -96,11 +97,9 @@ def test_labels_are_dropped_image_by_image():
         def gather(self, indices, generators):
             return np.zeros((len(indices), 1, 1, 1), np.uint8)
 
-    batches = OnlyLabels(
-        dataset=None, chosen=np.arange(50), labels=np.arange(50) % 3, null_label=3, label_dropout=0.3,
-        schedule=FlowSchedule(), seed=0, batch_size=40, passes=1, rank=0, processes=1, image_size=1, fit="crop",
-        flip=False, background=(0, 0, 0), pin=False,
-    )  # fmt: skip
+    dataset = SimpleNamespace(labels=lambda names: np.arange(50) % len(names))
+    data = DataConfig(class_names=("a", "b", "c"))
+    batches = OnlyLabels(dataset, np.arange(50), FlowSchedule(), Share(0, 40), data, label_dropout=0.3)
     dropped = np.array([(batches.step(step)[0].label == 3).numpy() for step in range(150)], float)  # [150 40]
     allowed = 4 / np.sqrt(dropped.size)  # four standard errors of a correlation
     assert abs(dropped.mean() - 0.3) < allowed

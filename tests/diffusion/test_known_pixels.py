@@ -119,8 +119,8 @@ def relative(ours, theirs):
 @pytest.mark.parametrize(
     ("n", "jump_length", "jump_n_sample"),
     [
-        (250, 10, 10), (100, 10, 10), (250, 5, 20), (40, 8, 5), (23, 4, 3), (7, 1, 3), (12, 12, 2), (13, 12, 2),
-        (9, 20, 4),
+        pytest.param(250, 10, 10, marks=pytest.mark.seconds), (100, 10, 10), (250, 5, 20), (40, 8, 5), (23, 4, 3),
+        (7, 1, 3), (12, 12, 2), (13, 12, 2), (9, 20, 4),
     ],
 )  # fmt: skip
 def test_the_walk_has_the_published_times(n, jump_length, jump_n_sample):
@@ -152,6 +152,7 @@ def test_a_walk_of_no_length_is_refused(wrong):
 @pytest.mark.parametrize(
     ("field", "plan"), [(PAIR, (250, 10, 10)), (ROW, (12, 3, 3))], ids=["pair, as published", "row"]
 )
+@pytest.mark.seconds
 def test_repaint_follows_the_recursion_of_its_moments(field, plan):
     """Exactly: all is linear, so the answers to unit draws are its law."""
     sigmas = resample_ladder(uniform_t(LINEAR, plan[0]), *plan[1:])

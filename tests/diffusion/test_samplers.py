@@ -222,11 +222,13 @@ def test_the_default_ladder_suits_the_sampler_and_one_that_is_chosen_stays():
     config = Config()
     schedule = build.schedule(config)
     trailing, log_snr = uniform_t(schedule, 7), uniform_log_snr(schedule.sigma_min, 500.0, 7)
-    for sampler in build.STEPS:
+    for sampler in build.SAMPLERS:
         expected = log_snr if sampler in ("unipc", "dpm++2m") else trailing
         if sampler != "ddpm-learned":
-            assert torch.equal(build.ladder(build.sampling(config, sampler=sampler), schedule, 7), expected), sampler
-    chosen = build.sampling(config, ladder="trailing")
+            assert torch.equal(
+                build.ladder(build.sampling(config.diffusion, sampler=sampler), schedule, 7), expected
+            ), sampler
+    chosen = build.sampling(config.diffusion, ladder="trailing")
     assert torch.equal(build.ladder(build.sampling(chosen, sampler="unipc"), schedule, 7), trailing)
 
 
@@ -241,12 +243,12 @@ def test_the_default_ladder_and_sampler_keep_the_variance_of_the_data(data_sd):
 
     config = Config()
     schedule = build.schedule(config)
-    ladder = build.ladder(config, schedule, config.diffusion.sample_steps)
+    ladder = build.ladder(config.diffusion, schedule, config.diffusion.sample_steps)
     assert ladder[0].item() == pytest.approx(500)  # 1,000 times the data
     x = ladder[0] * torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(1, 1, 3, 3)
 
     def denoise(x, sigma):
         return Denoised(data_sd**2 * x / (data_sd**2 + sigma**2))
 
-    end = last(sample(denoise, x, ladder, build.step(config), no_noise))
+    end = last(sample(denoise, x, ladder, build.step(config.diffusion), no_noise))
     assert torch.allclose(end / data_sd, x / ladder[0], rtol=0.05, atol=1e-6)

@@ -1,15 +1,24 @@
 """Distances against closed forms and brute force; the report on real and on bad samples."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 import diffunet
 from diffunet.data.builtin import load_digits_arrays
 from diffunet.errors import DataError
+from diffunet.evaluation import report
 from diffunet.evaluation.distances import frechet, near_copies, nearest, variance_ratio
 from diffunet.evaluation.features import train_classifier
 from diffunet.evaluation.report import Reference, evaluate
 from diffunet.pictures import images
+
+
+@pytest.fixture
+def _brief(monkeypatch):
+    """Classifiers learn for 30 steps, not 600, where what they learn does not matter."""
+    monkeypatch.setattr(report, "train_classifier", partial(train_classifier, steps=30))
 
 
 def test_frechet_of_normals_is_the_closed_form():
@@ -51,10 +60,11 @@ def test_variance_ratio_of_averages_is_zero_and_of_the_same_is_one():
 
 def test_the_classifier_learns_and_is_the_same_again():
     pictures, labels = load_digits_arrays()
-    a, b = (train_classifier(pictures, labels, steps=120) for _ in range(2))
-    assert a.accuracy > 0.85
-    assert a.learned == "classes"
-    assert np.array_equal(a.features(pictures[:50]), b.features(pictures[:50]))
+    trained = train_classifier(pictures, labels, steps=120)
+    assert trained.accuracy > 0.85
+    assert trained.learned == "classes"
+    a, b = (train_classifier(pictures, labels, steps=10).features(pictures[:50]) for _ in range(2))
+    assert np.array_equal(a, b)
     turns = train_classifier(pictures, None, steps=120)
     assert turns.learned == "turns"
     assert turns.accuracy > 0.5
@@ -73,6 +83,7 @@ def test_the_distance_tells_good_from_bad():
     assert 3 * other < distances[0] < distances[1]
 
 
+@pytest.mark.usefixtures("_brief")
 def test_samples_are_dealt_the_labels_of_the_floor(run, folder):
     """So that real images in the place of samples have no excess; labels of those compared with would flatter."""
     pipe = diffunet.load(run)
@@ -80,11 +91,12 @@ def test_samples_are_dealt_the_labels_of_the_floor(run, folder):
     floor = reference.gather(reference.chosen[26:][:10])  # 40 images: thirds of 13
     squares = [bool(picture[0, 0].mean() > 128) for picture in floor]  # bright outside; discs are dark there
     assert reference.labels == [pipe.class_names.index("square" if each else "disc") for each in squares]
-    report = reference.compare([images.from_array(picture) for picture in floor])
-    assert report.excess == 0
-    assert report.floor > 0
+    compared = reference.compare([images.from_array(picture) for picture in floor])
+    assert compared.excess == 0
+    assert compared.floor > 0
 
 
+@pytest.mark.usefixtures("_brief")
 def test_evaluating_a_model(run, folder, tmp_path, caplog):
     report = evaluate(diffunet.load(run), folder, num=10, steps=2)
     assert report.num == 10
@@ -93,6 +105,8 @@ def test_evaluating_a_model(run, folder, tmp_path, caplog):
     assert report.excess == report.distance - report.floor
     assert 0 <= report.agreement <= 1
     assert any("feature distance" in line for line in report.lines())
+    with pytest.raises(TypeError, match=r"evaluate\(\) got an unexpected keyword argument 'labels'"):
+        evaluate(diffunet.load(run), folder, labels=["disc"])
     (tmp_path / "few").mkdir()
     for path in list((folder / "disc").iterdir())[:9]:
         (tmp_path / "few" / path.name).write_bytes(path.read_bytes())

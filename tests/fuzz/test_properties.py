@@ -23,7 +23,7 @@ from PIL import Image
 
 from diffunet import config
 from diffunet.config import Config
-from diffunet.data import folder
+from diffunet.data import folder, survey
 from diffunet.data.dataset import open_dataset
 from diffunet.errors import DataError, Error, UsageError
 from diffunet.inpainting import masks, part, regions
@@ -277,7 +277,7 @@ def test_known_pixels_never_change(image: Image.Image, seed: int, size: int, fit
     mask = masks.random_mask("mixed", image.height, image.width, generator) * (generator.random() if soft else 1)
     channels = 3 if seed % 2 else 1
     try:
-        masked = part.read(image, mask, soft=soft, feather=seed % 3)
+        masked = part.read(image, mask, soft_mask=soft, feather=seed % 3)
         if seed % 5 and masks.alpha_hole(masked.picture) is not None:
             masked = part.read(image)
         before = images.to_array(image, 4, white=masked.white)  # in modes I and F, of what is known alone
@@ -400,17 +400,17 @@ def test_every_file_of_a_folder_is_used_or_refused(tree: Any, empty: list[list[s
         unsupported = [path for path in seen if ending[path] in (".heic", ".svg")]
         sound = [path for path in candidates if seen[path] in (CONTENTS[0], CONTENTS[1]) and is_text(path)]
         try:
-            survey = folder.survey(root)
+            found = survey.survey(root)
         except DataError as error:
             is_line(str(error))
             assert not [path for path in candidates if is_text(path)]
             return
-        assert len(survey.images) == len(sound)
-        assert len(survey.images) + len(survey.rejected) == len(candidates) + len(unsupported)
-        for rejected in survey.rejected:
+        assert len(found.images) == len(sound)
+        assert len(found.images) + len(found.rejected) == len(candidates) + len(unsupported)
+        for rejected in found.rejected:
             is_line(rejected.path)
             is_line(rejected.reason)
-        for line in folder.describe(survey).split("\n"):
+        for line in survey.describe(found).split("\n"):
             assert line.isprintable(), line
         try:
             data = open_dataset(root, image_size=4, channels=3, fit="crop", cache="off")
@@ -418,8 +418,8 @@ def test_every_file_of_a_folder_is_used_or_refused(tree: Any, empty: list[list[s
             is_line(str(error))
             assert not sound
             return
-        assert sorted(file.path for file in data.files) == sorted(image.path for image in survey.images)
-        assert {(r.path, r.reason) for r in data.rejected} == {(r.path, r.reason) for r in survey.rejected}
+        assert sorted(file.path for file in data.files) == sorted(image.path for image in found.images)
+        assert {(r.path, r.reason) for r in data.rejected} == {(r.path, r.reason) for r in found.rejected}
         assert {folder.native(file.path) for file in data.files} == set(sound)
         assert all(data.images[i].shape == (4, 5, 3) for i in range(len(sound)))
 
@@ -450,9 +450,9 @@ def test_links_in_any_knot(links: list[tuple[str, str, str]]) -> None:
             link = root / where / f"link-{name}"
             if not link.is_symlink():
                 link.symlink_to(root if target == "." else root / target)
-        survey = folder.survey(root)
-        assert [image.path for image in survey.images] == ["a/a.png", "b/b.png", "c/c.png"]
-        assert survey.rejected == ()
+        found = survey.survey(root)
+        assert [image.path for image in found.images] == ["a/a.png", "b/b.png", "c/c.png"]
+        assert found.rejected == ()
 
 
 ODD = {"nan": math.nan, "huge": 10**5000, "long": "x" * 10**6, "many": ["deep"] * 1000, "name": {"a" * 5000: {}}}

@@ -7,7 +7,7 @@ from PIL import Image
 
 import diffunet
 from diffunet import build
-from diffunet.commands.net_summary import describe
+from diffunet.commands.info import describe
 from diffunet.evaluation.report import evaluate
 from diffunet.inpainting import methods
 
@@ -51,7 +51,7 @@ def test_precisions_give_nearly_the_same_pictures(device, trained, dtype):
     assert abs(whole - low).mean() < 4  # of 255
 
 
-@pytest.mark.parametrize("sampler", build.STEPS)
+@pytest.mark.parametrize("sampler", build.SAMPLERS)
 def test_every_sampler(pipe, learned, sampler):
     by = learned if sampler == "ddpm-learned" else pipe
     two, one = (

@@ -1,4 +1,4 @@
-"""A stand-in for Apple's GPUs: torch on the CPU, which refuses what torch's table of kernels does not have for them."""
+"""A stand-in for Apple's GPUs: torch on the CPU, refusing every operation that torch's own table has no kernel for."""
 
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ TABLE = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.
 
 @cache
 def kernels():
-    """The operations of torch that Apple's GPUs can do, as aten names with their overload: "add.Tensor"."""
+    """Return the operations for which Apple's GPUs have a kernel, as aten's names with the overload: "add.Tensor"."""
     entries = {entry["func"].split("(")[0]: entry for entry in yaml.safe_load(TABLE.read_text())}
 
     def can(name):
@@ -28,19 +28,24 @@ def kernels():
 
 
 class Apple(TorchDispatchMode):
-    """Within it, an operation without a kernel, or one that gives images or features in float64, is an error.
+    """A context in which an operation that Apple's GPUs cannot do raises an error.
 
-    Numbers and tables of one dimension are kept in float64 on the CPU by design.
+    These are operations without a kernel, and those that return images or features in float64. Single numbers and
+    tables of one dimension may be float64: diffunet keeps them on the CPU by design.
+
+    Raises:
+        NotImplementedError: an operation without a kernel.
+        TypeError: a result of two or more dimensions in float64.
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.removeprefix("aten::")
         full = f"{name}.{func._overloadname}" if func._overloadname != "default" else name
-        own = "_for_cpu" in name  # attention as the CPU does it; Apple's GPUs do it their way
-        if func.namespace == "aten" and full not in kernels() and not own:
+        of_cpu = "_for_cpu" in name  # how the CPU does attention, for which Apple's GPUs have an operation of theirs
+        if func.namespace == "aten" and full not in kernels() and not of_cpu:
             raise NotImplementedError(f"{full} has no kernel for MPS")
         out = func(*args, **(kwargs or {}))
-        for each in tree_leaves(out):
-            if isinstance(each, torch.Tensor) and each.dtype is torch.float64 and each.ndim > 1:
+        for result in tree_leaves(out):
+            if isinstance(result, torch.Tensor) and result.dtype is torch.float64 and result.ndim > 1:
                 raise TypeError(f"{full}: MPS has no float64")
         return out

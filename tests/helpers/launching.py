@@ -1,4 +1,4 @@
-"""Real processes for tests: `diffunet` in several at once, scripts in a child, and waiting for what they do."""
+"""Real processes: `diffunet train` in several that belong together, Python code in a child, and waiting for them."""
 
 import os
 import socket
@@ -7,11 +7,21 @@ import sys
 import time
 
 PATIENCE = 300
-"""Seconds after which a test takes a process for hanging."""
+"""Seconds after which a process that has not done what a test waits for is taken to hang."""
 
 
 def launch(processes, arguments, *, code=None, **variables):
-    """`diffunet train ARGUMENTS`, or `python -c CODE ARGUMENTS`, in several processes, as launchers start them."""
+    """Start several processes that train together on this machine, with the variables that a launcher sets.
+
+    Args:
+        processes: their number.
+        arguments: of `diffunet train`, or of `code`.
+        code: Python to run in place of `diffunet train`.
+        variables: further environment variables.
+
+    Returns:
+        The processes in the order of their ranks, with pipes for their output.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -31,13 +41,13 @@ def launch(processes, arguments, *, code=None, **variables):
 
 
 def finish(workers):
-    """(exit codes, what all of them said on standard error)."""
-    said = [worker.communicate(timeout=PATIENCE)[1] for worker in workers]
-    return [worker.returncode for worker in workers], "\n".join(said)
+    """Wait for processes to end; return their exit codes and, in one text, all that they wrote to standard error."""
+    errors = [worker.communicate(timeout=PATIENCE)[1] for worker in workers]
+    return [worker.returncode for worker in workers], "\n".join(errors)
 
 
 def start(code, *arguments, **variables):
-    """`python -c CODE ARGUMENTS`, with its output as pipes."""
+    """Start `python -c CODE ARGUMENTS`, with pipes for its output and further environment variables."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         env=os.environ | variables,
@@ -46,7 +56,7 @@ def start(code, *arguments, **variables):
 
 
 def wait_for(condition, *processes):
-    """Until `condition()`; fails where a process ends before, or after a long time."""
+    """Wait until `condition()` holds; fail where one of the processes ends first, or after `PATIENCE`."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         for process in processes:

@@ -1,4 +1,7 @@
-"""Nets of guided-diffusion and improved-diffusion as recorded: their flags, weights by a rule, what they answered."""
+"""Nets of guided-diffusion and improved-diffusion: their flags, and weights and inputs by rules that need no files.
+
+Their code was run once with these (tests/interop/record_guided_diffusion.py), and what it answered was recorded.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from diffunet import storage
 from diffunet.interop import guided_diffusion
-from diffunet.interop.guided_flags import Dialect
+from diffunet.interop.guided_diffusion import Dialect
 
 VECTORS = Path(__file__).parents[1] / "interop/vectors/guided_diffusion.json"
 LIMIT = 1e-5
@@ -23,7 +26,7 @@ IMPROVED: Dialect = "improved-diffusion"
 
 
 class Case(NamedTuple):
-    """A small net: whose, its flags, and the height and width of the images that it is given."""
+    """A small net: the repository it is of, its flags, and the height and width of the images that it gets."""
 
     dialect: Dialect
     flags: str
@@ -124,30 +127,33 @@ PUBLISHED = {
         "--rescale_learned_sigmas False --rescale_timesteps False",
     ),
 }
-"""Flags of published models, from the READMEs."""
+"""The flags of published models, as the READMEs of both repositories have them."""
 
 PROCESSES = {
     f"{schedule}, {steps} steps{', rescaled' * rescaled}": (schedule, steps, rescaled)
     for schedule in ("linear", "cosine")
     for steps, rescaled in ((1000, False), (4000, True))
 }
-"""Noise schedules; each is compared at `visited` of its timesteps."""
+"""Noise schedules by name: kind, steps, and whether timesteps are rescaled. They are compared at `visited`."""
 
 
 def visited(steps: int) -> list[int]:
-    """Some timesteps, both ends among them."""
+    """Return some timesteps of a schedule, both ends among them."""
     return [0, 1, 2, steps // 7, steps // 3, steps // 2, steps - 30, steps - 2, steps - 1]
 
 
 def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers in (-sqrt 3, sqrt 3), of deviation 1, that depend on the name alone, the same on every machine."""
+    """Return uniform numbers of deviation 1 that depend on the name alone, so the same on every machine."""
     raw = hashlib.shake_256(name.encode()).digest(4 * math.prod(shape))
     uniform = (np.frombuffer(raw, "<u4").astype(np.float64) + 0.5) / 2**32
     return ((2 * uniform - 1) * math.sqrt(3)).reshape(shape)
 
 
 def weight(name: str, shape: tuple[int, ...]) -> Tensor:
-    """A weight, none of them zero: of deviation 1 / sqrt(fan in), 1 for labels; scales of norms round 1."""
+    """Return the values of a weight by its name, none of them zero.
+
+    Their deviation is 1 / sqrt(fan in), that of label embeddings 1; the scales of norms lie round 1, biases round 0.
+    """
     values = fill(name, shape)
     if len(shape) == 1:
         values = values / 10 + (1 if name.endswith(".weight") else 0)
@@ -157,19 +163,19 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def asked(case: Case, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What a net is given: a noisy image in their coordinates, the timesteps, and labels."""
+    """Return the inputs of a net: noisy images in their scaling [3 3 H W], three timesteps, and three labels."""
     x = torch.from_numpy(fill("x", (3, 3, *case.size)).astype(np.float32))
     return x, torch.tensor([steps // 20, steps // 4, steps - 1]), torch.tensor([0, 3, CLASSES - 1])
 
 
 def some(values: Tensor, count: int = 90) -> list[float]:
-    """About `count` numbers of a tensor, in steps that meet every channel and place."""
+    """Return about `count` numbers of a tensor, by a stride that is odd and so meets every channel and place."""
     step = max(1, values.numel() // count) | 1
     return [float(f"{value:.9g}") for value in values.flatten()[::step].tolist()]
 
 
 def state_dict(vectors: dict[str, Any], name: str) -> dict[str, Tensor]:
-    """Their weights, by the names and shapes that were recorded; a bias has as many values as its weight has rows."""
+    """Return all weights of a recorded net, by its names and shapes; a bias has a value for each row of its weight."""
     content = {}
     for module, shape in vectors[name]["weights"].items():
         content[f"{module}.weight"] = weight(f"{module}.weight", tuple(shape))
@@ -179,9 +185,11 @@ def state_dict(vectors: dict[str, Any], name: str) -> dict[str, Tensor]:
 
 
 def read(tmp_path: Path, content: object, flags: str, dialect: Dialect = GUIDED) -> storage.Model:
+    """Save `content` as torch does, and return what diffunet reads from that file."""
     torch.save(content, tmp_path / "model.pt")
     return guided_diffusion.read(tmp_path / "model.pt", flags, dialect)
 
 
 def difference(ours: Tensor, theirs: list[float], count: int = 90) -> float:
+    """Return the largest difference between some of our numbers and theirs, recorded by `some`."""
     return max(abs(a - b) for a, b in zip(some(ours, count), theirs, strict=True))

@@ -1,4 +1,4 @@
-"""Nets of diffusers and of ours with random weights, folders of theirs, and how far answers lie apart."""
+"""Nets of diffusers and of diffunet with random weights, folders as diffusers writes them, and how outputs differ."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ DOWN, ATTENTION, RESIDUAL = "DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleB
 
 
 def blocks(*down):
-    """Options of a UNet2DModel with these blocks in its encoder, and their mirror image in its decoder."""
+    """Return the options of a UNet2DModel with these blocks in its encoder, and their mirror image in its decoder."""
     up = [name.replace("Downsample", "Upsample").replace("Down", "Up") for name in reversed(down)]
     return {"down_block_types": list(down), "up_block_types": up}
 
@@ -23,7 +23,7 @@ GOOGLE = {
     "attention_head_dim": None, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6,
     "act_fn": "silu", "center_input_sample": False, "mid_block_scale_factor": 1, "time_embedding_type": "positional",
 }  # fmt: skip
-"""What google/ddpm-* have in common."""
+"""The options that all of google/ddpm-* share."""
 
 NETS = {
     "google/ddpm-cifar10-32": {
@@ -86,7 +86,7 @@ NETS = {
 
 
 def randomise(net, seed=0):
-    """Random weights everywhere, where it starts at zero too, such that the outputs are O(1)."""
+    """Give a net random weights everywhere, also where they start at zero, so that its outputs are of order 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in net.named_parameters():
@@ -100,10 +100,12 @@ def randomise(net, seed=0):
 
 
 def theirs(options, seed=0):
+    """Return a UNet2DModel with random weights."""
     return randomise(peer.UNet2DModel(**options), seed)
 
 
 def pipeline(folder, net, scheduler=None):
+    """Write a DDPMPipeline of diffusers into a folder, and return the folder."""
     if scheduler is None:
         learned = net.config.out_channels == 2 * net.config.in_channels
         scheduler = peer.DDPMScheduler(variance_type="learned_range" if learned else "fixed_small")
@@ -112,14 +114,14 @@ def pipeline(folder, net, scheduler=None):
 
 
 def ours(config, seed=0):
-    """A model of ours with random weights."""
+    """Return a model of diffunet's with random weights, at step 7."""
     net = randomise(build.net(config), seed)
     return Model(config, build.denoiser(config, net).eval().requires_grad_(False), 7)
 
 
 @torch.no_grad()
 def difference(unet, net, sizes=((16, 16), (16, 32)), classes=0):
-    """The largest difference of the outputs of a UNet2DModel and a net of ours, their root mean square being 1."""
+    """Return the largest difference of outputs of a UNet2DModel and of our net, relative to their root mean square."""
     worst = 0.0
     t = torch.tensor([0, 1, 517, 999])
     for height, width in sizes:
@@ -135,7 +137,7 @@ def difference(unet, net, sizes=((16, 16), (16, 32)), classes=0):
 
 
 def sizes(options):
-    """A square and another shape that the net can halve."""
+    """Return a square and another shape that the net can halve at every level."""
     unit = 2 ** (len(options["block_out_channels"]) - 1)
     return (max(8, unit), max(8, unit)), (max(8, 2 * unit), max(8, unit))
 
@@ -146,6 +148,6 @@ NORM = {"norm_groups": 4, "channels": 8, "multipliers": (1, 2), "attention_level
 
 
 def config(model=None, **sections):
-    """A small config that diffusers can say, with changes."""
+    """Return a small config that diffusers has words for too, with changes by section as in `tiny`."""
     changes = {"model": NORM | (model or {}), "data": {"classes": False}} | sections
     return tiny(**{"diffusion": {"schedule": "linear", "target": "epsilon"}} | changes)

@@ -86,9 +86,9 @@ class Walks:
         return methods.Method(method, LADDERS[name], 3, walk)
 
     def filler(self, pipe, label=None, denoise_for=None):
-        denoise_for = denoise_for or conditions.denoising(pipe, Guidance(), pipe.config)
-        config = pipe.config.changed("diffusion", mean=MEAN)
-        return filling.Filler(config, self.whole, self.refining, denoise_for, label, lambda x: x, pipe.device)
+        denoise_for = denoise_for or conditions.denoising(pipe, Guidance(), pipe.config.diffusion.threshold)
+        mean = torch.tensor(MEAN)[:, None, None]
+        return filling.Filler(SIZE, mean, self.whole, self.refining, denoise_for, label, lambda x: x, pipe.device)
 
 
 def levels_of(pixels, hole):
@@ -161,6 +161,7 @@ def test_each_level_tells_its_net_the_label_and_a_trained_one_what_is_known(meth
         assert torch.allclose(concat, expected.expand(len(BATCH), -1, -1, -1), atol=1e-6)
 
 
+@pytest.mark.seconds
 def test_what_no_window_sees_is_known_and_has_no_slope(pipe):
     """Whatever x is there: else mmps goes by what a few far pixels would have to change."""
     pixels, hole = noise(24, 40, 3), framed(24, 40)
@@ -212,7 +213,7 @@ def wrong(kind):
 @pytest.mark.parametrize("kind", ["as it is", "rough", "random"])
 def test_mmps_stays_within_the_range_of_images_whatever_the_derivative(kind):
     config = tiny().changed("diffusion", sampler="euler", threshold="none")
-    way = methods.choose(config, build.schedule(config), "mmps", steps=6)
+    way = methods.choose(config.diffusion, build.schedule(config), methods.Choice("mmps", steps=6))
     known, keep = floats(noise(4, 4, 3)), torch.arange(16).view(4, 4) % 3 > 0
     own = draws.streams(0, range(2), (3, 4, 4))
     walked = list(way.walk(wrong(kind), known, keep, way.ladder[0] * own(), own))
@@ -239,6 +240,7 @@ def test_equal_holes_get_different_fillings_and_the_same_again(pipe, fit):
     assert np.array_equal(first, fillings(3))
 
 
+@pytest.mark.seconds
 def test_inference_mode_of_the_caller_changes_nothing(run):
     """mmps takes gradients, of a model that was loaded inside as of one that was loaded outside."""
     pixels, hole = Image.fromarray(noise(20, 24, 3)), framed(20, 24)
@@ -286,7 +288,7 @@ def test_an_image_larger_than_the_model_of_which_nothing_is_known(pipe, fit):
 
 def test_a_finer_level_is_walked_from_refine_on_as_the_whole_ladder_ends(pipe):
     whole, refining = (
-        methods.choose(pipe.config, pipe.denoiser.schedule, "replace", 15, below=below).ladder
+        methods.choose(pipe.config.diffusion, pipe.denoiser.schedule, methods.Choice("replace", 15), below=below).ladder
         for below in (float("inf"), filling.REFINE)
     )
     assert refining.tolist() == [filling.REFINE, *(sigma for sigma in whole.tolist() if sigma < filling.REFINE)]

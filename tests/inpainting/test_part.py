@@ -40,8 +40,8 @@ def test_a_mask_is_read_as_asked() -> None:
     assert np.array_equal(plain.hole, grey >= 0.5)
     assert plain.weight is None
     assert not plain.opaque
-    assert np.array_equal(part.read(image, grey, invert=True).hole, grey <= 0.5)
-    soft = part.read(image, grey, soft=True)
+    assert np.array_equal(part.read(image, grey, invert_mask=True).hole, grey <= 0.5)
+    soft = part.read(image, grey, soft_mask=True)
     assert np.array_equal(soft.hole, grey > masks.RINGING)
     between = (grey > masks.RINGING) & (grey < 1 - masks.RINGING)
     assert soft.weight is not None
@@ -53,7 +53,7 @@ def test_a_feather_and_a_soft_mask_are_combined_by_the_smaller() -> None:
     image, grey = Image.fromarray(noise(20, 20)), np.zeros((20, 20), np.float32)
     grey[4:16, 4:16] = 1
     grey[4:16, 10:16] = 0.3
-    both = part.read(image, grey, soft=True, feather=4)
+    both = part.read(image, grey, soft_mask=True, feather=4)
     assert both.weight is not None
     assert np.array_equal(both.weight, np.minimum(grey, masks.feather(grey > 0, 4)))
     hard = part.read(image, box=(4, 4, 16, 16), feather=4)
@@ -68,7 +68,7 @@ def test_a_box_instead_of_a_mask() -> None:
     expected = np.zeros((6, 8), bool)
     expected[2:5, 1:4] = True
     assert np.array_equal(part.read(image, box=(1, 2, 4, 5)).hole, expected)
-    assert np.array_equal(part.read(image, box=(1, 2, 4, 5), invert=True).hole, ~expected)
+    assert np.array_equal(part.read(image, box=(1, 2, 4, 5), invert_mask=True).hole, ~expected)
     with pytest.raises(UsageError, match="outside the image, which is 8x6"):
         part.read(image, box=(1, 2, 4, 7))
     with pytest.raises(UsageError, match="a mask and a box are both given"):

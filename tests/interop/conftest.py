@@ -1,4 +1,4 @@
-"""What the peers' own code answered, as it was recorded."""
+"""Fixture with the recorded answers of guided-diffusion's and improved-diffusion's own code."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""The card says what the config and the run say, and nothing else."""
+"""The card of a model states what its config and its run state, and nothing else."""
 
 import json
 import re
@@ -18,7 +18,7 @@ def made(**sections):
 
 
 def rows(text):
-    """The tables: name -> value."""
+    """Return the rows of all tables of a card, name -> value."""
     return dict(re.findall(r"^\| ([^|]+) \| (.*) \|$", text, re.MULTILINE))
 
 
@@ -89,7 +89,7 @@ def test_what_was_not_measured_is_not_said(tmp_path):
 def test_names_of_classes_are_shown_as_they_are(name):
     text = card(made(data={"class_names": (name, "plain")}))
     value = rows(text.replace("\\|", "PIPE"))["2 classes"].replace("PIPE", "\\|")
-    shown = re.sub(r"\\([\\`*_\[\]<>|~&#$])", r"\1", value)  # as Markdown reads it
+    shown = re.sub(r"\\([\\`*_\[\]<>|~&#$])", r"\1", value)  # as Markdown shows it
     assert shown == f"{' '.join(name.split())}, plain"
     assert not re.search(r"(?<!\\)[*`<>\[$]", value)
     (code,) = re.findall(r"pipe\.sample\((.*)\)$", text, re.MULTILINE)

@@ -65,7 +65,7 @@ def test_null_label_is_the_mean_and_guidance_is_refused(tmp_path):
 
 @pytest.fixture
 def google(tmp_path):
-    """A net like google/ddpm-cifar10-32, and a folder as on the hub, all at its root, without weights."""
+    """Return a net like google/ddpm-cifar10-32 and a folder like the one on the hub, without weights."""
     unet = theirs(NETS["google/ddpm-cifar10-32"])
     pipeline(tmp_path / "saved", unet, peer.DDPMScheduler(variance_type="fixed_large"))
     folder = tmp_path / "hub"
@@ -106,7 +106,7 @@ def test_as_on_the_hub_with_old_names(google, kind, convolutions):
     assert diffusers.is_folder(folder)
     model = diffusers.read(folder)
     assert difference(unet, model.denoiser.net) < 1e-5
-    if not convolutions:  # theirs reads these names too
+    if not convolutions:  # diffusers reads these names too
         assert difference(peer.UNet2DModel.from_pretrained(folder).eval(), model.denoiser.net) < 1e-5
 
 

@@ -1,4 +1,4 @@
-"""What folders of diffusers say of schedulers; and folders that are damaged, or say what cannot be said here."""
+"""Schedulers in folders of diffusers, and folders that are damaged or that our config cannot express."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def small(saved, tmp_path):
-    """A pipeline folder of theirs that a test may spoil."""
+    """Return a pipeline folder of diffusers that a test may damage."""
     return shutil.copytree(saved, tmp_path / "small")
 
 
@@ -69,7 +69,7 @@ def test_schedulers(small, scheduler, options, wanted):
         noise = build.schedule(config)
         alpha_bar = made.alphas_cumprod.double()[:-1]  # theirs ends with 0 or 2^-24 at zero terminal SNR
         assert torch.allclose(noise.alpha_bar[:-1], alpha_bar, rtol=1e-3, atol=1e-6)
-    bare = {"_class_name": scheduler} | options  # and as a file that leaves out what is their default
+    bare = {"_class_name": scheduler} | options  # a file may leave out the options that have their defaults
     (small / "scheduler" / "scheduler_config.json").write_text(json.dumps(bare))
     assert diffusers.read_config(small) == config
 
@@ -181,7 +181,7 @@ class Code:
 
 
 def damaged(kind, folder, weights):
-    """Write weights that are not what they should be; what the message has to say."""
+    """Write weights that are damaged in the way `kind`, and return what the error message must contain."""
     path, binary = folder / WEIGHTS, folder / "diffusion_pytorch_model.bin"
     if kind == "truncated":
         save_file(weights, path)
@@ -223,6 +223,10 @@ def damaged(kind, folder, weights):
     else:
         torch.save(weights, binary)
         content = bytearray(binary.read_bytes())
+        if kind == "flipped bit":
+            content[len(content) // 2] ^= 1
+            binary.write_bytes(content)
+            return "is damaged"
         content[len(content) // 2 :] = b""
         binary.write_bytes(content)
     return "cannot be read"
@@ -232,7 +236,7 @@ def damaged(kind, folder, weights):
     "kind",
     [
         "truncated", "huge", "not finite", "integers", "both names", "extra", "code", "expanded", "list", "old torch",
-        "text", "compressed", "truncated bin",
+        "text", "compressed", "truncated bin", "flipped bit",
     ],
 )  # fmt: skip
 def test_damaged_weights(small, kind):

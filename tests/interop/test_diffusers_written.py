@@ -1,4 +1,4 @@
-"""Models of ours as folders of diffusers: what it cannot say, any net that it can, and its pipeline's samples."""
+"""Our models written as folders of diffusers: refused options, nets of other options, and its pipeline's samples."""
 
 import json
 import logging
@@ -15,11 +15,11 @@ from diffunet.diffusion import samplers
 from diffunet.diffusion.denoiser import bind
 from diffunet.diffusion.guidance import threshold
 from diffunet.errors import CheckpointError, UsageError
-from diffunet.interop import diffusers, diffusers_export, diffusers_weights
+from diffunet.interop import diffusers, diffusers_options, diffusers_weights
 from diffunet.storage import Model
 from diffunet.training.defaults import architecture
 
-# Ours, written.
+# Our models, written.
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_the_classic_is_refused(tmp_path):
 
 @st.composite
 def configs(draw):
-    """Options of the net that a UNet2DModel can be."""
+    """Draw the config of a net which a UNet2DModel can be."""
     levels = draw(st.integers(1, 3))
     first = draw(st.sampled_from([8, 16]))
     multipliers = [1, *(draw(st.sampled_from([1, 1.5, 2, 3])) for _ in range(levels - 1))]
@@ -121,7 +121,7 @@ def test_any_net_that_they_can_be(tmp_path_factory, c):
     ("name", "wanted"),
     [
         (
-            "diffusers",  # train_unconditional.py, where it is given no config
+            "diffusers",  # the default of train_unconditional.py
             {
                 **blocks(DOWN, DOWN, DOWN, DOWN, ATTENTION, DOWN), "sample_size": 64,
                 "block_out_channels": (128, 128, 256, 256, 512, 512), "layers_per_block": 2,
@@ -137,17 +137,21 @@ def test_presets_are_their_nets(name, wanted):
     c = architecture(preset(name), torch.device("cpu"))
     with torch.device("meta"):
         net, unet = build.net(c), peer.UNet2DModel(**wanted)
-        again = peer.UNet2DModel.from_config(diffusers_export.unet_options(c, net))
+        again = peer.UNet2DModel.from_config(diffusers_options.unet_options(c, net))
     shapes = {name: tensor.shape for name, tensor in unet.state_dict().items()}
     assert {name: tensor.shape for name, tensor in diffusers_weights.to_diffusers(net.state_dict()).items()} == shapes
-    ignored = ("flip_sin_to_cos", "attn_norm_num_groups", "dropout")  # ours always; the same by another way; training
+    ignored = (
+        "flip_sin_to_cos",
+        "attn_norm_num_groups",
+        "dropout",
+    )  # always True here; the same in another form; only training
     for key, value in unet.config.items():
         if not key.startswith("_") and key not in ignored:
             assert json.dumps(again.config[key]) == json.dumps(value), key
 
 
 def test_groups_left_open_that_are_one_number(tmp_path):
-    """Groups of 16 channels, in a net that is narrower than two of them."""
+    """Groups of 16 channels each are one number where all widths are below 32."""
     narrow = {"norm_groups": None, "multipliers": (1,), "attention_levels": (0,), "scale_shift": True}
     model = ours(config(model=narrow))
     diffusers.write(model, tmp_path)
@@ -204,11 +208,11 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-# Sampling: DDPMPipeline on what was written, and our sampler with the same noise.
+# Sampling: DDPMPipeline on the written folder, and our sampler with the same noise.
 
 
 def their_chain(folder, steps):
-    """What DDPMPipeline makes of seed 5, before it is clipped to an image; its timesteps, and the images."""
+    """Return what DDPMPipeline makes of seed 5 before it is clipped to an image, its timesteps, and the images."""
     pipe = peer.DDPMPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     assert not pipe.unet.training
@@ -225,7 +229,7 @@ def their_chain(folder, steps):
 
 @torch.no_grad()
 def our_chain(model, sigmas, sampler, start_scale):
-    """Our sampler down `sigmas` from the same noise; `start_scale` takes their first x to ours."""
+    """Return the last x of our sampler with `sigmas` and the same noise; `start_scale` makes their first x ours."""
     generator = torch.Generator().manual_seed(5)
 
     def noise():
@@ -275,8 +279,8 @@ def test_their_pipeline_makes_what_ours_makes(tmp_path, options, steps, parity):
     noise = build.schedule(c)
     sigmas = torch.cat([noise.sigmas[timesteps], torch.zeros(1, dtype=torch.float64)])
     ladder = "trailing" if c.diffusion.sampler == "ddpm" else "leading"  # theirs draws noise last unless from t = 0
-    assert torch.allclose(sigmas, build.ladder(build.sampling(c, ladder=ladder), noise, steps), rtol=1e-6)
-    mine = our_chain(model, sigmas, build.step(c), (1 + sigmas[0] ** 2).sqrt())
+    assert torch.allclose(sigmas, build.ladder(build.sampling(c.diffusion, ladder=ladder), noise, steps), rtol=1e-6)
+    mine = our_chain(model, sigmas, build.step(c.diffusion), (1 + sigmas[0] ** 2).sqrt())
     assert last.std() > 0.05
     tolerance = 2e-3 if c.diffusion.zero_snr else 2e-4  # theirs begins at sigma infinite, ours at 4096
     kind = f"{c.diffusion.schedule}{', zero-snr' if c.diffusion.zero_snr else ''}, {c.diffusion.sampler}"

@@ -1,11 +1,11 @@
-"""Nets of guided-diffusion and improved-diffusion, read from their files, against what their own code says.
+"""Nets of guided-diffusion and improved-diffusion, read from their files, against the answers of their own code.
 
 Their code is no part of this repository. `record_guided_diffusion.py` built their nets, gave them weights by a rule
-that `openai_nets.fill` follows again, and wrote what they answered to `vectors/guided_diffusion.json`, with the names
-and shapes of their weights. Here the file is made from those, read as a user's is, and asked the same.
+that `openai_nets.fill` follows again, and wrote their answers to `vectors/guided_diffusion.json`, with the names and
+shapes of their weights. Here a file is made from those and read like a user's, and its net gets the same inputs.
 
-Largest differences as scripts/parity.py prints them (guided-diffusion 22e0df8, improved-diffusion 1bc7bbb, torch 2.15,
-CPU, two threads, float32; another number of threads rounds otherwise):
+These are the largest differences that scripts/parity.py prints (guided-diffusion 22e0df8, improved-diffusion 1bc7bbb,
+torch 2.15, CPU, two threads, float32; another number of threads rounds differently):
 
                                         answer     x0         log variance
     the defaults                        1.8e-06    9.6e-07
@@ -17,9 +17,9 @@ CPU, two threads, float32; another number of threads rounds otherwise):
     improved, 4,000 steps               2.3e-06    9.6e-07    1.1e-06
     improved, embedding added           2.3e-06    1.8e-06
 
-Answers are of deviation 0.5. x0 is in units of what an error of the answer becomes there, 1 + sigma where noise is
-predicted. Images are no smaller than leaves four numbers to a group of the deepest GroupNorm: with two or fewer (8x8
-into four levels), float32 itself is off by 2e-4 in both.
+Answers have deviation 0.5. Differences of x0 are divided by the factor that an error of the answer has there, 1 + sigma
+where noise is predicted. Images are so large that a group of the deepest GroupNorm has at least four numbers: with two
+or fewer (8x8 into four levels), float32 itself is off by 2e-4 in both.
 """
 
 from __future__ import annotations
@@ -49,32 +49,34 @@ from helpers.openai_nets import (
 from diffunet import build
 from diffunet.errors import CheckpointError, UsageError
 from diffunet.interop import guided_diffusion
-from diffunet.interop.guided_flags import GUIDED_ONLY, IGNORED, parse, to_config, written
+from diffunet.interop.guided_diffusion import GUIDED_ONLY, IGNORED, parse, to_config, written
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_answers(name, vectors, tmp_path, parity):
-    case, told = CASES[name], vectors[name]
+    case, recorded = CASES[name], vectors[name]
     model = read(tmp_path, state_dict(vectors, name), case.flags, case.dialect)
     config, denoiser = model.config, model.denoiser
     x, t, labels = asked(case, config.diffusion.num_steps)
-    given = labels if "label_emb" in told["weights"] else None
+    conditions = labels if "label_emb" in recorded["weights"] else None
 
-    answer = denoiser.net(x, torch.tensor(told["timesteps"]), given)
+    answer = denoiser.net(x, torch.tensor(recorded["timesteps"]), conditions)
     pair = f"{case.dialect}, {name} (recorded)"
-    parity(f"{pair}, answer", difference(answer, told["answer"]), LIMIT)
+    parity(f"{pair}, answer", difference(answer, recorded["answer"]), LIMIT)
 
-    # The whole process: timesteps as the net is told them, target, variance. Their x is ours / sqrt(1 + sigma^2).
+    # The whole process: the timesteps as the net gets them, target, variance. Their x is ours / sqrt(1 + sigma^2).
     sigma = denoiser.schedule.sigmas[t].float()
-    denoised = denoiser(x * (1 + sigma**2).sqrt()[:, None, None, None], sigma, given)
-    units = torch.ones(3) if config.diffusion.target == "x0" else 1 + sigma  # of what an error of the answer becomes
-    for x0, theirs, unit in zip(denoised.x0, told["x0"], units.tolist(), strict=True):
+    denoised = denoiser(x * (1 + sigma**2).sqrt()[:, None, None, None], sigma, conditions)
+    units = (
+        torch.ones(3) if config.diffusion.target == "x0" else 1 + sigma
+    )  # the factor that an error of the answer has in x0
+    for x0, theirs, unit in zip(denoised.x0, recorded["x0"], units.tolist(), strict=True):
         parity(f"{pair}, x0", difference(x0, theirs, 20) / unit, LIMIT)
     if config.diffusion.learned_variance:
-        small = torch.stack([denoiser.schedule.posterior(x[:1], x[:1], int(each))[1] for each in t])
-        low, high = (each.log()[:, None, None, None] for each in (small, denoiser.schedule.beta[t]))
+        small = torch.stack([denoiser.schedule.posterior(x[:1], x[:1], int(step))[1] for step in t])
+        low, high = (variance.log()[:, None, None, None] for variance in (small, denoiser.schedule.beta[t]))
         logvar = denoised.var * high + (1 - denoised.var) * low
-        parity(f"{pair}, log variance", difference(logvar, told["log variance"], 30), LIMIT)
+        parity(f"{pair}, log variance", difference(logvar, recorded["log variance"], 30), LIMIT)
     else:
         assert denoised.var is None
 
@@ -96,12 +98,12 @@ def test_published_models_have_the_weights_that_their_code_makes(name, vectors):
 def test_schedules(name, vectors):
     schedule, steps, rescaled = PROCESSES[name]
     flags = f"--noise_schedule {schedule} --diffusion_steps {steps} --rescale_timesteps {rescaled}"
-    ours, told = build.schedule(to_config(parse(flags, IMPROVED))), vectors[name]
+    ours, recorded = build.schedule(to_config(parse(flags, IMPROVED))), vectors[name]
     t = torch.tensor(visited(steps))
-    torch.testing.assert_close(ours.beta[t], torch.tensor(told["beta"], dtype=torch.float64), rtol=1e-10, atol=0)
-    alpha_bar = torch.tensor(told["alpha_bar"], dtype=torch.float64)
+    torch.testing.assert_close(ours.beta[t], torch.tensor(recorded["beta"], dtype=torch.float64), rtol=1e-10, atol=0)
+    alpha_bar = torch.tensor(recorded["alpha_bar"], dtype=torch.float64)
     torch.testing.assert_close(ours.alpha_bar[t], alpha_bar, rtol=1e-10, atol=0)
-    assert ours.c_noise(ours.sigmas[t].float()).tolist() == told["timesteps"]
+    assert ours.c_noise(ours.sigmas[t].float()).tolist() == recorded["timesteps"]
 
 
 @pytest.mark.parametrize("dialect", [GUIDED, IMPROVED])
@@ -118,7 +120,7 @@ def test_defaults(dialect, vectors):
 
 
 def test_config_of_adm_64():
-    """Dhariwal & Nichol 2021, table 9."""
+    """The flags of ADM at 64 pixels are those of Dhariwal & Nichol 2021, table 9."""
     config = to_config(parse(PUBLISHED["64x64_diffusion"][1], GUIDED))
     model, diffusion = config.model, config.diffusion
     assert (model.channels, model.multipliers, model.num_blocks) == (192, (1, 2, 3, 4), 3)
@@ -131,17 +133,17 @@ def test_config_of_adm_64():
 
 
 def test_heads():
-    def said(flags, dialect=GUIDED):
+    def heads(flags, dialect=GUIDED):
         model = to_config(parse(flags, dialect)).model
         return model.num_heads, model.head_channels
 
-    assert said("") == (4, 64)
-    assert said("--num_heads 1 --num_heads_upsample -1", IMPROVED) == (1, 64)
-    assert said("--num_heads 1 --num_head_channels 32 --num_heads_upsample 2") == (None, 32)
+    assert heads("") == (4, 64)
+    assert heads("--num_heads 1 --num_heads_upsample -1", IMPROVED) == (1, 64)
+    assert heads("--num_heads 1 --num_head_channels 32 --num_heads_upsample 2") == (None, 32)
     with pytest.raises(UsageError, match="--num_heads_upsample 2 is not --num_heads 1"):
-        said("--num_heads 1 --num_heads_upsample 2", IMPROVED)
+        heads("--num_heads 1 --num_heads_upsample 2", IMPROVED)
     with pytest.raises(UsageError, match="--num_head_channels 96 does not divide 512 channels"):
-        said("--num_head_channels 96")
+        heads("--num_head_channels 96")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,20 @@ def test_damaged_files(vectors, tmp_path):
         read(tmp_path, content, flags)
 
 
+def test_files_that_are_larger_than_they_look(vectors, tmp_path):
+    flags, content = CASES["one level"].flags, state_dict(vectors, "one level")
+    torch.save(content, tmp_path / "plain.pt")
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(CheckpointError, match="torch does not compress its files"):
+        guided_diffusion.read(tmp_path / "model.pt", flags, GUIDED)
+    content["time_embed.2.weight"] = torch.zeros(1).expand(content["time_embed.2.weight"].shape)
+    with pytest.raises(CheckpointError, match="does not hold all values"):
+        read(tmp_path, content, flags)
+
+
 def test_super_resolution_and_classifier_are_refused(vectors, tmp_path):
     flags, content = CASES["one level"].flags, state_dict(vectors, "one level")
     classifier = {name: value for name, value in content.items() if not name.startswith("output_blocks.")}
@@ -112,7 +127,7 @@ def test_super_resolution_and_classifier_are_refused(vectors, tmp_path):
 
 
 def test_as_a_command_with_flags_in_one_word(vectors, tmp_path):
-    """`--flags "--a 1 --b 2"`, which begins as an option does."""
+    """The command takes `--flags "--a 1 --b 2"`, whose value begins as an option does."""
     name = "ADM"
     torch.save(state_dict(vectors, name), tmp_path / "model.pt")
     words = ["convert", str(tmp_path / "model.pt"), str(tmp_path / "ours"), "--dialect", CASES[name].dialect]

@@ -1,22 +1,20 @@
-"""Pull and push against a hub on this machine."""
+"""Downloads from a hub and uploads to it, which runs on this machine."""
 
 import errno
 import json
 import socket
-import sys
 
+import huggingface_hub
 import pytest
 import torch
 from helpers.fake_hub import Hub
 from helpers.small import tiny
+from huggingface_hub import constants
 
 from diffunet import build, storage
 from diffunet.commands.cli import main
 from diffunet.errors import CheckpointError, ResourceError, UsageError
 from diffunet.interop import hub
-
-huggingface_hub = pytest.importorskip("huggingface_hub")
-constants = pytest.importorskip("huggingface_hub.constants")
 
 
 @pytest.fixture
@@ -38,7 +36,7 @@ def server(tmp_path, monkeypatch):
 
 @pytest.fixture
 def model(tmp_path):
-    """A model folder with a file beside that is nobody's business."""
+    """Return a model folder that also holds a private file."""
     config = tiny(model={"attention_levels": (1,)})
     folder = tmp_path / "model"
     storage.write_model(folder, config, build.net(config).state_dict(), 12)
@@ -77,7 +75,17 @@ def test_one_of_ours_comes_back_with_its_weights(server, model):
     assert set(content(folder)) == {"config.json", "model.safetensors"}
     server.fetched.clear()
     assert hub.pull("a/b") == folder
-    assert server.fetched == []  # again, from where it is kept
+    assert server.fetched == []  # it was taken from where it is kept
+
+
+def test_what_was_pushed_since_is_downloaded(server, model):
+    server.repositories["a/b"] = content(model)
+    hub.pull("a/b")
+    storage.write_model(model, storage.read_config(model), build.net(storage.read_config(model)).state_dict(), 13)
+    server.repositories["a/b"] = content(model)
+    same(hub.pull("a/b"), model)
+    server.down = True
+    assert storage.read_model(hub.pull("a/b")).step == 13
 
 
 @pytest.mark.parametrize("left_out", ["", "unet/diffusion_pytorch_model.safetensors"])
@@ -132,7 +140,7 @@ def test_where_the_hub_is_out_of_reach_an_earlier_download_is_taken(server, mode
         ) as error:
             hub.pull("c/d")
     assert {"down": "503", "offline": "HF_HUB_OFFLINE"}.get(kind, "") in str(error.value)
-    if kind == "down":  # half of a download is none
+    if kind == "down":  # a download that is not whole is not taken
         (folder / "model.safetensors").unlink()
         with pytest.raises(CheckpointError, match="could not be reached"):
             hub.pull("a/b")
@@ -150,19 +158,20 @@ def test_a_repository_that_may_not_be_read(server, refused, words):
         hub.pull("a/b")
 
 
-def test_a_full_disk(server, model, monkeypatch):
+@pytest.mark.parametrize("function", ["snapshot_download", "hf_hub_download"])
+def test_a_full_disk(server, model, monkeypatch, function):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     server.repositories["a/b"] = content(model)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
+    monkeypatch.setattr(huggingface_hub, function, full)
     with pytest.raises(ResourceError, match=r"a/b cannot be kept in .*: No space left on device; make room"):
         hub.pull("a/b")
 
 
 def test_a_download_that_breaks_off(server, model, monkeypatch):
     def broken(*_, **__):
-        raise RuntimeError("Data processing error: connection reset")  # as hf_xet says it
+        raise RuntimeError("Data processing error: connection reset")  # the error that hf_xet raises
 
     server.repositories["a/b"] = content(model)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
@@ -203,14 +212,6 @@ def test_push_that_may_not(server, model, monkeypatch):
         hub.push(model, "a/b", "")
 
 
-def test_without_the_package(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UsageError, match=r"hub names need another package: pip install 'diffunet\[hub\]'"):
-        hub.pull("a/b")
-    with pytest.raises(UsageError, match=r"pip install 'diffunet\[hub\]'"):
-        hub.push(tmp_path, "a/b", "")
-
-
 def test_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
@@ -220,7 +221,7 @@ def test_names(tmp_path, monkeypatch):
         hub.check_name(name)
     for path in ("runs/phtos", "file/b", "runs"):
         assert not hub.is_name(path)
-    hub.check_name("runs/phtos")  # a folder of that name is no reason not to push
+    hub.check_name("runs/phtos")  # a local folder of that name does not forbid a push
     others = ("a", "a/b/c", "/a", "a/", "./a", "../a", "a/b.git", "a--b/c", "a/b..c", "a/-b", "a/é", "a/b\n", "a b/c")
     for other in (*others, "a\\b", "", "a/" + "b" * 97):
         assert not hub.is_name(other)
@@ -235,7 +236,7 @@ def test_nothing_is_printed_but_progress_on_a_terminal(server, model, capfd):
 
 
 def test_a_run_goes_there_and_comes_back_by_commands(server, run, tmp_path, capsys):
-    """As a user types it: `convert RUN owner/name --to hub`, and MODEL is owner/name."""
+    """The commands of a user work: `convert RUN owner/name --to hub`, and owner/name as MODEL."""
 
     def command(*words):
         with pytest.raises(SystemExit) as stop:
@@ -244,10 +245,10 @@ def test_a_run_goes_there_and_comes_back_by_commands(server, run, tmp_path, caps
 
     assert command("convert", run, "me/cats", "--to", "hub", "--private") == 0
     assert f"{server.endpoint}/me/cats" in capsys.readouterr().out
-    there = server.repositories["me/cats"]
-    assert set(there) == {"config.json", "model.safetensors", "README.md", "samples.png"}
+    uploaded = server.repositories["me/cats"]
+    assert set(uploaded) == {"config.json", "model.safetensors", "README.md", "samples.png"}
     assert "me/cats" in server.private
-    assert b"| optimizer steps | 8 |" in there["README.md"]
+    assert b"| optimizer steps | 8 |" in uploaded["README.md"]
     assert command("sample", "me/cats", "--out", tmp_path / "one.png", "--num", 1, "--steps", 2) == 0
     assert command("convert", "me/cats", tmp_path / "mine") == 0
     same(run / "model", tmp_path / "mine")

@@ -1,4 +1,4 @@
-"""MODEL, wherever it may be from: the same commands and Python for ours, diffusers' folders and names of the hub."""
+"""Commands and Python take the same MODELs: our models, folders of diffusers and names on the hub."""
 
 import shutil
 
@@ -17,7 +17,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed"
 
 
 def command(*words):
-    """The exit code of a command."""
+    """Return the exit code of a command."""
     with pytest.raises(SystemExit) as stop:
         main([str(word) for word in words])
     return stop.value.code or 0
@@ -25,7 +25,7 @@ def command(*words):
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
-    """A pipeline folder as diffusers saves it."""
+    """Return a pipeline folder that diffusers saved."""
     torch.manual_seed(0)
     net = diffusers.UNet2DModel(
         sample_size=8,
@@ -122,7 +122,7 @@ def test_what_init_takes_of_a_model_of_others(theirs, folder, tmp_path, caplog):
         diffunet.train(config.changed("train", steps=1), folder, out, init=theirs)
     d = diffunet.load(out).config.diffusion
     assert d.target == "epsilon"
-    assert d.label_dropout == 0.1  # theirs has none, and guidance needs some
+    assert d.label_dropout == 0.1  # theirs was trained without, and guidance needs it
     assert d.mean != (0, 0, 0)
     assert "mean" not in caplog.text
 
@@ -149,6 +149,6 @@ def test_a_folder_that_may_not_be_read_is_one_line(monkeypatch):
     def locked(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(models.Path, "exists", locked)  # as root nothing is locked
+    monkeypatch.setattr(models.Path, "exists", locked)  # for root, file permissions lock nothing
     with pytest.raises(CheckpointError, match="locked/model cannot be read: Permission denied"):
         models.find("locked/model")

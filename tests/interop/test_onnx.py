@@ -1,4 +1,4 @@
-"""ONNX files under onnxruntime against the nets that they are of: at other sizes, and in the middle of sampling."""
+"""ONNX files under onnxruntime against the nets in them: at other sizes than the export's, and while sampling."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 SIZES = [(1, 16, 16), (3, 17, 33), (2, 5, 5), (4, 8, 40), (2, 1, 1)]
-"""Batch, height, width."""
+"""The batch size, height and width of inputs."""
 
 CONFIGS = {
     "labels, attention, residual, learned variance": {
@@ -48,7 +48,7 @@ QUICK = "labels, attention, residual, learned variance"
 
 
 def random_model(**sections):
-    """A model with all weights random."""
+    """Return a model in which all weights are random."""
     config = tiny(**sections)
     net = build.net(config if config.model.attention_levels else config.changed("model", attention_levels=()))
     torch.manual_seed(0)
@@ -58,7 +58,7 @@ def random_model(**sections):
 
 
 class Session(torch.nn.Module):
-    """An ONNX file, called as the net is."""
+    """An ONNX file that is called like the net."""
 
     def __init__(self, path, net):
         super().__init__()
@@ -66,10 +66,10 @@ class Session(torch.nn.Module):
         self.num_classes = net.num_classes
 
     def forward(self, x, c_noise, label=None, augment=None):
-        given = {"x": x.float().numpy(), "c_noise": c_noise.float().numpy()}
+        inputs = {"x": x.float().numpy(), "c_noise": c_noise.float().numpy()}
         if self.num_classes:
-            given["label"] = (torch.full((len(x),), self.num_classes) if label is None else label).numpy()
-        return torch.from_numpy(self.session.run(None, given)[0])
+            inputs["label"] = (torch.full((len(x),), self.num_classes) if label is None else label).numpy()
+        return torch.from_numpy(self.session.run(None, inputs)[0])
 
 
 @pytest.fixture(
@@ -113,13 +113,15 @@ def drawn(*shape):
 def test_samples_as_the_net_in_our_denoiser(exported, parity):
     model, _, session = exported
     config = model.config
-    sigmas = build.ladder(config, model.denoiser.schedule, 6)
+    sigmas = build.ladder(config.diffusion, model.denoiser.schedule, 6)
     noise = drawn(2, config.data.channels, 12, 9)
     label = torch.tensor([0, 1]) if config.data.class_names else None
 
     def last(denoiser):
-        walk = sample(bind(denoiser, label), sigmas[0].float() * noise, sigmas, build.step(config), lambda: noise)
-        return list(walk)[-1][1]
+        steps = sample(
+            bind(denoiser, label), sigmas[0].float() * noise, sigmas, build.step(config.diffusion), lambda: noise
+        )
+        return list(steps)[-1][1]
 
     with torch.no_grad():
         ours, theirs = last(model.denoiser), last(build.denoiser(config, session))
@@ -128,40 +130,40 @@ def test_samples_as_the_net_in_our_denoiser(exported, parity):
 
 
 def test_metadata_are_enough_to_sample_with(exported):
-    """Euler with numpy and onnxruntime alone, as onnx.py says it, against `samplers.euler` on the model's ladder."""
+    """Euler with only numpy and onnxruntime, as onnx.py explains, gives what `samplers.euler` gives."""
     model, path, _ = exported
     config = model.config
     if config.diffusion.task == "inpaint":
         pytest.skip("generates with a mask, which `test_samples_as_the_net_in_our_denoiser` does")
     noise = drawn(3, config.data.channels, 8, 8)
     label = torch.tensor([0, 1, 2]) if config.data.class_names else None
-    sigmas = build.ladder(config, model.denoiser.schedule, config.diffusion.sample_steps)
+    sigmas = build.ladder(config.diffusion, model.denoiser.schedule, config.diffusion.sample_steps)
     start = build.prior_mean(config) + sigmas[0].float() * noise
     with torch.no_grad():
         ours = list(sample(bind(model.denoiser, label), start, sigmas, euler(), lambda: noise))[-1][1]
 
     runtime = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    told = runtime.get_modelmeta().custom_metadata_map
-    mean = np.array(json.loads(told["mean"]))[:, None, None]
-    ladder = json.loads(told["ladder"])
+    metadata = runtime.get_modelmeta().custom_metadata_map
+    mean = np.array(json.loads(metadata["mean"]))[:, None, None]
+    ladder = json.loads(metadata["ladder"])
     x = mean + ladder[0]["sigma"] * noise.numpy()
     for now, after in zip(ladder, [*ladder[1:], {"sigma": 0.0}], strict=True):
-        given = {"x": (now["c_in"] * x).astype(np.float32), "c_noise": np.full(3, now["c_noise"], np.float32)}
-        if json.loads(told["classes"]):
-            given["label"] = np.array([0, 1, 2])
-        (answer,) = runtime.run(None, given)
+        inputs = {"x": (now["c_in"] * x).astype(np.float32), "c_noise": np.full(3, now["c_noise"], np.float32)}
+        if json.loads(metadata["classes"]):
+            inputs["label"] = np.array([0, 1, 2])
+        (answer,) = runtime.run(None, inputs)
         denoised = now["c_skip"] * x + now["c_out"] * answer[:, : len(mean)]
         x = denoised + after["sigma"] / now["sigma"] * (x - denoised)
     np.testing.assert_allclose(x, ours, atol=1e-3 * ours.std().item())
 
 
 def test_metadata_have_the_config(exported, tmp_path):
-    """Those of a model folder, so the model can be told from the file; nothing of the machine that wrote it."""
+    """The metadata hold the config of the model folder, and nothing about the machine that wrote the file."""
     model, path, session = exported
-    told = session.session.get_modelmeta().custom_metadata_map
-    (tmp_path / storage.CONFIG).write_text(told["config"])
+    metadata = session.session.get_modelmeta().custom_metadata_map
+    (tmp_path / storage.CONFIG).write_text(metadata["config"])
     assert storage.read_config(tmp_path) == model.config
-    assert (told["step"], told["target"]) == ("12", model.config.diffusion.target)
+    assert (metadata["step"], metadata["target"]) == ("12", model.config.diffusion.target)
     content = path.read_bytes()
     assert str(storage.__file__).encode() not in content
     assert b"layers.py" not in content

@@ -65,9 +65,10 @@ def test_noise_level_and_label_matter_and_no_label_is_the_null_label(device):
 
 def peak(net, size):
     """Bytes that an image keeps at the worst moment of training."""
-    return max(footprint(net, size, size, torch.float32, "cpu", learn=True).each)
+    return max(footprint(net, size, size, torch.float32, "cpu", learn=True).per_image)
 
 
+@pytest.mark.seconds
 def test_checkpointing_changes_memory_and_nothing_else(device):
     plain, thrifty = awake(tiny()), tiny(checkpointing=True)
     thrifty.load_state_dict(plain.state_dict())
@@ -185,9 +186,10 @@ def test_memory_of_a_layer_known_by_hand():
     assert learned.parameters == 16
 
 
+@pytest.mark.seconds
 def test_memory_is_counted_in_the_types_of_autocast():
     at = {
-        (precision, device): footprint(tiny(), 32, 32, precision, device, learn=True).each
+        (precision, device): footprint(tiny(), 32, 32, precision, device, learn=True).per_image
         for precision in (torch.float32, torch.bfloat16) for device in ("cpu", "cuda")
     }  # fmt: skip
     assert at[torch.float32, "cpu"] == at[torch.float32, "cuda"]

@@ -324,6 +324,7 @@ def test_with_time_it_is_called_as_the_unet_is(device):
 
 
 @pytest.mark.parametrize("time", [False, True])
+@pytest.mark.seconds
 def test_copies_compiles_and_goes_in_bfloat16(time):
     net = awake(tiny_timed(num_classes=2) if time else tiny(in_channels=3))
     told = (torch.tensor([1.0, 9.0]), torch.tensor([0, 2])) if time else ()

@@ -221,7 +221,8 @@ def test_exif_orientation(kind: str, orientation: int) -> None:
     content = encoded(
         Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif.tobytes() if kind != "TIFF" else exif, **options
     )
-    decoded = images.decode(content)
+    with images.decoding(content) as decoded:
+        pass
     assert (decoded.width, decoded.height) == (64, 32)
     assert decoded.format == kind
     assert np.abs(images.to_array(decoded.image, 1)[..., 0].astype(int) - seen).max() <= 2
@@ -235,15 +236,18 @@ def test_broken_exif_does_not_cost_the_picture() -> None:
 
 def test_draft_decodes_smaller_but_reports_the_size() -> None:
     content = encoded(Image.new("RGB", (800, 400), (10, 20, 30)), "JPEG")
-    decoded = images.decode(content, draft=100)
+    with images.decoding(content, draft=100) as decoded:
+        pass
     assert decoded.image.size == (200, 100)
     assert (decoded.width, decoded.height) == (800, 400)
-    assert images.decode(content, draft=250).image.size == (800, 400)
+    assert images.open_image(content, draft=250).size == (800, 400)
 
 
 def test_phone_pictures_of_several_frames_are_jpeg() -> None:
     frames = [Image.new("RGB", (40, 20), c) for c in ("red", "blue")]
-    decoded = images.decode(encoded(frames[0], "MPO", save_all=True, append_images=frames[1:]), draft=10)
+    content = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    with images.decoding(content, draft=10) as decoded:
+        pass
     assert decoded.format == "JPEG"
     assert np.abs(images.to_array(decoded.image, 3).astype(int) - (255, 0, 0)).max() <= 3
 
@@ -375,11 +379,11 @@ def test_of_large_images_there_is_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
         begun.wait()
         for _ in range(20):
             with pytest.raises(DataError):
-                images.decode(broken)
+                images.open_image(broken)
             with images.decoding(large):
                 inside.append(1)
                 most.append(len(inside))
-                images.decode(small)  # is not kept waiting
+                images.open_image(small)  # is not kept waiting
                 time.sleep(0.001)
                 inside.pop()
 
@@ -405,12 +409,12 @@ def test_memory_of_the_largest_images(kind: str, tmp_path: Path) -> None:
     code = f"""
 import os, resource
 from pathlib import Path
-from diffunet.data import dataset, folder
+from diffunet.data import dataset, survey
 os.cpu_count = lambda: 3
 used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (used + 4 * 2**30,) * 2)
 root = Path({str(tmp_path)!r})
-assert folder.survey(root).rejected == ()
+assert survey.survey(root).rejected == ()
 assert dataset.open_dataset(root, image_size=64, channels=3, fit="crop", cache="off").rejected == ()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

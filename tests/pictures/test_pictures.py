@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.utils import make_grid
 
 from diffunet.errors import UsageError
 from diffunet.pictures import images
@@ -39,7 +38,10 @@ def test_resize_has_no_coloured_fringes() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("columns", [None, 2, 9])
+@pytest.mark.seconds
 def test_grid(channels: int, columns: int | None) -> None:
+    from torchvision.utils import make_grid  # which takes seconds
+
     batch = RNG.integers(0, 256, (7, 4, 5, channels), dtype=np.uint8)
     picture = images.to_array(images.grid(list(batch), columns), channels)
     tensor = torch.from_numpy(batch).permute(0, 3, 1, 2)

@@ -136,6 +136,7 @@ def test_likelihoods_go_on_with_fewer_images(pipe, monkeypatch, caplog):
     assert "out of memory; going on with 2 at a time" in caplog.text
 
 
+@pytest.mark.seconds
 def test_a_net_that_cannot_be_compiled_is_one_line(run, monkeypatch):
     from torch._dynamo.exc import BackendCompilerFailed
 

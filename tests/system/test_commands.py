@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.complaints import FINITE, WHOLE, at_least, at_most, check, less_than, more_than
 from PIL import Image
 
 from diffunet.commands.cli import COMMANDS, main
@@ -215,14 +216,14 @@ SAMPLE = "sample MODEL --out NEW.png --num 1 "
 INPAINT = "inpaint MODEL PICTURE --out NEW.png "
 BAD = [
     # what was typed, and what the line says: the option, the value, what is allowed, what is close
-    (TRAIN_ + "--train.batch-sise 3", ["no option --train.batch-sise", "did you mean --train.batch-size?"]),
-    (TRAIN_ + "--trian.steps 3", ["no option --trian.steps", "did you mean --train.steps?"]),
-    (TRAIN_ + "--batch_sise=3", ["no option --batch-sise", "did you mean --batch-size?"]),
-    (TRAIN_ + "--learning-rate 1", ["no option --learning-rate", "did you mean --train.learning-rate?"]),
+    (TRAIN_ + "--train.batch-sise 3", ["no option --train.batch-sise", "--train.batch-size?"]),
+    (TRAIN_ + "--trian.steps 3", ["no option --trian.steps", "--train.steps?"]),
+    (TRAIN_ + "--batch_sise=3", ["no option --batch-sise", "--batch-size?"]),
+    (TRAIN_ + "--learning-rate 1", ["no option --learning-rate", "--train.learning-rate?"]),
     (TRAIN_ + "--channels 64", ["no option --channels", "--model.channels or --data.channels?"]),
     (TRAIN_ + "--zzz 3", ["no option --zzz", "diffunet train --help"]),
-    ("train DATA --ot NEW", ["no option --ot", "did you mean --out?"]),
-    (SAMPLE + "--stepps 3", ["no option --stepps", "did you mean --steps?"]),
+    ("train DATA --ot NEW", ["no option --ot", "--out?"]),
+    (SAMPLE + "--stepps 3", ["no option --stepps", "--steps?"]),
     (TRAIN_ + "--train.steps abc", ["--train.steps takes a whole number", "'abc'"]),
     (TRAIN_ + "--train.steps=1.5", ["--train.steps takes a whole number", "'1.5'"]),
     (TRAIN_ + "--steps abc", ["--steps takes a whole number", "'abc'"]),
@@ -230,62 +231,62 @@ BAD = [
     (TRAIN_ + "--data.flip maybe", ["--data.flip takes True or False", "'maybe'"]),
     (SAMPLE + "--num 1e3", ["--num takes a whole number", "'1e3'"]),
     (SAMPLE + "--guidance much", ["--guidance takes a number", "'much'"]),
-    (TRAIN_ + "--train.steps 0", ["--train.steps should be greater than or equal to 1", "not 0"]),
-    (TRAIN_ + "--steps 0", ["train.steps", "greater than or equal to 1", "not 0"]),
-    (TRAIN_ + "--image-size 2", ["data.image_size", "greater than or equal to 4", "not 2"]),
-    (TRAIN_ + "--data.image-size 5000", ["--data.image-size should be less than or equal to 4096", "not 5000"]),
-    (TRAIN_ + "--train.batch-size 0", ["--train.batch-size", "greater than or equal to 1", "'auto'", "not 0"]),
-    (TRAIN_ + "--train.learning-rate -1", ["--train.learning-rate should be greater than 0", "not -1.0"]),
-    (TRAIN_ + "--train.seed -1", ["--train.seed should be greater than or equal to 0", "not -1"]),
-    (TRAIN_ + "--train.learning-rate nan", ["--train.learning-rate should be a finite number", "not nan"]),
-    (TRAIN_ + "--train.clip inf", ["--train.clip should be a finite number", "not inf"]),
-    (SAMPLE + "--num 0", ["--num should be greater than or equal to 1", "not 0"]),
-    (SAMPLE + "--num -3", ["--num should be greater than or equal to 1", "not -3"]),
-    (SAMPLE + "--seed -1", ["--seed should be greater than or equal to 0", "not -1"]),
-    (SAMPLE + f"--seed {2**63}", ["--seed should be less than", str(2**63)]),
-    (SAMPLE + "--steps 0", ["--steps should be greater than or equal to 1", "not 0"]),
-    (SAMPLE + "--batch-size 0", ["--batch-size should be greater than or equal to 1", "not 0"]),
-    (SAMPLE + "--guidance nan", ["--guidance should be a finite number", "not nan"]),
-    (INPAINT + "--num 0", ["--num should be greater than or equal to 1", "not 0"]),
-    (INPAINT + "--max-pixels 0", ["--max-pixels should be greater than or equal to 1", "not 0"]),
+    (TRAIN_ + "--train.steps 0", ["--train.steps", at_least(1), "0"]),
+    (TRAIN_ + "--steps 0", ["train.steps", at_least(1), "0"]),
+    (TRAIN_ + "--image-size 2", ["data.image_size", at_least(4), "2"]),
+    (TRAIN_ + "--data.image-size 5000", ["--data.image-size", at_most(4096), "5000"]),
+    (TRAIN_ + "--train.batch-size 0", ["--train.batch-size", at_least(1), "'auto'", "0"]),
+    (TRAIN_ + "--train.learning-rate -1", ["--train.learning-rate", more_than(0), "-1.0"]),
+    (TRAIN_ + "--train.seed -1", ["--train.seed", at_least(0), "-1"]),
+    (TRAIN_ + "--train.learning-rate nan", ["--train.learning-rate", FINITE, "nan"]),
+    (TRAIN_ + "--train.clip inf", ["--train.clip", FINITE, "inf"]),
+    (SAMPLE + "--num 0", ["--num", at_least(1), "0"]),
+    (SAMPLE + "--num -3", ["--num", at_least(1), "-3"]),
+    (SAMPLE + "--seed -1", ["--seed", at_least(0), "-1"]),
+    (SAMPLE + f"--seed {2**63}", ["--seed", less_than(2**63), str(2**63)]),
+    (SAMPLE + "--steps 0", ["--steps", at_least(1), "0"]),
+    (SAMPLE + "--batch-size 0", ["--batch-size", at_least(1), "0"]),
+    (SAMPLE + "--guidance nan", ["--guidance", FINITE, "nan"]),
+    (INPAINT + "--num 0", ["--num", at_least(1), "0"]),
+    (INPAINT + "--max-pixels 0", ["--max-pixels", at_least(1), "0"]),
     (INPAINT + "--box 1,1,3", ["--box takes four whole numbers", "'1,1,3'"]),
-    (INPAINT + "--feather -1", ["--feather should be greater than or equal to 0", "not -1"]),
+    (INPAINT + "--feather -1", ["--feather", at_least(0), "-1"]),
     ("masks NEW --kind stroke", ["--kind takes one of mixed, box, half,", "'stroke'"]),
-    ("masks NEW --num 0", ["--num should be greater than or equal to 1", "not 0"]),
-    ("masks NEW --width 30000", ["--width should be less than or equal to 20000", "not 30000"]),
-    ("evaluate MODEL DATA --num 1", ["--num should be greater than or equal to 2", "not 1"]),
+    ("masks NEW --num 0", ["--num", at_least(1), "0"]),
+    ("masks NEW --width 30000", ["--width", at_most(20000), "30000"]),
+    ("evaluate MODEL DATA --num 1", ["--num", at_least(2), "1"]),
     ("evaluate MODEL DATA --likelihood-num 7", ["--likelihood-num", "go with --likelihood"]),
     ("evaluate MODEL DATA --threshold soft", ["--threshold", "dynamic", "'soft'"]),
     (SAMPLE + "--guidance-rescale 0.5", ["--guidance is 1", "--guidance-rescale"]),
-    (SAMPLE + "--guidance-rescale 2", ["--guidance-rescale should be less than or equal to 1", "not 2"]),
+    (SAMPLE + "--guidance-rescale 2", ["--guidance-rescale", at_most(1), "2"]),
     (SAMPLE + "--ladder rho", ["--ladder", "karras", "'rho'"]),
-    ("evaluate MODEL DATA --seed -1", ["--seed should be greater than or equal to 0", "not -1"]),
-    ("check DATA --image-size 0", ["--image-size should be greater than or equal to 4", "not 0"]),
-    ("prepare digits NEW --limit 0", ["--limit should be greater than or equal to 1", "not 0"]),
-    ("info default --image-size 3", ["--image-size should be greater than or equal to 4", "not 3"]),
-    ("demo --out NEW --seconds nan", ["--seconds should be a finite number", "not nan"]),
-    ("demo --out NEW --seconds -1", ["--seconds should be greater than 0", "not -1.0"]),
+    ("evaluate MODEL DATA --seed -1", ["--seed", at_least(0), "-1"]),
+    ("check DATA --image-size 0", ["--image-size", at_least(4), "0"]),
+    ("prepare digits NEW --limit 0", ["--limit", at_least(1), "0"]),
+    ("info default --image-size 3", ["--image-size", at_least(4), "3"]),
+    ("demo --out NEW --seconds nan", ["--seconds", FINITE, "nan"]),
+    ("demo --out NEW --seconds -1", ["--seconds", more_than(0), "-1.0"]),
     (
         TRAIN_ + "--train.precision bf17",
-        ["--train.precision takes one of auto, fp32, bf16, fp16", "'bf17'", "mean bf16?"],
+        ["--train.precision takes one of auto, fp32, bf16, fp16", "'bf17'", "bf16?"],
     ),
     (TRAIN_ + "--data.channels 2", ["--data.channels takes one of 1, 3, 4", "'2'"]),
     (
         SAMPLE + "--sampler ddin",
-        ["--sampler takes one of ddpm, ddpm-large, ddpm-learned, ddim,", "'ddin'", "did you mean ddim?"],
+        ["--sampler takes one of ddpm, ddpm-large, ddpm-learned, euler,", "(ddim is", "'ddin'", "ddim?"],
     ),
     (SAMPLE + "--precision fp8", ["--precision takes one of auto, fp32, bf16, fp16", "'fp8'"]),
-    (INPAINT + "--method repait", ["--method takes one of auto, trained, repaint,", "'repait'", "mean repaint?"]),
+    (INPAINT + "--method repait", ["--method takes one of auto, trained, repaint,", "'repait'", "repaint?"]),
     (INPAINT + "--fit stretch", ["--fit takes one of auto, crop, native, tile", "'stretch'"]),
     (TRAIN_ + "--train.betas 0.9", ["--train.betas takes 2 values, each a number", "'0.9'"]),
     (TRAIN_ + "--train.betas 0.9 0.8 0.7", ["'0.7' is one too many", "--train.betas takes 2 values"]),
-    (TRAIN_ + "--train.betas 0.9 2", ["--train.betas should be less than 1", "not 2.0"]),
+    (TRAIN_ + "--train.betas 0.9 2", ["--train.betas", less_than(1), "2.0"]),
     (TRAIN_ + "--data.background 1 2", ["--data.background takes 3 values, each a whole number", "'1 2'"]),
-    (TRAIN_ + "--model.multipliers", ["--model.multipliers", "at least 1 item"]),
+    (TRAIN_ + "--model.multipliers", ["--model.multipliers", at_least(1)]),
     (TRAIN_ + "--model.multipliers 1 x", ["--model.multipliers takes values, each a whole number", "'1 x'"]),
-    (TRAIN_ + "--model.multipliers 1 0", ["--model.multipliers should be greater than or equal to 1", "not 0"]),
+    (TRAIN_ + "--model.multipliers 1 0", ["--model.multipliers", at_least(1), "0"]),
     (TRAIN_ + "--diffusion.schedule flow --diffusion.target epsilon", ["target epsilon", "take flow, v or x0"]),
-    (TRAIN_ + "--preset digts", ["'digts'", "did you mean digits?", "default, diffusers, digits"]),
+    (TRAIN_ + "--preset digts", ["'digts'", "digits?", "default, diffusers, digits"]),
     (TRAIN_ + "--preset", ["--preset needs a value"]),
     (TRAIN_ + "--train.steps", ["--train.steps needs a whole number"]),
     (TRAIN_ + "--train.betas", ["--train.betas needs 2 values"]),
@@ -310,14 +311,14 @@ BAD = [
     (INPAINT + "--mask ''", ["--mask is empty"]),
     ("check ''", ["an argument is empty"]),
     (SAMPLE + "--label cat", ["'cat'", "there are disc, square"]),
-    (SAMPLE + "--label sqare", ["'sqare'", "did you mean square?"]),
+    (SAMPLE + "--label sqare", ["'sqare'", "square?"]),
     (SAMPLE + "--label 2", ["2", "there are disc, square"]),
-    (SAMPLE + "--device gpu", ["device 'gpu'", "cpu, cuda"]),
+    (SAMPLE + "--device gpu", ["--device", "'gpu'", "cpu, cuda"]),
     ("sample MODEL --out NEW.pgn --num 1", ["--out", "NEW.pgn", ".png .jpg"]),
     ("prepare digist NEW", ["'digist'", "did you mean digits", "cifar10"]),
-    ("info defalt", ["defalt", "did you mean default?", "default, diffusers, digits"]),
-    ("trian", ["'trian'", "did you mean train?"]),
-    ("--verison", ["'--verison'", "did you mean --version?"]),
+    ("info defalt", ["defalt", "default?", "default, diffusers, digits"]),
+    ("trian", ["'trian'", "train?"]),
+    ("--verison", ["'--verison'", "--version?"]),
     ("frobnicate", ["'frobnicate'", "there are train, sample"]),
 ]
 
@@ -329,34 +330,32 @@ def test_a_line_names_the_option_the_value_and_what_is_allowed(
     monkeypatch.chdir(tmp_path)
     given = {"MODEL": str(trained), "DATA": str(folder), "PICTURE": str(trained / "samples/step-00000004.png")}
     line = refused(capsys, *(given.get(word, word) for word in shlex.split(typed)))
-    for piece in pieces:
-        assert piece in line
+    check(line, pieces)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("content", "pieces"),
     [
-        ("[train]\nbatch_sise = 3", ["train.batch_sise", "did you mean train.batch_size?"]),
-        ("[trian]\nsteps = 3", ["trian", "did you mean train?"]),
+        ("[train]\nbatch_sise = 3", ["train.batch_sise", "train.batch_size?"]),
+        ("[trian]\nsteps = 3", ["trian", "train?"]),
         ("steps = 3", ["no option steps"]),
-        ('[train]\nsteps = "abc"', ["train.steps", "valid integer", "'abc'"]),
-        ("[train]\nsteps = 0", ["train.steps", "greater than or equal to 1", "not 0"]),
-        ("[train]\nlearning_rate = nan", ["train.learning_rate", "finite", "nan"]),
+        ('[train]\nsteps = "abc"', ["train.steps", WHOLE, "'abc'"]),
+        ("[train]\nsteps = 0", ["train.steps", at_least(1), "0"]),
+        ("[train]\nlearning_rate = nan", ["train.learning_rate", FINITE, "nan"]),
         ('[train]\nprecision = "fp8"', ["train.precision", "'fp32', 'bf16' or 'fp16'", "'fp8'"]),
         ("[train]\nbetas = [0.9]", ["train.betas"]),
-        ("[train]\nbetas = [0.9, 2]", ["train.betas", "less than 1", "not 2"]),
-        ("train = 3", ["train", "not 3"]),
-        ("[train", ["at end of document"]),
-        ("[train]\nsteps =", ["Invalid value"]),
+        ("[train]\nbetas = [0.9, 2]", ["train.betas", less_than(1), "2"]),
+        ("train = 3", ["train", "3"]),
+        ("[train", ["cannot be read"]),
+        ("[train]\nsteps =", ["cannot be read"]),
     ],
 )
 def test_a_config_file_that_cannot_be_meant(content, pieces, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("bad.toml").write_text(content)
     line = refused(capsys, *f"train {folder} --out run --config bad.toml".split())
-    for piece in ["bad.toml", *pieces]:
-        assert piece in line
+    check(line, ["bad.toml", *pieces])
     assert not Path("run").exists()
 
 

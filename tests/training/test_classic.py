@@ -6,7 +6,7 @@ import torch
 from helpers.small import tiny
 
 import diffunet
-from diffunet.commands import net_summary
+from diffunet.commands import info
 from diffunet.config import Config, preset
 from diffunet.nn.unet2015 import UNet2015
 from diffunet.training import defaults
@@ -68,8 +68,8 @@ def test_chosen_for_you():
 
 
 def test_info_shows_each_step(monkeypatch):
-    monkeypatch.setattr(net_summary, "_time", lambda *_: iter(()))  # seconds
-    lines = "\n".join(net_summary.describe("unet2015", 512, "cpu"))
+    monkeypatch.setattr(info, "_time", lambda *_: iter(()))  # seconds
+    lines = "\n".join(info.describe("unet2015", 512, "cpu"))
     shapes = [f"{64 * 2**k} x {512 // 2**k} x {512 // 2**k}" for k in range(5)]
     places = [lines.index(shape) for shape in shapes]
     assert places == sorted(places)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from diffunet.errors import DivergedError
 from diffunet.training import checkpoint
 from diffunet.training.ema import averages
-from diffunet.training.failures import Where, refuse_divergence
+from diffunet.training.failures import Status, refuse_divergence
 from diffunet.training.loop import train
 from diffunet.training.state import State
 
@@ -118,9 +118,9 @@ def test_a_number_that_is_not_finite_is_seen_before_a_save(where):
 def test_what_is_said_of_weights_that_are_not_finite(tmp_path):
     resolved = tiny(train={"learning_rate": 1e-3})
     with pytest.raises(DivergedError, match="weights are not finite, at step 7; start anew"):
-        refuse_divergence(Where(tmp_path, resolved, step=7), 0, True)
+        refuse_divergence(Status(tmp_path, resolved, step=7), 0, True)
     with pytest.raises(DivergedError, match="the checkpoint of step 6 is whole: --resume"):
-        refuse_divergence(Where(tmp_path, resolved, step=7, saved=6), 0, True)
+        refuse_divergence(Status(tmp_path, resolved, step=7, saved=6), 0, True)
 
 
 TWO = """

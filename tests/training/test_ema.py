@@ -18,7 +18,7 @@ from diffunet.commands.cli import main
 from diffunet.config import read_toml
 from diffunet.errors import CheckpointError, ResourceError, Stopped
 from diffunet.training import checkpoint, defaults, ema, memory, snapshots
-from diffunet.training.ema import Average, averages, gamma_of, inner_product, mismatch, posthoc, power, width_of
+from diffunet.training.ema import Average, averages, gamma_of, inner_product, mismatch, posthoc, power
 from diffunet.training.loop import train
 from diffunet.training.state import State
 
@@ -47,7 +47,8 @@ def test_width_is_the_relative_deviation_of_the_profile(width):
     mean = quadrature(lambda tau: tau * p(tau), t)
     deviation = math.sqrt(quadrature(lambda tau: (tau - mean) ** 2 * p(tau), t))
     assert deviation / t == pytest.approx(width, rel=1e-6)
-    assert width_of(gamma) == pytest.approx(width, rel=1e-12)
+    by_formula = (gamma + 1) ** 0.5 / (gamma + 2) / (gamma + 3) ** 0.5  # appendix C of the paper
+    assert by_formula == pytest.approx(width, rel=1e-12)
 
 
 def test_gamma_of_the_widths_that_the_paper_names():

@@ -17,8 +17,8 @@ from diffunet.commands.cli import main
 from diffunet.config import read_toml
 from diffunet.diffusion.denoiser import condition
 from diffunet.errors import Stopped, UsageError
-from diffunet.training import checkpoint, start
-from diffunet.training.batches import Batches
+from diffunet.training import checkpoint, transfer
+from diffunet.training.batches import Batches, Share
 from diffunet.training.loop import train
 
 
@@ -39,14 +39,12 @@ def inpainter(folder, tmp_path_factory):
 def batches(folder):
     """`batches(masks, rank, processes, passes, ...)`: of 12 images a step."""
     config = tiny()
-    data, schedule = build.dataset(config, folder), build.schedule(config)
-    labels = data.labels(("disc", "square"))
+    dataset, schedule = build.dataset(config.data, folder), build.schedule(config)
 
     def make(masks, rank=0, processes=1, passes=1, *, augment=0.0, batch_size=12):
-        return Batches(
-            data, np.arange(40), labels, 2, 0.5, schedule, 7, batch_size, passes, rank, processes, 8, "random", True,
-            (255, 255, 255), pin=False, augment=augment, masks=masks,
-        )  # fmt: skip
+        options = {"fit": "random", "flip": True, "augment": augment, "class_names": ("disc", "square")}
+        share = Share(7, batch_size, passes, rank, processes)
+        return Batches(dataset, np.arange(40), schedule, share, tiny(data=options).data, 0.5, masks)
 
     return make
 
@@ -167,9 +165,9 @@ def test_on_the_command_line(folder, tmp_path, capsys):
 def begun(config, init):
     """The net of a run of `config` before its first step, as a denoiser."""
     torch.manual_seed(9)
-    with_like = start._like_model(config, init).changed("data", class_names=("disc", "square"))
+    with_like = transfer.like_model(config, init).changed("data", class_names=("disc", "square"))
     denoiser = build.denoiser(with_like)
-    start.copy_weights(init, denoiser.net, with_like)
+    transfer.copy_weights(init, denoiser.net, with_like)
     return denoiser.eval()
 
 

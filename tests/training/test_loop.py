@@ -251,17 +251,14 @@ def test_averages_take_a_gigabyte_at_most():
 
 def test_batches_are_the_draws_that_the_design_names(folder, tmp_path):
     from diffunet import build
-    from diffunet.training.batches import Batches
+    from diffunet.training.batches import Batches, Share
 
-    config = tiny()
-    data = build.dataset(config, folder)
+    config = tiny(data={"class_names": ("disc", "square"), "flip": True})
+    data = build.dataset(config.data, folder)
     schedule = build.schedule(config)
 
     def batches(rank, processes, passes):
-        return Batches(
-            data, np.arange(40), data.labels(("disc", "square")), 2, 0.5, schedule, 7, 12, passes, rank, processes, 8,
-            "crop", True, (255, 255, 255), pin=False,
-        )  # fmt: skip
+        return Batches(data, np.arange(40), schedule, Share(7, 12, passes, rank, processes), config.data, 0.5)
 
     for step in (0, 5):
         [whole] = batches(0, 1, 1).step(step)
@@ -286,14 +283,12 @@ def test_images_that_lie_on_the_device_make_the_same_batches(folder, monkeypatch
     from dataclasses import replace
 
     from diffunet import build
-    from diffunet.training.batches import Batches
+    from diffunet.training.batches import Batches, Share
 
-    config = tiny(data={"fit": fit, "augment": 0.1}, diffusion={"task": "inpaint"})
-    data = build.dataset(config, folder)
-    batches = Batches(
-        data, np.arange(3, 40), data.labels(("disc", "square")), 2, 0.5, build.schedule(config), 7, 12, 2, 0, 1, 8,
-        fit, True, (255, 255, 255), pin=False, augment=0.1, masks="mixed",
-    )  # fmt: skip
+    options = {"fit": fit, "augment": 0.1, "class_names": ("disc", "square"), "flip": True}
+    config = tiny(data=options, diffusion={"task": "inpaint"})
+    data = build.dataset(config.data, folder)
+    batches = Batches(data, np.arange(3, 40), build.schedule(config), Share(7, 12, 2), config.data, 0.5, "mixed")
     how = Compute(torch.device("cuda"))
     monkeypatch.setattr(Compute, "free_memory", lambda self: int(37 * 8 * 8 * 3 / 0.05) + 1)
     monkeypatch.setattr(
@@ -307,7 +302,10 @@ def test_images_that_lie_on_the_device_make_the_same_batches(folder, monkeypatch
             a, b = plain.to(torch.device("cpu")), other.to(torch.device("cpu"))
             for name in ("images", "label", "sigma", "augment", "keep"):
                 assert torch.equal(getattr(a, name), getattr(b, name)), name
-    for kept in (replace(batches, fit="random").stored(how), batches.stored(Compute(torch.device("cpu")))):
+    for kept in (
+        replace(batches, data=config.data.model_copy(update={"fit": "random"})).stored(how),
+        batches.stored(Compute(torch.device("cpu"))),
+    ):
         assert kept.store is None
     monkeypatch.setattr(Compute, "free_memory", lambda self: int(37 * 8 * 8 * 3 / 0.05) - 100)
     assert batches.stored(how).store is None

@@ -47,18 +47,19 @@ def test_out_of_memory_is_one_line_with_what_to_do(folder, tmp_path):
 
 
 def test_auto_finds_a_batch_that_fits_and_writes_it_down(folder, tmp_path):
+    """With 820 MiB: 16 images a pass take 890 and are found not to fit, and 8 take 600."""
     big = {**LARGE, "channels": 64}
     config = tiny(
         model=big, data={"image_size": 48},
         train={"batch_size": "auto", "grad_accumulation": 1, "precision": "fp32", "steps": 2, "previews": 1},
     )  # fmt: skip
-    [code], said = limited(900, folder, config, tmp_path / "run")
+    [code], said = limited(820, folder, config, tmp_path / "run")
     assert code == 0, said
     chosen = read_toml(tmp_path / "run/config.toml").train.batch_size
     assert 1 <= chosen < 32  # what is worth it on a CPU does not fit
     # Four times as much does not: the same run with it is out of memory. (A tenth is left alone, powers of two tried.)
     config = config.changed("train", batch_size=4 * chosen)
-    [code], said = limited(900, folder, config, tmp_path / "twice")
+    [code], said = limited(820, folder, config, tmp_path / "twice")
     assert code == 6, said
     # Resuming keeps what was found.
     config = config.changed("train", batch_size="auto", steps=3)

@@ -37,20 +37,35 @@ def stop_at(step):
     return lambda progress: progress.step < step
 
 
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """`whole(accumulation)`: a run that nobody stopped, the same for all tests."""
+    runs = {}
+
+    def make(accumulation):
+        if accumulation not in runs:
+            runs[accumulation] = tmp_path_factory.mktemp("whole") / "run"
+            train(tiny(train={"grad_accumulation": accumulation}), folder, runs[accumulation])
+        return runs[accumulation]
+
+    return make
+
+
 # The stop asked for after step n takes effect at the end of step n + 1. About 38 images are trained on, 6 a step: an
-# epoch ends within step 7; with accumulation a step has two passes.
+# epoch ends within step 7; with accumulation a step has two passes. The run that is not stopped has a cache: without
+# one, the images are the same.
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("stop", [1, 4, 6])
 @pytest.mark.parametrize("cache", ["on", "off"])
-def test_stopped_and_resumed_equals_not_stopped(folder, tmp_path, accumulation, stop, cache):
+def test_stopped_and_resumed_equals_not_stopped(folder, tmp_path, whole, accumulation, stop, cache):
     config = tiny(train={"grad_accumulation": accumulation}, data={} if cache == "on" else {"cache": "off"})
-    train(config, folder, tmp_path / "whole")
     with pytest.raises(Stopped):
         train(config, folder, tmp_path / "parts", on_step=stop_at(stop))
     assert json.loads((tmp_path / "parts/status.json").read_text())["state"] == "stopped"
     train(config, folder, tmp_path / "parts", resume=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts", 8)
-    lines = [[json.loads(line) for line in (tmp_path / run / "metrics.jsonl").open()] for run in ("whole", "parts")]
+    assert_same_run(whole(accumulation), tmp_path / "parts", 8)
+    runs = (whole(accumulation), tmp_path / "parts")
+    lines = [[json.loads(line) for line in (run / "metrics.jsonl").open()] for run in runs]
     held_out = [
         [line["validation_loss"] for line in some if line["step"] == 8 and "validation_loss" in line] for some in lines
     ]

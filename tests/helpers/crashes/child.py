@@ -1,9 +1,9 @@
-"""A process that has imported everything and computed nothing; it forks a child for each line of standard input.
+"""The process from which crashed runs are forked: it has imported everything and forks a child for every request.
 
-So a crash costs a fraction of a second instead of the seconds that importing torch takes. Nothing is computed here, as
-a pool of threads would not outlive a fork. A request is a JSON object with "do", the name of a function below, and its
-arguments; with "fault", the child is watched by faults.c. The reply has the signal that ended the child, and what it
-wrote and returned.
+So a crash costs a fraction of a second instead of the seconds that importing torch takes. The process itself computes
+nothing, since torch's pool of threads would not outlive a fork. A request is a line of standard input, a JSON object
+with "do", the name of a function below, and its arguments; with "fault", faults.c watches the child. The reply, a line
+of standard output, has the signal that ended the child, its output, and what the function returned.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from diffunet.training import checkpoint
 
 
 def train(*, config: dict[str, Any], data: str, run: str, resume: bool, stop: int | None = None) -> dict[str, Any]:
-    """Train; how it ended, as an exit code and the one line of the command. `stop` asks for a stop with that step."""
+    """Train; return the exit code and the message that the command ends with. `stop` asks to end with that step."""
     on_step = None if stop is None else lambda progress: progress.step < stop - 1  # takes effect after the next step
     try:
         diffunet.train(diffunet.Config.model_validate(config), data, run, resume=resume, on_step=on_step)
@@ -41,13 +41,13 @@ def train(*, config: dict[str, Any], data: str, run: str, resume: bool, stop: in
 
 
 def finish(*, step: int, **options: Any) -> dict[str, Any]:
-    """Train, and digests of what the run then holds for `step`: see `outcome`."""
+    """Train, and return the same with the `outcome` of `step` where it went well."""
     ended = train(**options)
     return ended | ({"outcome": outcome(Path(options["run"]), step)} if ended["code"] == 0 else {})
 
 
 def outcome(run: Path, step: int) -> dict[str, Any]:
-    """All that two equal runs have in common, bit for bit: tensors, the plain state, and a picture."""
+    """Return digests of all that two equal runs have in common bit for bit: tensors, plain state, and a picture."""
     folder = checkpoint.folder_of(run, step)
     assert checkpoint.problem(folder) is None
     state = json.loads((folder / "state.json").read_text())
@@ -65,7 +65,7 @@ def outcome(run: Path, step: int) -> dict[str, Any]:
 
 
 def digest(path: Path) -> str:
-    """sha256 over the names, types, shapes and bytes of a file's tensors."""
+    """Return the sha256 over the names, types, shapes and bytes of the tensors in a file."""
     hashed = hashlib.sha256()
     for name, tensor in sorted(storage.read_tensors(path)[0].items()):
         hashed.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -74,7 +74,7 @@ def digest(path: Path) -> str:
 
 
 def main(*, words: list[str]) -> dict[str, Any]:
-    """The `diffunet` command."""
+    """Run the `diffunet` command, and return its exit code."""
     try:
         diffunet.commands.cli.main(words)
     except SystemExit as ended:
@@ -82,13 +82,18 @@ def main(*, words: list[str]) -> dict[str, Any]:
     raise AssertionError("the command did not exit")
 
 
-def child(request: dict[str, Any], reply: int, said: int) -> None:
-    """Do what is asked, in the forked process, and write it to `reply`; never returns."""
+def child(request: dict[str, Any], reply: int, output: int) -> None:
+    """Answer a request in the forked process and end it.
+
+    Args:
+        request: see the module.
+        reply, output: descriptors to write the answer, and standard output and error, to.
+    """
     answer: dict[str, Any] = {}
     try:
-        signal.alarm(300)  # bounds a hang
-        os.dup2(said, 1)
-        os.dup2(said, 2)
+        signal.alarm(300)  # ends it where it hangs
+        os.dup2(output, 1)
+        os.dup2(output, 2)
         os.environ.update(request.pop("environment", {}))
         if fault := request.pop("fault", None):
             library = ctypes.CDLL(fault.pop("library"))
@@ -114,7 +119,7 @@ def child(request: dict[str, Any], reply: int, said: int) -> None:
 
 
 def learn(modules: list[str], known: set[str]) -> None:
-    """Import what a child had to import, so that the next ones need not."""
+    """Import the modules that a child had to import, so that later children need not."""
     for name in modules:
         if name not in known:
             known.add(name)
@@ -125,7 +130,7 @@ def learn(modules: list[str], known: set[str]) -> None:
 
 
 def serve() -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     known = set(sys.modules)
@@ -134,21 +139,21 @@ def serve() -> None:
         assert threading.active_count() == len(os.listdir("/proc/self/task")) == 1, "a fork would lose threads"
         gc.collect()
         gc.freeze()
-        said = os.memfd_create("said")
+        output = os.memfd_create("output")
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(reading)
-            child(request, writing, said)
+            child(request, writing, output)
         os.close(writing)
         with os.fdopen(reading) as file:
             content = file.read()
         _, status = os.waitpid(pid, 0)
         result = json.loads(content) if content else {}
         learn(result.pop("modules", []), known)
-        os.lseek(said, 0, os.SEEK_SET)
-        with os.fdopen(said, errors="replace") as file:
-            result["said"] = file.read()
+        os.lseek(output, 0, os.SEEK_SET)
+        with os.fdopen(output, errors="replace") as file:
+            result["output"] = file.read()
         print(json.dumps({"signal": os.WTERMSIG(status), **result}), file=answers, flush=True)
 
 

@@ -1,7 +1,7 @@
-"""What a disk may hold after the power fails, worked out from the operations on it.
+"""A model of a disk: what it may hold after the power fails, worked out from the operations on it.
 
-POSIX promises little: data is on the disk once its file was fsynced, and a name once its folder was. What was not
-may be lost, may be there, or only some of it may, in any order. (Most file systems keep more order than that.)
+POSIX promises little: data is on the disk once its file was fsynced, and a name once its folder was. Anything else may
+be lost, be kept, or be kept in part, in any order. (Most file systems keep more order than that.)
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from pathlib import Path
 from helpers.crashes.harness import Operation
 
 Tree = dict[str, bytes | None]
-"""Contents by path below the root; None is a folder."""
+"""The contents of files by their paths below the root; None is a folder."""
 
 
 class File:
-    """Bytes as programs see them, and as they are surely on the disk."""
+    """The bytes of a file: as programs see them, and those that are surely on the disk."""
 
     def __init__(self, data: bytes = b"") -> None:
         self.data, self.synced = bytearray(data), bytes(data)
 
     def resize(self, size: int) -> None:
-        """Cut, or lengthen with zeros."""
+        """Cut the file, or lengthen it with zeros."""
         self.data = self.data[:size].ljust(size, b"\0")
 
     def write(self, offset: int, content: bytes) -> None:
-        """Write, with zeros before it where there was nothing."""
+        """Write at an offset, filling what lies between the end of the file and it with zeros."""
         self.resize(max(len(self.data), offset + len(content)))
         self.data[offset : offset + len(content)] = content
 
     @property
     def safe(self) -> bool:
-        """Whether a power cut takes nothing."""
+        """Whether a power failure takes nothing from the file."""
         return self.data == self.synced
 
 
 class Folder:
-    """Names as programs see them, those that are surely on the disk, and the changes in between."""
+    """The names in a folder: as programs see them, those that are surely on the disk, and the changes in between."""
 
     def __init__(self) -> None:
         self.names: dict[str, Node] = {}
@@ -46,12 +46,12 @@ class Folder:
         self.pending: list[dict[str, Node | None]] = []
 
     def change(self, changes: dict[str, Node | None]) -> None:
-        """Several names at once; None removes one."""
+        """Change several names at once; None removes one."""
         _change(self.names, changes)
         self.pending.append(changes)
 
     def sync(self) -> None:
-        """Everything so far is on the disk."""
+        """Bring everything so far to the disk."""
         self.synced, self.pending = dict(self.names), []
 
 
@@ -67,14 +67,18 @@ def _change(names: dict[str, Node], changes: dict[str, Node | None]) -> None:
 
 
 class Disk:
-    """A folder, and all below it, as operations change it."""
+    """A folder, and all below it, as operations change it.
+
+    Args:
+        root: the path of the folder, as operations have it.
+        content: a folder with what is on the disk at first; None is nothing.
+    """
 
     def __init__(self, root: Path, content: Path | None) -> None:
-        """`root` is how operations call it; `content` is what it held at first, on the disk for sure."""
         self.root, self.top = root, _read(content) if content else Folder()
 
     def apply(self, operation: Operation) -> None:
-        """What an operation that succeeded did."""
+        """Do what an operation did, unless it failed."""
         if operation.result < 0:
             return
         parent, name = self._folder(operation.path.parent), operation.path.name
@@ -126,11 +130,11 @@ class Disk:
         return node
 
     def seen(self) -> Tree:
-        """As programs see it: what a killed process leaves."""
+        """Return what programs see, which is what a killed process leaves."""
         return _tree(self.top, _everything, lambda file: bytes(file.data))
 
     def after_power_loss(self, chance: random.Random) -> Iterator[tuple[str, Tree]]:
-        """Worst cases, described: of names and of data, all, none or some of what was not fsynced."""
+        """Yield bad cases, described: all, none or some of the names and data that were not fsynced are kept."""
         for names, choose in (("names kept", _everything), ("names lost", _nothing)):
             for data, keep in (("data zeroed", _zeroed), ("data cut off", _cut), ("data garbled", _garbled)):
                 yield f"{names}, {data}", _tree(self.top, choose, keep)
@@ -149,7 +153,7 @@ def _nothing(pending: list[dict[str, Node | None]]) -> list[dict[str, Node | Non
 
 
 def _zeroed(file: File) -> bytes:
-    """The new size came to the disk, the new data did not."""
+    """Return the file when its new size came to the disk and its new data did not."""
     return bytes(file.data) if file.safe else bytes(len(file.data))
 
 
@@ -158,7 +162,7 @@ def _cut(file: File) -> bytes:
 
 
 def _garbled(file: File) -> bytes:
-    """Somebody's old blocks."""
+    """Return the file when its new blocks hold what somebody else's file had left in them."""
     return bytes(file.data) if file.safe else bytes([0xFF, 0xC0, 0x0A]) * (len(file.data) // 3)
 
 
@@ -190,12 +194,12 @@ def _read(path: Path) -> Folder:
 
 
 def read(path: Path) -> Tree:
-    """The tree that really is below a folder."""
+    """Return the tree that really is below a folder."""
     return _tree(_read(path), _everything, lambda file: bytes(file.data))
 
 
 def write(tree: Tree, path: Path) -> None:
-    """Make a tree below `path`, which is there and empty."""
+    """Make a tree below the empty folder `path`."""
     for name, content in tree.items():
         if content is None:
             (path / name).mkdir()

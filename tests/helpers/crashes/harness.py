@@ -1,6 +1,7 @@
-"""Runs that are crashed on purpose: what they do to the disk, call by call, and what is left after each.
+"""Runs that are crashed on purpose: every operation of theirs on the disk, and what is left when one does not succeed.
 
-A stage is a folder with a run in it, `STAGE/run`, below which every change is seen (faults.c).
+A stage is a folder with a run in it, `STAGE/run`. faults.c sees every change below it, and can end the process there or
+make the change fail.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ ACTIONS = ("watch", "kill before", "kill half way", "fail once", "fail from", "f
 Action = Literal["watch", "kill before", "kill half way", "fail once", "fail from", "fail half way"]
 
 GROWING = ("write", "create", "mkdir", "truncate", "allocate")
-"""What a disk without room refuses."""
+"""The kinds of operations that a full disk refuses."""
 
 THOROUGH = int(os.environ.get("DIFFUNET_EVERY", "12"))
-"""Of power losses and failures the slow tests resume from every so many; 1 is all. Kills are always all tried."""
+"""The slow tests resume from every so many of the power losses and failures; 1 is all. They try all kills, always."""
 
 START, EVERY, END = 6, 2, 10
-"""Steps: where the run to be resumed stands, between checkpoints, and where it ends."""
+"""The step at which the run to be resumed stands, the steps between its checkpoints, and the step at which it ends."""
 
 
 def config(steps: int = END, every: int = EVERY) -> dict[str, Any]:
-    """A net of some thousand weights, with everything that makes a run write: previews, held-out loss, metrics."""
+    """Return a config of some thousand weights with all that makes a run write: previews, held-out losses, averages."""
     small = tiny(
         model={"channels": 4, "multipliers": (1,), "attention_resolutions": ()},
         train={
@@ -49,7 +50,7 @@ def config(steps: int = END, every: int = EVERY) -> dict[str, Any]:
 
 
 class Operation(NamedTuple):
-    """A call that changed, or would have changed, what is on the disk."""
+    """A system call that changed what is on the disk, or was about to."""
 
     kind: str
     path: Path
@@ -64,7 +65,7 @@ class Operation(NamedTuple):
 
 
 def read_log(path: Path) -> list[Operation]:
-    """The operations that faults.c wrote down."""
+    """Return the operations that faults.c wrote into its log."""
     content, found, place = path.read_bytes(), [], 0
 
     def take(size: int) -> bytes:
@@ -83,7 +84,14 @@ def read_log(path: Path) -> list[Operation]:
 
 @dataclass(frozen=True)
 class Fault:
-    """What befalls a process at its operation number `at`."""
+    """What happens to a process at one of its operations.
+
+    Args:
+        at: the number of the operation, from 0; -1 is none.
+        action: see `ACTIONS`.
+        error: the errno with which the operation fails, where the action is to fail.
+        kinds: the kinds of operations that may fail.
+    """
 
     at: int = -1
     action: Action = "watch"
@@ -95,17 +103,22 @@ class Fault:
 
 
 class Reply(NamedTuple):
-    """How a child ended: by a signal, or with an exit code and a message."""
+    """How a child ended: the signal (0 is none), or its exit code and message; with its output and its `outcome`."""
 
     signal: int
     code: int | None
     message: str
-    said: str  # on standard output and error
+    output: str
     outcome: dict[str, Any] | None
 
 
 class Crashes:
-    """Forks trainings (child.py), and makes them fail."""
+    """The process that forks children (child.py), in which faults happen.
+
+    Args:
+        place: a folder for stages, the log of operations and the compiled faults.c.
+        pictures: the folder of images that is trained on.
+    """
 
     def __init__(self, place: Path, pictures: Path) -> None:
         if sys.platform != "linux" or platform.machine() != "x86_64":
@@ -129,7 +142,7 @@ class Crashes:
         self.process.wait(timeout=60)
 
     def ask(self, do: str, *, stage: Path | None = None, fault: Fault | None = None, **words: Any) -> Reply:
-        """Let a child do something, with a fault below `stage`."""
+        """Let a child call the function `do` of child.py with `words`, with a fault below `stage`."""
         request = {"do": do, **words}
         if fault is not None:
             request["fault"] = {
@@ -143,22 +156,22 @@ class Crashes:
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
         return Reply(
-            answer["signal"], answer.get("code"), answer.get("message", ""), answer["said"], answer.get("outcome")
+            answer["signal"], answer.get("code"), answer.get("message", ""), answer["output"], answer.get("outcome")
         )
 
     def train(self, stage: Path, fault: Fault | None = None, *, resume: bool = True, **words: Any) -> Reply:
-        """Train in `STAGE/run`."""
+        """Train in `STAGE/run`, with a fault."""
         return self.ask("train", stage=stage, fault=fault, **self._training(stage, resume), **words)
 
     def finish(self, stage: Path, *, resume: bool = True, **words: Any) -> Reply:
-        """Train to the end, with nothing in the way."""
+        """Train to the end without a fault; the reply has the outcome."""
         return self.ask("finish", step=END, **self._training(stage, resume), **words)
 
     def _training(self, stage: Path, resume: bool) -> dict[str, Any]:
         return {"config": config(), "data": str(self.pictures), "run": str(stage / "run"), "resume": resume}
 
     def watched(self, base: Path | None) -> tuple[list[Operation], Path]:
-        """Every operation of a training to the end, from a copy of the stage `base` or from nothing; and its stage."""
+        """Train to the end, from a copy of the stage `base` or from nothing; return every operation, and the stage."""
         stage = fresh(self.place / ("started" if base is None else "resumed"), base)
         reply = self.train(stage, Fault(), resume=base is not None, **own_cache(stage, base))
         if "refuses to watch" in reply.message:
@@ -170,12 +183,12 @@ class Crashes:
 
 
 def own_cache(stage: Path, base: Path | None) -> dict[str, Any]:
-    """A run from nothing decodes its images too."""
+    """Return the environment of a run from nothing, in which it decodes its images too."""
     return {} if base is not None else {"environment": {"DIFFUNET_CACHE": str(stage / "cache")}}
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """For processes that use this very diffunet, installed or not, on one thread."""
+    """Return the environment of a process that uses this very diffunet, installed or not, on one thread."""
     home = Path(diffunet.__file__).parent.parent
     paths = [str(home), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {
@@ -184,7 +197,7 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 def fresh(stage: Path, base: Path | None) -> Path:
-    """`stage` as a copy of `base`, or empty."""
+    """Make `stage` anew, as a copy of the stage `base` or empty, and return it."""
     shutil.rmtree(stage, ignore_errors=True)
     if base is None:
         stage.mkdir(parents=True)
@@ -194,20 +207,20 @@ def fresh(stage: Path, base: Path | None) -> Path:
 
 
 def reported(run: Path) -> int | None:
-    """The step that RUN/status.json says is saved."""
+    """Return the step that RUN/status.json reports as saved."""
     path = run / "status.json"
     status = json.loads(path.read_text()) if path.exists() else {"state": "failed"}
     return status["step"] if status["state"] in ("running", "stopped", "done") else None
 
 
 def newest(run: Path) -> int | None:
-    """The step of the checkpoint that a resume would go on from."""
+    """Return the step of the checkpoint from which a resume would go on."""
     found = checkpoint.newest(run)
     return None if found is None else int(found.name.removeprefix("step-"))
 
 
 def litter(run: Path) -> list[str]:
-    """Temporary files and folders below a run."""
+    """Return the temporary files and folders below a run."""
     return sorted(
         str(path.relative_to(run))
         for path in run.rglob("*")
@@ -216,7 +229,7 @@ def litter(run: Path) -> list[str]:
 
 
 def spread(operations: list[Operation], every: int) -> Iterator[int]:
-    """Numbers of operations: every n-th, and of one checkpoint each fsync and rename."""
+    """Yield the numbers of every n-th operation, and of each fsync and rename of one checkpoint."""
     name = f"step-{START + EVERY:08d}"
     for number, operation in enumerate(operations):
         one = any(name in str(path) for path in (operation.path, operation.other))
@@ -225,18 +238,18 @@ def spread(operations: list[Operation], every: int) -> Iterator[int]:
 
 
 def until(operations: list[Operation], step: int) -> list[Operation]:
-    """Those before anything is written of the checkpoint of a step."""
+    """Return the operations before the first that belongs to the checkpoint of a step."""
     name = f"step-{step:08d}"
     return operations[: next(number for number, operation in enumerate(operations) if name in str(operation.path))]
 
 
 def troubles(points: Iterable[Any], check: Callable[[Any], str | None]) -> list[str]:
-    """What `check` complains of, for all of `points`: one that fails keeps no other from being tried."""
+    """Check all of `points` and return all complaints: one that fails does not keep the others from being tried."""
     return [f"{point}: {trouble}" for point in points if (trouble := check(point))]
 
 
 def differences(wanted: dict[str, Any], reply: Reply, *, but: str = "") -> str | None:
-    """Where a finished run differs from the one that was not stopped, `but` for one thing."""
+    """Say where the outcome of a run differs from that of the run that was not stopped; `but` names what may differ."""
     if reply.signal or reply.code != 0 or reply.outcome is None:
         last = " ".join(reply.message.strip().splitlines()[-3:])
         return f"resume ended with signal {reply.signal}, code {reply.code}: {last}"

@@ -1,0 +1,96 @@
+"""Several commands share these arguments and options, with their bounds, and load a model by them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+from tyro.conf import Positional, arg
+
+from diffunet.commands.progress import say
+from diffunet.errors import UsageError
+from diffunet.names import LadderName, SamplerName, ThresholdName
+
+if TYPE_CHECKING:
+    from diffunet.sampling.conditions import SamplingOptions
+    from diffunet.sampling.pipeline import Pipeline
+
+_MODEL = "A run folder, a model folder, a folder of diffusers, or a name of the hub (owner/name)."
+Model = Annotated[Positional[str], arg(metavar="MODEL", help=_MODEL)]
+Overwrite = Annotated[bool, arg(help="Replace what exists.")]
+Number = Annotated[int, Field(ge=1, le=10**7)]
+Steps = Annotated[int, Field(ge=1, le=100_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Size = Annotated[int, Field(ge=4, le=4096)]
+
+# The docstrings below are what `diffunet sample --help` and its like show.
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """These options decide how images are sampled."""
+
+    guidance: Finite = 1.0
+    """How strongly the label counts; 1 is off, 1.5 to 4 usual. Needs a model with classes, or --weaker."""
+    guidance_interval: tuple[Finite, Finite] | None = None
+    """Guide only between two noise levels (sigma)."""
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How far colours that guidance made strong are brought back, 0 to 1."""
+    weaker: str | None = None
+    """Guide away from this worse model instead: an earlier checkpoint, RUN/checkpoints/step-00010000."""
+    sampler: SamplerName | None = None
+    """The model's default if not given; so for the next three. ddim is euler, euler-ancestral is ddpm."""
+    steps: Steps | None = None
+    """Of the sampler."""
+    ladder: LadderName | None = None
+    """How the steps are spaced."""
+    threshold: ThresholdName | None = None
+    """What keeps the predicted image within its range."""
+
+
+@dataclass(frozen=True)
+class Computing:
+    """These options decide where and how the net computes."""
+
+    device: str | None = None
+    """cuda, cuda:1, mps, cpu; the best there is if not given."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the net's convolutions and products; auto is bf16 where the device has it, else fp16 on a GPU, else fp32."""
+    compile: bool = False
+    """Compile the net first, which takes a minute or more and makes what follows faster; for many images."""
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Threads of the CPU to compute with; all cores if not given."""
+
+
+def load(model: str, computing: Computing) -> Pipeline:
+    """Load a model as `pipeline.load`, after a warning where a GPU lies idle and no device was chosen."""
+    import torch
+
+    from diffunet import compute
+    from diffunet.sampling import pipeline
+
+    if computing.device is None and (idle := compute.warning()):
+        say(idle)
+    if computing.threads is not None:
+        torch.set_num_threads(computing.threads)
+    dtype = compute.PRECISIONS.get(computing.precision)
+    return pipeline.load(model, computing.device, dtype, compile=computing.compile)
+
+
+def for_pipeline(sampling: Sampling, pipe: Pipeline) -> SamplingOptions:
+    """Return the options as keywords of `pipe.sample`; the weaker model is loaded onto the device of `pipe`.
+
+    Raises UsageError for options that do nothing at a guidance of 1, CheckpointError for an unreadable weaker model.
+    """
+    scale, interval, rescale = sampling.guidance, sampling.guidance_interval, sampling.guidance_rescale
+    if scale == 1 and (interval is not None or rescale or sampling.weaker is not None):
+        raise UsageError("--guidance is 1, none: --guidance-interval, --guidance-rescale and --weaker need another")
+    from diffunet.sampling import pipeline
+
+    weaker = None if sampling.weaker is None else pipeline.load(sampling.weaker, pipe.device, pipe.dtype)
+    return {
+        "guidance": pipeline.Guidance(scale, weaker, interval, rescale), "sampler": sampling.sampler,
+        "steps": sampling.steps, "ladder": sampling.ladder, "threshold": sampling.threshold,
+    }  # fmt: skip

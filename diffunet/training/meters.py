@@ -1,0 +1,125 @@
+"""What training measures from one line of metrics.jsonl to the next, and the files which that is written to."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from diffunet import files
+from diffunet.compute import Compute
+from diffunet.errors import ResourceError
+from diffunet.training.learner import Outcome
+
+COUNTERS = ("skipped", "streak", "overflows")
+"""Optimizer steps which were skipped for lack of a finite loss and gradient: those of the whole run, and those in a row
+up to now; and steps which were skipped because float16's loss scale was too large."""
+
+
+class Meters:
+    """Counts the outcomes of optimizer steps on the device, so that nobody waits.
+
+    Args:
+        counters: the counts of `COUNTERS` in the checkpoint that the run goes on from; a missing one is 0.
+        how, batch_size: how to compute, and the images of an optimizer step, of all processes.
+    """
+
+    def __init__(self, counters: Mapping[str, int], how: Compute, batch_size: int) -> None:
+        self.batch_size, self.with_overflows = batch_size, how.precision == "fp16"
+        self.counted = {name: torch.tensor(float(counters.get(name, 0)), device=how.device) for name in COUNTERS}
+        self._longest = self.counted["streak"].clone()  # the longest streak since the last report
+        self._window = torch.zeros(3, device=how.device)  # sums of loss and gradient norm, and the number of good steps
+        self._steps, self._began = 0, time.monotonic()
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one step; nothing waits for the device."""
+        loss, norm, bad, overflow = outcome
+        counted, skipped = self.counted, bad + overflow
+        counted["skipped"] += bad
+        counted["overflows"] += overflow
+        counted["streak"] = (counted["streak"] + bad) * torch.where(overflow > 0, 1.0, bad)
+        self._longest = torch.maximum(self._longest, counted["streak"])
+        self._window += torch.where(skipped > 0, 0.0, torch.stack([loss, norm, torch.ones_like(norm)]))
+        self._steps += 1
+
+    def report(self, processes: Accelerator) -> tuple[dict[str, float], int]:
+        """Return the metrics of the steps since the last report, and the longest streak of skipped steps among them.
+
+        All processes call it together. The means are over the steps that were not skipped, NaN where there are none.
+        """
+        loss, norm, good = processes.reduce(self._window).tolist()
+        metrics = {
+            "loss": loss / (good / processes.num_processes) if good else math.nan,
+            "grad_norm": norm / good if good else math.nan,
+            "images_per_second": self._steps * self.batch_size / (time.monotonic() - self._began),
+            "skipped": int(self.counted["skipped"].item()),
+        }
+        if self.with_overflows:
+            metrics["overflows"] = int(self.counted["overflows"].item())
+        longest = int(self._longest.item())
+        self._longest = self.counted["streak"].clone()
+        self._window.zero_()
+        self._steps, self._began = 0, time.monotonic()
+        return metrics, longest
+
+    def state(self) -> dict[str, int]:
+        """Return the counts for a checkpoint; this waits for the device."""
+        return {name: int(number.item()) for name, number in self.counted.items()}
+
+
+class Record:
+    """Writes RUN/metrics.jsonl (one JSON object a line) and RUN/tensorboard, on the main process.
+
+    Args:
+        run, step: the run folder, and the step that the run goes on from; lines for later steps are deleted.
+        tensorboard: whether to write curves for tensorboard, where it is installed.
+    """
+
+    def __init__(self, run: Path, step: int, tensorboard: bool) -> None:
+        self.path = run / "metrics.jsonl"
+        if self.path.exists():
+            self._truncate(step)
+        self._metrics = self.path.open("a", encoding="utf-8", newline="\n")
+        self._curves: Any = None
+        if tensorboard:
+            with contextlib.suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._curves = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def _truncate(self, step: int) -> None:
+        kept = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, RecursionError):  # a crash left half a line
+                entry = json.loads(line)
+                if isinstance(entry, dict) and entry.get("step", 0) <= step:
+                    kept.append(line + "\n")
+        files.write_atomic(self.path, "".join(kept))
+
+    def metrics(self, step: int, **values: float) -> None:
+        """Write a line of numbers; those which are not finite are written as null."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        try:
+            self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise ResourceError(
+                f"{self.path} takes no more lines: {error.strerror or error}; make room and use "
+                "--resume: checkpoints are whole"
+            ) from None
+        if self._curves is not None:
+            for name, value in values.items():
+                self._curves.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Close the files."""
+        with contextlib.suppress(OSError):  # a full disk, which `metrics` has reported already
+            self._metrics.close()
+        with contextlib.suppress(OSError):
+            if self._curves is not None:
+                self._curves.close()

@@ -1,0 +1,45 @@
+"""What a run is about to do, in lines for the person who waits."""
+
+from collections.abc import Iterator
+
+from diffunet import build, compute
+from diffunet.training import memory
+from diffunet.training.opening import Run
+
+
+def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
+    """Yield the lines: device, precision, images, model, memory, steps, and what to be careful about."""
+    how, dataset, t, d, steps, share = run.how, run.dataset, run.config.train, run.config.data, run.steps, run.share
+    training, processes, size = len(run.training), share.processes, d.image_size
+    if gpu_is_idle := compute.warning():
+        yield gpu_is_idle
+    many = f" x {processes} processes" if processes > 1 else ""
+    yield f"device: {compute.describe(how.device)}{many}; precision: {how.precision} ({how.why})"
+    pays, why = compute.pays_to_compile(how, steps, t.deterministic)
+    if t.compile == "on" or how.device.type == "cuda":
+        as_asked = "compiled, as asked" if t.compile == "on" else "not compiled, as asked, or as it could not be"
+        yield f"the net is {why if pays == (t.compile == 'on') else as_asked}"
+    classes = f", {len(d.class_names)} classes" if d.class_names else ""
+    bad = f", {len(dataset.rejected)} files skipped" if dataset.rejected else ""
+    held_out = f"{len(run.held_out)} held out"
+    yield f"images: {training} to train on, {held_out}{classes}{bad}; {size}x{size}, {d.channels} channels"
+    if run.config.diffusion.task == "inpaint":
+        yield f"it learns to inpaint, with random masks ({d.masks}); a tenth are all hole, so that it generates too"
+    small = dataset.files.smaller_than(size)
+    if small > len(dataset.files) // 2:
+        yield f"note: {small} of {len(dataset.files)} images are smaller than {size} pixels and are enlarged"
+    price = memory.price(run.config, net)
+    needed = memory.training_bytes(run.config, how, share.images_per_pass, net)
+    yield (
+        f"model: {price.parameters / 1e6:.1f} M parameters, {price.macs / 1e9:.2f} GMACs an image; "
+        f"about {needed / 2**30:.1f} GiB to train{' (blocks checkpointed)' if run.config.model.checkpointing else ''}"
+    )
+    passes = "" if share.passes == 1 else f" in {share.passes} passes"
+    yield (
+        f"steps: {steps} of {share.batch_size} images{passes}, {steps * share.batch_size / training:.0f} times through "
+        "them; time left is shown once some are done"
+    )
+    if training < 1000:
+        yield f"note: {training} images are few; --init MODEL, a model of similar images, helps"
+    if t.stop_after is not None:
+        yield f"the run is saved and ends after {t.stop_after:g} minutes; go on with --resume"

@@ -1,0 +1,82 @@
+"""The folder of a run: who may write to it, and which options may change when the run goes on."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from diffunet import files
+from diffunet.config import Config, read_toml
+from diffunet.errors import UsageError
+from diffunet.training import checkpoint, transfer
+
+IMAGES = "images.index"
+"""The file of a run folder that lists the images which the run began with."""
+
+FREE_ON_RESUME = {
+    "model": {"checkpointing"},
+    "diffusion": {"sampler", "sample_steps", "ladder", "threshold"},
+    "data": {"cache", "max_rejected"},
+    "train": {
+        "steps", "grad_accumulation", "log_every", "validate_every", "sample_every", "previews", "checkpoint_every",
+        "keep_every", "tensorboard", "max_skipped", "learning_rate", "precision", "deterministic", "stop_after",
+        "timeout", "ema_every", "compile", "threads",
+    },
+}  # fmt: skip
+"""Options which may change when a run is resumed. All others decide what the weights mean, or which draws were made."""
+
+
+@contextlib.contextmanager
+def claimed(config: Config, run: Path, *, resume: bool, init: str | Path | None, main: bool) -> Iterator[Config]:
+    """Make the run folder, hold its lock within this context, and yield the config that the run goes on with.
+
+    Raises:
+        UsageError: the folder exists and `resume` is False, it cannot be written, or `config` contradicts the config of
+            the run or of the model `init`.
+        CheckpointError: another process writes to the folder.
+    """
+    with contextlib.ExitStack() as stack:
+        if main:
+            try:
+                stack.enter_context(_locked(run, resume))
+            except OSError as error:
+                raise UsageError(f"--out {run} cannot be written: {error.strerror or error}") from None
+        if resume and checkpoint.steps(run) and (run / "config.toml").is_file():
+            config = _same_run(config, read_toml(run / "config.toml"))
+        elif init is not None:
+            config = transfer.like_model(config, init)
+        yield config
+
+
+@contextlib.contextmanager
+def _locked(run: Path, resume: bool) -> Iterator[None]:
+    """Hold the lock of the run folder, which is made if it does not exist, once it is known to be writable."""
+    exists = UsageError(f"--out {run} exists; go on with it by --resume, or choose another folder")
+    lock = run / ".lock"
+    if run.exists() and not resume and (not run.is_dir() or (any(run.iterdir()) and not lock.exists())):
+        raise exists
+    files.mkdir(run / "checkpoints")
+    busy = f"another process is writing to {run}; wait for it, or choose another --out"
+    with files.lock(lock, wait=False, message=busy):
+        # A run that failed before its first step leaves these files, which are no reason to refuse another try.
+        has_begun = any(path.name not in (".lock", "checkpoints", "status.json") for path in run.iterdir())
+        if not resume and (has_begun or any((run / "checkpoints").iterdir())):
+            raise exists
+        for folder in (run, run / "model", run / "samples"):
+            files.sweep(folder)
+        tempfile.TemporaryFile(dir=run).close()  # the lock file may exist already in a folder that takes no new files
+        yield
+
+
+def _same_run(asked: Config, stored: Config) -> Config:
+    """Return the `stored` config with the options that were `asked` for; raise UsageError if one may not change."""
+    content = stored.model_dump()
+    for section, values in asked.model_dump(exclude_unset=True).items():
+        for name, value in values.items():
+            before = content[section][name]
+            if value in (before, None, (), "auto"):
+                continue
+            if name not in FREE_ON_RESUME[section]:
+                raise UsageError(f"--resume goes on with {section}.{name} = {before!r}; it cannot become {value!r}")
+            content[section][name] = value
+    return Config.model_validate(content)
