@@ -75,7 +75,9 @@ def shortages(operations, error, every):
 
 
 @pytest.mark.parametrize("every", [17, pytest.param(THOROUGH, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("error", ["ENOSPC", "EDQUOT", "EFBIG"])
+@pytest.mark.parametrize(
+    "error", ["ENOSPC", *(pytest.param(error, marks=pytest.mark.slow) for error in ("EDQUOT", "EFBIG"))]
+)
 def test_no_room_from_some_operation_on(crashes, base, wanted, resumed, error, every):
     operations, _ = resumed
     faults = list(shortages(operations, error, every))

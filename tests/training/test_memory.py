@@ -46,6 +46,7 @@ def test_out_of_memory_is_one_line_with_what_to_do(folder, tmp_path):
     assert json.loads((tmp_path / "run/status.json").read_text())["exit_code"] == 6
 
 
+@pytest.mark.slow
 def test_auto_finds_a_batch_that_fits_and_writes_it_down(folder, tmp_path):
     """With 820 MiB: 16 images a pass take 890 and are found not to fit, and 8 take 600."""
     big = {**LARGE, "channels": 64}
