@@ -17,6 +17,8 @@ from diffunet.inpainting import methods
 from diffunet.training.learner import Learner, skips_by_itself
 from diffunet.training.loop import train
 
+pytestmark = pytest.mark.seconds
+
 CPU = compute.choose("cpu", "fp32")
 DDPM = {"schedule": "cosine", "target": "epsilon"}
 

@@ -20,6 +20,8 @@ import diffunet
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
+pytestmark = pytest.mark.seconds
+
 
 def script(name):
     """A script as a module, under a name that is no other's: tests/gpu is a folder."""

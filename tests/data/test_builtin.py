@@ -15,6 +15,8 @@ from diffunet.data.folder import class_names, list_images
 from diffunet.errors import DataError, UsageError
 from diffunet.pictures import images
 
+pytestmark = pytest.mark.seconds
+
 
 def test_digits_keep_their_shape() -> None:
     pixels, labels = builtin.load_digits_arrays()

@@ -18,6 +18,8 @@ import benchmark_samplers  # noqa: E402
 from benchmark_samplers import no_noise, plain_heun, rms  # noqa: E402
 from mixture import Mixture, random_mixture, sliced_distance  # noqa: E402
 
+pytestmark = pytest.mark.seconds
+
 
 def noise(n, seed=0):
     return torch.randn(n, 2, 1, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from diffunet.nn.overlap_tile import mirrored, overlap_tile, tiles
 from diffunet.nn.unet2015 import UNet2015, input_size, margin, output_size
 
+pytestmark = pytest.mark.seconds
+
 
 def net_of(layers):
     torch.manual_seed(layers)

@@ -10,6 +10,8 @@ import diffunet
 from diffunet import build
 from diffunet.errors import DivergedError, ResourceError, UsageError
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture
 def pipe(run):

@@ -22,6 +22,8 @@ from diffunet.diffusion import samplers
 from diffunet.inpainting import masks, methods, part
 from diffunet.names import LADDERS, SAMPLERS
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture(scope="module")
 def pipe(run):
