@@ -195,6 +195,7 @@ def test_manifests_of_strange_content_are_no_cache(root: Path) -> None:
         assert same(opened(root), fresh)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("pattern", ["manifest.json", "index-*.npz"])
 def test_a_flipped_bit_or_a_lost_end_never_counts(root: Path, pattern: str) -> None:
     fresh = opened(root, cache="off")

@@ -44,6 +44,7 @@ class Net(torch.nn.Module):
         return torch.tanh(torch.nn.functional.conv2d(x, self.weight, padding=1) + told)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_full_product(sampler):
     """Targets x samplers x guidance x inpainting: finite everywhere, and known pixels exact where there are any."""

@@ -366,6 +366,7 @@ def test_mmps_hands_on_what_else_a_denoiser_says():
     assert all(weight.grad is None for weight in net.parameters())
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("step", "n"), [(euler(), 150), (heun(), 30), (unipc(), 15)], ids=["euler, 150", "heun, 30", "unipc, 15"]
 )
@@ -381,6 +382,7 @@ def test_mmps_comes_within_five_percent_of_the_exact_law(field, step, n):
         assert relative(ours, theirs) < 0.05
 
 
+@pytest.mark.seconds
 def test_mmps_comes_within_five_percent_in_ninety_passes():
     """15 steps of 5 iterations, which stop before the equation is solved; on samples, of three images."""
     covariance, keep = ROW

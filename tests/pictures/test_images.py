@@ -340,6 +340,7 @@ def test_odd_transparency_of_a_callers_image(mode: str, value: Any) -> None:
 STRIPPED = ["1", "L", "P", "RGB", "CMYK", "LA", "PA", "RGBA", "RGBa", "LAB", "I;16", "I", "F", "key", "palette key"]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("mode", STRIPPED)
 def test_large_images_are_converted_in_strips(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = RNG.integers(0, 256, (23, 10), dtype=np.uint8)
