@@ -1,7 +1,7 @@
 """Set up and run every check: ruff, mypy, the import contract, pytest.
 
     python3 scripts/test.py --fast   for the inner loop, under a minute on two cores: no mypy, and tests of a second
-    python3 scripts/test.py          the quick suite, some eight minutes: before each commit
+    python3 scripts/test.py          the quick suite, eight to ten minutes: before each commit
     python3 scripts/test.py --all    also the slow tests, half an hour and more: before each release
 
 `--fast` is an option of pytest in this repository (tests/conftest.py says what it leaves out), so `pytest --fast` is
