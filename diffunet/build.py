@@ -131,6 +131,20 @@ def net(config: Config) -> UNet | UNet2015:
         raise UsageError(f"model: {error}") from None
 
 
+def refuse_misfit(config: Config, make: NetFactory) -> None:
+    """Call a user's own net on the meta device; raise UsageError if its output has not the shape that it has to have.
+
+    Broadcasting would hide it otherwise: an output of one channel would be learned and sampled in all of them.
+    """
+    size, channels = config.data.image_size, in_channels(config)
+    with torch.inference_mode(False), torch.device("meta"):
+        label = torch.zeros(2, dtype=torch.int64) if config.data.class_names else None
+        output = make(config)(torch.empty(2, channels, size, size), torch.empty(2), label, None)
+    wanted = (2, out_channels(config), size, size)
+    if tuple(output.shape) != wanted:
+        raise UsageError(f"the net answers {[*output.shape]} to images {[2, channels, size, size]}, not {[*wanted]}")
+
+
 def footprint(config: Config, how: Compute, *, learn: bool, make: NetFactory = net) -> Footprint:
     """Return the memory that the net of a resolved config takes as `how` computes it; see `nn.footprint`."""
     # The train section does not matter here; a fixed one makes the cache hit more often.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from diffunet import build, compute, files
 from diffunet.config import MAX_BYTES, Config, read_toml, validated
 from diffunet.diffusion.denoiser import Denoiser
-from diffunet.errors import CheckpointError, Error, ResourceError
+from diffunet.errors import CheckpointError, Error, ResourceError, UsageError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 """The files of a model folder."""
@@ -283,10 +283,13 @@ def read_model(model: str | Path, net: build.NetFactory = build.net) -> Model:
 
     Raises:
         CheckpointError: the model is missing or damaged, or its weights have other shapes or are not finite.
-        UsageError: its net is a user's own, and `net` was not given.
+        UsageError: its net is a user's own and `net` was not given, or the reverse; the net's output has another shape.
     """
     folder = find_model(model)
     config = read_config(folder)
+    if net is not build.net:
+        refuse_other_net(config, folder)
+        build.refuse_misfit(config, net)
     if None in (config.model.channels, config.model.multipliers, config.model.attention_levels):
         raise CheckpointError(f"the config of {folder} leaves open what the net is: it was not written by training")
     with torch.device("meta"):  # nothing is allocated before the file has shown that it fits
@@ -298,6 +301,12 @@ def read_model(model: str | Path, net: build.NetFactory = build.net) -> Model:
     tensors, metadata = read_tensors(path, module.state_dict())
     step = metadata.get("step", "0")
     return with_weights(config, module, tensors, path, int(step) if step.isdecimal() and len(step) < 19 else 0)
+
+
+def refuse_other_net(config: Config, where: Path) -> None:
+    """Raise UsageError if a function that makes a net was given for a model of one of diffunet's nets: it might fit."""
+    if config.model.custom is None:
+        raise UsageError(f"{where} has a net of diffunet's own, and net= was given: leave it out")
 
 
 def with_weights(config: Config, net: nn.Module, tensors: Mapping[str, Tensor], where: Path, step: int = 0) -> Model:

@@ -38,4 +38,8 @@ def read_model(model: str | Path, net: build.NetFactory = build.net) -> Model:
             the weights are damaged, of other shapes or not finite, or do not fit into memory.
     """
     folder = find(model)
-    return diffusers.read(folder) if diffusers.is_folder(folder) else storage.read_model(folder, net)
+    if not diffusers.is_folder(folder):
+        return storage.read_model(folder, net)
+    if net is not build.net:
+        storage.refuse_other_net(diffusers.read_config(folder), folder)
+    return diffusers.read(folder)

@@ -194,6 +194,8 @@ def opened(
             processes=joined.num_processes, free=free, net=net,
         ).changed("train", threads=threads)  # fmt: skip
         status.config = config
+        if net is not build.net:
+            build.refuse_misfit(config, net)
         memory.refuse_what_cannot_fit(config, how, net)
         if config.train.batch_size == "auto":
             fits = processes.smallest(memory.images_per_pass(config, how, free, loss, net), joined)
@@ -229,6 +231,8 @@ def _with_net(config: Config, net: build.NetFactory, *, resumed: bool) -> Config
             if before is not None
             else f"this model has a net of diffunet's own, and net={name} was given: leave it out"
         )
+    if name is not None and before not in (None, name):
+        log.warning("this model was made with the net %s, and goes on with %s", before, name)
     return config if name is None else config.changed("model", custom=name)
 
 

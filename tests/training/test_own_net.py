@@ -7,7 +7,7 @@ from helpers.small import tiny
 from torch import nn
 
 import diffunet
-from diffunet import storage
+from diffunet import build, storage
 from diffunet.build import in_channels, out_channels
 from diffunet.commands.cli import main
 from diffunet.config import read_toml
@@ -28,6 +28,14 @@ class Own(nn.Module):
         label = torch.full_like(c_noise, self.label.num_embeddings - 1).long() if label is None else label
         h = self.first(x) + self.label(label)[:, :, None, None]
         return self.last(torch.relu(h + c_noise[:, None, None, None] / 1000))
+
+
+class Wide(Own):
+    """The same with a kernel of 5 pixels, so that its weights have other shapes."""
+
+    def __init__(self, channels: int, answers: int, classes: int) -> None:
+        super().__init__(channels, answers, classes)
+        self.first = nn.Conv2d(channels, 16, 5, padding=2)
 
 
 def own(config):
@@ -90,9 +98,33 @@ def test_without_the_function_that_makes_it_nothing_is_done(trained, folder, tmp
 
 def test_another_net_is_refused(trained, run, folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"do not fit: first\.weight is"):
-        diffunet.load(trained, net=lambda config: Own(4, 3, 2))
+        diffunet.load(trained, net=lambda config: Wide(3, 3, 2))
+    with pytest.raises(UsageError, match=r"has a net of diffunet's own, and net= was given: leave it out"):
+        diffunet.load(run, net=lambda config: build.net(config))
     with pytest.raises(UsageError, match=r"has a net of diffunet's own, and net=.* was given: leave it out"):
         diffunet.train(tiny(train={"steps": 9}), folder, run, resume=True, net=own)
+
+
+@pytest.mark.parametrize("answers", [1, 4])
+def test_an_output_of_another_shape_is_refused_where_broadcasting_would_hide_it(trained, folder, tmp_path, answers):
+    def misfit(config):
+        return Own(in_channels(config), answers, len(config.data.class_names))
+
+    message = rf"the net answers \[2, {answers}, 8, 8\] to images \[2, 3, 8, 8\], not \[2, 3, 8, 8\]"
+    with pytest.raises(UsageError, match=message):
+        diffunet.train(tiny(), folder, tmp_path / "run", net=misfit)
+    with pytest.raises(UsageError, match=message):
+        diffunet.load(trained, net=misfit)
+
+
+def test_another_function_is_named_in_the_log(trained, folder, tmp_path, caplog):
+    def renamed(config):
+        return own(config)
+
+    options = {"net": renamed, "init": trained}
+    diffunet.train(tiny(train={"steps": 1, "previews": 0}), folder, tmp_path / "run", **options)
+    assert "was made with the net" in caplog.text
+    assert "renamed" in caplog.text
 
 
 def test_it_goes_on_from_another_run_of_the_same_net(trained, folder, tmp_path):
