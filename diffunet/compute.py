@@ -64,6 +64,7 @@ class Compute:
         why: the reason for the precision, in a few words.
         channels_last: whether the channels of a pixel lie side by side in memory.
         compiled: whether the net goes through `torch.compile`.
+        native: whether, on a CPU, the kernels of nn/kernels.py take the place of torch's where they apply.
     """
 
     device: torch.device
@@ -71,6 +72,7 @@ class Compute:
     why: str = "as asked"
     channels_last: bool = False
     compiled: bool = False
+    native: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -92,6 +94,9 @@ class Compute:
         module.to(self.device)
         if self.channels_last:
             module.to(memory_format=torch.channels_last)
+        for part in module.modules():
+            if hasattr(part, "native"):
+                part.native = self.native  # type: ignore[assignment]
         if frozen and self.precision != "fp32":
             for part in module.modules():
                 if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):

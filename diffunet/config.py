@@ -227,6 +227,8 @@ class TrainConfig(Section):
     """Of convolutions and products: bf16 where it is native, else fp16 (with a loss scale) on GPUs, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the net, which takes minutes at the start; on CUDA where the run is long enough."""
+    kernels: Literal["auto", "on", "off"] = "auto"
+    """Use kernels of diffunet's own, built by a C++ compiler; on a CPU, where faster and the run is long enough."""
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Threads of the CPU to compute with; all cores."""
     deterministic: bool = False

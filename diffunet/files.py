@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +18,21 @@ from diffunet.errors import CheckpointError
 log = logging.getLogger(__name__)
 
 WINDOWS = os.name == "nt"
+
+
+def user_cache() -> Path:
+    """Return the user's folder for caches, which the environment variable DIFFUNET_CACHE may name.
+
+    Raises:
+        RuntimeError: there is no home at all, as in some containers.
+    """
+    if chosen := os.environ.get("DIFFUNET_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "diffunet" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "diffunet"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffunet"
 
 
 def fsync(path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "diffunet"
 
-MOST_LINES = 14_000
-"""The most lines that the whole package may have; blank ones, comments and docstrings count."""
+MOST_LINES = 14_700
+"""The most lines of Python that the whole package may have; blank ones, comments and docstrings count."""
 
 MOST_LINES_OF_A_MODULE = 410
 """The most lines that one file may have."""

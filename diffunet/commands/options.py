@@ -60,6 +60,8 @@ class Computing:
     """Of the net's convolutions and products; auto is bf16 where the device has it, else fp16 on a GPU, else fp32."""
     compile: bool = False
     """Compile the net first, which takes a minute or more and makes what follows faster; for many images."""
+    kernels: bool = False
+    """On a CPU, use kernels of diffunet's own, built by a C++ compiler; the last bits of pictures differ."""
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Threads of the CPU to compute with; all cores if not given."""
 
@@ -76,7 +78,7 @@ def load(model: str, computing: Computing) -> Pipeline:
     if computing.threads is not None:
         torch.set_num_threads(computing.threads)
     dtype = compute.PRECISIONS.get(computing.precision)
-    return pipeline.load(model, computing.device, dtype, compile=computing.compile)
+    return pipeline.load(model, computing.device, dtype, compile=computing.compile, kernels=computing.kernels)
 
 
 def for_pipeline(sampling: Sampling, pipe: Pipeline) -> SamplingOptions:

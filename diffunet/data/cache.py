@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import tempfile
 import zlib
 from collections.abc import Sequence
@@ -87,23 +86,13 @@ def folder_of(chosen: Path | None, source: Path, layout: Layout) -> Path:
             raise UsageError(f"--data.cache {chosen}: cannot be written; choose another folder, or off")
         return chosen / name
     with contextlib.suppress(RuntimeError):  # no home at all, as in some containers
-        if _writable(home := _user_cache()):
+        if _writable(home := files.user_cache()):
             return home / name
     user = os.getuid() if hasattr(os, "getuid") else "user"
     try:
         return Path(tempfile.gettempdir(), f"diffunet-cache-{user}", name)
     except FileNotFoundError:
         raise UsageError("no folder for decoded images can be written; choose one with --data.cache, or off") from None
-
-
-def _user_cache() -> Path:
-    if chosen := os.environ.get("DIFFUNET_CACHE"):
-        return Path(chosen)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "diffunet" / "cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "diffunet"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffunet"
 
 
 def _writable(folder: Path) -> bool:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from diffunet.nn import kernels
+
 
 def zero(module: nn.Module) -> nn.Module:
     """Set the parameters of a module to zero and return it.
@@ -22,8 +24,45 @@ def zero(module: nn.Module) -> nn.Module:
     return module
 
 
-def group_norm(channels: int, groups: int | None = None, eps: float = 1e-5) -> nn.GroupNorm:
-    """Return GroupNorm (Wu & He 2018) with `groups`, by default of 16 channels, or a few more if 16 does not divide.
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm (Wu & He 2018), with what follows it in a residual block.
+
+    `native` says whether to use the kernels of nn/kernels.py where they apply, see `Compute.prepare`.
+    """
+
+    native = False
+
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, *, silu: bool = False,
+        dropout: float = 0.0,
+    ) -> Tensor:  # fmt: skip
+        """Return `x` [B C H W], normalised, times 1 + `scale` [B C] plus `shift` [B C], then SiLU and dropout."""
+        dropout = dropout if self.training else 0.0
+        if self.native and kernels.norm_applies(x):
+            return kernels.norm(x, self.num_groups, self.weight, self.bias, self.eps, scale, shift, silu, dropout)
+        h = super().forward(x)
+        if scale is not None and shift is not None:
+            h = h * (1 + scale[..., None, None]) + shift[..., None, None]
+        h = F.silu(h) if silu else h
+        return F.dropout(h, dropout) if dropout else h
+
+
+class Conv(nn.Conv2d):
+    """A 3x3 convolution from [B C H W] to [B C' H W]; of `native` see `GroupNorm`."""
+
+    native = False
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.native and kernels.conv_applies(x, self.weight):
+            return kernels.conv(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+def group_norm(channels: int, groups: int | None = None, eps: float = 1e-5) -> GroupNorm:
+    """Return GroupNorm with `groups`, by default of 16 channels, or a few more if 16 does not divide.
 
     With the 32 groups of DDPM, of 2 to 4 channels each, a training step takes 1.6 to 1.9 times as long (measured on a
     CPU, in bfloat16 and channels_last); Wu & He (table 3) find groups of 16 channels as good.
@@ -35,10 +74,10 @@ def group_norm(channels: int, groups: int | None = None, eps: float = 1e-5) -> n
         groups = next(n for n in range(max(1, channels // 16), 0, -1) if channels % n == 0)
     if channels % groups:
         raise ValueError(f"{channels} channels cannot be normalised in {groups} groups")
-    return nn.GroupNorm(groups, channels, eps)
+    return GroupNorm(groups, channels, eps)
 
 
-Norm = Callable[[int], nn.Module]
+Norm = Callable[[int], GroupNorm]
 """A function from a number of channels to a layer that normalises them."""
 
 
@@ -116,23 +155,23 @@ class ResBlock(nn.Module):
         super().__init__()
         self.scale_shift = scale_shift
         self.norm1 = norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv(in_channels, out_channels)
         self.embedding = nn.Linear(embedding, 2 * out_channels if scale_shift else out_channels)
         self.norm2 = norm(out_channels)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.dropout = dropout
+        self.conv2 = zero(Conv(out_channels, out_channels))
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, e: Tensor, resize: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
         """Return [B C' H' W'] for `x` [B C H W] and `e` [B E]; `resize` makes H' W' of H W in both branches."""
-        h = self.conv1(resize(F.silu(self.norm1(x))))
-        embedding = rearrange(self.embedding(e), "b c -> b c 1 1")
+        h = self.conv1(resize(self.norm1(x, silu=True)))
+        embedding = self.embedding(e)
         if self.scale_shift:
             scale, shift = embedding.chunk(2, dim=1)
-            h = self.norm2(h) * (1 + scale) + shift
+            h = self.norm2(h, scale, shift, silu=True, dropout=self.dropout)
         else:
-            h = self.norm2(h + embedding)
-        return self.shortcut(resize(x)) + self.conv2(self.dropout(F.silu(h)))
+            h = self.norm2(h + embedding[..., None, None], silu=True, dropout=self.dropout)
+        return self.shortcut(resize(x)) + self.conv2(h)
 
 
 class Attention(nn.Module):
@@ -185,7 +224,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv(channels, channels)
 
     def forward(self, x: Tensor, e: Tensor, size: tuple[int, int]) -> Tensor:
         return self.conv(F.interpolate(x, size=size, mode="nearest"))

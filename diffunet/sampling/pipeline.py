@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -18,12 +18,15 @@ from PIL.Image import Image
 from torch import Tensor
 
 from diffunet import build, compute, draws
+from diffunet.compiler import Unavailable
+from diffunet.compute import Compute
 from diffunet.config import Config
 from diffunet.diffusion import samplers, tiling
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.errors import Cancelled, DivergedError, UsageError
 from diffunet.inpainting import filling, methods, part, regions
 from diffunet.interop import models
+from diffunet.nn import kernels as native
 from diffunet.pictures import images
 from diffunet.sampling import conditions
 from diffunet.sampling.conditions import Guidance as Guidance
@@ -53,7 +56,7 @@ OnStep = Callable[[Progress], Any]
 
 def load(
     model: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None, *,
-    compile: bool = False, net: build.NetFactory = build.net,
+    compile: bool = False, kernels: bool = False, net: build.NetFactory = build.net,
 ) -> Pipeline:  # fmt: skip
     """Load a model for sampling and inpainting.
 
@@ -67,21 +70,36 @@ def load(
             device has it natively, torch.float16 on older GPUs, else torch.float32.
         compile: put the net through `torch.compile`: the first picture of each size takes a minute or more, and all
             that follow less.
+        kernels: on a CPU, use kernels of diffunet's own (nn/kernels.py), which a C++ compiler builds in some seconds,
+            once. They are faster; the last bits of pictures differ.
         net: the function that makes the net of a model that was trained with `diffunet.train(net=...)`.
 
     Raises:
         CheckpointError: a model that is missing, damaged or of another kind.
-        UsageError: a device that the machine does not have, another `dtype`, or a net of your own without `net`.
+        UsageError: a device that the machine does not have, another `dtype`, a net of your own without `net`, or
+            kernels that cannot be used.
     """
     precision = "auto" if dtype is None else next((name for name, t in compute.PRECISIONS.items() if t is dtype), None)
     if precision is None:
         raise UsageError(f"dtype is torch.float32, torch.bfloat16 or torch.float16, not {dtype}")
     with torch.inference_mode(False):  # as in `Pipeline.working`
-        how = compute.choose(device, precision, compiled=compile)
+        how = replace(compute.choose(device, precision, compiled=compile), native=kernels)
+        if kernels:
+            _refuse_without_kernels(how)
         read = models.read_model(model, net)
         how.prepare(read.denoiser, frozen=True)
         how.compile(read.denoiser.net)
         return Pipeline(read.config, read.denoiser, how, net)
+
+
+def _refuse_without_kernels(how: Compute) -> None:
+    """Raise UsageError where kernels of diffunet's own cannot be used."""
+    if how.device.type != "cpu" or how.compiled:
+        raise UsageError(f"kernels are for a net on a CPU that is not compiled, not on {how.device.type}")
+    try:
+        native.library()
+    except Unavailable as error:
+        raise UsageError(f"there can be no kernels of diffunet's own here: {error}") from None
 
 
 class Pipeline:

@@ -25,7 +25,7 @@ from diffunet.data.dataset import Dataset
 from diffunet.data.folder import class_names, printable
 from diffunet.diffusion.losses import Loss
 from diffunet.errors import DataError, UsageError
-from diffunet.training import checkpoint, defaults, failures, memory, processes, run_folder, snapshots, stop
+from diffunet.training import checkpoint, defaults, failures, kernels, memory, processes, run_folder, snapshots, stop
 from diffunet.training.batches import Share
 from diffunet.training.learner import Learner
 from diffunet.training.meters import Meters, Record
@@ -139,7 +139,8 @@ class Run:
             "diffunet": __version__, "torch": torch.__version__, "device": compute.describe(self.how.device),
             "threads": torch.get_num_threads(), "processes": self.processes.num_processes,
             "passes": self.config.train.grad_accumulation, "precision": self.how.precision,
-            "compile": self.config.train.compile, "python": platform.python_version(),
+            "compile": self.config.train.compile, "kernels": kernels.description(self.how),
+            "python": platform.python_version(),
         }  # fmt: skip
 
 
@@ -200,6 +201,9 @@ def opened(
         if config.train.batch_size == "auto":
             fits = processes.smallest(memory.images_per_pass(config, how, free, loss, net), joined)
             config = status.config = defaults.after_trial(config, fits, joined.num_processes)
+
+        config, how = kernels.choose(config, how, joined, net, resumed=previous is not None)
+        status.config = config
 
         run = Run(
             folder, config, dataset, training, held_out, how, joined, main, previous, state, status, flag, limits,
@@ -270,6 +274,8 @@ def _with_environment(config: Config, environment: dict[str, Any]) -> Config:
         noted["threads"] = max(1, environment["threads"])
     if config.train.compile == "auto":
         noted["compile"] = environment.get("compile", "off")
+    if config.train.kernels == "auto":
+        noted["kernels"] = "off" if environment.get("kernels", "off") == "off" else "on"
     return config.changed("train", **noted)
 
 

@@ -8,7 +8,9 @@ import torch
 
 import diffunet
 from diffunet import build
+from diffunet.compiler import Unavailable
 from diffunet.errors import DivergedError, ResourceError, UsageError
+from diffunet.nn import kernels as native
 
 pytestmark = pytest.mark.seconds
 
@@ -149,6 +151,29 @@ def test_a_net_that_cannot_be_compiled_is_one_line(run, monkeypatch):
     monkeypatch.setattr(pipe.denoiser.net, "_compiled_call_impl", fails)
     with pytest.raises(UsageError, match=r"the net cannot be compiled: .*; do without"):
         pipe.sample(1)
+
+
+def test_kernels_give_the_same_pictures(run, pipe, monkeypatch):
+    used, norm = [], native.norm
+    monkeypatch.setattr(native, "norm", lambda *a, **k: used.append(a) or norm(*a, **k))
+    try:
+        found = diffunet.load(run, device="cpu", dtype=torch.float32, kernels=True).sample(3, seed=2)
+    except UsageError as error:
+        pytest.skip(str(error))
+    assert used
+    assert np.abs(arrays(found) - arrays(pipe.sample(3, seed=2))).max() <= 1
+
+
+def test_kernels_that_cannot_be_are_refused(run, monkeypatch):
+    with pytest.raises(UsageError, match="for a net on a CPU that is not compiled"):
+        diffunet.load(run, device="cpu", compile=True, kernels=True)
+
+    def library():
+        raise Unavailable("there is no C++ compiler (c++)")
+
+    monkeypatch.setattr(native, "library", library)
+    with pytest.raises(UsageError, match="no kernels of diffunet's own here: there is no C"):
+        diffunet.load(run, device="cpu", kernels=True)
 
 
 @pytest.mark.slow

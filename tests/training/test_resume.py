@@ -3,38 +3,16 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
-import torch
+from helpers.runs import assert_same_run, stop_at
 from helpers.small import tiny
 from safetensors import SafetensorError
 
-import diffunet
 from diffunet import storage
 from diffunet.config import Config, read_toml
 from diffunet.errors import CheckpointError, DataError, ResourceError, Stopped, UsageError
 from diffunet.training import checkpoint
 from diffunet.training.loop import train
-
-
-def tensors(run, step):
-    folder = checkpoint.folder_of(run, step)
-    assert checkpoint.problem(folder) is None
-    return {name: storage.read_tensors(folder / f"{name}.safetensors")[0] for name in ("model", "ema", "optimizer")}
-
-
-def assert_same_run(a, b, step):
-    for name, left in tensors(a, step).items():
-        right = tensors(b, step)[name]
-        assert left.keys() == right.keys()
-        different = [key for key in left if not torch.equal(left[key], right[key])]
-        assert different == [], f"{name}: {different}"
-    pictures = [np.asarray(diffunet.load(run).sample(1, seed=3)[0]) for run in (a, b)]
-    assert np.array_equal(*pictures)
-
-
-def stop_at(step):
-    return lambda progress: progress.step < step
 
 
 @pytest.fixture(scope="module")

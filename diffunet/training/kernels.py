@@ -1,0 +1,132 @@
+"""Whether a run on a CPU uses the kernels of nn/kernels.py: decided once, by a trial, and kept in RUN/config.toml."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from diffunet import build, compiler
+from diffunet.compute import Compute
+from diffunet.config import Config
+from diffunet.errors import UsageError
+from diffunet.nn import kernels
+from diffunet.nn.layers import ResBlock
+from diffunet.training import memory, processes
+
+log = logging.getLogger(__name__)
+
+WORTH = 2e12
+"""The multiply-accumulates, in forward passes, of the shortest run that uses kernels by default: a minute or so of two
+cores, beside which building them, once, takes four seconds, and the trial one."""
+
+FASTER, RUNS = 1.05, 5
+"""How many times as fast they have to be to be used by default, by the median of so many pairs of runs."""
+
+CLOSE = {"fp32": 1e-3, "bf16": 0.1}
+"""The most by which they may differ from torch's, as a share of the root mean square; most of bfloat16's is torch's."""
+
+
+def choose(
+    config: Config, how: Compute, processes_: Accelerator, net: build.NetFactory, *, resumed: bool
+) -> tuple[Config, Compute]:
+    """Return `config` and `how` with train.kernels "on" or "off", the same on all processes.
+
+    Raises:
+        UsageError: kernels were asked for, in a new run, and cannot be used.
+    """
+    asked = config.train.kernels
+    reason = _reason_against(config, how, net, trial=asked == "auto")
+    if not processes.smallest(reason is None, processes_):
+        reason = reason or "another process could not use them"
+        if asked == "on" and not resumed:
+            raise UsageError(f"--train.kernels on: {reason}")
+        if asked == "on":
+            log.warning(
+                "the run began with kernels of diffunet's own, and goes on without, so that bits differ: %s", reason
+            )
+        elif asked == "auto" and how.device.type == "cpu":
+            log.info("kernels: torch's alone (%s)", reason)
+    on = reason is None
+    return config.changed("train", kernels="on" if on else "off"), replace(how, native=on)
+
+
+def description(how: Compute) -> str:
+    """Return what has built the kernels that `how` uses, or "off"; another compiler may change the last bits."""
+    return compiler.describe() if how.native else "off"
+
+
+def _reason_against(config: Config, how: Compute, net: build.NetFactory, *, trial: bool) -> str | None:
+    """Return why the run does not use kernels, or None; with `trial`, also where they would not make it faster."""
+    if config.train.kernels == "off":
+        return "as asked"
+    if how.device.type != "cpu":
+        return f"they are for a CPU, and the run is on {how.device.type}"
+    if how.precision not in CLOSE:
+        return f"there are none for {how.precision}"
+    if config.train.compile == "on":
+        return "the net is compiled"
+    with torch.device("meta"):
+        module = net(config)
+    if not any(hasattr(part, "native") for part in module.modules()):
+        return "no layer of this net has any"
+    batch, steps = config.train.batch_size, config.train.steps
+    assert steps is not None, "the config is resolved"
+    images = steps * (batch if isinstance(batch, int) else 1)
+    if trial and memory.price(config, net).macs * images < WORTH:
+        return "the run is short"
+    try:
+        kernels.library()
+        differs, times = _compared(config, how)
+    except compiler.Unavailable as error:
+        return str(error)
+    if differs > CLOSE[how.precision]:
+        log.warning("diffunet's kernels differ from torch's by %.1e on this machine, and are not used", differs)
+        return "they are wrong on this machine"
+    if trial:
+        log.info("kernels: diffunet's own, a residual block takes 1/%.2f of the time of torch's", times)
+    return f"a residual block is {times:.2f} times as fast" if trial and times < FASTER else None
+
+
+def _compared(config: Config, how: Compute) -> tuple[float, float]:
+    """Return by how much a residual block with kernels differs from one without, and how many times as fast it is.
+
+    Output and gradients are compared, as shares of their root mean square. The block is of the width and image size of
+    the run, forwards and backwards.
+    """
+    size, c = config.data.image_size, max(kernels.FEWEST_CHANNELS, config.model.channels or 64)
+    batch = max(1, min(16, 32 * 64**2 // size**2))
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        block = ResBlock(c, c, 4 * c)
+        torch.nn.init.normal_(block.get_parameter("conv2.weight"), std=0.05)
+        x = torch.randn(batch, c, size, size).contiguous(memory_format=torch.channels_last).requires_grad_()
+        e, slope = torch.randn(batch, 4 * c), torch.randn(batch, c, size, size)
+
+    def run() -> list[Tensor]:
+        with how.autocast():
+            y = block(x, e)
+        return [y.detach(), *torch.autograd.grad(y, [x, *block.parameters()], slope.to(y.dtype))]
+
+    found: dict[bool, list[Tensor]] = {}
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(RUNS + 1):  # the first warms up
+        for on in (True, False):
+            replace(how, native=on).prepare(block)
+            taken, found[on] = _timed(run)
+            seconds[on].append(taken)
+    differs = max(
+        float((mine - torchs).abs().max() / torchs.square().mean().sqrt().clamp(min=1e-12))
+        for mine, torchs in zip(found[True], found[False], strict=True)
+    )
+    return differs, median(b / a for a, b in zip(seconds[True][1:], seconds[False][1:], strict=True))
+
+
+def _timed(run: Callable[[], list[Tensor]]) -> tuple[float, list[Tensor]]:
+    began = time.perf_counter()
+    found = run()
+    return time.perf_counter() - began, found

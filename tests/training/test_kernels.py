@@ -1,0 +1,140 @@
+"""Whether a run uses kernels of diffunet's own: decided once, kept, and never without a word when they are gone."""
+
+import json
+import logging
+
+import pytest
+from helpers.runs import assert_same_run, stop_at
+from helpers.small import tiny
+
+from diffunet import compiler
+from diffunet.config import Config, read_toml
+from diffunet.errors import Stopped, UsageError
+from diffunet.nn import kernels as native
+from diffunet.training import checkpoint, kernels
+from diffunet.training.loop import train
+
+WIDE = {"channels": 16}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def built():
+    try:
+        native.library()
+    except compiler.Unavailable as error:
+        pytest.skip(str(error))
+
+
+def config(asked, **sections):
+    sections = {"model": WIDE, **sections}
+    return tiny(**sections | {"train": {"kernels": asked, **sections.get("train", {})}})
+
+
+def decided(run):
+    return read_toml(run / "config.toml").train.kernels
+
+
+def environment(run, step):
+    return json.loads((checkpoint.folder_of(run, step) / "state.json").read_text())["environment"]["kernels"]
+
+
+@pytest.fixture
+def gone(monkeypatch):
+    def library():
+        raise compiler.Unavailable("there is no C++ compiler (c++)")
+
+    monkeypatch.setattr(native, "library", library)
+
+
+@pytest.fixture
+def long_run(monkeypatch):
+    monkeypatch.setattr(kernels, "WORTH", 0.0)
+
+
+def compared(differs, times):
+    return lambda *_: (differs, times)
+
+
+def test_a_run_with_kernels_is_resumed_bit_for_bit(folder, tmp_path, monkeypatch):
+    used = []
+    for name in ("norm", "conv"):
+        function = getattr(native, name)
+        monkeypatch.setattr(native, name, lambda *a, f=function, n=name, **k: used.append(n) or f(*a, **k))
+    wide = config("on", data={"image_size": 16}, model=WIDE | {"dropout": 0.1})
+    train(wide, folder, tmp_path / "whole")
+    assert set(used) == {"norm", "conv"}
+    with pytest.raises(Stopped):
+        train(wide, folder, tmp_path / "stopped", on_step=stop_at(3))
+    assert decided(tmp_path / "stopped") == "on"
+    train(wide.changed("train", kernels="auto"), folder, tmp_path / "stopped", resume=True)
+    steps = checkpoint.steps(tmp_path / "whole")[-1]
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped", steps)
+    assert environment(tmp_path / "stopped", steps) == compiler.describe()
+
+
+def test_a_short_run_is_torchs_alone(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: pytest.fail("nothing is to be built"))
+    run = train(config("auto"), folder, tmp_path / "run").parent
+    assert decided(run) == "off"
+    assert environment(run, checkpoint.steps(run)[-1]) == "off"
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "said"),
+    [
+        ((1e-5, 1.5), "on", "takes 1/1.50 of the time"),
+        ((1e-5, 1.01), "off", "a residual block is 1.01 times as fast"),
+        ((2e-3, 9.0), "off", "differ from torch's by 2.0e-03"),
+    ],
+)
+def test_a_trial_decides(folder, tmp_path, long_run, monkeypatch, caplog, found, expected, said):
+    monkeypatch.setattr(kernels, "_compared", compared(*found))
+    caplog.set_level(logging.INFO)
+    run = train(config("auto"), folder, tmp_path / "run").parent
+    assert decided(run) == expected
+    assert said in caplog.text
+
+
+def test_the_trial_finds_kernels_that_are_wrong(folder, tmp_path, long_run, monkeypatch, caplog):
+    right = native.norm
+    monkeypatch.setattr(native, "norm", lambda *a, **k: right(*a, **k) * 1.01)
+    run = train(config("auto"), folder, tmp_path / "run").parent
+    assert decided(run) == "off"
+    assert "differ from torch's" in caplog.text
+    with pytest.raises(UsageError, match=r"--train\.kernels on: they are wrong on this machine"):
+        train(config("on"), folder, tmp_path / "other")
+
+
+def test_without_a_compiler(folder, tmp_path, long_run, gone, caplog):
+    caplog.set_level(logging.INFO)
+    run = train(config("auto"), folder, tmp_path / "run").parent
+    assert decided(run) == "off"
+    assert "kernels: torch's alone (there is no C++ compiler (c++))" in caplog.text
+    with pytest.raises(UsageError, match=r"--train\.kernels on: there is no C\+\+ compiler"):
+        train(config("on"), folder, tmp_path / "other")
+
+
+def test_a_compiler_that_is_gone_on_resume_is_said(folder, tmp_path, monkeypatch, caplog, request):
+    with pytest.raises(Stopped):
+        train(config("on"), folder, tmp_path / "run", on_step=stop_at(2))
+    request.getfixturevalue("gone")
+    train(config("auto"), folder, tmp_path / "run", resume=True)
+    assert "goes on without, so that bits differ: there is no C++ compiler (c++)" in caplog.text
+    assert decided(tmp_path / "run") == "off"
+
+
+def test_a_run_that_began_without_goes_on_without(folder, tmp_path, long_run, monkeypatch):
+    """Even where a new run would use them: its bits would not be those of a run that nobody stopped."""
+    with pytest.raises(Stopped):
+        train(config("off"), folder, tmp_path / "run", on_step=stop_at(2))
+    monkeypatch.setattr(kernels, "_compared", compared(1e-5, 9.0))
+    train(config("auto"), folder, tmp_path / "run", resume=True)
+    assert decided(tmp_path / "run") == "off"
+
+
+def test_what_has_no_kernels(folder, tmp_path):
+    with pytest.raises(UsageError, match="there are none for fp16"):
+        train(config("on", train={"precision": "fp16"}), folder, tmp_path / "half")
+    classic = Config.model_validate({"model": {"net": "unet2015", "channels": 4}, "data": {"image_size": 8}})
+    with pytest.raises(UsageError, match="no layer of this net has any"):
+        train(classic.changed("train", steps=1, kernels="on"), folder, tmp_path / "classic")
