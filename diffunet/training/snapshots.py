@@ -48,7 +48,7 @@ def write(run: Path, step: int, averages: Sequence[Average]) -> None:
         path = run / "ema" / f"step-{step:08d}-{average.name}.safetensors"
         weights = {name: tensor.half().cpu() for name, tensor in average.net.state_dict().items()}
         needed = storage.size(sum(tensor.nbytes for tensor in weights.values()))
-        about = {"step": step, "updates": average.updates, "sha256": _digest(weights)}
+        about = {"step": step, "updates": average.time, "sha256": _digest(weights)}
         try:  # one key alone, as safetensors writes several in any order and a resumed run has to write the same bytes
             storage.write_tensors(path, weights, {"average": json.dumps(about)})
         except OSError as error:

@@ -63,6 +63,45 @@ def test_inner_product_by_quadrature(a, b):
     assert float(inner_product(*a, *b)) == pytest.approx(wanted, rel=1e-6)
 
 
+def test_the_steps_that_an_average_takes_in():
+    taken, average = [], Average(torch.nn.Linear(1, 1), lambda t, n: taken.append((t, n)) or 0.5)
+    for _ in range(2100):
+        average.update()
+        assert average.time == taken[-1][0]
+    times = [t for t, _ in taken]
+    assert [n for _, n in taken] == np.diff([0, *times]).tolist()
+    assert times[:512] == list(range(1, 513))
+    assert times[512:515] + times[-2:] == [514, 516, 518, 2088, 2096]
+    assert max(np.array([n for _, n in taken]) / np.array(times).clip(256)) <= 1 / 256
+
+
+@pytest.mark.parametrize("width", [0.05, 0.10])
+def test_a_power_average_is_the_integral_over_all_steps(width):
+    """Against every step's own coefficient, the integral of p; and exactly so for weights that do not change."""
+    steps, gamma, net = 2500, gamma_of(width), torch.nn.Linear(1, 1, bias=False)
+    weights = 10 + np.sin(np.arange(1, steps + 1) / 200)
+    average, still = Average(net, power(width)), Average(net, power(width))
+    for value in weights:
+        torch.nn.init.constant_(net.weight, 7.0)
+        still.update()
+        torch.nn.init.constant_(net.weight, value)
+        average.update()
+    edges = (np.arange(average.time + 1) / average.time) ** (gamma + 1)
+    exact = float(np.diff(edges) @ weights[: average.time])
+    assert average.net.weight.item() == pytest.approx(exact, abs=4 / 200)  # up to 8 steps at once, 4 late on average
+    assert still.net.weight.item() == pytest.approx(7.0, rel=1e-6)
+
+
+def test_an_exponential_average_forgets_at_its_half_life():
+    net = torch.nn.Linear(1, 1, bias=False)
+    average = Average(net, ema.exponential(halflife=3000, ramp=1.0, batch=10))
+    for step in range(3000):
+        torch.nn.init.constant_(net.weight, float(step >= 2696))
+        average.update()
+    # The half-life is 300 steps, and the weights of the last 304 are 1.
+    assert average.net.weight.item() == pytest.approx(1 - 0.5 ** (304 / 300), abs=1e-4)
+
+
 def test_mismatch_by_quadrature_and_no_other_coefficients_are_better():
     stored, t, width = [(t, w) for t in (2.0, 4.0, 6.0, 8.0) for w in ema.WIDTHS], 8.0, 0.07
     wanted = profile(t, gamma_of(width))

@@ -159,7 +159,7 @@ def weighting_forgotten(patch):
 
 def average_of_share(share):
     """A breakage: every update of the averaged weights takes in this share of the net's."""
-    return lambda patch: patch.setattr(ema, "exponential", lambda *_: lambda update: share)
+    return lambda patch: patch.setattr(ema, "exponential", lambda *_: lambda t, n: share)
 
 
 def target_negated(patch):
