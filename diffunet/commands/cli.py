@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import importlib
 import io
 import logging
 import os
@@ -9,25 +10,26 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from diffunet import __version__, variables
-from diffunet.commands import arguments, convert, demo, evaluate, folders, info, inpaint, sample, train
 from diffunet.commands.progress import main_process, say, silence, tell, writing_results
 from diffunet.errors import Error, ResourceError, UsageError
 
-COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
-    "train": (train.train, "train a model on a folder of images"),
-    "sample": (sample.sample, "generate images"),
-    "inpaint": (inpaint.inpaint, "fill in the masked part of images"),
-    "evaluate": (evaluate.evaluate, "compare generated images with real ones"),
-    "check": (folders.check, "what is in a folder of images, and what cannot be used"),
-    "prepare": (folders.prepare, "a known data set as a folder of images"),
-    "masks": (folders.masks, "random masks, to try inpainting with"),
-    "convert": (convert.convert, "from and to other forms: diffusers, guided-diffusion, ONNX, the hub, averages"),
-    "info": (info.info, "shapes, parameters, MACs, memory and time of a net"),
-    "demo": (demo.demo, "all of it on built-in data, in minutes, on a CPU"),
+COMMANDS = {
+    "train": ("train", "train a model on a folder of images"),
+    "sample": ("sample", "generate images"),
+    "inpaint": ("inpaint", "fill in the masked part of images"),
+    "evaluate": ("evaluate", "compare generated images with real ones"),
+    "check": ("folders", "what is in a folder of images, and what cannot be used"),
+    "prepare": ("folders", "a known data set as a folder of images"),
+    "masks": ("folders", "random masks, to try inpainting with"),
+    "convert": ("convert", "from and to other forms: diffusers, guided-diffusion, ONNX, the hub, averages"),
+    "info": ("info", "shapes, parameters, MACs, memory and time of a net"),
+    "demo": ("demo", "all of it on built-in data, in minutes, on a CPU"),
 }
+"""The module of each command, which has a function of its name, and what the command does. A module is imported when its
+command is called: reading options takes packages that take half a second to import."""
 
 USAGE = "\n".join([
     "usage: diffunet COMMAND ...\n",
@@ -95,10 +97,12 @@ def _run(args: list[str]) -> None:
     logger = logging.getLogger("diffunet")
     logger.handlers = [_LinesOnStandardError()]
     logger.setLevel(logging.INFO if main_process() else logging.ERROR)
-    function = COMMANDS[name][0]
-    if function is train.train:
+    function = getattr(importlib.import_module(f"diffunet.commands.{COMMANDS[name][0]}"), name)
+    if name == "train":
         function(rest)
     else:
+        from diffunet.commands import arguments
+
         arguments.call(function, rest, name)
 
 

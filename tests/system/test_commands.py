@@ -44,6 +44,17 @@ def refused(capsys, *words, code=2):
     return lines[-1]
 
 
+def test_what_there_is_is_told_before_anything_large_is_imported():
+    """`diffunet --help` answers at once: what reads options, and torch, take seconds to import."""
+    code = (
+        "import sys\nfrom diffunet.commands import cli\n"
+        "try: cli.main(['--help'])\nexcept SystemExit as end: assert end.code == 0\n"
+        "print({'tyro', 'pydantic', 'numpy', 'torch'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stderr == "set()\n"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example_and_imports_no_torch(command):
     code = (

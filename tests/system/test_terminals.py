@@ -352,7 +352,7 @@ def test_a_signal_ends_sampling_without_half_a_picture(run, tmp_path, number, co
 
 STUCK = """
 import sys, time
-from diffunet.commands import cli
+from diffunet.commands import cli, folders
 def stuck():
     "Help."
     try:
@@ -361,7 +361,7 @@ def stuck():
     finally:
         print("putting things away", file=sys.stderr, flush=True)
         time.sleep(600)
-cli.COMMANDS["check"] = (stuck, "")
+folders.check = stuck
 cli.main(["check"])
 """
 
