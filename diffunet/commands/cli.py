@@ -28,8 +28,8 @@ COMMANDS = {
     "info": ("info", "shapes, parameters, MACs, memory and time of a net"),
     "demo": ("demo", "all of it on built-in data, in minutes, on a CPU"),
 }
-"""The module of each command, which has a function of its name, and what the command does. A module is imported when its
-command is called: reading options takes packages that take half a second to import."""
+"""The module of each command, which has a function of its name, and what the command does. A module is imported when
+its command is called: reading options takes packages that take half a second to import."""
 
 USAGE = "\n".join([
     "usage: diffunet COMMAND ...\n",
