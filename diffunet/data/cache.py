@@ -64,11 +64,11 @@ class Layout:
         return images.resize(pixels, max(self.short, round(h * scale)), max(self.short, round(w * scale)))
 
 
-def decode_file(root: Path, path: str, layout: Layout) -> tuple[ImageFile, Pixels]:
+def decode_file(root: Path, path: str, layout: Layout, max_pixels: int = images.MAX_PIXELS) -> tuple[ImageFile, Pixels]:
     """Read a file and return the facts about it and its pixels as stored, or raise DataError with the reason."""
     content = images.read_bytes(root / native(path))
     # Decoded at twice the size that is wanted at least, so that the better filter of `resize` does the last halving.
-    with images.decoding(content, draft=2 * layout.short) as decoded:
+    with images.decoding(content, max_pixels=max_pixels, draft=2 * layout.short) as decoded:
         file = ImageFile(path, hashlib.sha256(content).hexdigest(), *decoded[1:])
         return file, layout.arrange(images.to_array(decoded.image, layout.channels, layout.background))
 

@@ -148,13 +148,17 @@ def class_names(paths: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
+def threads() -> int:
+    """Return how many threads read files where nobody says it: one for each core, at most 8."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 def in_order(function: Callable[[T], R], items: Iterable[T], workers: int | None = None) -> Iterator[R]:
     """Yield `function(item)` for each item in order, computed by threads that run only a few items ahead.
 
     Unlike `Executor.map`, it never holds the results of all items at once.
     """
-    workers = workers or min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers := workers or threads()) as pool:
         ahead: deque[Future[R]] = deque()
         try:
             for item in items:

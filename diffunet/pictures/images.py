@@ -4,6 +4,8 @@ Shapes: B images, C channels (1 grey, 3 RGB, 4 RGBA), H rows, W columns. Arrays 
 0..255, tensors float32 [B C H W] in [-1, 1].
 """
 
+from __future__ import annotations
+
 import contextlib
 import io
 import math
@@ -11,18 +13,19 @@ import stat
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
-from torch import Tensor
 
 from diffunet import files
 from diffunet.errors import DataError, ResourceError, UsageError
 from diffunet.pictures import deep, notes
 from diffunet.pictures.formats import FORMATS
+
+if TYPE_CHECKING:  # what reads a folder of images does without torch, which takes seconds to import
+    from torch import Tensor
 
 MAX_PIXELS, MAX_BYTES = 200_000_000, 2**30  # the most of an image and of its file that are read
 WHITE = (255, 255, 255)
@@ -35,7 +38,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 """What makes an image upright, by its EXIF orientation; from 5 on, width and height change places."""
-_LARGE = 2**25  # pixels; larger images are decoded one at a time, see `decoding`
+LARGE = 2**25  # pixels; larger images are decoded one at a time, see `decoding`
 _STRIP = 2**22  # pixels that are converted at a time
 _large, _pillow_cap = threading.Lock(), threading.Lock()
 _KINDS = {
@@ -147,9 +150,9 @@ def _decode(content: bytes, max_pixels: int, draft: int | None, alone: contextli
     if draft is not None:
         image.draft(None, (draft, draft))  # type: ignore[arg-type,unused-ignore]
     drafted, is_deep = image.size, deep.is_deep(image)
-    if image.width * image.height > _LARGE:
+    if image.width * image.height > LARGE:
         alone.enter_context(_large)
-    with _own_pixel_cap() if width * height > _LARGE else contextlib.nullcontext():
+    with _own_pixel_cap() if width * height > LARGE else contextlib.nullcontext():
         image.load()
     if image.mode == "P" and image.palette is None:
         raise DataError("damaged: it has no palette")
@@ -305,6 +308,8 @@ def from_array(array: Pixels) -> Image.Image:
 
 def to_float(array: Pixels | Tensor) -> Tensor:
     """Return uint8 [B H W C], an array or a tensor, as float32 [B C H W] in [-1, 1] on the same device."""
+    import torch
+
     if isinstance(array, np.ndarray):
         array = torch.from_numpy(array if array.flags.writeable else array.copy())
     return array.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1
@@ -312,6 +317,8 @@ def to_float(array: Pixels | Tensor) -> Tensor:
 
 def to_uint8(x: Tensor) -> Pixels:
     """Return [B C H W] in [-1, 1] as uint8 [B H W C], rounded and clamped."""
+    import torch
+
     scaled = ((x.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 

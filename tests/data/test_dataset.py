@@ -61,9 +61,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     seen: list[str] = []
 
-    def counted(root: Path, path: str, how: Layout) -> Any:
+    def counted(root: Path, path: str, how: Layout, max_pixels: int) -> Any:
         seen.append(path)
-        return decode_file(root, path, how)
+        return decode_file(root, path, how, max_pixels)
 
     monkeypatch.setattr(dataset, "decode_file", counted)
     return seen

@@ -369,7 +369,7 @@ def test_large_images_are_converted_in_strips(mode: str, monkeypatch: pytest.Mon
 
 
 def test_of_large_images_there_is_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_LARGE", 50)
+    monkeypatch.setattr(images, "LARGE", 50)
     large, small = encoded(Image.fromarray(NOISE), "PNG"), encoded(Image.fromarray(NOISE[:3]), "PNG")
     broken = large[: len(large) // 2]
     inside: list[int] = []
