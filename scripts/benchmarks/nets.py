@@ -136,8 +136,13 @@ def compared(net: nn.Module, how: Compute, config: Config, learn: bool) -> Row:
     plain.prepare(true)
     wanted = signature(true.net, plain, config, learn)
     off = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(mine, wanted, strict=True))
+    return refuse_difference(off, tolerance(how))
+
+
+def tolerance(how: Compute) -> float:
+    """Return the largest difference that is allowed."""
     tf32 = how.device.type == "cuda" and how.precision == "fp32"
-    return refuse_difference(off, TOLERANCES["fp16" if tf32 else how.precision])
+    return TOLERANCES["fp16" if tf32 else how.precision]
 
 
 def ours(config: Config, how: Compute, learn: bool, folder: Path) -> tuple[Once, Row]:
@@ -166,20 +171,26 @@ def unet2d(config: Config, folder: Path) -> nn.Module:
 
 
 def theirs(config: Config, how: Compute, learn: bool, folder: Path) -> tuple[Once, Row]:
-    """Return a step or an answer of diffusers' net.
-
-    A step is noise, forward, backward, clipping and AdamW, as in its train_unconditional.py without the average.
-    """
+    """Return a step or an answer of diffusers' net."""
     net = unet2d(config, folder)
     how.prepare(net, frozen=not learn)
     net.requires_grad_(learn)
     facts = compared(net, how, config, learn)
     if how.compiled:
         net.compile(dynamic=False)
+    if learn:
+        return step_of_theirs(net, config, how), facts
     x, c_noise = inputs(config, how)
-    if not learn:
-        return lambda: used(net, how, x, c_noise), facts
+    return lambda: used(net, how, x, c_noise), facts
+
+
+def step_of_theirs(net: nn.Module, config: Config, how: Compute) -> Once:
+    """Return a step of diffusers: noise, forward, backward, clipping and AdamW.
+
+    It is that of its train_unconditional.py without the average.
+    """
     net.train()
+    x, c_noise = inputs(config, how)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
@@ -189,7 +200,7 @@ def theirs(config: Config, how: Compute, learn: bool, folder: Path) -> tuple[Onc
         optimizer.step()
         optimizer.zero_grad()
 
-    return step, facts
+    return step
 
 
 def products(
