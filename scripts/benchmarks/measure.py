@@ -27,9 +27,6 @@ Lap = Callable[[], float]
 Make = Callable[[], tuple[Lap, Row]]
 """Makes a way ready, and returns its lap with facts for its row, which laps may still add to."""
 
-MOST = 25
-"""The most rounds of a measure."""
-
 
 @dataclass(frozen=True)
 class Options:
@@ -93,7 +90,7 @@ class Measure:
         ways: the name of each way -> what makes it ready. The first one is what others are compared to.
         wanted: what is wanted of ways, by name.
         more_is_better: whether a larger figure is the better one.
-        least: the least rounds.
+        least, most: the least and the most rounds.
     """
 
     name: str
@@ -102,6 +99,7 @@ class Measure:
     wanted: Mapping[str, Wanted] = field(default_factory=dict)
     more_is_better: bool = False
     least: int = 3
+    most: int = 25
 
     def rows(self, seconds: float, tiny: bool = False) -> Iterator[Row]:
         """Make all ways ready, take them in turns for so many seconds, and yield a row for each way."""
@@ -111,7 +109,8 @@ class Measure:
         for way, make in self.ways.items():
             with noting(rows[way]):
                 laps[way], facts[way] = make()
-        began, least, most = time.monotonic(), 2 if tiny else self.least, 2 if tiny else MOST
+        began, least = time.monotonic(), min(2, self.least) if tiny else self.least
+        most = least if tiny else self.most
         values: dict[str, list[float]] = {way: [] for way in laps}
         for done in range(most):
             if done >= least and (time.monotonic() - began) * (done + 1) / done > seconds:
@@ -161,7 +160,7 @@ def summary(values: list[float], reference: list[float]) -> Row:
     return row
 
 
-def exponent(points: Mapping[float, float]) -> float:
+def exponent(points: Mapping[int, float]) -> float:
     """Return p of the y = c x^p that fits points x -> y best, by least squares of the logarithms."""
     xs, ys = [math.log(x) for x in points], [math.log(y) for y in points.values()]
     x0, y0 = sum(xs) / len(xs), sum(ys) / len(ys)

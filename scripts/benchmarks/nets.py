@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from benchmarks.measure import Row, elapsed, refuse_difference
 from diffunet import build
 from diffunet.compute import Compute
 from diffunet.config import Config, preset
@@ -31,8 +32,6 @@ from diffunet.interop import diffusers
 from diffunet.storage import Model
 from diffunet.training import defaults
 from diffunet.training.learner import Learner
-
-from benchmarks.measure import Row, elapsed, refuse_difference
 
 Once = Callable[[], object]
 """What is timed."""
@@ -67,7 +66,8 @@ def resolved(name: str, size: int, how: Compute, *, tiny: bool = False, images: 
 def plain_torch(how: Compute) -> Compute:
     """Return `how` without kernels of diffunet's own, where there are such."""
     there = "kernels" in {field.name for field in dataclasses.fields(how)}
-    return dataclasses.replace(how, **{"kernels": False}) if there else how
+    without: dict[str, Any] = {"kernels": False} if there else {}
+    return dataclasses.replace(how, **without)
 
 
 def batch_of(config: Config) -> int:

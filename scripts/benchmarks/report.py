@@ -35,8 +35,8 @@ def lines(found: Found) -> list[str]:
     text = [
         f"`{found['command']}`, {found['date']}", "",
         f"{machine.get('gpu') or machine['cpu']}: {machine['cores']} cores, {machine['threads']} threads, "
-        f"{', '.join(machine['flags']) or 'no special instructions'}, {machine['memory_gib']} GiB; diffunet computes in "
-        f"{machine['chosen']}. GOMP_SPINCOUNT={found['spin_count']}. {versions}.", "",
+        f"{', '.join(machine['flags']) or 'no special instructions'}, {machine['memory_gib']} GiB; "
+        f"diffunet computes in {machine['chosen']}. GOMP_SPINCOUNT={found['spin_count']}. {versions}.", "",
     ]  # fmt: skip
     for name, part in found["parts"].items():
         if part["busy_before"] > found["quiet"]:
@@ -53,7 +53,7 @@ def lines(found: Found) -> list[str]:
 
 def table_line(row: Found) -> str:
     """Return a row of the table: measure, way, median, ratio to the reference, and what is wanted."""
-    figure = row.get("failed") and "FAILED" or row.get("missing") and "missing" or ""
+    figure = "FAILED" if "failed" in row else "missing" if "missing" in row else ""
     if "median" in row:
         figure = f"{number(row['median'])} {row['unit']} {span(row['from_to'])}".strip()
     ratio = f"{number(row['ratio'])} {span(row['ratio_from_to'])}" if "ratio" in row else ""
@@ -110,7 +110,9 @@ def draw(found: Found, path: Path) -> None:
     for name, part in found["parts"].items():
         for row in part["rows"]:
             if "median" in row:
-                panels.setdefault(f"{name}: {row['measure']}, {row['unit']} ({row['better']} is better)", []).append(row)
+                panels.setdefault(f"{name}: {row['measure']}, {row['unit']} ({row['better']} is better)", []).append(
+                    row
+                )
     if not panels:
         return
     heights = [1 + len(rows) for rows in panels.values()]

@@ -16,12 +16,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from benchmarks import nets
+from benchmarks.measure import Lap, Make, Measure, Options, Row
 from diffunet import compute
 from diffunet.compute import Compute
 from diffunet.config import Config
-
-from benchmarks import nets
-from benchmarks.measure import Lap, Make, Measure, Options, Row
 
 NAME = "step"
 
