@@ -25,7 +25,7 @@ PARTS = {
 
 
 def make(work: Path, files: int) -> None:
-    """Make `work`/data with so many hard links to a thousand pictures, in two subfolders or more, of a thousand each."""
+    """Make `work`/data with so many hard links to a thousand pictures, in subfolders of a thousand or fewer."""
     import numpy as np
     from PIL import Image
 

@@ -133,22 +133,21 @@ class Measure:
         return row | ({"wanted": self.wanted[way].row()} if way in self.wanted else {})
 
 
+def said(error: Exception) -> str:
+    """Return an error in one line."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    return (line if isinstance(error, DifferError) else f"{type(error).__name__}: {line}")[:300]
+
+
 @contextlib.contextmanager
-def noting(row: Row) -> Iterator[None]:
-    """Note an exception within the context in a row, as "missing" or "failed", and go on."""
+def noting(row: Row, words: Callable[[Exception], str] = said) -> Iterator[None]:
+    """Note an exception within the context in a row, as "missing" or (in `words`) "failed", and go on."""
     try:
         yield
     except ImportError as error:
         row["missing"] = str(error)
-    except DifferError as error:
-        row["failed"] = str(error)
     except Exception as error:
-        row["failed"] = said(error)
-
-
-def said(error: Exception) -> str:
-    """Return an error in one line."""
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:300]
+        row["failed"] = words(error)
 
 
 def summary(values: list[float], reference: list[float]) -> Row:

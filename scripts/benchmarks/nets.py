@@ -130,11 +130,12 @@ def compared(net: nn.Module, how: Compute, config: Config, learn: bool) -> Row:
     Raises:
         DifferError: it is too far.
     """
-    mine = signature(net, how, config, learn)
     plain = plain_torch(Compute(how.device))
     true = model(config)
     plain.prepare(true)
-    wanted = signature(true.net, plain, config, learn)
+    with how.kernels():
+        mine = signature(net, how, config, learn)
+        wanted = signature(true.net, plain, config, learn)
     off = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(mine, wanted, strict=True))
     return refuse_difference(off, tolerance(how))
 
@@ -271,7 +272,9 @@ class _Recorder(TorchFunctionMode):
 
 
 def speed(once: Once, how: Compute, images: int, least: float) -> tuple[Callable[[], float], Row]:
-    """Return a lap in images a second, after a warm-up, and the seconds of the first call.
+    """Return a lap in images a second, after a warm-up, with the seconds of the first call.
+
+    On CUDA torch chooses kernels as diffunet lets it (`Compute.kernels`), whosever net it is.
 
     Args:
         once, how, images: what is called, on what it computes, and the images that a call takes.
@@ -285,7 +288,8 @@ def speed(once: Once, how: Compute, images: int, least: float) -> tuple[Callable
             how.synchronize()
 
         how.synchronize()
-        return elapsed(several)
+        with how.kernels():
+            return elapsed(several)
 
     first, second = seconds(1), seconds(1)
     times = max(1, math.ceil(least / min(second, seconds(1)))) if least else 1
