@@ -1,6 +1,6 @@
 """One command for speed and memory: how fast is diffunet, beside others, on this machine?
 
-    python scripts/benchmark.py --out speed                       # all of it: an hour or two on a CPU
+    python scripts/benchmark.py --out speed                       # all of it: about an hour on a CPU
     python scripts/benchmark.py step forward --seconds 60 --out speed
     python scripts/benchmark.py --tiny --device cpu --out speed   # in minutes: does it work?
 
@@ -22,6 +22,7 @@ import importlib.util
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -116,6 +117,7 @@ def main() -> int:
     """Run what was asked for, one after the other, and keep what there is by now."""
     options = arguments()
     options.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children are ended, too
     found: Found = {
         "command": shlex.join(["python", "scripts/benchmark.py", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "spin_count": int(SPIN_COUNT), "quiet": QUIET,

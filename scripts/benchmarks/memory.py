@@ -9,6 +9,7 @@ Before that each process lets its net answer one batch of the same noise, and th
 
 from __future__ import annotations
 
+import importlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,11 +70,13 @@ def measured(what: str, way: str, folder: str, device: str) -> dict[str, Any]:
     from diffunet.training.learner import Learner
 
     learn, how = what == "training", compute.choose(device or None)
-    if way == "diffusers":
-        how = Compute(how.device)
     if way != "diffunet":
         from diffusers import DDPMPipeline
 
+        how = nets.plain_torch(Compute(how.device) if way == "diffusers" else how)
+
+    if learn:  # any optimizer of torch imports it, which takes 70 MiB
+        importlib.import_module("torch._dynamo")
     cuda = how.device.type == "cuda"
     if cuda:
         torch.zeros(1, device=how.device)

@@ -124,7 +124,8 @@ def draw(found: Found, path: Path) -> None:
         off = [[abs(row["from_to"][end] - row["median"]) for row in rows] for end in (0, 1)]
         colours = ["C0" if row["way"] == row["reference"] else "C7" for row in rows]
         bars = one.barh([row["way"] for row in rows], values, xerr=off, color=colours, ecolor="black")
-        one.bar_label(bars, [f" {number(value)}" for value in values], label_type="center", color="white", fontsize=8)
+        one.bar_label(bars, [number(value) for value in values], padding=3, fontsize=8)
+        one.margins(x=0.1)
         one.invert_yaxis()
         one.set_title(title, fontsize=9, loc="left")
         one.tick_params(labelsize=8)

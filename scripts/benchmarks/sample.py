@@ -46,8 +46,8 @@ def measures(options: Options) -> list[Measure]:
     timed = 4 if options.tiny else TIMED[how.device.type]
     ways = {
         "diffunet": partial(ours, config, how, options),
-        "diffusers, DDPM": partial(theirs, config, how, options, timed),
-        "diffusers, DPM-Solver++": partial(theirs, config, how, options, None),
+        "diffusers, DDPM": partial(theirs, config, nets.plain_torch(how), options, timed),
+        "diffusers, DPM-Solver++": partial(theirs, config, nets.plain_torch(how), options, None),
     }
     wanted = {"diffusers, DDPM": Wanted("ratio", least=10.0), "diffusers, DPM-Solver++": Wanted("ratio", least=2.0)}
     return [Measure(f"{nets.batch_of(config)} images", "s", ways, wanted)]
@@ -84,7 +84,7 @@ def theirs(config: Config, how: Compute, options: Options, timed: int | None) ->
     steps = timed or SOLVER_STEPS
 
     def sample(steps: int) -> None:
-        with torch.inference_mode(), how.autocast():
+        with torch.inference_mode(), how.kernels(), how.autocast():
             made = pipeline(batch_size=images, num_inference_steps=steps, output_type="pil").images
         assert len(made) == images
 

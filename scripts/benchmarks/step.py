@@ -55,7 +55,7 @@ def of_net(name: str, config: Config, how: Compute, options: Options, learn: boo
     if (plain := nets.plain_torch(how)) != how:
         whose["diffunet, plain torch"] = nets.ours, plain
     if name.startswith("ddpm"):
-        whose["diffusers"] = nets.theirs, Compute(how.device)
+        whose["diffusers"] = nets.theirs, nets.plain_torch(Compute(how.device))
         whose["diffusers, tuned"] = nets.theirs, plain
     whose["products alone"] = nets.products, plain
     ways: dict[str, Make] = {}
