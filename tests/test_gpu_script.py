@@ -19,6 +19,7 @@ from PIL import Image
 import diffunet
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))  # gpu_speed imports what it shares with scripts/benchmark.py
 
 pytestmark = pytest.mark.seconds
 

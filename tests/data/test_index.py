@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -249,16 +248,3 @@ def test_changes_count_right(old: dict[str, int], new: dict[str, int]) -> None:
         "renamed": renamed,
     }
     assert counts == {what: count for what, count in expected.items() if count}
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="its peak of memory is told in another way there")
-def test_the_benchmark_runs_and_leaves_nothing(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    command = [sys.executable, str(root / "scripts" / "benchmark_index.py"), "--files", "300", "--folders", "3"]
-    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(root)}
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    assert ended.returncode == 0, ended.stderr
-    for part in ("300 files in 3 folders", "300 images", "301 images", " held out", "0 MiB"):
-        assert part in ended.stdout, ended.stdout
-    assert [*tmp_path.iterdir()] == []
