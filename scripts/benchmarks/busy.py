@@ -40,7 +40,7 @@ def busy_process() -> Iterator[subprocess.Popen[str]]:
 
 def measures(options: Options) -> list[Measure]:
     """Return the measure."""
-    how = compute.choose(options.device)
+    how = nets.with_kernels(compute.choose(options.device))
     config = step.config_of("default 32", how, options)
 
     @cache

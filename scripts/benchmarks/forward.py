@@ -1,4 +1,7 @@
-"""The net alone with weights that do not change, images a second: the ways of `step`, without gradients."""
+"""The net alone with weights that do not change, images a second: the ways of `step`, without gradients.
+
+Sampling computes as "diffunet" does here with `--kernels`, and without it as "diffunet, plain torch".
+"""
 
 from __future__ import annotations
 

@@ -70,6 +70,7 @@ def measured(what: str, way: str, folder: str, device: str) -> dict[str, Any]:
     from diffunet.training.learner import Learner
 
     learn, how = what == "training", compute.choose(device or None)
+    how = nets.with_kernels(how) if learn else how
     if way != "diffunet":
         from diffusers import DDPMPipeline
 

@@ -4,7 +4,7 @@ Each of `ours`, `theirs` and `products` takes (config, how, learn, folder): a re
 learn or only to answer, and an empty folder for files. It returns what is to be called again and again, which works on
 `train.batch_size` images that are on the device already, and facts for the row.
 
-`ours` and `theirs` are first compared, with weights from one seed, on two noisy images in evaluation mode: their
+`ours` and `theirs` are first compared, with weights from one seed, on some noisy images in evaluation mode: their
 answers, and to learn also the slope of the mean square of the answer at the input, and the norm of the slope at the
 weights, against diffunet's net in float32, NCHW and plain torch. `difference` is the largest of these, as a share of
 the largest value.
@@ -12,9 +12,9 @@ the largest value.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.measure import Row, elapsed, refuse_difference
 from diffunet import build
+from diffunet.compiler import Unavailable
 from diffunet.compute import Compute
 from diffunet.config import Config, preset
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.interop import diffusers
+from diffunet.nn import kernels
 from diffunet.storage import Model
 from diffunet.training import defaults
 from diffunet.training.learner import Learner
@@ -39,6 +41,9 @@ Once = Callable[[], object]
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 5e-2}
 """Precision -> the largest `difference`. Measured of the whole nets: 5e-6 in float32, 0.016 to 0.025 in bf16. On CUDA
 products of float32 are TF32's, which are as fine as float16's."""
+
+COMPARED = 16
+"""The most images that two nets are compared on; with fewer, no kernel of diffunet's own takes the smallest maps."""
 
 CONVOLUTIONS = ("conv2d", "conv_transpose2d")
 """The names of torch's functions that are convolutions."""
@@ -64,11 +69,20 @@ def resolved(name: str, size: int, how: Compute, *, tiny: bool = False, images: 
     return defaults.resolve(config, images=images, class_names=(), mean=(0.0,) * 3, sigma_data=0.5, how=how)
 
 
+def with_kernels(how: Compute) -> Compute:
+    """Return `how` with kernels of diffunet's own, where this machine can have them; longer runs train so."""
+    try:
+        if how.device.type == "cpu":
+            kernels.library()
+            return replace(how, native=True)
+    except Unavailable:
+        pass
+    return how
+
+
 def plain_torch(how: Compute) -> Compute:
-    """Return `how` without kernels of diffunet's own, where there are such."""
-    there = "kernels" in {field.name for field in dataclasses.fields(how)}
-    without: dict[str, Any] = {"kernels": False} if there else {}
-    return dataclasses.replace(how, **without)
+    """Return `how` without kernels of diffunet's own."""
+    return replace(how, native=False)
 
 
 def batch_of(config: Config) -> int:
@@ -112,7 +126,7 @@ def answered(net: nn.Module, how: Compute, x: Tensor, c_noise: Tensor) -> Tensor
 
 def signature(net: nn.Module, how: Compute, config: Config, learn: bool) -> list[Tensor]:
     """Return what two nets that are the same agree on, see above; gradients are None again afterwards."""
-    x, c_noise = (tensor[:2] for tensor in inputs(config, how))
+    x, c_noise = (tensor[:COMPARED] for tensor in inputs(config, how))
     if not learn:
         return [used(net, how, x, c_noise).float()]
     x.requires_grad_()

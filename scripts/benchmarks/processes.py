@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from benchmarks import pictures
+from benchmarks import nets, pictures
 from benchmarks.measure import Lap, Measure, Options, Row, Wanted, refuse_difference
+from diffunet import compute
 
 NAME = "processes"
 
@@ -31,8 +32,6 @@ TOLERANCES = {"fp32": 1e-3, "bf16": 2e-2}
 
 def measures(options: Options) -> list[Measure]:
     """Return the measure."""
-    from diffunet import compute
-
     data = pictures.folder(options.work / "data", 64, 32, 32, distinct=64, suffix=".png")
     tolerance, told = TOLERANCES[compute.choose("cpu").precision], dict[int, float]()
     ways = {
@@ -54,6 +53,7 @@ def made(
         every = 2 if options.tiny else LOG_EVERY
         words = ["train", data, "--out", run, "--image-size", 32, "--batch-size", 32, "--steps", every * LINES]
         words += ["--train.log-every", every, "--train.previews", 0, "--train.no-tensorboard", "--threads", threads]
+        words += ["--train.kernels", "on" if nets.with_kernels(compute.choose("cpu")).native else "off"]  # as long runs
         if options.tiny:
             words += ["--model.channels", 16, "--model.multipliers", 1, "--image-size", 8, "--batch-size", 8]
         run.rmdir()

@@ -3,7 +3,7 @@
 The net is the default one with DDPM's process and 32 groups, which is what diffusers can express. All ways compute in
 diffunet's precision and with the channels last, all 64 images at a time, from noise to 8-bit images:
 
-- diffunet: `Pipeline.sample` with the sampler, ladder and steps that a model has by default;
+- diffunet: `Pipeline.sample` with the sampler, ladder and steps that a model has by default, and with `--kernels`;
 - diffusers, DDPM: DDPMPipeline with 1,000 steps; it takes fewer, and the seconds are multiplied (the row says how);
 - diffusers, DPM-Solver++: DDPMPipeline with DPMSolverMultistepScheduler and 25 steps.
 
@@ -46,6 +46,7 @@ def measures(options: Options) -> list[Measure]:
     timed = 4 if options.tiny else TIMED[how.device.type]
     ways = {
         "diffunet": partial(ours, config, how, options),
+        "diffunet, --kernels": partial(ours, config, nets.with_kernels(how), options),
         "diffusers, DDPM": partial(theirs, config, nets.plain_torch(how), options, timed),
         "diffusers, DPM-Solver++": partial(theirs, config, nets.plain_torch(how), options, None),
     }
