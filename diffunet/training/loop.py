@@ -126,7 +126,7 @@ def train(
             log.info("%s", line)
 
         flag.begin(timedelta(minutes=t.timeout))
-        for step, passes in batches.steps(first_step, steps):
+        for step, passes in stack.enter_context(contextlib.closing(batches.steps(first_step, steps))):
             meters.add(learner.step(step, passes))
             status.step = done = step + 1
 
