@@ -29,6 +29,7 @@ from diffunet.training.batches import Batch, Batches
 from diffunet.training.learner import Learner, rate
 from diffunet.training.meters import Meters, Record
 from diffunet.training.plan import plan
+from diffunet.training.saving import Cadence
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +128,7 @@ def train(
             log.info("%s", line)
 
         flag.begin(timedelta(minutes=t.timeout))
+        cadence = Cadence(t.checkpoint_minutes)
         for step, passes in stack.enter_context(contextlib.closing(batches.steps(first_step, steps))):
             meters.add(learner.step(step, passes))
             status.step = done = step + 1
@@ -136,8 +138,11 @@ def train(
             if run.is_main and (reason := run.limits.reason()):
                 flag.set(reason)
             last = done == steps
-            stopping = flag.agreed() and not last
-            saving = stopping or last or done % t.checkpoint_every == 0
+            regular = last or done % t.checkpoint_every == 0
+            agreed = flag.agreed(save=run.is_main and not regular and cadence.due())
+            stopping = agreed.stop and not last
+            if saving := regular or stopping or agreed.save:
+                cadence.restart()
             if saving or done % t.log_every == 0:
                 metrics, streak = meters.report(run.processes)
                 last_loss = metrics["loss"]

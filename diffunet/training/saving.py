@@ -1,4 +1,4 @@
-"""Checkpoints that a thread writes while training goes on, where that pays.
+"""When a checkpoint is due by the clock; and checkpoints that a thread writes while training goes on, where that pays.
 
 The thread writes a copy of the tensors in the CPU's memory, of the values that they have at that step: 16 bytes for
 each weight of the net (itself, its average, the optimizer's two moments), 24 where averages are stored along the run.
@@ -6,8 +6,10 @@ each weight of the net (itself, its average, the optimizer's two moments), 24 wh
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from time import monotonic  # which does not move when the clock is set
 
 import torch
 from torch import Tensor
@@ -19,6 +21,25 @@ log = logging.getLogger(__name__)
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
 """Tensors by the file of a checkpoint that they belong to and by name."""
+
+
+class Cadence:
+    """Says when a number of minutes has passed since the last checkpoint, or since training began; 0 is never."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = 60 * minutes if minutes else math.inf
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now on, as a checkpoint is made."""
+        self._since = monotonic()
+
+    def due(self) -> bool:
+        """Return whether the minutes have passed; they count anew once it has said so, as processes agree later."""
+        if monotonic() - self._since < self.seconds:
+            return False
+        self.restart()
+        return True
 
 
 class Writer:

@@ -1,4 +1,4 @@
-"""Checkpoints that a thread writes while training goes on, as on a GPU: of the step's values, settled, never silent."""
+"""Checkpoints by the clock; and those that a thread writes while training goes on, as on a GPU: never silent."""
 
 import json
 import logging
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from diffunet import storage
 from diffunet.compute import Compute
+from diffunet.config import read_toml
 from diffunet.errors import DataError, DivergedError, ResourceError, Stopped
 from diffunet.training import checkpoint, saving
 from diffunet.training.loop import train
@@ -245,3 +246,74 @@ def test_a_copy_is_as_a_file_has_it():
     assert torch.equal(copy, weight)
     assert copy.data_ptr() != weight.data_ptr()
     assert saving.size({"model": {"weight": weight, "more": weight[0]}}) == 4 * 72
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """`clock(seconds)`: every look at the clock, of which there is one a step and one a save, takes so long."""
+
+    def ticking(seconds):
+        now = [0.0]
+
+        def look():
+            now[0] += seconds
+            return now[0]
+
+        monkeypatch.setattr(saving, "monotonic", look)
+
+    return ticking
+
+
+def test_a_checkpoint_is_due_when_minutes_have_passed_since_the_last_one(monkeypatch):
+    now = [50.0]
+    monkeypatch.setattr(saving, "monotonic", lambda: now[0])
+    cadence, never = saving.Cadence(2.0), saving.Cadence(0.0)
+    for seconds, due in ((119, False), (1, True), (0, False), (119, False), (1, True)):
+        now[0] += seconds
+        assert cadence.due() == due
+    now[0] += 100
+    cadence.restart()  # there was one by steps
+    now[0] += 100
+    assert not cadence.due()
+    now[0] += 20
+    assert cadence.due()
+    now[0] += 1e9
+    assert not never.due()
+
+
+BY_CLOCK = CONFIG.changed("train", checkpoint_every=100, checkpoint_minutes=1.0, keep_every=1)
+
+
+@pytest.mark.parametrize("written", ["in place", "beside"])
+def test_checkpoints_by_the_clock_change_no_weights(folder, plain, tmp_path, clock, monkeypatch, written):
+    monkeypatch.setattr(saving, "beside", lambda how, size: written == "beside")
+    clock(60.0)
+    train(BY_CLOCK, folder, tmp_path / "run")
+    assert checkpoint.steps(tmp_path / "run") == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert_same(plain, tmp_path / "run", 3, 6, 8)
+
+
+def test_checkpoints_by_the_clock_count_from_those_by_steps_and_may_change(folder, plain, tmp_path, clock):
+    clock(25.0)
+    config = BY_CLOCK.changed("train", checkpoint_every=2)
+    train(config.changed("train", steps=4), folder, tmp_path / "run")
+    assert checkpoint.steps(tmp_path / "run") == [2, 4]  # a minute never passes between two of them
+    train(config.changed("train", checkpoint_every=100), folder, tmp_path / "run", resume=True)
+    assert checkpoint.steps(tmp_path / "run") == [2, 4, 7, 8]
+    train(config.changed("train", checkpoint_minutes=0.0, steps=9), folder, tmp_path / "run", resume=True)
+    assert read_toml(tmp_path / "run/config.toml").train.checkpoint_minutes == 0
+    assert_same(plain, tmp_path / "run", 8)
+
+
+def test_a_crash_goes_on_from_the_checkpoint_by_the_clock(folder, plain, tmp_path, clock):
+    def crash(progress):
+        if progress.step == 5:
+            raise KeyError("a crash")
+
+    clock(20.0)
+    with pytest.raises(KeyError):
+        train(BY_CLOCK, folder, tmp_path / "run", on_step=crash)
+    assert checkpoint.steps(tmp_path / "run") == [3]
+    train(BY_CLOCK.changed("train", checkpoint_minutes=0.0), folder, tmp_path / "run", resume=True)
+    assert checkpoint.steps(tmp_path / "run") == [3, 8]
+    assert_same(plain, tmp_path / "run", 8)
