@@ -68,7 +68,10 @@ class Writer:
 
     @contextlib.contextmanager
     def settled(self) -> Iterator[None]:
-        """Settle at the end of this context; if it ends with an error, that of the thread is only logged."""
+        """Settle at the end of this context; if it ends with an error, that of the thread is only logged.
+
+        A second Ctrl-C waits here too: nobody else may write to the run folder before this thread is done.
+        """
         try:
             yield
         except BaseException:
