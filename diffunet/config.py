@@ -245,6 +245,8 @@ class TrainConfig(Section):
     """Images of a preview."""
     checkpoint_every: Positive = 1000
     """Steps between checkpoints."""
+    checkpoint_minutes: Annotated[float, Field(ge=0, le=1e6)] = 15.0
+    """Minutes since the last checkpoint after which there is one at any step; 0: only every so many steps."""
     keep_every: Positive | None = None
     """Checkpoints at multiples of this stay for ever; of the others the newest 2."""
     max_skipped: Positive = 50

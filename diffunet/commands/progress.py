@@ -8,7 +8,8 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import IO, Any, Protocol
 
 from diffunet.errors import ResourceError
@@ -57,13 +58,55 @@ EVERY = 15.0
 """Seconds between lines where there is no terminal."""
 
 
+FEWEST, SOONEST, RECENT = 3, 3.0, 120.0
+"""The updates and the seconds after the first update before time left is told, and the seconds that it goes by."""
+
+
+class Pace:
+    """How long the rest of some work takes, by the pace of about the last two minutes.
+
+    Before the first update there is what comes only once (compiling, reading images, the first use of memory), and a
+    run that is resumed begins at a step of thousands: so it is measured from the first update on, and nothing is said
+    until enough has been measured.
+
+    Args:
+        clock: returns seconds, from any start.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._points: deque[tuple[float, int]] = deque()  # (seconds, done), a hundredth of RECENT apart or more
+        self._began, self._updates, self._last = 0.0, 0, (0, 0)
+
+    def left(self, done: int, total: int) -> float | None:
+        """Take note that `done` of `total` units are done; return the seconds that are left, None if not yet known.
+
+        Work that starts over, as the next part of an evaluation does, is measured anew.
+        """
+        now, points = self.clock(), self._points
+        if not points or done < self._last[0] or total != self._last[1]:
+            points.clear()
+            self._began, self._updates = now, -1
+        self._last = done, total
+        self._updates += 1
+        seconds, before = points[0] if points else (now, done)
+        if not points or now - points[-1][0] >= RECENT / 100:
+            points.append((now, done))
+            # However slow the work is, it goes by as many updates as are asked for at the start.
+            while len(points) > FEWEST + 1 and now - points[1][0] >= RECENT:
+                points.popleft()
+        if self._updates < FEWEST or now - self._began < SOONEST or done <= before:
+            return None
+        return (now - seconds) / (done - before) * (total - done)
+
+
 @contextlib.contextmanager
-def progress(title: str, *, quiet: bool = False) -> Iterator[Update]:
+def progress(title: str, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> Iterator[Update]:
     """Yield a function to call with (done, total, words) as work goes on; nothing is shown where `quiet`."""
     if quiet or sys.stderr is None:
         yield lambda done, total, words="": None
     elif not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield _lines(title)
+        yield _lines(title, clock)
     else:
         from rich import progress as bars
         from rich.console import Console
@@ -71,13 +114,18 @@ def progress(title: str, *, quiet: bool = False) -> Iterator[Update]:
         terminal: Any = _Terminal(sys.stderr)
         columns = (
             bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), bars.MofNCompleteColumn(),
-            bars.TimeElapsedColumn(), bars.TextColumn("left"), bars.TimeRemainingColumn(),
+            bars.TimeElapsedColumn(), bars.TextColumn("{task.fields[left]}", markup=False),
             bars.TextColumn("{task.fields[words]}", markup=False),
         )  # fmt: skip
         both = sys.stdout.isatty()  # results that go to a file go there, and not above the bar
         with bars.Progress(*columns, console=Console(file=terminal), transient=True, redirect_stdout=both) as bar:
-            task = bar.add_task(title, total=None, words="")
-            yield lambda done, total, words="": bar.update(task, completed=done, total=total, words=words)
+            task, pace = bar.add_task(title, total=None, words="", left=""), Pace(clock)
+
+            def update(done: int, total: int, words: str = "") -> None:
+                left = _left(pace.left(done, total))
+                bar.update(task, completed=done, total=total, words=words, left=left)
+
+            yield update
 
 
 class _Terminal:
@@ -99,19 +147,21 @@ class _Terminal:
         return getattr(self.stream, name)
 
 
-def _lines(title: str) -> Update:
-    began = last = time.monotonic()
-    first: int | None = None
+def _lines(title: str, clock: Callable[[], float]) -> Update:
+    last, pace = clock(), Pace(clock)
 
     def update(done: int, total: int, words: str = "") -> None:
-        nonlocal last, first
-        first = done - 1 if first is None else first
-        if (now := time.monotonic()) - last >= EVERY and done < total:
+        nonlocal last
+        left = _left(pace.left(done, total))  # noted at every update, told now and then
+        if (now := clock()) - last >= EVERY and done < total:
             last = now
-            left = (now - began) / max(1, done - first) * (total - done)
-            say(f"{title}: {done} of {total}, {words}{', ' if words else ''}{duration(left)} left")
+            say(", ".join(filter(None, (f"{title}: {done} of {total}", words, left))))
 
     return update
+
+
+def _left(seconds: float | None) -> str:
+    return "" if seconds is None else f"{duration(seconds)} left"
 
 
 def duration(seconds: float) -> str:

@@ -3,7 +3,7 @@
 The draws of an image come from its own generator in a fixed order: the flip, then the crop's row and column.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from diffunet.pictures import images as pictures
 from diffunet.pictures.images import Colour, Pixels
+
+Map = Callable[[Callable[[int], Pixels], Iterable[int]], Iterable[Pixels]]
+"""A function like `map`, such as the method of a pool of threads: (what to call, with what each time)."""
 
 
 class Images(Protocol):
@@ -47,15 +50,16 @@ def square(image: Pixels, size: int, fit: str, background: Colour, generator: Ge
 
 def gather(
     images: Images, indices: Sequence[int] | NDArray[np.int64], generators: Sequence[Generator | None], *,
-    image_size: int, fit: str, flip: bool, background: Colour = pictures.WHITE,
+    image_size: int, fit: str, flip: bool, background: Colour = pictures.WHITE, read: Map = map,
 ) -> Pixels:  # fmt: skip
     """Return the images at `indices`, in that order, as a batch uint8 [B image_size image_size C].
 
     `generators` has one entry for each image. With None the image is as for evaluation: its middle, not flipped.
+    `read` asks for the images, several at a time where it is that of a pool; the batch is the same.
     """
     batch = []
-    for index, generator in zip(indices, generators, strict=True):
+    for image, generator in zip(read(images.__getitem__, map(int, indices)), generators, strict=True):
         mirrored = generator is not None and generator.random() < 0.5  # drawn even where flip is off, to keep the crops
-        image = square(images[int(index)], image_size, fit, background, generator)
+        image = square(image, image_size, fit, background, generator)
         batch.append(image[:, ::-1] if flip and mirrored else image)
     return np.stack(batch)

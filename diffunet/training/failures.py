@@ -67,11 +67,15 @@ def saved_first(status: Status, save: Callable[[], None]) -> Iterator[None]:
         raise
 
 
-def refuse_divergence(status: Status, streak: int, spoilt: bool) -> None:
-    """Raise DivergedError if too many steps in a row (`streak`) were skipped, or weights are not finite (`spoilt`)."""
+def refuse_divergence(status: Status, streak: int, spoilt: bool, settle: Callable[[], None]) -> None:
+    """Raise DivergedError if too many steps in a row (`streak`) were skipped, or weights are not finite (`spoilt`).
+
+    Before that, `settle` waits for the checkpoint that is being written, and raises its error.
+    """
     t = status.config.train
     if streak < t.max_skipped and not spoilt:
         return
+    settle()
     what = "weights are not finite" if spoilt else f"no finite loss and gradient in {streak} steps in a row"
     left = f"the checkpoint of step {status.saved} is whole: --resume" if status.saved else "start anew"
     raise DivergedError(f"{what}, at step {status.step}; {left} with --train.learning-rate below {t.learning_rate:g}")

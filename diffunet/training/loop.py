@@ -29,6 +29,7 @@ from diffunet.training.batches import Batch, Batches
 from diffunet.training.learner import Learner, rate
 from diffunet.training.meters import Meters, Record
 from diffunet.training.plan import plan
+from diffunet.training.saving import Cadence
 
 log = logging.getLogger(__name__)
 
@@ -122,33 +123,39 @@ def train(
             stack.callback(record.close)
             failures.write_status(run.folder, "running", first_step, steps=steps)
             stack.enter_context(failures.saved_first(status, partial(run.save, learner, meters)))
+            stack.enter_context(run.writer.settled())  # before anything else hears of an error, and before the end
         for line in plan(run, net):
             log.info("%s", line)
 
         flag.begin(timedelta(minutes=t.timeout))
-        for step, passes in batches.steps(first_step, steps):
+        cadence = Cadence(t.checkpoint_minutes)
+        for step, passes in stack.enter_context(contextlib.closing(batches.steps(first_step, steps))):
             meters.add(learner.step(step, passes))
             status.step = done = step + 1
+            run.writer.check()
 
             # From here on values are read back from the device, which makes it wait: so this is done every few steps.
             if run.is_main and (reason := run.limits.reason()):
                 flag.set(reason)
             last = done == steps
-            stopping = flag.agreed() and not last
-            saving = stopping or last or done % t.checkpoint_every == 0
+            regular = last or done % t.checkpoint_every == 0
+            agreed = flag.agreed(save=run.is_main and not regular and cadence.due())
+            stopping = agreed.stop and not last
+            if saving := regular or stopping or agreed.save:
+                cadence.restart()
             if saving or done % t.log_every == 0:
                 metrics, streak = meters.report(run.processes)
                 last_loss = metrics["loss"]
                 if record is not None:
                     record.metrics(done, **metrics, learning_rate=rate(t, step), **learner.scale.state())
-                failures.refuse_divergence(status, streak, saving and not learner.state.finite())
+                spoilt = saving and not learner.state.finite()
+                failures.refuse_divergence(status, streak, spoilt, run.writer.settle)
             if record is not None:
                 # Stored averages are written before the checkpoint, so that a run resumed from it lacks none.
                 if t.ema_every and (last or done % t.ema_every == 0):
                     snapshots.write(run.folder, done, learner.state.power)
                 if saving:
-                    run.save(learner, meters)
-                    failures.write_status(run.folder, "running", done, steps=steps)
+                    run.save(learner, meters, wait=stopping or last)
                 # A process that is asked to stop may have half a minute left: these come after saving, and break off.
                 with contextlib.suppress(Cancelled):
                     if validation is not None and (last or done % t.validate_every == 0):

@@ -8,7 +8,8 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,18 @@ from diffunet.data.dataset import Dataset
 from diffunet.data.folder import class_names, printable
 from diffunet.diffusion.losses import Loss
 from diffunet.errors import DataError, UsageError
-from diffunet.training import checkpoint, defaults, failures, kernels, memory, processes, run_folder, snapshots, stop
+from diffunet.training import (
+    checkpoint,
+    defaults,
+    failures,
+    kernels,
+    memory,
+    processes,
+    run_folder,
+    saving,
+    snapshots,
+    stop,
+)
 from diffunet.training.batches import Share
 from diffunet.training.learner import Learner
 from diffunet.training.meters import Meters, Record
@@ -46,6 +58,7 @@ class Run:
         status, flag, limits: how far the run is, what is set to ask it to stop, and other reasons for which it stops.
         compile_is_open: whether train.compile was "auto", so that a net that cannot be compiled is no error.
         averages_are_thinned: whether averages are now stored less often than before, see `defaults.spaced`.
+        writer: what writes checkpoints beside training, see saving.py.
     """
 
     folder: Path
@@ -63,6 +76,7 @@ class Run:
     limits: stop.Limits
     compile_is_open: bool
     averages_are_thinned: bool
+    writer: saving.Writer = field(default_factory=saving.Writer)
 
     @property
     def first_step(self) -> int:
@@ -120,18 +134,37 @@ class Run:
             weights, _ = storage.read_tensors(self.checkpoint / storage.AVERAGE)
             storage.write_model(model, self.config, weights, self.first_step)
 
-    def save(self, learner: Learner, meters: Meters) -> None:
-        """Write a checkpoint of the reached step, then the model; raise ResourceError if the disk does not take it."""
+    def save(self, learner: Learner, meters: Meters, *, wait: bool = True) -> None:
+        """Write a checkpoint of the reached step, then the model; delete old checkpoints, and note the step as saved.
+
+        Where `wait` is False and it pays, a thread writes it beside the steps that follow, see `saving.beside`. Its
+        error is then that of `writer`.
+
+        Raises:
+            ResourceError: the disk does not take it, or did not take the checkpoint before.
+        """
+        self.writer.settle()
         step, state = self.status.step, learner.state
         content = {
             "step": step, "counters": meters.state(), "loss_scale": learner.scale.state(),
             "index_hash": self.dataset.index_hash, "config_hash": self.config.hash(),
             "environment": self.environment(),
         }  # fmt: skip
-        checkpoint.save(self.folder, step, state.tensors(), content)
-        storage.write_model(self.folder / "model", self.config, state.ema.net.state_dict(), step)
-        checkpoint.prune(self.folder, step, self.config.train.keep_every)
-        self.status.saved = step
+
+        def write(tensors: saving.Tensors) -> None:
+            checkpoint.save(self.folder, step, tensors, content)
+            storage.write_model(self.folder / "model", self.config, tensors["ema"], step)
+            checkpoint.prune(self.folder, step, self.config.train.keep_every)
+            self.status.saved = step
+            failures.write_status(self.folder, "running", step, steps=self.steps)
+
+        tensors, copy = state.tensors(), None
+        if not wait and saving.beside(self.how, saving.size(tensors)):
+            copy = saving.copied(tensors)
+        if copy is None:
+            write(tensors)
+        else:
+            self.writer.start(partial(write, copy))
 
     def environment(self) -> dict[str, Any]:
         """Return the versions and settings, beside config and images, that may change the last bits of the weights."""

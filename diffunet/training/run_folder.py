@@ -19,8 +19,8 @@ FREE_ON_RESUME = {
     "data": {"cache", "max_rejected"},
     "train": {
         "steps", "grad_accumulation", "log_every", "validate_every", "sample_every", "previews", "checkpoint_every",
-        "keep_every", "tensorboard", "max_skipped", "learning_rate", "precision", "deterministic", "stop_after",
-        "timeout", "ema_every", "compile", "kernels", "threads",
+        "checkpoint_minutes", "keep_every", "tensorboard", "max_skipped", "learning_rate", "precision",
+        "deterministic", "stop_after", "timeout", "ema_every", "compile", "kernels", "threads",
     },
 }  # fmt: skip
 """Options which may change when a run is resumed. All others decide what the weights mean, or which draws were made."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffunet.errors import Stopped
 
@@ -23,11 +23,19 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 """SIGHUP is what a closed terminal sends; Windows has none."""
 
 
+class Agreed(NamedTuple):
+    """What all processes do after a step: stop, or save."""
+
+    stop: bool
+    save: bool
+
+
 class StopFlag:
     """A flag that a signal or a call sets, and on which all processes agree.
 
-    Every process asks `agreed()` once a step, and all of them get the same answer at the same step. Before `begin` is
-    called there is no step to wait for, and setting the flag ends the run at once.
+    Every process asks `agreed()` once a step, and all of them get the same answer at the same step: to save as well,
+    where one of them wants it, since all take part in what is measured and checked before. Before `begin` is called
+    there is no step to wait for, and setting the flag ends the run at once.
     """
 
     def __init__(self) -> None:
@@ -50,21 +58,24 @@ class StopFlag:
         self._group = dist.new_group(backend="gloo", timeout=timeout) if many else None
         self._stepping = True
 
-    def agreed(self) -> bool:
-        """Return whether to stop after this step; with several processes the answer is that of one step ago."""
+    def agreed(self, save: bool = False) -> Agreed:
+        """Return what to do after this step; with several processes the answer is that of one step ago.
+
+        `save` says that this process wants a checkpoint. It is asked for once, and not until it is there.
+        """
         if self._group is None:
-            return self.wanted
+            return Agreed(self.wanted, save)
         import torch
         import torch.distributed as dist
 
-        before, flag = self._pending, torch.tensor([float(self.wanted)])
-        work = dist.all_reduce(flag, group=self._group, async_op=True)
+        before, wishes = self._pending, torch.tensor([float(self.wanted), float(save)])
+        work = dist.all_reduce(wishes, group=self._group, async_op=True)
         assert work is not None
-        self._pending = (flag, work)
+        self._pending = (wishes, work)
         if before is None:
-            return False
+            return Agreed(False, False)
         before[1].wait()
-        return bool(before[0].item())
+        return Agreed(*(before[0] > 0).tolist())
 
     def settle(self) -> None:
         """Finish the communication under way, so that no process waits for one that is gone."""

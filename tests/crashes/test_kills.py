@@ -89,6 +89,27 @@ def test_killed_at_every_operation_up_to_the_first_checkpoint(crashes, wanted, s
     assert not found, "\n".join(found)
 
 
+@pytest.mark.parametrize("every", [45, pytest.param(3, marks=pytest.mark.slow)])
+def test_killed_while_a_thread_writes_checkpoints(crashes, base, wanted, every):
+    """As on a GPU. In which order the thread and the steps come to the disk is another one each time."""
+
+    def trained(fault):
+        stage = fresh(crashes.place / "killed", base)
+        return stage, crashes.train(stage, fault, beside=True)
+
+    def check(fault):
+        stage, reply = trained(fault)
+        assert reply.signal == 9, reply
+        return left_whole(stage, base) or ended_well(crashes, stage, wanted, beside=True)
+
+    _, reply = trained(Fault())
+    assert (reply.signal, reply.code) == (0, 0), reply
+    points = [Fault(n, "kill before") for n in range(0, len(read_log(crashes.log)), every)]
+    print(f"{len(points)} crash points")
+    found = troubles(points, check)
+    assert not found, "\n".join(found)
+
+
 @pytest.mark.slow
 def test_killed_again_and_again(crashes, base, wanted, resumed):
     """Each resume is killed too."""

@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffunet.diffusion.denoiser import Denoised, Denoiser, V, bind, condition
 from diffunet.diffusion.known_pixels import mmps
 from diffunet.diffusion.schedules import FlowSchedule
-from diffunet.diffusion.tiling import AT_ONCE, Tiled, starts
+from diffunet.diffusion.tiling import AT_ONCE, Tiled, starts, windows
 
 SIZE = 8
 
@@ -90,6 +91,43 @@ def test_windows_begin_evenly_and_reach_both_ends(data):
     assert ((gaps >= 1) & (gaps <= stride)).all()
     assert len(gaps) == math.ceil((length - size) / stride)  # no more than it takes
     assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_windows_are_those_of_their_definition_in_its_order(data):
+    size = data.draw(st.integers(1, 12))
+    height, width = size + data.draw(st.integers(0, 30)), size + data.draw(st.integers(0, 30))
+    share, stride = data.draw(st.sampled_from([0.0, 0.003, 0.05, 1.0])), data.draw(st.none() | st.integers(1, size))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
+    wanted = torch.rand(height, width, generator=generator) < share
+    if data.draw(st.booleans()):  # as a mask that was cut out or turned may lie in memory
+        wanted = wanted.T.contiguous().T
+    step = stride or max(1, size // 2)
+    expected = [
+        (top, left)
+        for top in starts(height, size, step)
+        for left in starts(width, size, step)
+        if wanted[top : top + size, left : left + size].any()
+    ]
+    assert windows(wanted, size, stride) == expected
+
+
+class Counting(TorchDispatchMode):
+    """Counts the operations of torch."""
+
+    operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_device_is_asked_for_the_mask_once_and_not_about_windows():
+    wanted = everywhere(100, 120)
+    with Counting() as counting:
+        assert len(windows(wanted, SIZE)) == 24 * 29
+    assert counting.operations <= 1  # the copy to the CPU, of which there is none here
 
 
 @settings(max_examples=50, deadline=None)

@@ -118,9 +118,12 @@ def test_a_number_that_is_not_finite_is_seen_before_a_save(where):
 def test_what_is_said_of_weights_that_are_not_finite(tmp_path):
     resolved = tiny(train={"learning_rate": 1e-3})
     with pytest.raises(DivergedError, match="weights are not finite, at step 7; start anew"):
-        refuse_divergence(Status(tmp_path, resolved, step=7), 0, True)
+        refuse_divergence(Status(tmp_path, resolved, step=7), 0, True, lambda: None)
     with pytest.raises(DivergedError, match="the checkpoint of step 6 is whole: --resume"):
-        refuse_divergence(Status(tmp_path, resolved, step=7, saved=6), 0, True)
+        refuse_divergence(Status(tmp_path, resolved, step=7, saved=6), 0, True, lambda: None)
+    status = Status(tmp_path, resolved, step=7)
+    with pytest.raises(DivergedError, match="the checkpoint of step 6 is whole: --resume"):  # it was being written
+        refuse_divergence(status, 0, True, lambda: setattr(status, "saved", 6))
 
 
 TWO = """

@@ -159,6 +159,37 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(folder, tmp_path):
     assert_equal(tmp_path / "whole", tmp_path / "parts", stopped + 5)
 
 
+BY_CLOCK = """
+import os, sys
+from diffunet.commands.cli import main
+from diffunet.training import saving
+
+now = [0.0]
+
+def clock():  # a minute passes at each look of the main process, and that of the others stands still
+    now[0] += 60.0 if os.environ["RANK"] == "0" else 0.0
+    return now[0]
+
+saving.monotonic = clock
+main(["train", *sys.argv[1:]])
+"""
+
+
+def test_processes_agree_on_checkpoints_by_the_clock_of_the_main_one(folder, tmp_path):
+    options = {"checkpoint_every": 4, "keep_every": 1, "log_every": 100}
+    _, words = written(tmp_path, **options, checkpoint_minutes=0.0)
+    codes, said = finish(launch(2, [folder, *words, tmp_path / "whole"]))
+    assert codes == [0, 0], said
+    words += [tmp_path / "often", "--train.checkpoint-minutes", 1]
+    codes, said = finish(launch(2, [folder, *words], code=BY_CLOCK))
+    assert codes == [0, 0], said
+    # What is asked for during a step is agreed on at the next one. Where there is one by steps nobody asks.
+    assert checkpoint.steps(tmp_path / "whole") == [4, 8]
+    assert checkpoint.steps(tmp_path / "often") == [2, 3, 4, 6, 7, 8]
+    for step in (4, 8):
+        assert_equal(tmp_path / "whole", tmp_path / "often", step)
+
+
 def test_one_image_and_two_processes(tmp_path):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "one.png")
     config = tiny(train=PLAIN | {"steps": 3}, data={"classes": False})

@@ -27,11 +27,18 @@ import torch
 import diffunet
 import diffunet.commands.cli
 from diffunet import storage
-from diffunet.training import checkpoint
+from diffunet.training import checkpoint, saving
 
 
-def train(*, config: dict[str, Any], data: str, run: str, resume: bool, stop: int | None = None) -> dict[str, Any]:
-    """Train; return the exit code and the message that the command ends with. `stop` asks to end with that step."""
+def train(
+    *, config: dict[str, Any], data: str, run: str, resume: bool, stop: int | None = None, beside: bool = False
+) -> dict[str, Any]:
+    """Train; return the exit code and the message that the command ends with.
+
+    `stop` asks to end with that step, and `beside` lets a thread write checkpoints, as on a GPU.
+    """
+    if beside:
+        saving.beside = lambda how, size: True
     on_step = None if stop is None else lambda progress: progress.step < stop - 1  # takes effect after the next step
     try:
         diffunet.train(diffunet.Config.model_validate(config), data, run, resume=resume, on_step=on_step)

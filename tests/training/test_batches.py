@@ -1,0 +1,133 @@
+"""Reading batches ahead: the same bytes however it is done, in bounded memory, and no thread that stays."""
+
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers.small import tiny
+
+from diffunet import build, compute
+from diffunet.errors import DataError
+from diffunet.training import batches as module
+from diffunet.training.batches import Batches, Share
+from diffunet.training.loop import train
+
+
+class Watched:
+    """Images that note which were asked for, and call `meet` before each."""
+
+    def __init__(self, images, meet=lambda index: None):
+        self.images, self.meet, self.asked = images, meet, []
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        self.asked.append(index)
+        self.meet(index)
+        return self.images[index]
+
+
+@pytest.fixture
+def batches(folder):
+    """`batches(cache, meet)`: of 4 images a step, without a cache or with the user's own."""
+
+    def make(cache="off", meet=lambda index: None):
+        options = {"fit": "random", "flip": True, "augment": 0.3, "class_names": ("disc", "square"), "cache": cache}
+        config = tiny(data=options)
+        dataset = build.dataset(config.data, folder)
+        watched = replace(dataset, images=Watched(dataset.images, meet))
+        return Batches(watched, np.arange(40), build.schedule(config), Share(7, 4, 2), config.data, 0.5, "mixed")
+
+    return make
+
+
+def helpers():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("batches", "decoding"))]
+
+
+def content(steps):
+    names = ("images", "label", "sigma", "augment", "keep")
+    return [
+        (n, batch.start, *(getattr(batch, name).numpy().tobytes() for name in names))
+        for n, some in steps
+        for batch in some
+    ]
+
+
+@pytest.mark.parametrize("cache", [None, "off"])
+@pytest.mark.parametrize("ahead", [1, 3, 20])
+def test_batches_are_the_same_however_far_ahead_they_are_read(batches, monkeypatch, ahead, cache):
+    plain = batches(None)
+    wanted = content((step, plain.step(step)) for step in range(5, 17))
+    monkeypatch.setattr(module, "AHEAD", ahead)
+    monkeypatch.setattr(compute, "cores", lambda: 4)
+    assert content(batches(cache).steps(5, 17)) == wanted
+    assert helpers() == []
+
+
+def test_without_a_cache_all_cores_decode_at_a_time(batches, monkeypatch):
+    monkeypatch.setattr(compute, "cores", lambda: 4)
+    together = threading.Barrier(2)  # a pass has two images: each waits until the other is asked for
+    found = batches("off", lambda index: together.wait(timeout=60))
+    assert len(list(found.steps(0, 3))) == 3
+    assert len(found.held_out(np.arange(4)).images) == 4
+    assert len(found.all_images(torch.device("cpu"))) == 40
+
+
+def test_only_so_many_steps_are_read_ahead(batches):
+    found = batches("off")
+    with_thread = found.steps(0, 100)
+    for taken in range(1, 6):
+        next(with_thread)
+        time.sleep(0.05)
+        assert len(found.dataset.images.asked) <= 4 * (taken + module.AHEAD)
+    with_thread.close()
+
+
+def test_closing_reads_no_more_and_leaves_no_thread(batches, monkeypatch):
+    monkeypatch.setattr(compute, "cores", lambda: 4)
+    wait = threading.Event()
+    found = batches("off", lambda index: wait.wait(60) if len(found.dataset.images.asked) > 4 else None)
+    steps = found.steps(0, 100)
+    next(steps)
+    while len(found.dataset.images.asked) < 6:  # both images of a pass are asked for, and come when `wait` is set
+        time.sleep(0.01)
+    threading.Timer(0.2, wait.set).start()
+    steps.close()
+    assert helpers() == []
+    assert len(found.dataset.images.asked) == 6  # neither the second pass of that step nor the steps after it
+
+
+@pytest.mark.parametrize("cache", [None, "off"])
+def test_what_cannot_be_read_is_said_at_its_step_and_not_before(batches, cache):
+    def vanish(index):
+        if len(found.dataset.images.asked) > 12:
+            raise DataError(f"image {index} is gone")
+
+    found, seen = batches(cache, vanish), []
+
+    def learn():
+        for step, _ in found.steps(0, 100):
+            time.sleep(0.02)
+            seen.append(step)
+
+    with pytest.raises(DataError, match="is gone"):
+        learn()
+    assert seen == [0, 1, 2]
+    assert helpers() == []
+
+
+@pytest.mark.parametrize("cache", [None, "off"])
+def test_no_thread_outlives_a_run_that_fails(folder, tmp_path, cache):
+    def fail(progress):
+        if progress.step == 3:
+            raise KeyError("ours")
+
+    with pytest.raises(KeyError) as held:  # its traceback keeps all that the run had
+        train(tiny(data={"cache": cache}), folder, tmp_path / "run", on_step=fail)
+    assert held
+    assert helpers() == []
