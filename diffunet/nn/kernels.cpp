@@ -37,7 +37,7 @@ inline void store(bf16& to, float value) {  // to the nearest, ties to even; NaN
     to = uint16_t(value != value ? 0x7fc0 : rounded);
 }
 
-// exp for |x| up to 88 with a relative error of 2e-7: 2^k times a polynomial (Cephes). The compiler makes vectors of it.
+// exp for |x| up to 88 with a relative error of 2e-7: 2^k times a polynomial (Cephes). Compilers make vectors of it.
 inline float exponential(float x) {
     x = std::min(std::max(x, -87.0f), 88.0f);
     float k = std::nearbyint(x * 1.44269504f);
@@ -65,7 +65,8 @@ inline uint32_t hash(uint32_t place, uint32_t key, uint32_t other) {
     return x ^ (x >> 16);
 }
 
-// What is known of a normalisation: y = dropout(silu(f * (1 + scale) + shift)), f = (x - mean) / deviation * weight + bias.
+// What is known of a normalisation: y = dropout(silu(f * (1 + scale) + shift)), where f is x less its mean, divided by
+// its deviation, times weight, plus bias.
 struct Norm {
     i64 n, pixels, c, groups;
     const float *weight, *bias, *scale, *shift;  // [c], [c], [n c], [n c]
@@ -75,6 +76,7 @@ struct Norm {
     uint32_t drop;  // a feature is dropped where its hash is below this
     float kept;  // what the others are multiplied by
     uint64_t seed;
+    int threads;  // that share the images; or each image, where there are fewer images
 
     float gain(i64 image, i64 ch) const { return weight[ch] * (scale ? 1 + scale[image * c + ch] : 1); }
 
@@ -83,24 +85,50 @@ struct Norm {
         for (i64 ch = 0; ch < c; ch++) {
             const float* known = stats + 2 * (image * groups + ch / (c / groups));
             a[ch] = known[1] * gain(image, ch);
-            b[ch] = (scale ? 1 + scale[image * c + ch] : 1) * bias[ch] + (shift ? shift[image * c + ch] : 0) - known[0] * a[ch];
+            b[ch] = (scale ? 1 + scale[image * c + ch] : 1) * bias[ch] - known[0] * a[ch];
+            if (shift) b[ch] += shift[image * c + ch];
         }
     }
     uint32_t key(i64 image) const { return uint32_t(seed) + uint32_t(image) * 0x85ebca77u; }
     uint32_t other() const { return uint32_t(seed >> 32); }
+    bool few() const { return n < threads; }
+
+    // Do work(first channel, channels) for all channels of an image, up to WIDE at a time.
+    template <class Work>
+    void channels(Work work) const {
+#pragma omp parallel for num_threads(threads) if (few())
+        for (i64 c0 = 0; c0 < c; c0 += WIDE) work(c0, std::min<i64>(WIDE, c - c0));
+    }
 };
+
+// Ask memory for the WIDE numbers that lie `distance` further on; a CPU does not foresee such leaps by itself.
+template <class T>
+inline void ahead(const T* from, i64 distance) {
+    for (int i = 0; i < WIDE; i += int(64 / sizeof(T))) __builtin_prefetch(from + distance + i);
+}
+
+// Do body(i) for i below `width`, as vectors where that is the usual width.
+template <class Body>
+inline void each(i64 width, Body body) {
+    if (width == WIDE) {
+#pragma omp simd
+        for (int i = 0; i < WIDE; i++) body(i);
+    } else {
+        for (int i = 0; i < width; i++) body(i);
+    }
+}
 
 template <bool SILU, bool DROP>
 inline float forward(float h, uint32_t place, uint32_t key, const Norm& k) {
     if (SILU) h = h / (1 + exponential(-h));
-    if (DROP) h = hash(place, key, k.other()) < k.drop ? 0 : h * k.kept;
+    if (DROP) h *= hash(place, key, k.other()) < k.drop ? 0 : k.kept;
     return h;
 }
 
 // The derivative of `forward`, times the gradient g.
 template <bool SILU, bool DROP>
 inline float backward(float g, float h, uint32_t place, uint32_t key, const Norm& k) {
-    if (DROP) g = hash(place, key, k.other()) < k.drop ? 0 : g * k.kept;
+    if (DROP) g *= hash(place, key, k.other()) < k.drop ? 0 : k.kept;
     if (SILU) {
         float s = 1 / (1 + exponential(-h));
         g *= s * (1 + h * (1 - s));
@@ -108,123 +136,122 @@ inline float backward(float g, float h, uint32_t place, uint32_t key, const Norm
     return g;
 }
 
-// Do `work(image, buffer)` for all images: each by one thread, with `size` floats for its own use.
+// Do work(image, buffer) for all images, with `size` floats for the use of each.
 template <class Work>
-void each_image(i64 n, i64 size, int threads, Work work) {
-#pragma omp parallel num_threads(threads)
+void each_image(const Norm& k, i64 size, Work work) {
+#pragma omp parallel num_threads(k.threads) if (!k.few())
     {
         std::unique_ptr<float[]> buffer(new float[size]);
 #pragma omp for
-        for (i64 image = 0; image < n; image++) work(image, buffer.get());
+        for (i64 image = 0; image < k.n; image++) work(image, buffer.get());
     }
 }
 
 template <class T>
 void moments(const Norm& k, const T* x, i64 image) {
-    i64 each = k.c / k.groups;
-    std::vector<double> sum(k.groups), square(k.groups);
-    std::vector<float> origin(k.groups);  // sums are of differences from it, which loses no digits to a large mean
+    i64 members = k.c / k.groups;
+    std::vector<double> sum(k.c), square(k.c);  // of differences from one number, so that a large mean takes no digits
     x += image * k.pixels * k.c;
-    for (i64 g = 0; g < k.groups; g++) origin[g] = load(x[g * each]);
-    for (i64 c0 = 0; c0 < k.c; c0 += WIDE) {
-        i64 width = std::min<i64>(WIDE, k.c - c0);
-        float from[WIDE] = {};
-        for (i64 c = 0; c < width; c++) from[c] = origin[(c0 + c) / each];
+    k.channels([&](i64 c0, i64 width) {
+        float origin[WIDE];
+        for (i64 c = 0; c < width; c++) origin[c] = load(x[(c0 + c) / members * members]);
         for (i64 first = 0; first < k.pixels; first += SHORT) {
             float one[WIDE] = {}, two[WIDE] = {};
             for (i64 p = first; p < std::min(first + SHORT, k.pixels); p++) {
                 const T* row = x + p * k.c + c0;
-                if (width == WIDE) {
-#pragma omp simd
-                    for (int c = 0; c < WIDE; c++) { float v = load(row[c]) - from[c]; one[c] += v; two[c] += v * v; }
-                } else {
-                    for (int c = 0; c < width; c++) { float v = load(row[c]) - from[c]; one[c] += v; two[c] += v * v; }
-                }
+                ahead(row, 8 * k.c);
+                each(width, [&](int c) {
+                    float v = load(row[c]) - origin[c];
+                    one[c] += v;
+                    two[c] += v * v;
+                });
             }
-            for (i64 c = 0; c < width; c++) { sum[(c0 + c) / each] += one[c]; square[(c0 + c) / each] += two[c]; }
+            for (i64 c = 0; c < width; c++) { sum[c0 + c] += one[c]; square[c0 + c] += two[c]; }
         }
-    }
-    double count = double(each * k.pixels);
+    });
     for (i64 g = 0; g < k.groups; g++) {
-        double mean = sum[g] / count, variance = square[g] / count - mean * mean;
+        double first = 0, second = 0, count = double(members * k.pixels);
+        for (i64 c = g * members; c < (g + 1) * members; c++) { first += sum[c]; second += square[c]; }
+        double mean = first / count, variance = second / count - mean * mean;
         float* out = k.stats + 2 * (image * k.groups + g);
-        out[0] = float(origin[g] + mean);
+        out[0] = float(load(x[g * members]) + mean);
         out[1] = float(1 / std::sqrt((variance < 0 ? 0 : variance) + k.eps));
     }
 }
 
 template <class T, bool SILU, bool DROP>
-void norm_forward(const Norm& k, const T* x, T* y, int threads) {
-    each_image(k.n, 2 * k.c, threads, [&](i64 image, float* a) {
+void norm_forward(const Norm& k, const T* x, T* y) {
+    each_image(k, 2 * k.c, [&](i64 image, float* a) {
         float* b = a + k.c;
         uint32_t key = k.key(image);
         moments(k, x, image);
         k.line(image, a, b);
+#pragma omp parallel for num_threads(k.threads) if (k.few())
         for (i64 p = 0; p < k.pixels; p++) {
             i64 at = (image * k.pixels + p) * k.c;
             uint32_t place = uint32_t(p * k.c);
 #pragma omp simd
-            for (i64 c = 0; c < k.c; c++) store(y[at + c], forward<SILU, DROP>(a[c] * load(x[at + c]) + b[c], place + uint32_t(c), key, k));
+            for (i64 c = 0; c < k.c; c++)
+                store(y[at + c], forward<SILU, DROP>(a[c] * load(x[at + c]) + b[c], place + uint32_t(c), key, k));
         }
     });
 }
 
-// dx [n pixels c]; per_image [n 2 c]: for each channel the sums of g and of g (x - mean) / deviation over the pixels.
+// dx [n pixels c]; sums [n 2 c]: for each channel those over the pixels of g, the gradient before SiLU, and of
+// g (x - mean) / deviation.
 template <class T, bool SILU, bool DROP>
-void norm_backward(const Norm& k, const T* x, const T* gy, T* dx, float* per_image, int threads) {
-    i64 each = k.c / k.groups;
-    constexpr bool inside = std::is_same_v<T, float>;  // the gradients g fit into dx until they are needed again
-    each_image(k.n, 4 * k.c + (inside ? 0 : k.pixels * k.c), threads, [&](i64 image, float* a) {
+void norm_backward(const Norm& k, const T* x, const T* gy, T* dx, float* sums) {
+    i64 members = k.c / k.groups;
+    constexpr bool inside = std::is_same_v<T, float>;  // g fits into dx until it is needed again
+    each_image(k, 4 * k.c + (inside ? 0 : k.pixels * k.c), [&](i64 image, float* a) {
         float *b = a + k.c, *curve = b + k.c, *level = curve + k.c, *gs = level + k.c;
         if constexpr (inside) gs = dx + image * k.pixels * k.c;
-        float *plain = per_image + 2 * image * k.c, *scaled = plain + k.c;
+        float *plain = sums + 2 * image * k.c, *scaled = plain + k.c;
         uint32_t key = k.key(image);
         k.line(image, a, b);
         const float* known = k.stats + 2 * image * k.groups;
-        for (i64 c0 = 0; c0 < k.c; c0 += WIDE) {
-            i64 width = std::min<i64>(WIDE, k.c - c0);
+        k.channels([&](i64 c0, i64 width) {
             double sum[WIDE] = {}, times[WIDE] = {};
             float mean[WIDE] = {};
-            for (i64 c = 0; c < width; c++) mean[c] = known[2 * ((c0 + c) / each)];
+            for (i64 c = 0; c < width; c++) mean[c] = known[2 * ((c0 + c) / members)];
             for (i64 first = 0; first < k.pixels; first += SHORT) {
                 float one[WIDE] = {}, two[WIDE] = {};
                 for (i64 p = first; p < std::min(first + SHORT, k.pixels); p++) {
                     i64 at = (image * k.pixels + p) * k.c + c0;
                     uint32_t place = uint32_t(p * k.c + c0);
-#define STEP(c) \
-    float v = load(x[at + c]); \
-    float g = backward<SILU, DROP>(load(gy[at + c]), a[c0 + c] * v + b[c0 + c], place + uint32_t(c), key, k); \
-    gs[p * k.c + c0 + c] = g; \
-    one[c] += g; \
-    two[c] += g * (v - mean[c]);
-                    if (width == WIDE) {
-#pragma omp simd
-                        for (int c = 0; c < WIDE; c++) { STEP(c) }
-                    } else {
-                        for (int c = 0; c < width; c++) { STEP(c) }
-                    }
-#undef STEP
+                    float* keep = gs + p * k.c + c0;
+                    ahead(x + at, 8 * k.c);
+                    ahead(gy + at, 8 * k.c);
+                    ahead(keep, 8 * k.c);
+                    each(width, [&](int c) {
+                        float v = load(x[at + c]), h = a[c0 + c] * v + b[c0 + c];
+                        float g = backward<SILU, DROP>(load(gy[at + c]), h, place + uint32_t(c), key, k);
+                        keep[c] = g;
+                        one[c] += g;
+                        two[c] += g * (v - mean[c]);
+                    });
                 }
                 for (i64 c = 0; c < width; c++) { sum[c] += one[c]; times[c] += two[c]; }
             }
             for (i64 c = 0; c < width; c++) {
                 plain[c0 + c] = float(sum[c]);
-                scaled[c0 + c] = float(times[c] * known[2 * ((c0 + c) / each) + 1]);
+                scaled[c0 + c] = float(times[c] * known[2 * ((c0 + c) / members) + 1]);
             }
-        }
+        });
         // dx = r (d - mean of d - f mean of d f) over each group, with d = gain g, f = (x - m) r: a g + curve x + level
         for (i64 group = 0; group < k.groups; group++) {
-            double first = 0, second = 0, count = double(each * k.pixels);
-            for (i64 c = group * each; c < (group + 1) * each; c++) {
+            double first = 0, second = 0, count = double(members * k.pixels);
+            for (i64 c = group * members; c < (group + 1) * members; c++) {
                 first += double(k.gain(image, c)) * plain[c];
                 second += double(k.gain(image, c)) * scaled[c];
             }
             double m = known[2 * group], r = known[2 * group + 1];
-            for (i64 c = group * each; c < (group + 1) * each; c++) {
+            for (i64 c = group * members; c < (group + 1) * members; c++) {
                 curve[c] = float(-r * r * second / count);
                 level[c] = float(r * (r * m * second - first) / count);
             }
         }
+#pragma omp parallel for num_threads(k.threads) if (k.few())
         for (i64 p = 0; p < k.pixels; p++) {
             i64 at = (image * k.pixels + p) * k.c;
 #pragma omp simd
@@ -304,13 +331,27 @@ inline void weight_axis_adjoint(const Row* x, Row* y, int s, int to) {
     }
 }
 
+// Copy `width` numbers of the SIZE that a row has, zeros after them.
+template <int SIZE>
+inline void fill(float* to, const float* from, i64 width) {
+    if (width == SIZE) {
+        memcpy(to, from, SIZE * 4);  // of a size that the compiler knows: a few vectors
+    } else {
+        memset(to, 0, SIZE * 4);
+        memcpy(to, from, width * 4);
+    }
+}
+
+// Copy a row to where there is room for `width` numbers.
+inline void give(float* to, const float* from, i64 width) { memcpy(to, from, width == WIDE ? sizeof(Row) : width * 4); }
+
 // Copy side x side pixels of an image [h w c] from (top, left) on, `width` channels, zeros outside.
 inline void read_tile(const float* image, Row* to, int side, i64 top, i64 left, i64 h, i64 w, i64 c, i64 width) {
     for (i64 i = 0; i < side; i++)
         for (i64 j = 0; j < side; j++) {
             i64 row = top + i, column = left + j;
             if (row < 0 || row >= h || column < 0 || column >= w) memset(to[side * i + j], 0, sizeof(Row));
-            else memcpy(to[side * i + j], image + (row * w + column) * c, width * 4);
+            else fill<WIDE>(to[side * i + j], image + (row * w + column) * c, width);
         }
 }
 
@@ -336,7 +377,7 @@ struct Tiles {
             read_tile(x + image * h * w * c + c0, a, 6, top - 1, left - 1, h, w, c, width);
             for (int z = 0; z < 6; z++) input_axis(a + z, b + z, 6);
             for (int y = 0; y < 6; y++) input_axis(b + 6 * y, a + 6 * y, 1);
-            for (int k = 0; k < 36; k++) memcpy(to + k * apart + c0, a[k], width * 4);
+            for (int k = 0; k < 36; k++) give(to + k * apart + c0, a[k], width);
         });
     }
 
@@ -347,7 +388,7 @@ struct Tiles {
             read_tile(g + image * h * w * c + c0, a, 4, top, left, h, w, c, width);
             for (int z = 0; z < 4; z++) output_axis_adjoint(a + z, b + z, 4, 4);
             for (int y = 0; y < 6; y++) output_axis_adjoint(b + 4 * y, a + 6 * y, 1, 1);
-            for (int k = 0; k < 36; k++) memcpy(to + k * apart + c0, a[k], width * 4);
+            for (int k = 0; k < 36; k++) give(to + k * apart + c0, a[k], width);
         });
     }
 
@@ -355,7 +396,7 @@ struct Tiles {
     void output(const float* m, i64 apart, const float* bias, i64 tile, float* out) const {
         parts(tile, [&](i64 image, i64 top, i64 left, i64 c0, i64 width) {
             Row a[36], b[24];
-            for (int k = 0; k < 36; k++) memcpy(a[k], m + k * apart + c0, width * 4);
+            for (int k = 0; k < 36; k++) fill<WIDE>(a[k], m + k * apart + c0, width);
             for (int z = 0; z < 6; z++) output_axis(a + z, b + z, 6, 6);
             for (int q = 0; q < 4; q++) output_axis(b + 6 * q, a + 4 * q, 1, 1);
             for (i64 q = 0; q < std::min<i64>(4, h - top); q++)
@@ -404,22 +445,22 @@ inline void product(const float* v, const float* u, float* m, i64 k, i64 n) {
 
 extern "C" {
 
-#define NORM n, pixels, c, groups, weight, bias, scale, shift, stats, eps, silu, drop, kept, seed
+#define NORM n, pixels, c, groups, weight, bias, scale, shift, stats, eps, silu, drop, kept, seed, threads
 #define NORM_ARGUMENTS \
     i64 n, i64 pixels, i64 c, i64 groups, const float *weight, const float *bias, const float *scale, \
-    const float *shift, float *stats, float eps, int silu, uint32_t drop, float kept, uint64_t seed
+    const float *shift, float *stats, float eps, int silu, uint32_t drop, float kept, uint64_t seed, int threads
 #define CHOOSE(call, T, ...) \
     Norm k{NORM}; \
     if (silu) { if (drop) call<T, true, true>(k, __VA_ARGS__); else call<T, true, false>(k, __VA_ARGS__); } \
     else { if (drop) call<T, false, true>(k, __VA_ARGS__); else call<T, false, false>(k, __VA_ARGS__); }
 
-void norm_forward_float32(const float* x, float* y, int threads, NORM_ARGUMENTS) { CHOOSE(norm_forward, float, x, y, threads) }
-void norm_forward_bfloat16(const bf16* x, bf16* y, int threads, NORM_ARGUMENTS) { CHOOSE(norm_forward, bf16, x, y, threads) }
-void norm_backward_float32(const float* x, const float* gy, float* dx, float* sums, int threads, NORM_ARGUMENTS) {
-    CHOOSE(norm_backward, float, x, gy, dx, sums, threads)
+void norm_forward_float32(const float* x, float* y, NORM_ARGUMENTS) { CHOOSE(norm_forward, float, x, y) }
+void norm_forward_bfloat16(const bf16* x, bf16* y, NORM_ARGUMENTS) { CHOOSE(norm_forward, bf16, x, y) }
+void norm_backward_float32(const float* x, const float* gy, float* dx, float* sums, NORM_ARGUMENTS) {
+    CHOOSE(norm_backward, float, x, gy, dx, sums)
 }
-void norm_backward_bfloat16(const bf16* x, const bf16* gy, bf16* dx, float* sums, int threads, NORM_ARGUMENTS) {
-    CHOOSE(norm_backward, bf16, x, gy, dx, sums, threads)
+void norm_backward_bfloat16(const bf16* x, const bf16* gy, bf16* dx, float* sums, NORM_ARGUMENTS) {
+    CHOOSE(norm_backward, bf16, x, gy, dx, sums)
 }
 
 int panel() { return PANEL; }
@@ -438,8 +479,8 @@ void gradient_transform(const float* g, float* m, i64 n, i64 h, i64 w, i64 c, in
     for (i64 tile = 0; tile < tiles.all(); tile++) tiles.gradient(g, tile, m + tile * c, tiles.all() * c);
 }
 
-// G w G^T of weights, whose number for tap t, input i and output o is weights[t tap + i input + o], turned by 180 degrees
-// if `turned`: u [36 panels in PANEL]
+// G w G^T of weights, whose number for tap t, input i and output o is weights[t tap + i input + o], or for tap 8 - t if
+// `turned`: u [36 panels in PANEL]
 void weight_transform(const float* weights, float* u, i64 in, i64 out, i64 tap, i64 input, int turned, int threads) {
     i64 panels = (out + PANEL - 1) / PANEL;
 #pragma omp parallel for num_threads(threads)
@@ -447,7 +488,8 @@ void weight_transform(const float* weights, float* u, i64 in, i64 out, i64 tap, 
         for (i64 p = 0; p < panels; p++) {
             i64 width = std::min<i64>(PANEL, out - p * PANEL);
             Row a[9] = {}, b[18], to[36];
-            for (int k = 0; k < 9; k++) memcpy(a[k], weights + (turned ? 8 - k : k) * tap + i * input + p * PANEL, width * 4);
+            const float* from = weights + i * input + p * PANEL;
+            for (int k = 0; k < 9; k++) fill<PANEL>(a[k], from + (turned ? 8 - k : k) * tap, width);
             for (int z = 0; z < 3; z++) weight_axis(a + z, b + z, 3, 3);
             for (int y = 0; y < 6; y++) weight_axis(b + 3 * y, to + 6 * y, 1, 1);
             for (i64 k = 0; k < 36; k++) memcpy(u + ((k * panels + p) * in + i) * PANEL, to[k], PANEL * 4);
@@ -461,29 +503,33 @@ void weight_gradient(const float* du, float* dweights, i64 out, i64 in, int thre
         for (i64 c0 = 0; c0 < in; c0 += WIDE) {
             i64 width = std::min<i64>(WIDE, in - c0);
             Row a[36], b[18], to[9];
-            for (i64 k = 0; k < 36; k++) memcpy(a[k], du + (k * out + o) * in + c0, width * 4);
+            for (i64 k = 0; k < 36; k++) fill<WIDE>(a[k], du + (k * out + o) * in + c0, width);
             for (int z = 0; z < 6; z++) weight_axis_adjoint(a + z, b + z, 6, 6);
             for (int y = 0; y < 3; y++) weight_axis_adjoint(b + 6 * y, to + 3 * y, 1, 1);
-            for (int k = 0; k < 9; k++) memcpy(dweights + (o * 9 + k) * in + c0, to[k], width * 4);
+            for (int k = 0; k < 9; k++) give(dweights + (o * 9 + k) * in + c0, to[k], width);
         }
 }
 
 // y [n h w out] = the convolution of x [n h w in] by transformed weights u, plus bias [out]
-void convolution(const float* x, const float* u, const float* bias, float* y, i64 n, i64 h, i64 w, i64 in, i64 out, int threads) {
+void convolution(
+    const float* x, const float* u, const float* bias, float* y, i64 n, i64 h, i64 w, i64 in, i64 out, int threads
+) {
     Tiles from{n, h, w, in}, to{n, h, w, out};
     i64 panels = (out + PANEL - 1) / PANEL, wide = panels * PANEL;
+    i64 share = (from.all() + threads - 1) / threads, block = std::min(BLOCK, (share + ROWS - 1) / ROWS * ROWS);
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<float> v(36 * BLOCK * in), m(36 * BLOCK * wide);
+        std::vector<float> v(36 * block * in), m(36 * block * wide);
 #pragma omp for
-        for (i64 first = 0; first < from.all(); first += BLOCK) {
-            i64 count = std::min(BLOCK, from.all() - first);
-            for (i64 t = 0; t < count; t++) from.input(x, first + t, &v[t * in], BLOCK * in);
+        for (i64 first = 0; first < from.all(); first += block) {
+            i64 count = std::min(block, from.all() - first);
+            for (i64 t = 0; t < count; t++) from.input(x, first + t, &v[t * in], block * in);
             for (i64 k = 0; k < 36; k++)
                 for (i64 p = 0; p < panels; p++)
                     for (i64 t = 0; t < count; t += ROWS)
-                        product(&v[(k * BLOCK + t) * in], u + (k * panels + p) * in * PANEL, &m[(k * BLOCK + t) * wide + p * PANEL], in, wide);
-            for (i64 t = 0; t < count; t++) to.output(&m[t * wide], BLOCK * wide, bias, first + t, y);
+                        product(&v[(k * block + t) * in], u + (k * panels + p) * in * PANEL,
+                                &m[(k * block + t) * wide + p * PANEL], in, wide);
+            for (i64 t = 0; t < count; t++) to.output(&m[t * wide], block * wide, bias, first + t, y);
         }
     }
 }

@@ -29,7 +29,7 @@ FEWEST_TILES, FEWEST_CHANNELS = 64, 16
 
 _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
-_NORM = [_INT, *[_LONG] * 4, *[_POINTER] * 5, _FLOAT, _INT, ctypes.c_uint32, _FLOAT, ctypes.c_uint64]
+_NORM = [*[_LONG] * 4, *[_POINTER] * 5, _FLOAT, _INT, ctypes.c_uint32, _FLOAT, ctypes.c_uint64, _INT]
 _SIGNATURES = {
     "norm_forward_float32": [*[_POINTER] * 2, *_NORM], "norm_forward_bfloat16": [*[_POINTER] * 2, *_NORM],
     "norm_backward_float32": [*[_POINTER] * 4, *_NORM], "norm_backward_bfloat16": [*[_POINTER] * 4, *_NORM],
@@ -114,8 +114,9 @@ def _norm(which: str, known: tuple[Tensor | None, ...], options: tuple[Any, ...]
     function = getattr(library(), f"norm_{which}_{_TYPES[x.dtype]}")
     drop = min(2**32 - 1, round(dropout * 2**32))
     function(
-        *map(_pointer, tensors), torch.get_num_threads(), b, h * w, c, groups,
+        *map(_pointer, tensors), b, h * w, c, groups,
         *map(_pointer, (weight, bias, scale, shift, stats)), eps, silu, drop, 1 / (1 - dropout), seed,
+        torch.get_num_threads(),
     )  # fmt: skip
 
 
