@@ -28,7 +28,7 @@ NAME = "sample"
 
 IMAGES, DDPM_STEPS, SOLVER_STEPS = 64, 1000, 25
 
-TIMED = {"cpu": 20, "cuda": 250, "mps": 100}
+TIMED = {"cpu": 5, "cuda": 250, "mps": 100}
 """The steps of DDPM that are timed."""
 
 
