@@ -76,7 +76,7 @@ def without_skips(net: UNet) -> UNet:
     for i, up in enumerate(ups):
         for block in up.blocks:
             old = block.res
-            block.res = ResBlock(c, old.conv1.out_channels, old.embedding.in_features, old.dropout.p, old.scale_shift)
+            block.res = ResBlock(c, old.conv1.out_channels, old.embedding.in_features, old.dropout, old.scale_shift)
             c = old.conv1.out_channels
         ups[i] = NoSkipsUpBlock(up.up, list(up.blocks))
     return net

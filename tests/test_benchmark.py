@@ -214,7 +214,7 @@ def test_a_few_parts_on_a_cpu(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.suffix == ".jsonl") == []
 
 
-@pytest.mark.seconds
+@pytest.mark.slow
 def test_a_way_that_computes_something_else_makes_the_exit_code_1(tmp_path):
     pytest.importorskip("diffusers")
     (tmp_path / "sitecustomize.py").write_text(
@@ -237,9 +237,8 @@ def test_a_way_that_computes_something_else_makes_the_exit_code_1(tmp_path):
     assert rows["ddpm 32", "diffunet"]["difference"] < 1e-4
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("sample", marks=pytest.mark.seconds), pytest.param("memory", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sample", "memory"])
 def test_a_missing_peer_is_a_row_and_no_failure(tmp_path, name):
     (tmp_path / "diffusers.py").write_text("raise ModuleNotFoundError(\"No module named 'diffusers'\")\n")
     code, kept, said = run(tmp_path, name, path=[tmp_path])

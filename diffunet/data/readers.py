@@ -48,16 +48,18 @@ def readers(function: Callable[[T], R]) -> Iterator[Callable[[Sequence[T]], Sequ
         return mine.child
 
     def read(items: Sequence[T]) -> Sequence[R | None]:
-        try:
-            process = child()
-            assert process.stdin is not None
-            assert process.stdout is not None
-            pickle.dump(items, process.stdin)
-            process.stdin.flush()
-            return pickle.load(process.stdout)  # type: ignore[no-any-return]  # our own process wrote it
-        except (OSError, EOFError, pickle.UnpicklingError) as error:
-            log.warning("a process that reads files has died (%s): this one reads on", type(error).__name__)
-            return [None] * len(items)
+        if not hasattr(mine, "dead"):
+            try:
+                process = child()
+                assert process.stdin is not None
+                assert process.stdout is not None
+                pickle.dump(items, process.stdin)
+                process.stdin.flush()
+                return pickle.load(process.stdout)  # type: ignore[no-any-return]  # our own process wrote it
+            except (OSError, EOFError, pickle.UnpicklingError) as error:
+                mine.dead = True
+                log.warning("a process that reads files has died (%s): this one reads on", type(error).__name__)
+        return [None] * len(items)
 
     try:
         yield read

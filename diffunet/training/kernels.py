@@ -20,9 +20,9 @@ from diffunet.training import memory, processes
 
 log = logging.getLogger(__name__)
 
-WORTH = 2e12
-"""The multiply-accumulates, in forward passes, of the shortest run that uses kernels by default: a minute or so of two
-cores, beside which building them, once, takes four seconds, and the trial one."""
+FEWEST, WORTH = 1000, 2e12
+"""The images, and the multiply-accumulates for them in forward passes, of the shortest run that uses kernels by itself:
+a minute or so of two cores. Building them, once, takes four seconds, and the trial one or two."""
 
 FASTER, RUNS = 1.05, 5
 """How many times as fast they have to be to be used by default, by the median of so many pairs of runs."""
@@ -77,7 +77,7 @@ def _reason_against(config: Config, how: Compute, net: build.NetFactory, *, tria
     batch, steps = config.train.batch_size, config.train.steps
     assert steps is not None, "the config is resolved"
     images = steps * (batch if isinstance(batch, int) else 1)
-    if trial and memory.price(config, net).macs * images < WORTH:
+    if trial and (images < FEWEST or memory.price(config, net).macs * images < WORTH):
         return "the run is short"
     try:
         kernels.library()

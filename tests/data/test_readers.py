@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import psutil
@@ -33,8 +32,10 @@ def small(tmp_path_factory):
     return root
 
 
-def opened(root, cache, workers=2):
-    found = open_dataset(root, image_size=8, channels=3, fit="crop", cache=cache, workers=workers)
+def opened(root, cache, workers=2, progress=None):
+    found = open_dataset(
+        root, image_size=8, channels=3, fit="crop", cache=cache, workers=workers, progress=progress
+    )  # fmt: skip
     pixels = [found.images[n].copy() for n in range(len(found.files))]
     return found, pixels
 
@@ -86,17 +87,12 @@ def test_few_large_or_single_threaded_are_read_by_threads(small, by_threads, by_
 
 
 def test_processes_that_die_are_replaced_by_this_one(small, by_threads, by_processes, tmp_path, caplog):
-    def kill():
-        while not (children := psutil.Process().children()):
-            pass
-        for child in children:
-            child.kill()
+    def progress(done, total):
+        for process in by_processes if done == 1 else []:  # most have not been asked for yet
+            process.kill()
+            process.wait()
 
-    thread = threading.Thread(target=kill)
-    thread.start()
-    found = opened(small, tmp_path)
-    thread.join()
-    same(found, by_threads)
+    same(opened(small, tmp_path, progress=progress), by_threads)
     assert "a process that reads files has died" in caplog.text
 
 

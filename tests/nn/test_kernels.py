@@ -278,6 +278,27 @@ def test_bits_do_not_depend_on_threads():
         torch.set_num_threads(before)
 
 
+def test_thirty_shapes_in_any_order_have_the_same_bits(monkeypatch):
+    """Nothing is built for a shape, and nothing is remembered of those before."""
+    monkeypatch.setattr(compiler, "_build", lambda *_: pytest.fail("built again"))
+    torch.manual_seed(0)
+    norm, conv = awake(GroupNorm(4, 32)), awake(Conv(32, 24))
+    norm.native = conv.native = True
+    images = [channels_last(3 + n % 4, 32, 16 + n, 24 + 3 * (n % 5)) for n in range(30)]
+
+    def outcomes(order):
+        found = {}
+        for n in order:
+            x = images[n].clone(memory_format=torch.preserve_format).requires_grad_()
+            assert kernels.conv_applies(x, conv.weight)
+            y = conv(norm(x, silu=True))
+            found[n] = y, *torch.autograd.grad(y.square().sum(), [x, norm.weight, conv.weight])
+        return [tensor for n in range(30) for tensor in found[n]]
+
+    upwards, downwards = outcomes(range(30)), outcomes(reversed(range(30)))
+    assert all(a.equal(b) for a, b in zip(upwards, downwards, strict=True))
+
+
 # Building
 
 

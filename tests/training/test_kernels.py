@@ -48,6 +48,7 @@ def gone(monkeypatch):
 
 @pytest.fixture
 def long_run(monkeypatch):
+    monkeypatch.setattr(kernels, "FEWEST", 0)
     monkeypatch.setattr(kernels, "WORTH", 0.0)
 
 
