@@ -95,8 +95,8 @@ class Compute:
         if self.channels_last:
             module.to(memory_format=torch.channels_last)
         for part in module.modules():
-            if hasattr(part, "native"):
-                part.native = self.native  # type: ignore[assignment]
+            if hasattr(part, "native_kernels"):
+                part.native_kernels = self.native  # type: ignore[assignment]
         if frozen and self.precision != "fp32":
             for part in module.modules():
                 if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):

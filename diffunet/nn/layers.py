@@ -27,10 +27,10 @@ def zero(module: nn.Module) -> nn.Module:
 class GroupNorm(nn.GroupNorm):
     """GroupNorm (Wu & He 2018), with what follows it in a residual block.
 
-    `native` says whether to use the kernels of nn/kernels.py where they apply, see `Compute.prepare`.
+    `native_kernels` says whether to use the kernels of nn/kernels.py where they apply, see `Compute.prepare`.
     """
 
-    native = False
+    native_kernels = False
 
     def forward(
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, *, silu: bool = False,
@@ -38,7 +38,7 @@ class GroupNorm(nn.GroupNorm):
     ) -> Tensor:  # fmt: skip
         """Return `x` [B C H W], normalised, times 1 + `scale` [B C] plus `shift` [B C], then SiLU and dropout."""
         dropout = dropout if self.training else 0.0
-        if self.native and kernels.norm_applies(x):
+        if self.native_kernels and kernels.norm_applies(x):
             return kernels.norm(x, self.num_groups, self.weight, self.bias, self.eps, scale, shift, silu, dropout)
         h = super().forward(x)
         if scale is not None and shift is not None:
@@ -48,15 +48,15 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Conv(nn.Conv2d):
-    """A 3x3 convolution from [B C H W] to [B C' H W]; of `native` see `GroupNorm`."""
+    """A 3x3 convolution from [B C H W] to [B C' H W]; of `native_kernels` see `GroupNorm`."""
 
-    native = False
+    native_kernels = False
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.native and kernels.conv_applies(x, self.weight):
+        if self.native_kernels and kernels.conv_applies(x, self.weight):
             return kernels.conv(x, self.weight, self.bias)
         return super().forward(x)
 

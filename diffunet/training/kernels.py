@@ -72,7 +72,7 @@ def _reason_against(config: Config, how: Compute, net: build.NetFactory, *, tria
         return "the net is compiled"
     with torch.device("meta"):
         module = net(config)
-    if not any(hasattr(part, "native") for part in module.modules()):
+    if not any(hasattr(part, "native_kernels") for part in module.modules()):
         return "no layer of this net has any"
     batch, steps = config.train.batch_size, config.train.steps
     assert steps is not None, "the config is resolved"

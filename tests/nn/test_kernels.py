@@ -16,6 +16,8 @@ from diffunet.nn import kernels
 from diffunet.nn.layers import Attention, Conv, GroupNorm, ResBlock
 from diffunet.nn.unet import UNet
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture(autouse=True, scope="module")
 def built():
@@ -235,7 +237,7 @@ def test_a_net_answers_and_learns_as_without(dtype, scale_shift, monkeypatch):
     how = compute.Compute(torch.device("cpu"), "fp32" if dtype is torch.float32 else "bf16", channels_last=True)
     how.prepare(plain)
     compute.Compute(torch.device("cpu"), channels_last=True, native=True).prepare(native)
-    assert {m.native for m in native.modules() if isinstance(m, Conv | GroupNorm)} == {True}
+    assert {m.native_kernels for m in native.modules() if isinstance(m, Conv | GroupNorm)} == {True}
     used = []
     for name in ("norm", "conv"):
         function = getattr(kernels, name)
@@ -256,7 +258,7 @@ def test_a_layer_without_native_is_torchs():
     norm, conv = awake(GroupNorm(2, 32)), awake(Conv(32, 16))
     assert norm(x, scale, shift, silu=True).equal(reference(x, 2, norm.weight, norm.bias, scale, shift, True))
     assert conv(x).equal(F.conv2d(x, conv.weight, conv.bias, padding=1))
-    assert Attention(32).norm.native is False
+    assert Attention(32).norm.native_kernels is False
 
 
 def test_bits_do_not_depend_on_threads():
@@ -283,7 +285,7 @@ def test_thirty_shapes_in_any_order_have_the_same_bits(monkeypatch):
     monkeypatch.setattr(compiler, "_build", lambda *_: pytest.fail("built again"))
     torch.manual_seed(0)
     norm, conv = awake(GroupNorm(4, 32)), awake(Conv(32, 24))
-    norm.native = conv.native = True
+    norm.native_kernels = conv.native_kernels = True
     images = [channels_last(3 + n % 4, 32, 16 + n, 24 + 3 * (n % 5)) for n in range(30)]
 
     def outcomes(order):
@@ -315,7 +317,6 @@ LOAD = (
 )
 
 
-@pytest.mark.seconds
 def test_a_library_is_built_once_and_again_for_another_source(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUNET_CACHE", str(tmp_path))
     source = tmp_path / "tiny.cpp"
@@ -330,7 +331,6 @@ def test_a_library_is_built_once_and_again_for_another_source(tmp_path, monkeypa
     assert len(list((tmp_path / "native").iterdir())) == 2
 
 
-@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("text", "reason"),
     [("no such thing;", "does not take the kernels"), ("#error why not", "why not")],
@@ -348,7 +348,6 @@ def test_no_compiler_is_said(tmp_path):
     assert ended.stdout == "unavailable: there is no C++ compiler (no-such-compiler)\n"
 
 
-@pytest.mark.seconds
 def test_a_cache_that_cannot_be_written_is_no_hindrance(tmp_path):
     (tmp_path / "file").write_text("")
     ended = in_a_child(LOAD, DIFFUNET_CACHE=tmp_path / "file", TMPDIR=tmp_path)
