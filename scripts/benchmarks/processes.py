@@ -23,7 +23,7 @@ from diffunet import compute
 
 NAME = "processes"
 
-LOG_EVERY, LINES = 8, 4
+LOG_EVERY, LINES = 4, 4
 """The steps of a line of metrics.jsonl, and its lines."""
 
 TOLERANCES = {"fp32": 1e-3, "bf16": 2e-2}
