@@ -27,7 +27,7 @@ def built():
 
 def config(asked, **sections):
     sections = {"model": WIDE, **sections}
-    return tiny(**sections | {"train": {"kernels": asked, **sections.get("train", {})}})
+    return tiny(**sections | {"train": {"kernels": asked, "precision": "fp32", **sections.get("train", {})}})
 
 
 def decided(run):
