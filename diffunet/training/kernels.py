@@ -28,8 +28,8 @@ FASTER, RUNS = 1.05, 5
 """How many times as fast they have to be to be used by default, by the median of so many pairs of runs."""
 
 CLOSE = {"fp32": 1e-3, "bf16": 0.3}
-"""The most by which they may differ from torch's, as a share of the root mean square. Measured: 2e-5 to 6e-5 in float32,
-0.05 to 0.08 in bfloat16, most of which is torch's own rounding between the steps that the kernels take in one."""
+"""The most by which they may differ from torch's, as a share of the root mean square. Found: 2e-5 to 6e-5 in float32,
+and 0.05 to 0.08 in bfloat16, most of which is torch's own rounding between the steps that the kernels take in one."""
 
 
 def choose(
