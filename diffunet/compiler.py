@@ -1,5 +1,6 @@
 """Shared libraries that are built from C++ source by the machine's own compiler, once, and kept in the user's cache."""
 
+import atexit
 import ctypes
 import hashlib
 import logging
@@ -53,8 +54,9 @@ def library(source: Path) -> ctypes.CDLL:
         if not (target := folder / name).exists():
             _build(compiler, source, target)
     except OSError:
-        target = Path(tempfile.mkdtemp(prefix="diffunet-")) / name  # readable by this user alone
-        _build(compiler, source, target)
+        folder = Path(tempfile.mkdtemp(prefix="diffunet-"))  # readable by this user alone
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        _build(compiler, source, target := folder / name)
     try:
         return ctypes.CDLL(str(target))
     except OSError as error:

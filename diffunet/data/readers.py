@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -77,6 +78,7 @@ def available() -> bool:
 def main() -> None:
     """Read pickled functions and items from standard input, and write results to standard output, until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches us too; the parent ends us
+    warnings.simplefilter("ignore")  # they would not name the file; what cannot be read, the parent says
     source, target, sys.stdout = sys.stdin.buffer, sys.stdout.buffer, sys.stderr
     with contextlib.suppress(EOFError, BrokenPipeError):
         function = pickle.load(source)

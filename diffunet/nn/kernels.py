@@ -1,22 +1,26 @@
 """Kernels of our own for nets on a CPU: normalisation in one go, and Winograd's convolution. They are `kernels.cpp`.
 
-Both compute what layers.py computes by torch's functions, and are used where `Compute.kernels` says so. Results agree
-with torch's up to rounding, and do not depend on the number of threads.
+Both compute what layers.py computes by torch's functions, and are used where `Compute.native` says so. Results agree
+with torch's up to rounding. Only the gradient of weights, for which torch multiplies, may depend on the number of
+threads.
 
 Legend: B batch, C C' channels, H W height and width, T tiles of 4x4 pixels in a batch.
 """
 
 import ctypes
 import math
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from diffunet import compiler
+from diffunet.compiler import Unavailable
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 
@@ -41,9 +45,72 @@ _SIGNATURES = {
 }  # fmt: skip
 
 
+CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""The most by which kernels may be off, as a share of the root mean square, or else they are not used. Measured: 1.4e-5
+in float32, and in bfloat16 0.035, which is its rounding."""
+
+
 @cache
 def library() -> ctypes.CDLL:
-    """Return the library of kernels; raise Unavailable where it cannot be built, or is wrong on this machine."""
+    """Return the library of kernels, built and compared with torch's functions once in a process.
+
+    Raises:
+        Unavailable: it cannot be built, or what it computes on this machine is wrong.
+    """
+    loaded = _loaded()
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        for dtype, limit in CLOSE.items():
+            if not (off := _off(dtype)) <= limit:  # true for NaN, too
+                raise Unavailable(f"the kernels are wrong on this machine, off by {off:.1e}")
+    return loaded
+
+
+def _off(dtype: torch.dtype) -> float:
+    """Return by how much `norm` and, in float32, `conv` and their gradients are off, as shares of the root mean square.
+
+    The truth is torch's in float32. Sizes are no multiples of what the kernels take at a time.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def made(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device="cpu").requires_grad_()
+
+    x, slope, weight, bias, scale, shift = (
+        made(2, 40, 9, 7),
+        made(2, 40, 9, 7),
+        made(40),
+        made(40),
+        made(2, 40),
+        made(2, 40),
+    )
+    given = [x, weight, bias, scale, shift]
+
+    def torchs(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return F.silu(F.group_norm(x, 5, weight, bias) * (1 + scale[..., None, None]) + shift[..., None, None])
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return norm(x.to(dtype), 5, weight, bias, 1e-5, scale, shift, silu=True).float()
+
+    off = _difference(ours, torchs, given, slope)
+    if dtype is torch.float32:
+        off = max(off, _difference(conv, partial(F.conv2d, padding=1), [x, made(40, 40, 3, 3), bias], slope))
+    return off
+
+
+def _difference(
+    ours: Callable[..., Tensor], torchs: Callable[..., Tensor], given: list[Tensor], slope: Tensor
+) -> float:
+    """Return the largest difference of two functions of tensors and of their gradients."""
+    found = []
+    for function in (ours, torchs):
+        y = function(*given)
+        found.append([y.detach(), *torch.autograd.grad(y, given, slope)])
+    pairs = zip(*found, strict=True)
+    return max(float((mine - true).abs().max() / true.square().mean().sqrt()) for mine, true in pairs)
+
+
+@cache
+def _loaded() -> ctypes.CDLL:
     loaded = compiler.library(SOURCE)
     for name, arguments in _SIGNATURES.items():
         function = getattr(loaded, name)
@@ -66,7 +133,7 @@ def norm(
         scale, shift: [B C], or None.
         silu, dropout: whether SiLU follows, and the probability of dropout, 0 to below 1.
     """
-    seed = int(torch.randint(2**63 - 1, ()).item()) if dropout else 0
+    seed = int(torch.randint(2**63 - 1, (), device="cpu").item()) if dropout else 0
     return _Norm.apply(x, weight, bias, scale, shift, groups, eps, silu, dropout, seed)  # type: ignore[no-any-return]
 
 
@@ -82,7 +149,7 @@ class _Norm(torch.autograd.Function):
         ctx.types = [None if each is None else each.dtype for each in (weight, bias, scale, shift)]
         known = [None if each is None else each.float().contiguous() for each in (weight, bias, scale, shift)]
         ctx.options = groups, eps, silu, dropout, seed
-        stats = torch.empty(len(x), groups, 2)
+        stats = torch.empty(len(x), groups, 2, device="cpu")
         y = torch.empty_like(x)
         ctx.save_for_backward(x, stats, *known)
         _norm("forward", (x, stats, *known), ctx.options, x, y)
@@ -92,7 +159,7 @@ class _Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, stats, weight, bias, scale, shift = ctx.saved_tensors
-        dx, sums = torch.empty_like(x), torch.empty(len(x), 2, x.shape[1])
+        dx, sums = torch.empty_like(x), torch.empty(len(x), 2, x.shape[1], device="cpu")
         gy = gy.to(x.dtype).contiguous(memory_format=torch.channels_last)
         _norm("backward", (x, stats, weight, bias, scale, shift), ctx.options, x, gy, dx, sums)
         plain, normed = sums.unbind(1)  # the sums over pixels of the gradient, and of it times the normalised features
@@ -111,7 +178,7 @@ def _norm(which: str, known: tuple[Tensor | None, ...], options: tuple[Any, ...]
     groups, eps, silu, dropout, seed = options
     assert x is not None
     b, c, h, w = x.shape
-    function = getattr(library(), f"norm_{which}_{_TYPES[x.dtype]}")
+    function = getattr(_loaded(), f"norm_{which}_{_TYPES[x.dtype]}")
     drop = min(2**32 - 1, round(dropout * 2**32))
     function(
         *map(_pointer, tensors), b, h * w, c, groups,
@@ -165,18 +232,18 @@ class _Conv(torch.autograd.Function):
 def _transformed(weight: Tensor, *, adjoint: bool) -> Tensor:
     """Return the transform of `weight` [C' C 3 3], channels last, as `_convolution` takes it; or of its adjoint."""
     taps = weight.permute(0, 2, 3, 1) if adjoint else weight.permute(1, 2, 3, 0).contiguous()  # [in 3 3 out]
-    (c_in, _, _, c_out), panel = taps.shape, library().panel()
-    u = torch.empty(36, -(-c_out // panel), c_in, panel)
+    (c_in, _, _, c_out), panel = taps.shape, _loaded().panel()
+    u = torch.empty(36, -(-c_out // panel), c_in, panel, device="cpu")
     threads = torch.get_num_threads()
-    library().weight_transform(_pointer(taps), _pointer(u), c_in, c_out, c_out, 9 * c_out, adjoint, threads)
+    _loaded().weight_transform(_pointer(taps), _pointer(u), c_in, c_out, c_out, 9 * c_out, adjoint, threads)
     return u
 
 
 def _convolution(x: Tensor, u: Tensor, bias: Tensor | None, c_out: int) -> Tensor:
     """Return the convolution of `x` [B C H W] by transformed weights: [B C' H W]."""
     b, c, h, w = x.shape
-    y = torch.empty(b, c_out, h, w, memory_format=torch.channels_last)
-    library().convolution(*map(_pointer, (x, u, bias, y)), b, h, w, c, c_out, torch.get_num_threads())
+    y = torch.empty(b, c_out, h, w, device="cpu", memory_format=torch.channels_last)
+    _loaded().convolution(*map(_pointer, (x, u, bias, y)), b, h, w, c, c_out, torch.get_num_threads())
     return y
 
 
@@ -185,15 +252,16 @@ def _weight_gradient(x: Tensor, gy: Tensor) -> Tensor:
     (b, c, h, w), c_out, threads = x.shape, gy.shape[1], torch.get_num_threads()
     each = -(-h // 4) * -(-w // 4)  # tiles of an image
     most = min(b, max(-(-ROWS // each), WORKSPACE // (36 * each * (c + c_out))))
-    v, m = torch.empty(36 * most * each * c), torch.empty(36 * most * each * c_out)  # once, since new memory is slow
-    du, dweight = torch.zeros(36, c_out, c), torch.empty(c_out, c, 3, 3, memory_format=torch.channels_last)
+    v, m = (torch.empty(36 * most * each * width, device="cpu") for width in (c, c_out))  # once, as new memory is slow
+    du = torch.zeros(36, c_out, c, device="cpu")
+    dweight = torch.empty(c_out, c, 3, 3, device="cpu", memory_format=torch.channels_last)
     for first in range(0, b, most):
         n = min(most, b - first)
-        library().input_transform(_pointer(x[first:]), _pointer(v), n, h, w, c, threads)
-        library().gradient_transform(_pointer(gy[first:]), _pointer(m), n, h, w, c_out, threads)
+        _loaded().input_transform(_pointer(x[first:]), _pointer(v), n, h, w, c, threads)
+        _loaded().gradient_transform(_pointer(gy[first:]), _pointer(m), n, h, w, c_out, threads)
         tiles = [room[: 36 * n * each * width].view(36, n * each, width) for room, width in ((m, c_out), (v, c))]
         du.baddbmm_(tiles[0].mT, tiles[1])
-    library().weight_gradient(_pointer(du), _pointer(dweight), c_out, c, threads)
+    _loaded().weight_gradient(_pointer(du), _pointer(dweight), c_out, c, threads)
     return dweight
 
 

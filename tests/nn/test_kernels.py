@@ -301,6 +301,25 @@ def test_thirty_shapes_in_any_order_have_the_same_bits(monkeypatch):
     assert all(a.equal(b) for a, b in zip(upwards, downwards, strict=True))
 
 
+@pytest.mark.parametrize("wrong", ["norm", "conv"])
+def test_kernels_that_are_wrong_are_not_used(monkeypatch, wrong):
+    """As a compiler or a memory may make them: for training and for sampling, which both ask for the library first."""
+    right = getattr(kernels, wrong)
+    monkeypatch.setattr(kernels, wrong, lambda *a, **k: right(*a, **k) * 1.01)
+    with pytest.raises(compiler.Unavailable, match="wrong on this machine, off by"):
+        kernels.library.__wrapped__()
+
+
+def test_a_default_device_is_not_meant_for_kernels():
+    """Where others would be made on a GPU, or nowhere, as here."""
+    x, weight = channels_last(4, 32, 16, 16).requires_grad_(), torch.randn(32, 32, 3, 3, requires_grad=True)
+    ones = torch.ones(32)
+    with torch.device("meta"):
+        y = kernels.conv(kernels.norm(x, 4, ones, ones, 1e-5, dropout=0.1), weight, None)
+        gradients = torch.autograd.grad(y.sum(), [x, weight])
+    assert {each.device.type for each in (y, *gradients)} == {"cpu"}
+
+
 # Building
 
 
