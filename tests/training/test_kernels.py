@@ -21,7 +21,7 @@ WIDE = {"channels": 16}
 @pytest.fixture(autouse=True, scope="module")
 def built():
     try:
-        native.library()
+        native._loaded()
     except compiler.Unavailable as error:
         pytest.skip(str(error))
 
