@@ -54,8 +54,8 @@ class ModelConfig(Section):
     """Feature channels at full size; chosen by image size and device."""
     multipliers: Annotated[tuple[Multiplier, ...], Field(min_length=1, max_length=10)] | None = None
     """Times `channels`, one for each level; chosen by image size. Of unet2015 they are 1 2 4 and so on."""
-    num_blocks: Annotated[int, Field(ge=1, le=16)] = 2
-    """Residual blocks of a level."""
+    num_blocks: Annotated[int, Field(ge=1, le=16)] | None = None
+    """Residual blocks of a level; chosen by minutes and device, else 2."""
     attention_resolutions: tuple[Positive, ...] = (16, 8)
     """Sizes of feature maps that get self-attention, or the nearest there are."""
     attention_levels: tuple[Annotated[int, Field(ge=0, le=9)], ...] | None = None
@@ -91,8 +91,12 @@ class ModelConfig(Section):
             if self.multipliers is not None and self.multipliers != tuple(2**i for i in range(len(self.multipliers))):
                 raise ValueError("net unet2015 doubles its channels at each level: multipliers are 1 2 4 and so on")
             for name, value in self:
-                # A resolved config may state that there are no attention levels and no checkpointing: it is so.
-                absent = name in ("attention_levels", "checkpointing") and not value
+                # A resolved config may state that there are no attention levels and no checkpointing: it is so. Those
+                # of diffunet 0.1 have 2 blocks.
+                absent = (name in ("attention_levels", "checkpointing") and not value) or (name, value) == (
+                    "num_blocks",
+                    2,
+                )
                 if name not in BOTH_NETS and not absent and value != ModelConfig.model_fields[name].default:
                     raise ValueError(f"net unet2015 has no {name.replace('_', '-')}")
         return self
@@ -201,16 +205,22 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """The loop."""
 
+    minutes: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Minutes that the run may take, all its parts together; net, batch, rate and steps are chosen for them."""
     steps: Positive | None = None
-    """Optimizer steps in all; 100,000 on a GPU, 10,000 on a CPU."""
+    """Optimizer steps in all, in place of minutes."""
     batch_size: Annotated[int, Field(ge=1, le=2**20)] | Literal["auto"] | None = None
     """Images of one optimizer step, over all processes and passes; by the image size. auto: what fits, by trial."""
     grad_accumulation: Annotated[int, Field(ge=1, le=2**20)] | None = None
     """Passes that a step is divided into, for less memory; as few as the free memory of the device allows."""
     learning_rate: Rate | None = None
-    """After the warm-up; 3e-4 times the square root of batch-size / 32."""
-    warmup: Count = 500
-    """Steps over which the rate rises from 0."""
+    """Learning rate between warm-up and cool-down; by default what suits the width of the net."""
+    warmup: Count | None = None
+    """Steps over which the learning rate rises from 0; by default 3% of the run, at least 20 and at most 500."""
+    cooldown: Share | None = None
+    """Share of the run, at its end, over which the learning rate falls almost to 0; 0.4 by default, 0 for none."""
+    cooldown_from: Count | None = None
+    """Step from which the learning rate falls, in place of --train.cooldown."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     """AdamW's."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.99)

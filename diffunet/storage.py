@@ -149,8 +149,12 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: Path) 
         module.load_state_dict(dict(tensors), assign=True)
 
 
-def write_model(folder: Path, config: Config, weights: Mapping[str, Tensor], step: int) -> None:
+def write_model(
+    folder: Path, config: Config, weights: Mapping[str, Tensor], step: int, *, finished: bool = False
+) -> None:
     """Write a model folder. The config is only written where it has changed, as that of a run does not.
+
+    `finished` notes that it is of a run whose learning rate has fallen to its end, see `is_finished`.
 
     Raises:
         ResourceError: the disk does not take it; earlier files are whole.
@@ -160,7 +164,8 @@ def write_model(folder: Path, config: Config, weights: Mapping[str, Tensor], ste
     try:
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             files.write_atomic(path, text)
-        write_tensors(folder / WEIGHTS, weights, {"step": str(step), "config": config.hash()})
+        about = {"step": str(step), "config": config.hash(), **({"finished": "yes"} if finished else {})}
+        write_tensors(folder / WEIGHTS, weights, about)
     except OSError as error:
         raise ResourceError(
             f"the model {folder} ({size(needed)}) could not be written: {error.strerror or error}; make room"
@@ -189,6 +194,14 @@ def model_step(folder: Path) -> int | None:
         return int(metadata.get("step", -1)) if (folder / CONFIG).is_file() else None
     except (CheckpointError, ValueError):
         return None
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a model folder is of a run whose learning rate had fallen to its end."""
+    try:
+        return (folder / CONFIG).is_file() and "finished" in read_header(folder / WEIGHTS)[1]
+    except CheckpointError:
+        return False
 
 
 def find_model(model: str | Path) -> Path:

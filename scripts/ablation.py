@@ -144,7 +144,7 @@ class Bench:
         judge = DenoisingLoss(average, build.weighting(config))
         curve: list[dict[str, float]] = []
         spent, began = 0.0, self.now()
-        for step, passes in replace(self.batches, share=Share(seed, self.batch_size)).steps(0, 10**9):
+        for step, passes in replace(self.batches, share=Share(seed, self.batch_size)).steps(0):
             learner.step(step, passes)
             if self.how.device.type == "cuda" and step % 20:  # looking at the clock waits for the device
                 continue

@@ -105,7 +105,7 @@ def make(name: str, config: Config) -> nn.Module:
     measure = partial(macs if name == "resnet-macs" else parameters, size=data.image_size)
     if name == "unet2015":
         return classic(*fitted(classic, measure, measure(wanted), [levels - 1]))
-    blocks = levels * (2 * model.num_blocks + 1) + 2  # of the UNet
+    blocks = levels * (2 * (model.num_blocks or 2) + 1) + 2  # of the UNet
     depths = sorted(range(max(1, blocks - 2), blocks + 3), key=lambda depth: abs(depth - blocks))
     return residual(*fitted(residual, measure, measure(wanted), depths))
 

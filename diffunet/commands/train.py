@@ -11,6 +11,7 @@ from diffunet import variables
 from diffunet.commands import arguments
 from diffunet.commands.progress import main_process, progress, tell
 from diffunet.config import Config, DataConfig, DiffusionConfig, ModelConfig, TrainConfig
+from diffunet.errors import UsageError
 from diffunet.names import TaskName
 
 SHORT = {"task": "diffusion", "image_size": "data", "classes": "data"}
@@ -48,8 +49,11 @@ class Train:
     """Short for --diffusion.task: generate, or inpaint, for a model that fills in holes (and generates too)."""
     image_size: int | None = None
     """Short for --data.image-size."""
+    minutes: float | None = None
+    """Minutes that the run may take, all its parts together; net, batch, learning rate and steps are chosen for them.
+    With --resume and more minutes than before it is made longer. An hour, if neither minutes nor steps are given."""
     steps: int | None = None
-    """Short for --train.steps; raising it extends a run."""
+    """Optimizer steps in all, in place of --minutes. With --resume and more steps than before it is made longer."""
     batch_size: int | Literal["auto"] | None = None
     """Short for --train.batch-size: images of one step, over all processes; auto: as many as fit, by trial."""
     seed: int | None = None
@@ -69,6 +73,10 @@ def train(args: Sequence[str]) -> None:
     missing: Any = tyro.MISSING
     chosen = arguments.parse(Train, args, "train", Train(missing, missing, **dict(arguments.base_config(args))))
     config = Config(model=chosen.model, diffusion=chosen.diffusion, data=chosen.data, train=chosen.train)
+    if chosen.minutes is not None:
+        if chosen.steps is not None:
+            raise UsageError("--steps and --minutes both say when the run ends; take one")
+        config = config.changed("train", minutes=chosen.minutes, steps=None, cooldown_from=None)  # not a preset's steps
     for name, section in SHORT.items():
         value = getattr(chosen, name)
         if value is not None and value is not False:  # without --classes the config decides

@@ -6,6 +6,7 @@ Legend: b images of a pass, N images of the run, C channels, H W height and widt
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -157,20 +158,19 @@ class Batches:
         u, first = draws.levels(share.seed, step, share.batch_size), share.rank * size * share.passes
         return [self._batch(step, first + n * size, size, u, read) for n in range(share.passes)]
 
-    def steps(self, first: int, end: int) -> Generator[tuple[int, list[Batch]]]:
-        """Yield (step, its passes) for the steps from `first` to `end` - 1; a thread reads up to `AHEAD` steps ahead.
+    def steps(self, first: int) -> Generator[tuple[int, list[Batch]]]:
+        """Yield (step, its passes) for all steps from `first` on; a thread reads `AHEAD` steps ahead.
 
         Closing the generator ends its threads, which takes no longer than the reading of a batch.
         """
         use_device = partial(torch.cuda.set_device, torch.cuda.current_device()) if self.pin else None
         reader = ThreadPoolExecutor(1, thread_name_prefix="batches", initializer=use_device)
         with reader, self._readers() as read:
-            ahead = deque(reader.submit(self.step, step, read) for step in range(first, min(first + AHEAD, end)))
+            ahead = deque(reader.submit(self.step, step, read) for step in range(first, first + AHEAD))
             try:
-                for step in range(first, end):
+                for step in itertools.count(first):
                     ready = ahead.popleft().result()
-                    if step + AHEAD < end:
-                        ahead.append(reader.submit(self.step, step + AHEAD, read))
+                    ahead.append(reader.submit(self.step, step + AHEAD, read))
                     yield step, ready
             finally:  # else what is waiting would be read before the thread ends
                 reader.shutdown(wait=False, cancel_futures=True)

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +67,16 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], stat
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def prune(run: Path, step: int, keep_every: int | None) -> None:
-    """Delete checkpoints up to `step`, but the newest 2 and multiples of `keep_every`, and what crashes left behind.
+def prune(run: Path, step: int, keep_every: int | None, keep: int | None = None) -> None:
+    """Delete checkpoints up to `step`, but the newest 2, multiples of `keep_every`, and the one of the step `keep`.
 
-    Later checkpoints are damaged, else the run would have gone on from them, and must not push out a good one.
+    What crashes left behind goes, too. Later checkpoints are damaged, else the run would have gone on from them, and
+    must not push out a good one.
     """
     for left in (run / "checkpoints").glob(".step-*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
     for old in [number for number in steps(run) if number <= step][:-2]:
-        if keep_every is None or old % keep_every:
+        if old != keep and (keep_every is None or old % keep_every):
             _delete(folder_of(run, old))
 
 
@@ -110,13 +111,35 @@ def problem(folder: Path) -> str | None:
     return None
 
 
-def newest(run: Path) -> Path | None:
-    """Return the newest whole checkpoint, None before the first; raise CheckpointError if all are damaged or gone."""
-    written = steps(run)
+def forget_after(run: Path, step: int) -> None:
+    """Delete whole checkpoints after a step, from which a run does not go on, as it is made longer from this step on.
+
+    Damaged ones stay: they do no harm, and somebody may want to look at them.
+    """
+    for later in steps(run):
+        if later > step and problem(folder_of(run, later)) is None:
+            _delete(folder_of(run, later))
+
+
+def newest(run: Path, usable: Callable[[dict[str, Any]], bool] | None = None) -> Path | None:
+    """Return the newest whole checkpoint whose plain values are `usable`, None before the first.
+
+    Raises:
+        CheckpointError: all are damaged or gone, or none is usable.
+    """
+    written, others = steps(run), False
     for folder in (folder_of(run, step) for step in reversed(written)):
         if (damage := problem(folder)) is None:
-            return folder
-        log.warning("checkpoint %s is not used: %s", folder, damage)
+            if usable is None or usable(read_state(folder)):
+                return folder
+            others = True
+        else:
+            log.warning("checkpoint %s is not used: %s", folder, damage)
+    if others:
+        raise CheckpointError(
+            f"{run} cannot be made longer: its learning rate has begun to fall, and the checkpoint from before that is "
+            f"gone or damaged; start another run from its model by --init {run}"
+        )
     if written:
         raise CheckpointError(f"no checkpoint of {run} is whole: nothing to resume from; start anew in another folder")
     if storage.model_step(run / "model") is not None:  # the model is written after the first checkpoint

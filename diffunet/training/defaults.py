@@ -28,6 +28,9 @@ ROUND = 8
 RATE, RATE_BATCH = 3e-4, 32
 """The learning rate for a batch size; for other batch sizes it grows with the square root (Malladi et al. 2022)."""
 
+WARMUP, LEAST_WARMUP, MOST_WARMUP, COOLDOWN = 0.03, 20, 500, 0.4
+"""The shares of a run over which the learning rate rises and falls, and the fewest and the most steps of its rise."""
+
 CHECKPOINTING_ABOVE, FEW = 128, 4
 """Above this image size blocks are checkpointed if fewer than so many images would otherwise fit one pass."""
 
@@ -40,7 +43,7 @@ MULTIPLIERS = {16: (1, 2, 2), 32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 128: (1, 1, 2,
 
 
 def architecture(config: Config, device: torch.device) -> Config:
-    """Return `config` with the channels, multipliers and attention levels of its net chosen."""
+    """Return `config` with the channels, multipliers, blocks and attention levels of its net chosen."""
     size, classic, multipliers = config.data.image_size, config.model.net == "unet2015", config.model.multipliers
     if multipliers is None and classic:  # at most four poolings, as in the paper, and maps of at least 4 pixels
         multipliers = tuple(2**level for level in range(max(1, min(4, int(math.log2(size)) - 2)) + 1))
@@ -54,12 +57,14 @@ def architecture(config: Config, device: torch.device) -> Config:
         sizes = [-(-size // 2**level) for level in range(len(multipliers))]
         octaves = ([abs(math.log2(size / wanted)) for size in sizes] for wanted in config.model.attention_resolutions)
         levels = tuple(sorted({off.index(min(off)) for off in octaves if min(off) <= 0.5}))  # half an octave at most
-    return config.changed("model", channels=channels, multipliers=multipliers, attention_levels=levels)
+    config = config.changed("model", channels=channels, multipliers=multipliers, attention_levels=levels)
+    return config if classic else _filled(config, "model", num_blocks=2)
 
 
 def resolve(
     config: Config, *, images: int, class_names: tuple[str, ...], mean: tuple[float, ...], sigma_data: float,
     how: Compute, processes: int = 1, free: int | None = None, net: build.NetFactory = build.net,
+    expected: int | None = None,
 ) -> Config:  # fmt: skip
     """Return `config` with everything chosen; raise UsageError if processes and passes do not divide the batch size.
 
@@ -71,15 +76,16 @@ def resolve(
         how, net: how to compute, and what makes the net.
         processes: the number of processes that divide a step.
         free: the bytes of memory that a process may take; those that `how` finds by default.
+        expected: about how many steps there will be, where `config` leaves that open.
     """
-    small, steps = images < SMALL, config.train.steps or (100_000 if how.device.type == "cuda" else 10_000)
-    config = architecture(config, how.device).changed("train", steps=steps, precision=how.precision)
+    small, steps = images < SMALL, config.train.steps or expected or 1
+    config = scheduled(architecture(config, how.device).changed("train", precision=how.precision), steps)
     config = _filled(config, "model", dropout=0.1 if small else 0.0).changed("data", class_names=class_names)
     config = _filled(config, "data", flip=small)
     # Images of one flat colour have no deviation, by which a net may have to divide.
     config = _filled(config, "diffusion", mean=mean, sigma_data=max(sigma_data, 0.01))
     if config.train.ema_every is None:
-        config = config.changed("train", ema_every=stored_every(config, net))
+        config = config.changed("train", ema_every=stored_every(config, steps, net))
     if config.train.batch_size is None:
         config = config.changed("train", batch_size=_batch(config, how.device, processes))
     if config.model.checkpointing is None:
@@ -92,6 +98,25 @@ def resolve(
         compiled, _ = compute.pays_to_compile(how, steps, config.train.deterministic)
         config = config.changed("train", compile="on" if compiled else "off")
     return config
+
+
+def scheduled(config: Config, expected: int) -> Config:
+    """Return `config` with its warm-up, for a run of so many steps, and the step from which the learning rate falls.
+
+    That step stays open where the number of steps is.
+    """
+    t = config.train
+    cooldown = COOLDOWN if t.cooldown is None else t.cooldown
+    warmup = min(max(round(WARMUP * expected), LEAST_WARMUP), MOST_WARMUP)
+    config = _filled(config, "train", cooldown=cooldown, warmup=warmup)
+    return config if t.steps is None else _filled(config, "train", cooldown_from=t.steps - round(cooldown * t.steps))
+
+
+def cooled(config: Config, step: int) -> Config:
+    """Return `config` of a run that goes on at `step` with its full learning rate, which cannot fall before that."""
+    first, end = config.train.cooldown_from, config.train.steps
+    late = first is not None and end is not None and first < step < end
+    return config.changed("train", cooldown_from=step) if late else config
 
 
 def _filled(config: Config, section: str, **values: Any) -> Config:
@@ -113,19 +138,24 @@ def rate_for(batch: int) -> float:
     return float(f"{RATE * math.sqrt(batch / RATE_BATCH):.3g}")
 
 
-def stored_every(config: Config, net: build.NetFactory = build.net) -> int:
-    """Return the steps between stored averages, so that they fit into `STORED_BYTES`; 0 where none are stored."""
-    steps, times = config.train.steps or 0, min(STORED, STORED_BYTES // _pair_bytes(config, net))
+def stored_every(config: Config, steps: int, net: build.NetFactory = build.net) -> int:
+    """Return the steps between the stored averages of a run of so many steps; 0 where none are stored.
+
+    They fit into `STORED_BYTES`.
+    """
+    times = min(STORED, STORED_BYTES // _pair_bytes(config, net))
     return -(-steps // times) if steps >= WORTH_STORING and times else 0
 
 
-def spaced(config: Config, before: Config, net: build.NetFactory = build.net) -> Config:
+def spaced(config: Config, before: Config, expected: int, net: build.NetFactory = build.net) -> Config:
     """Return `config`, whose run is longer than it was `before`, with averages so far apart that all of them still fit.
 
-    The steps between them become a multiple of what they were, where diffunet chose them: what a person chose stays.
+    The steps between them become a multiple of what they were, where diffunet chose them: what a person chose for a
+    number of steps stays. A run has `expected` steps where its config leaves that open.
     """
-    every, steps, planned = config.train.ema_every, config.train.steps or 0, before.train.steps or 0
-    if not every or steps <= planned or every != stored_every(before, net):
+    every, steps, planned = config.train.ema_every, config.train.steps or expected, before.train.steps or 0
+    chosen = before.train.minutes is None and every != stored_every(before, planned, net)
+    if not every or steps <= planned or chosen:
         return config
     fit = max(1, STORED_BYTES // _pair_bytes(config, net))
     return config.changed("train", ema_every=every * max(1, -(-(steps // every) // fit)))

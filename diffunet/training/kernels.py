@@ -27,15 +27,15 @@ FASTER, RUNS = 1.05, 5
 
 
 def choose(
-    config: Config, how: Compute, processes_: Accelerator, net: build.NetFactory, *, resumed: bool
+    config: Config, how: Compute, processes_: Accelerator, net: build.NetFactory, steps: int, *, resumed: bool
 ) -> tuple[Config, Compute]:
-    """Return `config` and `how` with train.kernels "on" or "off", the same on all processes.
+    """Return `config` and `how` with train.kernels "on" or "off", the same on all processes, for a run of `steps`.
 
     Raises:
         UsageError: kernels were asked for, in a new run, and cannot be used.
     """
     asked = config.train.kernels
-    reason = _reason_against(config, how, net, trial=asked == "auto")
+    reason = _reason_against(config, how, net, steps, trial=asked == "auto")
     if not processes.smallest(reason is None, processes_):
         reason = reason or "another process could not use them"
         if asked == "on" and not resumed:
@@ -55,7 +55,7 @@ def description(how: Compute) -> str:
     return compiler.describe() if how.native else "off"
 
 
-def _reason_against(config: Config, how: Compute, net: build.NetFactory, *, trial: bool) -> str | None:
+def _reason_against(config: Config, how: Compute, net: build.NetFactory, steps: int, *, trial: bool) -> str | None:
     """Return why the run does not use kernels, or None; with `trial`, also where they would not make it faster."""
     if config.train.kernels == "off":
         return "as asked"
@@ -69,8 +69,7 @@ def _reason_against(config: Config, how: Compute, net: build.NetFactory, *, tria
         module = net(config)
     if not any(hasattr(part, "native_kernels") for part in module.modules()):
         return "no layer of this net has any"
-    batch, steps = config.train.batch_size, config.train.steps
-    assert steps is not None, "the config is resolved"
+    batch = config.train.batch_size
     images = steps * (batch if isinstance(batch, int) else 1)
     if trial and (images < FEWEST or memory.price(config, net).macs * images < WORTH):
         return "the run is short"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diffunet import build, draws
 from diffunet.compute import Compute
-from diffunet.config import Config, TrainConfig
+from diffunet.config import Config
 from diffunet.data import warp
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.diffusion.losses import DenoisingLoss, Loss
@@ -23,6 +23,7 @@ from diffunet.pictures import images
 from diffunet.training.batches import Batch
 from diffunet.training.ema import averages
 from diffunet.training.loss_scale import LossScale
+from diffunet.training.rate import rate
 from diffunet.training.state import State
 
 
@@ -147,12 +148,6 @@ class Learner:
             augment = torch.zeros(batch, warp.CHANNELS) if d.augment else None
             keep = torch.zeros(batch, 1, size, size, dtype=torch.bool) if inpaint else None
             return Batch(0, grey, label, torch.ones(batch), augment, keep)
-
-
-def rate(train: TrainConfig, step: int) -> float:
-    """Return the learning rate of a step, counted from 0; it rises linearly during the warm-up."""
-    assert train.learning_rate is not None, "the config is resolved"
-    return train.learning_rate * min(1.0, (step + 1) / max(1, train.warmup))
 
 
 def skips_by_itself(device: torch.device) -> bool:

@@ -7,7 +7,6 @@ keyed (draws.py): so a run that is stopped anywhere and resumed gives the same w
 import contextlib
 import logging
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -24,11 +23,12 @@ from diffunet.diffusion.losses import DenoisingLoss, Loss
 from diffunet.errors import Cancelled, DivergedError, Stopped
 from diffunet.pictures import images
 from diffunet.sampling.pipeline import Pipeline
-from diffunet.training import failures, opening, snapshots, stop, transfer
+from diffunet.training import budget, failures, opening, snapshots, stop, transfer
 from diffunet.training.batches import Batch, Batches
-from diffunet.training.learner import Learner, rate
+from diffunet.training.learner import Learner
 from diffunet.training.meters import Meters, Record
 from diffunet.training.plan import plan
+from diffunet.training.rate import rate
 from diffunet.training.saving import Cadence
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,10 @@ PREVIEW_SAMPLER, PREVIEW_STEPS, PREVIEW_LADDER = "unipc", 15, "log-snr"
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """What `on_step` gets: `step` of `steps` are done, the newest mean loss, and the seconds since the start."""
+    """What `on_step` gets: `step` of `steps` are done, the newest mean loss, and the seconds since the start.
+
+    While the end of a run with `train.minutes` is open, `steps` is how many it will be at the pace up to now.
+    """
 
     step: int
     steps: int
@@ -86,14 +89,14 @@ def train(
         ResourceError: memory or disk is exhausted, or another process of the run is gone.
         Stopped: by SIGINT, SIGTERM, SIGHUP, `on_step`, `train.stop_after` or a file `out/stop`; everything is saved.
     """
-    began = time.monotonic()
+    began = budget.now()
     opened = opening.opened(
         config, Path(data), Path(out), net=net, loss=loss, resume=resume, init=init, accept_new_data=accept_new_data,
-        device=device,
+        device=device, began=began,
     )  # fmt: skip
     with opened as run, contextlib.ExitStack() as stack:
-        how, flag, status, first_step, steps = run.how, run.flag, run.status, run.first_step, run.steps
-        if first_step >= steps:
+        how, flag, status, first_step = run.how, run.flag, run.status, run.first_step
+        if run.is_done:
             return run.folder / "model"
 
         # The net with its averages and the optimizer. Its random start is drawn from a key, like everything else.
@@ -121,7 +124,7 @@ def train(
         if run.is_main:
             record = Record(run.folder, first_step, t.tensorboard)
             stack.callback(record.close)
-            failures.write_status(run.folder, "running", first_step, steps=steps)
+            failures.write_status(run.folder, "running", first_step, steps=run.steps)
             stack.enter_context(failures.saved_first(status, partial(run.save, learner, meters)))
             stack.enter_context(run.writer.settled())  # before anything else hears of an error, and before the end
         for line in plan(run, net):
@@ -129,25 +132,32 @@ def train(
 
         flag.begin(timedelta(minutes=t.timeout))
         cadence = Cadence(t.checkpoint_minutes)
-        for step, passes in stack.enter_context(contextlib.closing(batches.steps(first_step, steps))):
+        for step, passes in stack.enter_context(contextlib.closing(batches.steps(first_step))):
             meters.add(learner.step(step, passes))
             status.step = done = step + 1
+            run.budget.note(done)
             run.writer.check()
 
             # From here on values are read back from the device, which makes it wait: so this is done every few steps.
             if run.is_main and (reason := run.limits.reason()):
                 flag.set(reason)
-            last = done == steps
-            regular = last or done % t.checkpoint_every == 0
-            agreed = flag.agreed(save=run.is_main and not regular and cadence.due())
+            last = done == run.steps
+            regular = last or done % t.checkpoint_every == 0 or done == run.config.train.cooldown_from
+            is_open = run.is_main and run.steps is None
+            agreed = flag.agreed(
+                save=run.is_main and not regular and cadence.due(), cool=is_open and run.budget.cools(done)
+            )
             stopping = agreed.stop and not last
-            if saving := regular or stopping or agreed.save:
+            cooling = agreed.cool and run.steps is None and not stopping
+            if saving := regular or stopping or agreed.save or cooling:
                 cadence.restart()
             if saving or done % t.log_every == 0:
                 metrics, streak = meters.report(run.processes)
                 last_loss = metrics["loss"]
                 if record is not None:
-                    record.metrics(done, **metrics, learning_rate=rate(t, step), **learner.scale.state())
+                    record.metrics(
+                        done, **metrics, learning_rate=rate(learner.config.train, step), **learner.scale.state()
+                    )
                 spoilt = saving and not learner.state.finite()
                 failures.refuse_divergence(status, streak, spoilt, run.writer.settle)
             if record is not None:
@@ -155,7 +165,7 @@ def train(
                 if t.ema_every and (last or done % t.ema_every == 0):
                     snapshots.write(run.folder, done, learner.state.power)
                 if saving:
-                    run.save(learner, meters, wait=stopping or last)
+                    run.save(learner, meters, wait=stopping or last or cooling)
                 # A process that is asked to stop may have half a minute left: these come after saving, and break off.
                 with contextlib.suppress(Cancelled):
                     if validation is not None and (last or done % t.validate_every == 0):
@@ -168,19 +178,27 @@ def train(
                             preview(pipeline, t.previews, path, share.images_per_pass, flag)
                         except DivergedError as error:  # the averages draw bad pictures, but may recover
                             log.warning("no preview of step %d: %s", done, error)
-                seconds = time.monotonic() - began
-                if on_step is not None and on_step(TrainProgress(done, steps, last_loss, seconds)) is False:
+                seconds = budget.now() - began
+                if (
+                    on_step is not None
+                    and on_step(TrainProgress(done, run.end_in_sight(done), last_loss, seconds)) is False
+                ):
                     flag.set("on_step")
+            if cooling:  # after what was measured and saved of the run whose end was open
+                run.cool(learner, done)
             if stopping:
                 flag.settle()
                 # A launcher kills the other processes once one has ended: none may end before the main one has saved.
                 run.processes.wait_for_everyone()
                 if run.is_main:
                     run.limits.done()
-                raise Stopped(f"stopped at step {done} of {steps} with everything saved; go on with --resume")
+                of = f"of {run.steps}" if run.steps is not None else f"of about {run.end_in_sight(done)}"
+                raise Stopped(f"stopped at step {done} {of} with everything saved; go on with --resume")
+            if last:
+                break
         flag.settle()
         if record is not None:
-            failures.write_status(run.folder, "done", steps, steps=steps, exit_code=0)
+            failures.write_status(run.folder, "done", run.steps, steps=run.steps, exit_code=0)
             run.limits.done()
         run.processes.wait_for_everyone()
     return run.folder / "model"

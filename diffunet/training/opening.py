@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from torch import Tensor
 
 from diffunet import build, compute, files, storage, variables
 from diffunet.compute import Compute
@@ -33,17 +34,23 @@ from diffunet.training import (
     kernels,
     memory,
     processes,
+    rate,
+    recipe,
     run_folder,
     saving,
     snapshots,
     stop,
 )
 from diffunet.training.batches import Share
+from diffunet.training.budget import Budget
 from diffunet.training.learner import Learner
 from diffunet.training.meters import Meters, Record
 from diffunet.version import __version__
 
 log = logging.getLogger(__name__)
+
+LATE = 10**12
+"""More steps than any run has."""
 
 
 @dataclass
@@ -58,6 +65,8 @@ class Run:
         status, flag, limits: how far the run is, what is set to ask it to stop, and other reasons for which it stops.
         compile_is_open: whether train.compile was "auto", so that a net that cannot be compiled is no error.
         averages_are_thinned: whether averages are now stored less often than before, see `defaults.spaced`.
+        budget: the time that the run has taken and may take.
+        expected: the number of steps to expect where the end is still open, else that of the config.
         writer: what writes checkpoints beside training, see saving.py.
     """
 
@@ -76,6 +85,8 @@ class Run:
     limits: stop.Limits
     compile_is_open: bool
     averages_are_thinned: bool
+    budget: Budget
+    expected: int
     writer: saving.Writer = field(default_factory=saving.Writer)
 
     @property
@@ -84,10 +95,32 @@ class Run:
         return int(self.state.get("step", 0))
 
     @property
-    def steps(self) -> int:
-        """The number of optimizer steps after which the run is done."""
-        assert self.config.train.steps is not None, "the config is resolved"
+    def steps(self) -> int | None:
+        """The number of optimizer steps after which the run is done; None while its end is open, see budget.py."""
         return self.config.train.steps
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps of the run were done before."""
+        return self.steps is not None and self.first_step >= self.steps
+
+    def end_in_sight(self, done: int) -> int:
+        """Return the number of steps after which the run is done, or will be at the pace up to now."""
+        if self.steps is not None:
+            return self.steps
+        if self.budget.per_step(done) is not None:
+            self.expected = self.budget.steps(done)
+        return max(self.expected, done + 1)
+
+    def cool(self, learner: Learner, done: int) -> None:
+        """Let the learning rate fall from now, `done` steps, on, and fix the number of steps for all processes."""
+        steps = processes.smallest(self.budget.steps(done) if self.is_main else LATE, self.processes)
+        self.config = self.status.config = learner.config = self.config.changed(
+            "train", steps=steps, cooldown_from=done
+        )
+        if self.is_main:
+            files.write_atomic(self.folder / "config.toml", self.config.to_toml())
+            log.info("the learning rate falls from step %d on, and the run ends after step %d", done, steps)
 
     @property
     def share(self) -> Share:
@@ -123,16 +156,16 @@ class Run:
         if not self.is_main:
             return
         snapshots.forget_after(self.folder, self.first_step)
+        checkpoint.forget_after(self.folder, self.first_step)
         if self.averages_are_thinned:
             snapshots.thin(self.folder, self.config.train.ema_every or 1)
         files.write_atomic(self.folder / "config.toml", self.config.to_toml())
         if self.state.get("index_hash") != self.dataset.index_hash:
             index.write_index(self.folder / run_folder.IMAGES, self.dataset.files)
         # A crash may have come between a checkpoint and the model that is written after it.
-        model = self.folder / "model"
-        if self.checkpoint is not None and storage.model_step(model) != self.first_step:
+        if self.checkpoint is not None and storage.model_step(self.folder / "model") != self.first_step:
             weights, _ = storage.read_tensors(self.checkpoint / storage.AVERAGE)
-            storage.write_model(model, self.config, weights, self.first_step)
+            self.write_model(weights, self.first_step)
 
     def save(self, learner: Learner, meters: Meters, *, wait: bool = True) -> None:
         """Write a checkpoint of the reached step, then the model; delete old checkpoints, and note the step as saved.
@@ -144,17 +177,18 @@ class Run:
             ResourceError: the disk does not take it, or did not take the checkpoint before.
         """
         self.writer.settle()
-        step, state = self.status.step, learner.state
+        step, state, t = self.status.step, learner.state, self.config.train
         content = {
             "step": step, "counters": meters.state(), "loss_scale": learner.scale.state(),
+            "seconds": self.budget.elapsed, "expected_steps": self.expected, "cooldown": rate.fall(t, step),
             "index_hash": self.dataset.index_hash, "config_hash": self.config.hash(),
             "environment": self.environment(),
         }  # fmt: skip
 
         def write(tensors: saving.Tensors) -> None:
             checkpoint.save(self.folder, step, tensors, content)
-            storage.write_model(self.folder / "model", self.config, tensors["ema"], step)
-            checkpoint.prune(self.folder, step, self.config.train.keep_every)
+            self.write_model(tensors["ema"], step)
+            checkpoint.prune(self.folder, step, t.keep_every, t.cooldown_from)
             self.status.saved = step
             failures.write_status(self.folder, "running", step, steps=self.steps)
 
@@ -165,6 +199,14 @@ class Run:
             write(tensors)
         else:
             self.writer.start(partial(write, copy))
+
+    def write_model(self, weights: Mapping[str, Tensor], step: int) -> None:
+        """Write RUN/model, unless it is of a run that ended and is now made longer, and this one has not ended yet."""
+        finished, path = self.steps is not None and step >= self.steps, self.folder / "model"
+        if finished or not storage.is_finished(path):
+            storage.write_model(
+                path, self.config, weights, step, finished=finished and bool(self.config.train.cooldown)
+            )
 
     def environment(self) -> dict[str, Any]:
         """Return the versions and settings, beside config and images, that may change the last bits of the weights."""
@@ -180,9 +222,11 @@ class Run:
 @contextlib.contextmanager
 def opened(
     config: Config, data: Path, folder: Path, *, net: build.NetFactory, loss: Loss | None, resume: bool,
-    init: str | Path | None, accept_new_data: bool, device: str | None,
+    init: str | Path | None, accept_new_data: bool, device: str | None, began: float,
 ) -> Iterator[Run]:  # fmt: skip
-    """Open a run, and close it in good order; the arguments and errors are those of `loop.train`.
+    """Open a run, which began at `began` of `budget.now`, and close it in good order.
+
+    The other arguments and the errors are those of `loop.train`.
 
     Within the context signals stop the run between two steps, errors that a person can mend become a `diffunet.Error`
     and are written to RUN/status.json. Torch's random state, threads and choice of kernels are restored at its end.
@@ -202,13 +246,16 @@ def opened(
         dataset = build.dataset(config.data, data, progress=_reading() if main else None)
         refuse_too_many_rejected(dataset, config.data.max_rejected, data)
         training, held_out = index.split(dataset.files, config.data.held_out, index.HELD_OUT_MAX)
-        previous, state, thinned = (checkpoint.newest(folder) if resume else None), {}, False
+        previous = checkpoint.newest(folder, partial(rate.leads_on, config.train)) if resume else None
+        state, thinned, expected = {}, False, 0
         names = class_names(dataset.files.paths) if config.data.classes and previous is None else ()
         if previous is not None:
             state = checkpoint.read_state(previous)
             refuse_other_images(state, dataset, folder, data, accept_new_data)
             kept = snapshots.only_where_kept(config, previous)
-            config = defaults.spaced(kept, storage.run_config(folder), net)
+            before = storage.run_config(folder)
+            expected = _expected(state, before.train.minutes, config.train.minutes)
+            config = defaults.spaced(kept, before, expected, net)
             thinned = config != kept
             config = _with_environment(config, state["environment"])
             names = config.data.class_names if config.data.classes else ()
@@ -223,10 +270,26 @@ def opened(
 
         compile_is_open = config.train.compile == "auto"
         free = processes.smallest(processes.free_memory(how), joined)
-        config = defaults.resolve(
-            config, images=len(training), class_names=names, mean=dataset.mean, sigma_data=dataset.sigma_data, how=how,
-            processes=joined.num_processes, free=free, net=net,
-        ).changed("train", threads=threads)  # fmt: skip
+        if config.train.minutes is None and config.train.steps is None:
+            config = config.changed("train", minutes=recipe.MINUTES)
+            log.info("neither --minutes nor --steps is given: the run takes %g minutes", recipe.MINUTES)
+        budget = Budget(config.train.minutes, 0.0, float(state.get("seconds", 0.0)), began)
+
+        def resolved(config: Config) -> Config:
+            return defaults.resolve(
+                config, images=len(training), class_names=names, mean=dataset.mean, sigma_data=dataset.sigma_data,
+                how=how, processes=joined.num_processes, free=free, net=net, expected=expected,
+            )  # fmt: skip
+
+        if config.train.steps is None and previous is None:
+            assert config.train.minutes is not None, "chosen above"
+            left = 60 * config.train.minutes - budget.elapsed
+            config, expected = recipe.for_minutes(config, how, left, resolved, net, joined)
+        config = resolved(config).changed("train", threads=threads)
+        if state and state.get("cooldown") is None:
+            config = defaults.cooled(config, state["step"])
+        budget.cooldown = config.train.cooldown or 0.0
+        expected = config.train.steps or expected
         status.config = config
         if net is not build.net:
             build.refuse_misfit(config, net)
@@ -235,12 +298,12 @@ def opened(
             fits = processes.smallest(memory.images_per_pass(config, how, free, loss, net), joined)
             config = status.config = defaults.after_trial(config, fits, joined.num_processes)
 
-        config, how = kernels.choose(config, how, joined, net, resumed=previous is not None)
+        config, how = kernels.choose(config, how, joined, net, expected, resumed=previous is not None)
         status.config = config
 
         run = Run(
             folder, config, dataset, training, held_out, how, joined, main, previous, state, status, flag, limits,
-            compile_is_open, thinned,
+            compile_is_open, thinned, budget, expected,
         )  # fmt: skip
         if previous is not None:
             _log_differences(state["environment"], run.environment())
@@ -248,14 +311,24 @@ def opened(
         elif resume:
             log.info("no checkpoint in %s yet: starting at step 0", folder)
         status.step = status.saved = run.first_step
-        if run.first_step >= run.steps:
-            log.info("%s has reached step %d already; raise --steps to go on", folder, run.first_step)
+        if run.is_done:
+            log.info("%s has reached step %d already; raise --steps or --minutes to go on", folder, run.first_step)
             if main:  # a crash may have come between the last checkpoint and what is written after it
                 run.begin()
-                checkpoint.prune(folder, run.first_step, run.config.train.keep_every)
+                checkpoint.prune(folder, run.first_step, config.train.keep_every, config.train.cooldown_from)
                 Record(folder, run.first_step, tensorboard=False).close()  # drops half a line of metrics.jsonl
                 failures.write_status(folder, "done", run.first_step, steps=run.steps, exit_code=0)
         yield run
+
+
+def _expected(state: Mapping[str, Any], before: float | None, minutes: float | None) -> int:
+    """Return about how many steps a run has that goes on with `minutes`, from what its checkpoint expects `before`."""
+    expected, share = int(state.get("expected_steps", 0)), 1.0
+    if minutes is not None and before is not None:
+        share = minutes / before
+    elif minutes is not None and state.get("seconds"):
+        expected, share = state["step"], 60 * minutes / state["seconds"]
+    return max(1, round(expected * share))
 
 
 def _with_net(config: Config, net: build.NetFactory, *, resumed: bool) -> Config:

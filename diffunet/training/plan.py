@@ -9,7 +9,7 @@ from diffunet.training.opening import Run
 
 def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
     """Yield the lines: device, precision, images, model, memory, steps, and what to be careful about."""
-    how, dataset, t, d, steps, share = run.how, run.dataset, run.config.train, run.config.data, run.steps, run.share
+    how, dataset, t, d, steps, share = run.how, run.dataset, run.config.train, run.config.data, run.expected, run.share
     training, processes, size = len(run.training), share.processes, d.image_size
     if gpu_is_idle := compute.warning():
         yield gpu_is_idle
@@ -35,10 +35,16 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
         f"about {needed / 2**30:.1f} GiB to train{' (blocks checkpointed)' if run.config.model.checkpointing else ''}"
     )
     passes = "" if share.passes == 1 else f" in {share.passes} passes"
+    about = "about " if run.steps is None else ""
     yield (
-        f"steps: {steps} of {share.batch_size} images{passes}, {steps * share.batch_size / training:.0f} times through "
-        "them; time left is shown once some are done"
+        f"steps: {about}{steps} of {share.batch_size} images{passes}, "
+        f"{steps * share.batch_size / training:.0f} times through them; time left is shown once some are done"
     )
+    if run.steps is None and t.minutes is not None:
+        yield (
+            f"the run takes {t.minutes:g} minutes: its number of steps is fixed, and its learning rate falls, from "
+            f"minute {t.minutes * (1 - run.budget.cooldown):.3g} on; --resume --minutes M makes it longer"
+        )
     if training < 1000:
         yield f"note: {training} images are few; --init MODEL, a model of similar images, helps"
     if t.stop_after is not None:

@@ -4,6 +4,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from diffunet import files
 from diffunet.config import Config, read_toml
@@ -20,7 +21,8 @@ FREE_ON_RESUME = {
     "train": {
         "steps", "grad_accumulation", "log_every", "validate_every", "sample_every", "previews", "checkpoint_every",
         "checkpoint_minutes", "keep_every", "tensorboard", "max_skipped", "learning_rate", "precision",
-        "deterministic", "stop_after", "timeout", "ema_every", "compile", "kernels", "threads",
+        "deterministic", "stop_after", "timeout", "ema_every", "compile", "kernels", "threads", "minutes", "cooldown",
+        "cooldown_from",
     },
 }  # fmt: skip
 """Options which may change when a run is resumed. All others decide what the weights mean, or which draws were made."""
@@ -70,7 +72,7 @@ def _locked(run: Path, resume: bool) -> Iterator[None]:
 
 def _same_run(asked: Config, stored: Config) -> Config:
     """Return the `stored` config with the options that were `asked` for; raise UsageError if one may not change."""
-    content = stored.model_dump()
+    content, changed = stored.model_dump(), set[str]()
     for section, values in asked.model_dump(exclude_unset=True).items():
         for name, value in values.items():
             before = content[section][name]
@@ -79,4 +81,22 @@ def _same_run(asked: Config, stored: Config) -> Config:
             if name not in FREE_ON_RESUME[section]:
                 raise UsageError(f"--resume goes on with {section}.{name} = {before!r}; it cannot become {value!r}")
             content[section][name] = value
+            changed.add(name)
+    content["train"] |= _other_end(changed, stored)
     return Config.model_validate(content)
+
+
+def _other_end(changed: set[str], stored: Config) -> dict[str, Any]:
+    """Return what else changes in the train section of a run whose end or cool-down is another one now."""
+    also: dict[str, Any] = {}
+    if stored.train.cooldown is None and "cooldown" not in changed:  # a run of diffunet 0.1, whose rate is constant
+        also["cooldown"] = 0.0
+    if {"steps", "minutes"} <= changed:
+        raise UsageError("--steps and --minutes both say when the run ends; take one")
+    if changed & {"steps", "minutes", "cooldown"} and "cooldown_from" not in changed:
+        also["cooldown_from"] = None
+    if "steps" in changed:
+        also["minutes"] = None
+    if "minutes" in changed:
+        also["steps"] = None
+    return also

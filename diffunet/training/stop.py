@@ -24,18 +24,19 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 class Agreed(NamedTuple):
-    """What all processes do after a step: stop, or save."""
+    """What all processes do after a step: stop, save, or begin the cool-down of a run whose end was open."""
 
-    stop: bool
-    save: bool
+    stop: bool = False
+    save: bool = False
+    cool: bool = False
 
 
 class StopFlag:
     """A flag that a signal or a call sets, and on which all processes agree.
 
     Every process asks `agreed()` once a step, and all of them get the same answer at the same step: to save as well,
-    where one of them wants it, since all take part in what is measured and checked before. Before `begin` is called
-    there is no step to wait for, and setting the flag ends the run at once.
+    where one of them wants it, since all take part in what is measured and checked before, and to begin the cool-down.
+    Before `begin` is called there is no step to wait for, and setting the flag ends the run at once.
     """
 
     def __init__(self) -> None:
@@ -58,22 +59,23 @@ class StopFlag:
         self._group = dist.new_group(backend="gloo", timeout=timeout) if many else None
         self._stepping = True
 
-    def agreed(self, save: bool = False) -> Agreed:
+    def agreed(self, save: bool = False, cool: bool = False) -> Agreed:
         """Return what to do after this step; with several processes the answer is that of one step ago.
 
-        `save` says that this process wants a checkpoint. It is asked for once, and not until it is there.
+        `save` says that this process wants a checkpoint, and `cool` that it wants the cool-down to begin. Both are
+        asked for once, and not until they are there.
         """
         if self._group is None:
-            return Agreed(self.wanted, save)
+            return Agreed(self.wanted, save, cool)
         import torch
         import torch.distributed as dist
 
-        before, wishes = self._pending, torch.tensor([float(self.wanted), float(save)])
+        before, wishes = self._pending, torch.tensor([float(self.wanted), float(save), float(cool)])
         work = dist.all_reduce(wishes, group=self._group, async_op=True)
         assert work is not None
         self._pending = (wishes, work)
         if before is None:
-            return Agreed(False, False)
+            return Agreed()
         before[1].wait()
         return Agreed(*(before[0] > 0).tolist())
 

@@ -48,6 +48,9 @@ COMPARED = 16
 CONVOLUTIONS = ("conv2d", "conv_transpose2d")
 """The names of torch's functions that are convolutions."""
 
+LONG = 10_000
+"""Steps of a long run, for a preset that leaves their number open."""
+
 PRODUCTS = (*CONVOLUTIONS, "linear", "matmul", "bmm", "einsum", "scaled_dot_product_attention")
 """The names of torch's functions that are convolutions or matrix products. Attention counts as a whole: its fused
 kernel, softmax included, is faster than its two products alone."""
@@ -66,6 +69,8 @@ def resolved(name: str, size: int, how: Compute, *, tiny: bool = False, images: 
     if tiny:
         config = config.changed("model", channels=32, multipliers=(1,), num_blocks=1, attention_resolutions=(8,))
     config = config.changed("train", grad_accumulation=1, compile="off", **train)
+    if config.train.steps is None:
+        config = config.changed("train", steps=LONG)
     return defaults.resolve(config, images=images, class_names=(), mean=(0.0,) * 3, sigma_data=0.5, how=how)
 
 

@@ -75,9 +75,10 @@ def trained(options: Options) -> dict[str, float]:
         config = config.changed("model", channels=16, multipliers=(1,), num_blocks=1)
     how = compute.choose(options.device)
     long = nets.resolved("default", 32, how, batch_size=32)
+    stored = defaults.stored_every(long, long.train.steps or 0)
     every = {
         "metrics, lines": chosen.log_every, "checkpoints": chosen.checkpoint_every, "previews": chosen.sample_every,
-        "held-out loss": chosen.validate_every, "stored averages": defaults.stored_every(long) or float("inf"),
+        "held-out loss": chosen.validate_every, "stored averages": stored or float("inf"),
     }  # fmt: skip
     clock = Clock(how)
     with clock:

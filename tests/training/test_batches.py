@@ -2,6 +2,7 @@
 
 import threading
 import time
+from itertools import islice
 from dataclasses import replace
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_batches_are_the_same_however_far_ahead_they_are_read(batches, monkeypat
     wanted = content((step, plain.step(step)) for step in range(5, 17))
     monkeypatch.setattr(module, "AHEAD", ahead)
     monkeypatch.setattr(compute, "cores", lambda: 4)
-    assert content(batches(cache).steps(5, 17)) == wanted
+    assert content(islice(batches(cache).steps(5), 12)) == wanted
     assert helpers() == []
 
 
@@ -73,14 +74,14 @@ def test_without_a_cache_all_cores_decode_at_a_time(batches, monkeypatch):
     monkeypatch.setattr(compute, "cores", lambda: 4)
     together = threading.Barrier(2)  # a pass has two images: each waits until the other is asked for
     found = batches("off", lambda index: together.wait(timeout=60))
-    assert len(list(found.steps(0, 3))) == 3
+    assert len(list(islice(found.steps(0), 3))) == 3
     assert len(found.held_out(np.arange(4)).images) == 4
     assert len(found.all_images(torch.device("cpu"))) == 40
 
 
 def test_only_so_many_steps_are_read_ahead(batches):
     found = batches("off")
-    with_thread = found.steps(0, 100)
+    with_thread = found.steps(0)
     for taken in range(1, 6):
         next(with_thread)
         time.sleep(0.05)
@@ -92,7 +93,7 @@ def test_closing_reads_no_more_and_leaves_no_thread(batches, monkeypatch):
     monkeypatch.setattr(compute, "cores", lambda: 4)
     wait = threading.Event()
     found = batches("off", lambda index: wait.wait(60) if len(found.dataset.images.asked) > 4 else None)
-    steps = found.steps(0, 100)
+    steps = found.steps(0)
     next(steps)
     while len(found.dataset.images.asked) < 6:  # both images of a pass are asked for, and come when `wait` is set
         time.sleep(0.01)
@@ -111,7 +112,7 @@ def test_what_cannot_be_read_is_said_at_its_step_and_not_before(batches, cache):
     found, seen = batches(cache, vanish), []
 
     def learn():
-        for step, _ in found.steps(0, 100):
+        for step, _ in found.steps(0):
             time.sleep(0.02)
             seen.append(step)
 

@@ -1,0 +1,122 @@
+"""How a run makes the most of its minutes: net, batch and learning rate by what the device computes in them."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+from typing import NamedTuple
+
+from accelerate import Accelerator
+
+from diffunet import build, compiler
+from diffunet.compute import Compute
+from diffunet.config import Config
+from diffunet.nn import kernels
+from diffunet.nn.cost import Cost
+from diffunet.training import memory, processes
+from diffunet.training.learner import Learner
+
+MINUTES = 60.0
+"""The minutes of a run that is given neither minutes nor steps."""
+
+SECONDS, STEPS, WARM = 2.0, 20, 2
+"""A step is timed for at most so many seconds and steps, after some that are not counted."""
+
+STEP_IN_PASSES = 3
+"""A step of training takes as long as so many forward passes: forward, and backward for inputs and for weights."""
+
+
+class Net(NamedTuple):
+    """A size of the UNet: the channels at full size, and the residual blocks of a level."""
+
+    channels: int
+    blocks: int
+
+
+LADDER = (Net(32, 1), Net(32, 2), Net(48, 2), Net(64, 2), Net(96, 2), Net(128, 2), Net(192, 2))
+"""The nets to choose from, in the order of what they cost."""
+
+PROBE, PROBE_GPU = Net(32, 1), Net(128, 2)
+"""The nets by which the speed of a device is measured, on a CPU and on a GPU."""
+
+IMAGES_FOR_EACH_PARAMETER = 0.002
+
+
+def of_size(config: Config, net: Net) -> Config:
+    """Return `config` with those of the net's options that it leaves open."""
+    chosen = {"channels": net.channels, "num_blocks": net.blocks}
+    left_open = {name: value for name, value in chosen.items() if getattr(config.model, name) is None}
+    return config.changed("model", **left_open)
+
+
+def seconds_per_step(config: Config, how: Compute, net: build.NetFactory, processes: int) -> float:
+    """Return the seconds of an optimizer step of one of the processes, by timing some on made-up images.
+
+    The config is resolved but for its steps. What processes tell each other is not counted. Nobody learns from these
+    steps.
+    """
+    passes = config.train.grad_accumulation or 1
+    denoiser = build.denoiser(config, net(config))
+    how.prepare(denoiser)
+    learner = Learner(config, denoiser, how)
+    batch = [learner.imagined(learner.batch_size // processes // passes)] * passes
+    times, began = list[float](), time.perf_counter()
+    for number in range(WARM + STEPS):
+        start = time.perf_counter()
+        learner.step(0, batch)
+        how.synchronize()
+        times.append(time.perf_counter() - start)
+        if number >= WARM and time.perf_counter() - began > SECONDS:
+            break
+    return median(times[WARM:])
+
+
+def for_minutes(
+    config: Config, how: Compute, seconds: float, resolved: Callable[[Config], Config], net: build.NetFactory,
+    joined: Accelerator,
+) -> tuple[Config, int]:  # fmt: skip
+    """Return `config` with the net that makes the most of `seconds` of training, and about how many steps that makes.
+
+    Args:
+        config, how: the config with what a person chose, and how to compute.
+        seconds: those that are left for steps, on each process.
+        resolved: completes a config whose net is chosen (`defaults.resolve`).
+        net: what makes the net.
+        joined: the processes of the run, which choose alike.
+    """
+    many = joined.num_processes
+    trial = replace(how, native=_with_kernels(config, how))
+    if net is build.net and config.model.net == "unet" and None in (config.model.channels, config.model.num_blocks):
+        probe = resolved(of_size(config, PROBE_GPU if how.device.type == "cuda" else PROBE))
+        images = _batch(probe) / seconds_per_step(probe, trial, net, many)
+        macs = processes.smallest(int(images * seconds * memory.price(probe, net).macs), joined)
+        config = of_size(config, best(macs, lambda size: memory.price(resolved(of_size(config, size)), net)))
+    complete = resolved(config)
+    steps = max(1, int(seconds / seconds_per_step(complete, trial, net, many)))
+    return config, processes.smallest(steps, joined)
+
+
+def best(macs: float, price: Callable[[Net], Cost]) -> Net:
+    """Return the largest net of `LADDER` that sees enough images in so many multiply-accumulates of forward passes."""
+    chosen = LADDER[0]
+    for size in LADDER:
+        cost = price(size)
+        if macs / cost.macs >= IMAGES_FOR_EACH_PARAMETER * cost.parameters:
+            chosen = size
+    return chosen
+
+
+def _batch(config: Config) -> int:
+    assert isinstance(config.train.batch_size, int), "the config is resolved"
+    return config.train.batch_size
+
+
+def _with_kernels(config: Config, how: Compute) -> bool:
+    """Return whether to time with the kernels of nn/kernels.py, which a run on a CPU uses where they are faster."""
+    if how.device.type != "cpu" or how.precision == "fp16" or config.train.kernels == "off":
+        return False
+    try:
+        kernels.library()
+    except compiler.Unavailable:
+        return False
+    return True
