@@ -13,10 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 
 from diffunet import build, compute, files, storage, variables
 from diffunet.compute import Compute
@@ -24,6 +22,7 @@ from diffunet.config import Config
 from diffunet.data import index
 from diffunet.data.dataset import Dataset
 from diffunet.data.folder import class_names, printable
+from diffunet.data.groups import Split
 from diffunet.diffusion.losses import Loss
 from diffunet.errors import DataError, UsageError
 from diffunet.training import (
@@ -52,7 +51,7 @@ class Run:
 
     Args:
         folder, config: the run folder, and the resolved config, in which no option is left open (`defaults.resolve`).
-        dataset: the images; `training` and `held_out` are the indices int64 [N] of its two parts.
+        dataset, split: the images; which of them are trained on and which are held out.
         how, processes: how this process computes, and all processes; `is_main` says whether this one writes files.
         checkpoint: the folder of the checkpoint that the run goes on from, and its `state`; None for a new run.
         status, flag, limits: how far the run is, what is set to ask it to stop, and other reasons for which it stops.
@@ -64,8 +63,7 @@ class Run:
     folder: Path
     config: Config
     dataset: Dataset
-    training: NDArray[np.int64]
-    held_out: NDArray[np.int64]
+    split: Split
     how: Compute
     processes: Accelerator
     is_main: bool
@@ -147,7 +145,7 @@ class Run:
         step, state = self.status.step, learner.state
         content = {
             "step": step, "counters": meters.state(), "loss_scale": learner.scale.state(),
-            "index_hash": self.dataset.index_hash, "config_hash": self.config.hash(),
+            "index_hash": self.dataset.index_hash, "split_hash": self.split.hash(), "config_hash": self.config.hash(),
             "environment": self.environment(),
         }  # fmt: skip
 
@@ -201,12 +199,13 @@ def opened(
         # The cache is built before process groups exist: a long build would run into their timeouts.
         dataset = build.dataset(config.data, data, progress=_reading() if main else None)
         refuse_too_many_rejected(dataset, config.data.max_rejected, data)
-        training, held_out = index.split(dataset.files, config.data.held_out, index.HELD_OUT_MAX)
+        split = build.split(config.data, dataset.files)
         previous, state, thinned = (checkpoint.newest(folder) if resume else None), {}, False
         names = class_names(dataset.files.paths) if config.data.classes and previous is None else ()
         if previous is not None:
             state = checkpoint.read_state(previous)
             refuse_other_images(state, dataset, folder, data, accept_new_data)
+            refuse_other_split(state, dataset, split, config.data.group, accept_new_data)
             kept = snapshots.only_where_kept(config, previous)
             config = defaults.spaced(kept, storage.run_config(folder), net)
             thinned = config != kept
@@ -216,7 +215,7 @@ def opened(
         how = compute.choose(processes.device(device), config.train.precision)
         how = how if previous is None else replace(how, why="as before")
         joined = stack.enter_context(processes.joined(config.train, how.device))
-        processes.refuse_different_images(dataset, joined)
+        processes.refuse_different_images(dataset, split, joined)
         stack.enter_context(torch.random.fork_rng([how.device] if how.device.type == "cuda" else []))
         threads = stack.enter_context(compute.use_threads(config.train.threads))
         stack.enter_context(how.kernels(config.train.deterministic))
@@ -224,8 +223,8 @@ def opened(
         compile_is_open = config.train.compile == "auto"
         free = processes.smallest(processes.free_memory(how), joined)
         config = defaults.resolve(
-            config, images=len(training), class_names=names, mean=dataset.mean, sigma_data=dataset.sigma_data, how=how,
-            processes=joined.num_processes, free=free, net=net,
+            config, images=len(split.training), class_names=names, mean=dataset.mean, sigma_data=dataset.sigma_data,
+            how=how, processes=joined.num_processes, free=free, net=net,
         ).changed("train", threads=threads)  # fmt: skip
         status.config = config
         if net is not build.net:
@@ -239,7 +238,7 @@ def opened(
         status.config = config
 
         run = Run(
-            folder, config, dataset, training, held_out, how, joined, main, previous, state, status, flag, limits,
+            folder, config, dataset, split, how, joined, main, previous, state, status, flag, limits,
             compile_is_open, thinned,
         )  # fmt: skip
         if previous is not None:
@@ -351,3 +350,18 @@ def refuse_other_images(state: dict[str, Any], dataset: Dataset, run: Path, data
             "them as they are by --accept-new-data"
         )
     log.warning("going on with other images (%s): from here on, not as the run would have been", changes)
+
+
+def refuse_other_split(state: dict[str, Any], dataset: Dataset, split: Split, rule: str | None, accept: bool) -> None:
+    """Raise DataError where of the same images others are held out than before, or, with `accept`, only warn.
+
+    Of other images the split is another one as a matter of course, and diffunet 0.1 did not note it.
+    """
+    if state["index_hash"] != dataset.index_hash or state.get("split_hash", split.hash()) == split.hash():
+        return
+    if not accept:
+        raise DataError(
+            f"the groups of images are not those that this run began with, so that others would be held out: put "
+            f"{rule} (data.group) back as it was, or go on with it as it is by --accept-new-data"
+        )
+    log.warning("going on with other groups of images: some that are held out now have been trained on")
