@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffunet import names
 from diffunet.compute import Compute
 from diffunet.config import Config, DataConfig, DiffusionConfig, TrainConfig, validated
-from diffunet.data import warp
+from diffunet.data import groups, index, warp
 from diffunet.data.dataset import Dataset, open_dataset
 from diffunet.diffusion import losses, samplers, schedules
 from diffunet.diffusion.denoiser import EDM, X0, Denoiser, Epsilon, Flow, Target, V
@@ -237,3 +237,14 @@ def dataset(data: DataConfig, root: Path, progress: Callable[[int, int], None] |
         root, image_size=data.image_size, channels=data.channels, fit=data.fit, background=data.background, cache=cache,
         progress=progress,
     )  # fmt: skip
+
+
+def split(data: DataConfig, files: index.Index) -> groups.Split:
+    """Return which images of a folder are trained on and which are held out, as the config says.
+
+    Raises:
+        UsageError: `data.group` finds no groups, or its file cannot be read; see `groups.find`.
+    """
+    if data.group is None:
+        return groups.Split(*index.split(files, data.held_out, index.HELD_OUT_MAX), None)
+    return groups.split(files, groups.find(files.paths, data.group), data.held_out, index.HELD_OUT_MAX)

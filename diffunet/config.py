@@ -9,11 +9,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from diffunet import names
 from diffunet.errors import UsageError
@@ -196,10 +197,24 @@ class DataConfig(Section):
     """The classes; found."""
     held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     """Share of the images kept for validation, at most 1,000; none below 20 images."""
+    group: str | None = None
+    """Images of one group, such as variants of one picture, are held out together or not at all. Groups are named in a
+    column of a table of the images, FILE.tsv:COLUMN or FILE.csv:COLUMN, or by what the first parentheses of a regular
+    expression match in the images' paths, such as 'emoji_u([0-9a-f]+)'."""
     max_rejected: Share = 0.1
     """Share of the files that may be unusable; above it, training does not begin."""
     cache: str | None = None
     """Folder for decoded images ("off": decode every time); the user's cache folder."""
+
+    @field_validator("group")
+    @classmethod
+    def _group(cls, rule: str | None) -> str | None:
+        try:
+            if rule is not None and names.group_file(rule) is None:
+                re.compile(rule)
+        except names.NO_EXPRESSION as error:
+            raise ValueError(f"should be a regular expression, or a file that ends in .tsv or .csv ({error})") from None
+        return rule
 
 
 class TrainConfig(Section):
@@ -307,6 +322,8 @@ class Config(Section):
         """Return the sha256 of what gives weights shapes and meaning: model, diffusion, and data without its cache."""
         content = self.model_dump(mode="json", include={"model", "diffusion", "data"})
         content["data"].pop("cache")
+        if self.data.group is None:  # models of before there were groups keep their hash
+            content["data"].pop("group")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:

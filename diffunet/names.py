@@ -5,6 +5,7 @@ Every list is a `Literal` type for annotations and the tuple of its names for ta
 with the lists. The command line reads this module before torch and pydantic, so it imports neither.
 """
 
+import re
 from collections.abc import Collection
 from typing import Any, Literal, get_args
 
@@ -46,6 +47,18 @@ INPAINT_FITS: tuple[InpaintFitName, ...] = get_args(InpaintFitName)
 ALIASES: dict[str, SamplerName] = {"ddim": "euler", "euler-ancestral": "ddpm"}
 """Other names of samplers, accepted wherever a sampler is named and replaced by the name that they stand for. With x
 written as x0 + sigma * noise, the two names of a pair are the same update."""
+
+GROUP_FILE = re.compile(r"(.+?\.(?:tsv|csv))(?::(.*))?", re.IGNORECASE | re.DOTALL)
+"""FILE or FILE:COLUMN, as `data.group` may be. What ends otherwise is an expression, whatever files there are, so that
+a config means the same everywhere; no image ends so, hence no expression needs to."""
+NO_EXPRESSION = (re.error, OverflowError, RecursionError)
+"""What Python raises for a text that is no regular expression."""
+
+
+def group_file(rule: str) -> tuple[str, str | None] | None:
+    """Return the file and the column of it that a value of `data.group` names, or None for a regular expression."""
+    match = GROUP_FILE.fullmatch(rule)
+    return None if match is None else (match[1], match[2])
 
 
 def canonical(name: Any) -> Any:

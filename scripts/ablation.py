@@ -48,7 +48,6 @@ from diffunet.compute import Compute
 from diffunet.config import Config, preset
 from diffunet.data import builtin
 from diffunet.data.folder import class_names
-from diffunet.data.index import HELD_OUT_MAX, split
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.diffusion.losses import DenoisingLoss
 from diffunet.errors import UsageError
@@ -89,7 +88,7 @@ class Bench:
         self.seconds = seconds
         self.dataset = build.dataset(config.data, data)
         names = class_names(self.dataset.files.paths)
-        chosen, held = split(self.dataset.files, config.data.held_out, HELD_OUT_MAX)
+        chosen, held, _ = build.split(config.data, self.dataset.files)
         self.how = how
         config = config.changed("train", ema_every=0, grad_accumulation=1)
         config = config.changed("train", ema_every=0, grad_accumulation=1).changed("model", checkpointing=False)

@@ -16,7 +16,6 @@ import numpy as np
 import diffunet
 from diffunet import build, compute, draws
 from diffunet.data import augment
-from diffunet.data.index import HELD_OUT_MAX, split
 from diffunet.inpainting import masks
 from diffunet.names import JUMPING
 from diffunet.pictures import images
@@ -42,7 +41,7 @@ def main() -> None:
     pipe = diffunet.load(options.model, dtype=compute.PRECISIONS[options.precision])
     d = pipe.config.data
     dataset = build.dataset(pipe.config.data, options.data)
-    _, held_out = split(dataset.files, d.held_out, HELD_OUT_MAX)
+    held_out = build.split(d, dataset.files).held_out
     chosen = held_out[draws.order(options.seed, range(options.columns), len(held_out))]
     pictures = augment.gather(
         dataset.images, chosen, [None] * len(chosen), image_size=d.image_size, fit=d.fit, flip=False,

@@ -20,7 +20,6 @@ import torch
 
 from diffunet import build, draws
 from diffunet.config import Config
-from diffunet.data.index import HELD_OUT_MAX, split
 from diffunet.diffusion.denoiser import condition
 from diffunet.diffusion.samplers import last
 from diffunet.errors import DataError, UsageError
@@ -136,7 +135,7 @@ class HeldOut(RealImages):
     Args:
         config: the model's config.
         data: the folder that the model was trained on.
-        num: number of images, lowered to what training holds out (a share of the folder, at most `HELD_OUT_MAX`).
+        num: number of images, lowered to what training holds out (a share of the folder, at most `index.HELD_OUT_MAX`).
         seed: seed of the choice of images and of the features.
         device: where the classifier computes.
         on_step: called with (done, of how many) while it learns.
@@ -151,7 +150,7 @@ class HeldOut(RealImages):
     ) -> None:  # fmt: skip
         super().__init__(config, data)
         self.seed, self.device, self.on_step = seed, device, on_step
-        trained_on, held_out = split(self.dataset.files, config.data.held_out, HELD_OUT_MAX)
+        trained_on, held_out, _ = build.split(config.data, self.dataset.files)
         if len(self.dataset.files) < 40 or len(held_out) < 2:
             raise DataError(
                 f"{data} has {len(self.dataset.files)} usable images, of which training holds out {len(held_out)}; a "

@@ -43,7 +43,7 @@ def demo(
     from PIL.Image import Resampling
 
     from diffunet import build
-    from diffunet.data import augment, builtin, index
+    from diffunet.data import augment, builtin
     from diffunet.evaluation import distances
     from diffunet.pictures import images
     from diffunet.sampling.pipeline import load
@@ -70,7 +70,7 @@ def demo(
     count = len(dataset.files)
     real = augment.gather(dataset.images, range(count), [None] * count, image_size=16, fit="crop", flip=False)
     real_labels = dataset.labels(pipe.class_names)
-    training, held_out = index.split(dataset.files, pipe.config.data.held_out, index.HELD_OUT_MAX)
+    training, held_out, _ = build.split(pipe.config.data, dataset.files)
     images.save(ImageOps.scale(_inpainted(pipe, real[held_out]), 4, Resampling.NEAREST), out / "inpainted.png")
     erased = "their lower or right half erased; filled in three times, without being told which digit it is"
     tell(f"3. held-out digits; {erased}: {out / 'inpainted.png'}")

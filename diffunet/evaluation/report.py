@@ -14,7 +14,7 @@ from PIL.Image import Image
 
 from diffunet import build
 from diffunet.config import Config
-from diffunet.data import augment, folder, index
+from diffunet.data import augment, folder
 from diffunet.errors import DataError, UsageError
 from diffunet.evaluation import bits_per_dimension
 from diffunet.evaluation.distances import frechet
@@ -167,7 +167,7 @@ class Reference(RealImages):
 
         Where training on this folder holds out none, they are any but those that the classifier learns from.
         """
-        held_out = index.split(self.dataset.files, self.config.data.held_out, index.HELD_OUT_MAX)[1]
+        held_out = build.split(self.config.data, self.dataset.files).held_out
         shuffled = np.random.Generator(np.random.Philox(key=[self.seed, 1])).permutation(held_out)
         some = (shuffled if len(held_out) else self.chosen[self.third :])[:num]
         return self.gather(some), self._labels_of(some), len(held_out) > 0

@@ -113,10 +113,10 @@ def train(
         run.begin()
 
         # The images, and what the averaged weights are judged by.
-        config, t, share = run.config, run.config.train, run.share
-        batches = Batches.of(config, run.dataset, run.training, denoiser.schedule, share, how)
-        few = np.linspace(0, len(run.held_out) - 1, min(VALIDATION_IMAGES, len(run.held_out))).astype(np.int64)
-        validation = batches.held_out(run.held_out[few]).to(how.device) if len(few) and run.is_main else None
+        config, t, share, held_out = run.config, run.config.train, run.share, run.split.held_out
+        batches = Batches.of(config, run.dataset, run.split.training, denoiser.schedule, share, how)
+        few = np.linspace(0, len(held_out) - 1, min(VALIDATION_IMAGES, len(held_out))).astype(np.int64)
+        validation = batches.held_out(held_out[few]).to(how.device) if len(few) and run.is_main else None
         judge = DenoisingLoss(build.denoiser(config, learner.state.ema.net), build.weighting(config), loss)
         pipeline = Pipeline(config, judge.denoiser, how, net)
         meters, last_loss = Meters(run.state.get("counters", {}), how, share.batch_size), math.nan

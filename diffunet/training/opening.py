@@ -13,10 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor
 
 from diffunet import build, compute, files, storage, variables
@@ -24,9 +22,10 @@ from diffunet.compute import Compute
 from diffunet.config import Config
 from diffunet.data import index
 from diffunet.data.dataset import Dataset
-from diffunet.data.folder import class_names, printable
+from diffunet.data.folder import class_names
+from diffunet.data.groups import Split
 from diffunet.diffusion.losses import Loss
-from diffunet.errors import DataError, UsageError
+from diffunet.errors import UsageError
 from diffunet.training import (
     checkpoint,
     defaults,
@@ -36,6 +35,7 @@ from diffunet.training import (
     processes,
     rate,
     recipe,
+    resuming,
     run_folder,
     saving,
     snapshots,
@@ -59,7 +59,7 @@ class Run:
 
     Args:
         folder, config: the run folder, and the resolved config, in which no option is left open (`defaults.resolve`).
-        dataset: the images; `training` and `held_out` are the indices int64 [N] of its two parts.
+        dataset, split: the images; which of them are trained on and which are held out.
         how, processes: how this process computes, and all processes; `is_main` says whether this one writes files.
         checkpoint: the folder of the checkpoint that the run goes on from, and its `state`; None for a new run.
         status, flag, limits: how far the run is, what is set to ask it to stop, and other reasons for which it stops.
@@ -73,8 +73,7 @@ class Run:
     folder: Path
     config: Config
     dataset: Dataset
-    training: NDArray[np.int64]
-    held_out: NDArray[np.int64]
+    split: Split
     how: Compute
     processes: Accelerator
     is_main: bool
@@ -181,7 +180,7 @@ class Run:
         content = {
             "step": step, "counters": meters.state(), "loss_scale": learner.scale.state(),
             "seconds": self.budget.elapsed, "expected_steps": self.expected, "cooldown": rate.fall(t, step),
-            "index_hash": self.dataset.index_hash, "config_hash": self.config.hash(),
+            "index_hash": self.dataset.index_hash, "split_hash": self.split.hash(), "config_hash": self.config.hash(),
             "environment": self.environment(),
         }  # fmt: skip
 
@@ -244,26 +243,27 @@ def opened(
 
         # The cache is built before process groups exist: a long build would run into their timeouts.
         dataset = build.dataset(config.data, data, progress=_reading() if main else None)
-        refuse_too_many_rejected(dataset, config.data.max_rejected, data)
-        training, held_out = index.split(dataset.files, config.data.held_out, index.HELD_OUT_MAX)
+        resuming.refuse_too_many_rejected(dataset, config.data.max_rejected, data)
+        split = build.split(config.data, dataset.files)
         previous = checkpoint.newest(folder, partial(rate.leads_on, config.train)) if resume else None
         state, thinned, expected = {}, False, 0
         names = class_names(dataset.files.paths) if config.data.classes and previous is None else ()
         if previous is not None:
             state = checkpoint.read_state(previous)
-            refuse_other_images(state, dataset, folder, data, accept_new_data)
+            resuming.refuse_other_images(state, dataset, folder, data, accept_new_data)
+            resuming.refuse_other_split(state, dataset, split, config.data.group, accept_new_data)
             kept = snapshots.only_where_kept(config, previous)
             before = storage.run_config(folder)
-            expected = _expected(state, before.train.minutes, config.train.minutes)
+            expected = resuming.expected_steps(state, before.train.minutes, config.train.minutes)
             config = defaults.spaced(kept, before, expected, net)
             thinned = config != kept
-            config = _with_environment(config, state["environment"])
+            config = resuming.with_environment(config, state["environment"])
             names = config.data.class_names if config.data.classes else ()
 
         how = compute.choose(processes.device(device), config.train.precision)
         how = how if previous is None else replace(how, why="as before")
         joined = stack.enter_context(processes.joined(config.train, how.device))
-        processes.refuse_different_images(dataset, joined)
+        processes.refuse_different_images(dataset, split, joined)
         stack.enter_context(torch.random.fork_rng([how.device] if how.device.type == "cuda" else []))
         threads = stack.enter_context(compute.use_threads(config.train.threads))
         stack.enter_context(how.kernels(config.train.deterministic))
@@ -277,7 +277,7 @@ def opened(
 
         def resolved(config: Config) -> Config:
             return defaults.resolve(
-                config, images=len(training), class_names=names, mean=dataset.mean, sigma_data=dataset.sigma_data,
+                config, images=len(split.training), class_names=names, mean=dataset.mean, sigma_data=dataset.sigma_data,
                 how=how, processes=joined.num_processes, free=free, net=net, expected=expected,
             )  # fmt: skip
 
@@ -302,11 +302,11 @@ def opened(
         status.config = config
 
         run = Run(
-            folder, config, dataset, training, held_out, how, joined, main, previous, state, status, flag, limits,
-            compile_is_open, thinned, budget, expected,
+            folder, config, dataset, split, how, joined, main, previous, state, status, flag, limits, compile_is_open,
+            thinned, budget, expected,
         )  # fmt: skip
         if previous is not None:
-            _log_differences(state["environment"], run.environment())
+            resuming.log_differences(state["environment"], run.environment())
             log.info("resuming %s at step %d", folder, run.first_step)
         elif resume:
             log.info("no checkpoint in %s yet: starting at step 0", folder)
@@ -319,16 +319,6 @@ def opened(
                 Record(folder, run.first_step, tensorboard=False).close()  # drops half a line of metrics.jsonl
                 failures.write_status(folder, "done", run.first_step, steps=run.steps, exit_code=0)
         yield run
-
-
-def _expected(state: Mapping[str, Any], before: float | None, minutes: float | None) -> int:
-    """Return about how many steps a run has that goes on with `minutes`, from what its checkpoint expects `before`."""
-    expected, share = int(state.get("expected_steps", 0)), 1.0
-    if minutes is not None and before is not None:
-        share = minutes / before
-    elif minutes is not None and state.get("seconds"):
-        expected, share = state["step"], 60 * minutes / state["seconds"]
-    return max(1, round(expected * share))
 
 
 def _with_net(config: Config, net: build.NetFactory, *, resumed: bool) -> Config:
@@ -369,58 +359,3 @@ def _reading() -> Callable[[int, int], None]:
             log.info("reading images: %d of %d", done, total)
 
     return progress
-
-
-def _with_environment(config: Config, environment: dict[str, Any]) -> Config:
-    """Take precision, threads and compile, which diffunet 0.1 left open, from the checkpoint's environment."""
-    noted: dict[str, Any] = {}
-    if config.train.precision == "auto" and environment.get("precision") in compute.PRECISIONS:
-        noted["precision"] = environment["precision"]
-    if config.train.threads is None and type(environment.get("threads")) is int:
-        noted["threads"] = max(1, environment["threads"])
-    if config.train.compile == "auto":
-        noted["compile"] = environment.get("compile", "off")
-    if config.train.kernels == "auto":
-        noted["kernels"] = "off" if environment.get("kernels", "off") == "off" else "on"
-    return config.changed("train", **noted)
-
-
-def _log_differences(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Warn that bits may differ from those of a run that was not stopped, where the environment has changed."""
-    shared = [name for name in now if name in before]  # diffunet 0.1 noted fewer of them
-    changes = [f"{name} was {before[name]}, is {now[name]}" for name in shared if before[name] != now[name]]
-    if changes:
-        log.warning("resuming sees the same images and noise, but bits may differ: %s", "; ".join(changes))
-
-
-def refuse_too_many_rejected(dataset: Dataset, most: float, data: Path) -> None:
-    """Log the files of the folder `data` that cannot be used; raise DataError if their share is above `most`."""
-    rejected = dataset.rejected
-    for file in rejected[:20]:
-        log.warning("skipped %s: %s", printable(file.path), file.reason)
-    if len(rejected) > 20:
-        log.warning("... and %d more files skipped (diffunet check lists them)", len(rejected) - 20)
-    total = len(rejected) + len(dataset.files)
-    if len(rejected) > most * total:
-        raise DataError(
-            f"{len(rejected)} of the {total} images in {data} cannot be used, such as {printable(rejected[0].path)} "
-            f"({rejected[0].reason}): mend or remove them (diffunet check lists them), or allow it by "
-            f"--data.max-rejected (now {most:g})"
-        )
-
-
-def refuse_other_images(state: dict[str, Any], dataset: Dataset, run: Path, data: Path, accept: bool) -> None:
-    """Raise DataError for images that are not those which the run began with, or, with `accept`, only warn."""
-    if state["index_hash"] == dataset.index_hash:
-        return
-    path = run / run_folder.IMAGES
-    try:
-        changes = "; ".join(index.changes(index.read_index(path), dataset.files)) or "in ways not on record"
-    except (OSError, ValueError):
-        changes = f"{path}, which lists them, cannot be read"
-    if not accept:
-        raise DataError(
-            f"the images in {data} are not those that this run began with ({changes}): put them back, or go on with "
-            "them as they are by --accept-new-data"
-        )
-    log.warning("going on with other images (%s): from here on, not as the run would have been", changes)

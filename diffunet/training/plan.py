@@ -10,7 +10,7 @@ from diffunet.training.opening import Run
 def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
     """Yield the lines: device, precision, images, model, memory, steps, and what to be careful about."""
     how, dataset, t, d, steps, share = run.how, run.dataset, run.config.train, run.config.data, run.expected, run.share
-    training, processes, size = len(run.training), share.processes, d.image_size
+    training, processes, size = len(run.split.training), share.processes, d.image_size
     if gpu_is_idle := compute.warning():
         yield gpu_is_idle
     many = f" x {processes} processes" if processes > 1 else ""
@@ -21,8 +21,14 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
         yield f"the net is {why if pays == (t.compile == 'on') else as_asked}"
     classes = f", {len(d.class_names)} classes" if d.class_names else ""
     bad = f", {len(dataset.rejected)} files skipped" if dataset.rejected else ""
-    held_out = f"{len(run.held_out)} held out"
+    held_out = f"{len(run.split.held_out)} held out"
     yield f"images: {training} to train on, {held_out}{classes}{bad}; {size}x{size}, {d.channels} channels"
+    if (groups := run.split.groups) is not None:
+        grouped = int((groups.places >= 0).sum())
+        yield (
+            f"groups: {grouped:,} of {len(groups.places):,} images are in {len(groups.names):,} groups; those of one "
+            "group are held out together"
+        )
     if run.config.diffusion.task == "inpaint":
         yield f"it learns to inpaint, with random masks ({d.masks}); a tenth are all hole, so that it generates too"
     small = dataset.files.smaller_than(size)

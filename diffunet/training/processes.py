@@ -16,6 +16,7 @@ from diffunet import compute
 from diffunet.compute import Compute
 from diffunet.config import TrainConfig
 from diffunet.data.dataset import Dataset
+from diffunet.data.groups import Split
 from diffunet.errors import DataError, Stopped, UsageError
 
 
@@ -61,11 +62,11 @@ def smallest(number: int, processes: Accelerator) -> int:
     return int(processes.gather(torch.tensor([number], device=processes.device)).min().item())
 
 
-def refuse_different_images(dataset: Dataset, processes: Accelerator) -> None:
+def refuse_different_images(dataset: Dataset, split: Split, processes: Accelerator) -> None:
     """Raise DataError on every process where processes see different images, as machines with a copy each may."""
-    mine = torch.tensor([int(dataset.index_hash[:15], 16)], device=processes.device)
-    if len(processes.gather(mine).unique()) > 1:
-        raise DataError("the processes see different images: give all of them the same folder, and leave it alone")
+    for what, mine in (("images", dataset.index_hash), ("groups of images", split.hash())):
+        if len(processes.gather(torch.tensor([int(mine[:15], 16)], device=processes.device)).unique()) > 1:
+            raise DataError(f"the processes see different {what}: give all of them the same, and leave it alone")
 
 
 @contextlib.contextmanager

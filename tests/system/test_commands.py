@@ -239,6 +239,7 @@ BAD = [
     (TRAIN_ + "--train.steps=1.5", ["--train.steps takes a whole number", "'1.5'"]),
     (TRAIN_ + "--steps abc", ["--steps takes a whole number", "'abc'"]),
     (TRAIN_ + "--train.learning-rate fast", ["--train.learning-rate takes a number", "'fast'"]),
+    (TRAIN_ + "--data.group 'emoji_u('", ["--data.group should be a regular expression", ".tsv or .csv", "'emoji_u('"]),
     (TRAIN_ + "--data.flip maybe", ["--data.flip takes True or False", "'maybe'"]),
     (SAMPLE + "--num 1e3", ["--num takes a whole number", "'1e3'"]),
     (SAMPLE + "--guidance much", ["--guidance takes a number", "'much'"]),

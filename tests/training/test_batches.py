@@ -2,8 +2,8 @@
 
 import threading
 import time
-from itertools import islice
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest

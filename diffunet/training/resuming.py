@@ -1,0 +1,97 @@
+"""What a run that goes on has in common with the one that stopped, and what may have changed meanwhile."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffunet import compute
+from diffunet.config import Config
+from diffunet.data import index
+from diffunet.data.dataset import Dataset
+from diffunet.data.folder import printable
+from diffunet.data.groups import Split
+from diffunet.errors import DataError
+from diffunet.training import run_folder
+
+log = logging.getLogger(__name__)
+
+
+def expected_steps(state: Mapping[str, Any], before: float | None, minutes: float | None) -> int:
+    """Return about how many steps a run has that goes on with `minutes`, from what its checkpoint expects `before`."""
+    expected, share = int(state.get("expected_steps", 0)), 1.0
+    if minutes is not None and before is not None:
+        share = minutes / before
+    elif minutes is not None and state.get("seconds"):
+        expected, share = state["step"], 60 * minutes / state["seconds"]
+    return max(1, round(expected * share))
+
+
+def with_environment(config: Config, environment: dict[str, Any]) -> Config:
+    """Take precision, threads and compile, which diffunet 0.1 left open, from the checkpoint's environment."""
+    noted: dict[str, Any] = {}
+    if config.train.precision == "auto" and environment.get("precision") in compute.PRECISIONS:
+        noted["precision"] = environment["precision"]
+    if config.train.threads is None and type(environment.get("threads")) is int:
+        noted["threads"] = max(1, environment["threads"])
+    if config.train.compile == "auto":
+        noted["compile"] = environment.get("compile", "off")
+    if config.train.kernels == "auto":
+        noted["kernels"] = "off" if environment.get("kernels", "off") == "off" else "on"
+    return config.changed("train", **noted)
+
+
+def log_differences(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Warn that bits may differ from those of a run that was not stopped, where the environment has changed."""
+    shared = [name for name in now if name in before]  # diffunet 0.1 noted fewer of them
+    changes = [f"{name} was {before[name]}, is {now[name]}" for name in shared if before[name] != now[name]]
+    if changes:
+        log.warning("resuming sees the same images and noise, but bits may differ: %s", "; ".join(changes))
+
+
+def refuse_too_many_rejected(dataset: Dataset, most: float, data: Path) -> None:
+    """Log the files of the folder `data` that cannot be used; raise DataError if their share is above `most`."""
+    rejected = dataset.rejected
+    for file in rejected[:20]:
+        log.warning("skipped %s: %s", printable(file.path), file.reason)
+    if len(rejected) > 20:
+        log.warning("... and %d more files skipped (diffunet check lists them)", len(rejected) - 20)
+    total = len(rejected) + len(dataset.files)
+    if len(rejected) > most * total:
+        raise DataError(
+            f"{len(rejected)} of the {total} images in {data} cannot be used, such as {printable(rejected[0].path)} "
+            f"({rejected[0].reason}): mend or remove them (diffunet check lists them), or allow it by "
+            f"--data.max-rejected (now {most:g})"
+        )
+
+
+def refuse_other_images(state: dict[str, Any], dataset: Dataset, run: Path, data: Path, accept: bool) -> None:
+    """Raise DataError for images that are not those which the run began with, or, with `accept`, only warn."""
+    if state["index_hash"] == dataset.index_hash:
+        return
+    path = run / run_folder.IMAGES
+    try:
+        changes = "; ".join(index.changes(index.read_index(path), dataset.files)) or "in ways not on record"
+    except (OSError, ValueError):
+        changes = f"{path}, which lists them, cannot be read"
+    if not accept:
+        raise DataError(
+            f"the images in {data} are not those that this run began with ({changes}): put them back, or go on with "
+            "them as they are by --accept-new-data"
+        )
+    log.warning("going on with other images (%s): from here on, not as the run would have been", changes)
+
+
+def refuse_other_split(state: dict[str, Any], dataset: Dataset, split: Split, rule: str | None, accept: bool) -> None:
+    """Raise DataError where of the same images others are held out than before, or, with `accept`, only warn.
+
+    Of other images the split is another one as a matter of course, and diffunet 0.1 did not note it.
+    """
+    if state["index_hash"] != dataset.index_hash or state.get("split_hash", split.hash()) == split.hash():
+        return
+    if not accept:
+        raise DataError(
+            f"the groups of images are not those that this run began with, so that others would be held out: put "
+            f"{rule} (data.group) back as it was, or go on with it as it is by --accept-new-data"
+        )
+    log.warning("going on with other groups of images: some that are held out now have been trained on")
