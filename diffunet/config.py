@@ -262,10 +262,10 @@ class TrainConfig(Section):
     """Of every draw."""
     log_every: Positive = 50
     """Steps between lines of metrics.jsonl."""
-    validate_every: Positive = 1000
-    """Steps between held-out losses."""
-    sample_every: Positive = 1000
-    """Steps between previews."""
+    validate_every: Positive | None = None
+    """Steps between held-out losses; by default a twentieth of the run or as 1% of the time allows, at most 1,000."""
+    sample_every: Positive | None = None
+    """Steps between previews; by default a twentieth of the run or as 1% of the time allows, at most 1,000."""
     previews: Annotated[int, Field(ge=0, le=1024)] = 36
     """Images of a preview."""
     checkpoint_every: Positive = 1000

@@ -150,11 +150,15 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: Path) 
 
 
 def write_model(
-    folder: Path, config: Config, weights: Mapping[str, Tensor], step: int, *, finished: bool = False
-) -> None:
+    folder: Path, config: Config, weights: Mapping[str, Tensor], step: int, *, run_step: int | None = None,
+    finished: bool = False,
+) -> None:  # fmt: skip
     """Write a model folder. The config is only written where it has changed, as that of a run does not.
 
-    `finished` notes that it is of a run whose learning rate has fallen to its end, see `is_finished`.
+    Args:
+        folder, config, weights, step: the folder, the model's config, its weights, and the step that they are from.
+        run_step: how far the run was that wrote it, if it had better weights than the last.
+        finished: note that it is of a run whose learning rate has fallen to its end, see `is_finished`.
 
     Raises:
         ResourceError: the disk does not take it; earlier files are whole.
@@ -165,6 +169,7 @@ def write_model(
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             files.write_atomic(path, text)
         about = {"step": str(step), "config": config.hash(), **({"finished": "yes"} if finished else {})}
+        about |= {} if run_step is None else {"run_step": str(run_step)}
         write_tensors(folder / WEIGHTS, weights, about)
     except OSError as error:
         raise ResourceError(
@@ -188,10 +193,10 @@ def size(count: int) -> str:
 
 
 def model_step(folder: Path) -> int | None:
-    """Return the step that the weights of a model folder are from, or None where there are none that can be read."""
+    """Return how far the run was that wrote a model folder, in steps, or None where it has no weights to be read."""
     try:
         metadata = read_header(folder / WEIGHTS)[1]
-        return int(metadata.get("step", -1)) if (folder / CONFIG).is_file() else None
+        return int(metadata.get("run_step", metadata.get("step", -1))) if (folder / CONFIG).is_file() else None
     except (CheckpointError, ValueError):
         return None
 

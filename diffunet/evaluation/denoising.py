@@ -32,6 +32,16 @@ class DenoisingError:
     errors: tuple[float, ...]
     num: int
 
+    def lines(self) -> list[str]:
+        """Describe the errors, for people."""
+        rows = [f"  {sigma:8.3f}  {error:8.4f}" for sigma, error in zip(self.sigmas, self.errors, strict=True)]
+        return [
+            f"loss: {self.loss:.4f}, the mean over noise levels of the logarithm of the error ({self.num} images); the "
+            "error is 1 for a denoiser that knows only how much pixels vary",
+            "     sigma     error",
+            *rows,
+        ]
+
     @property
     def loss(self) -> float:
         """The mean of the logarithms of `errors`, in nats: 0 for the linear denoiser, less is better."""

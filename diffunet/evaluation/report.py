@@ -17,6 +17,7 @@ from diffunet.config import Config
 from diffunet.data import augment, folder
 from diffunet.errors import DataError, UsageError
 from diffunet.evaluation import bits_per_dimension
+from diffunet.evaluation.denoising import DenoisingError, denoising_error
 from diffunet.evaluation.distances import frechet
 from diffunet.evaluation.features import Trained, train_classifier
 from diffunet.pictures import images
@@ -97,6 +98,33 @@ class RealImages:
             return None
         return self.dataset.labels(names or folder.class_names(list(paths)))
 
+    def unseen(self, num: int, seed: int) -> tuple[NDArray[np.int64], bool]:
+        """Return the numbers of at most `num` images that training held out, int64 [N], and True.
+
+        Where training on this folder holds out none, they are any images, and the second value is False.
+        """
+        held_out = build.split(self.config.data, self.dataset.files).held_out
+        some = held_out if len(held_out) else np.arange(len(self.dataset.files))
+        return np.random.Generator(np.random.Philox(key=[seed, 1])).permutation(some)[:num], len(held_out) > 0
+
+
+def denoising(
+    pipeline: Pipeline, data: Path, *, num: int = 256, seed: int = 0,
+    on_step: Callable[[str, int, int], None] | None = None,
+) -> tuple[DenoisingError, bool]:  # fmt: skip
+    """Return the denoising errors of a model on at most `num` images that training held out.
+
+    The second value is False where training on this folder holds out none, so that the model may know the images.
+    """
+    real, tell = RealImages(pipeline.config, data), on_step or (lambda what, done, of: None)
+    check_counts(num=num, seed=seed)
+    some, held_out = real.unseen(num, seed)
+    x0 = images.to_float(torch.from_numpy(real.gather(some))).to(pipeline.device)
+    named = pipeline.class_names and real.classes is not None
+    label = torch.from_numpy(real.classes[some]).to(pipeline.device) if named and real.classes is not None else None
+    with pipeline.working("with so many images at a time"):
+        return denoising_error(pipeline.denoiser, x0, label, seed=seed, on_step=partial(tell, "denoising")), held_out
+
 
 class Reference(RealImages):
     """The real images of a folder, and features to compare a model's samples with them by.
@@ -167,10 +195,10 @@ class Reference(RealImages):
 
         Where training on this folder holds out none, they are any but those that the classifier learns from.
         """
-        held_out = build.split(self.config.data, self.dataset.files).held_out
-        shuffled = np.random.Generator(np.random.Philox(key=[self.seed, 1])).permutation(held_out)
-        some = (shuffled if len(held_out) else self.chosen[self.third :])[:num]
-        return self.gather(some), self._labels_of(some), len(held_out) > 0
+        some, unseen = self.unseen(num, self.seed)
+        if not unseen:
+            some = self.chosen[self.third :][:num]
+        return self.gather(some), self._labels_of(some), unseen
 
 
 def evaluate(

@@ -10,12 +10,13 @@ from diffunet import build, compute
 from diffunet.compute import Compute
 from diffunet.config import Config
 from diffunet.errors import UsageError
+from diffunet.training import best
 from diffunet.training.ema import WIDTHS
 from diffunet.training.memory import training_bytes
 
 log = logging.getLogger(__name__)
 
-SMALL = 5000
+SMALL = best.SMALL
 """With fewer images a model learns them by heart, so that flips and dropout are switched on."""
 
 BATCH, LARGE_BATCH, CPU_BATCH = {64: 128, 128: 64}, 32, 32
@@ -33,6 +34,9 @@ WARMUP, LEAST_WARMUP, MOST_WARMUP, COOLDOWN = 0.03, 20, 500, 0.4
 
 CHECKPOINTING_ABOVE, FEW = 128, 4
 """Above this image size blocks are checkpointed if fewer than so many images would otherwise fit one pass."""
+
+LOOKING, MOST_UNSEEN = 0.01, 1000
+"""The share of the time that held-out losses may take, and as much previews, and the most steps between two of each."""
 
 STORED, WORTH_STORING, STORED_BYTES = 16, 100, 10**9
 """How often a run stores averages for `convert --ema` (measured: 32 times in float16 are no better between widths 0.03
@@ -64,7 +68,7 @@ def architecture(config: Config, device: torch.device) -> Config:
 def resolve(
     config: Config, *, images: int, class_names: tuple[str, ...], mean: tuple[float, ...], sigma_data: float,
     how: Compute, processes: int = 1, free: int | None = None, net: build.NetFactory = build.net,
-    expected: int | None = None,
+    expected: int | None = None, held_out: int = 0,
 ) -> Config:  # fmt: skip
     """Return `config` with everything chosen; raise UsageError if processes and passes do not divide the batch size.
 
@@ -77,6 +81,7 @@ def resolve(
         processes: the number of processes that divide a step.
         free: the bytes of memory that a process may take; those that `how` finds by default.
         expected: about how many steps there will be, where `config` leaves that open.
+        held_out: the number of images that are held out.
     """
     small, steps = images < SMALL, config.train.steps or expected or 1
     config = scheduled(architecture(config, how.device).changed("train", precision=how.precision), steps)
@@ -94,6 +99,7 @@ def resolve(
         config = config.changed("model", checkpointing=few)
     if isinstance(batch := config.train.batch_size, int):
         config = _filled(_passes(config, how, batch, processes, free, net), "train", learning_rate=rate_for(batch))
+    config = _looked_at(config, steps, held_out)
     if config.train.compile == "auto":
         compiled, _ = compute.pays_to_compile(how, steps, config.train.deterministic)
         config = config.changed("train", compile="on" if compiled else "off")
@@ -117,6 +123,17 @@ def cooled(config: Config, step: int) -> Config:
     first, end = config.train.cooldown_from, config.train.steps
     late = first is not None and end is not None and first < step < end
     return config.changed("train", cooldown_from=step) if late else config
+
+
+def _looked_at(config: Config, steps: int, held_out: int) -> Config:
+    """Return `config` of a run of so many steps with the steps between held-out losses, and between previews.
+
+    Each takes at most about `LOOKING` of the time: a forward pass costs a third of a step's share of an image.
+    """
+    batch = config.train.batch_size if isinstance(config.train.batch_size, int) else CPU_BATCH
+    images = {"validate_every": min(held_out, 256), "sample_every": config.train.previews * 15}
+    every = {name: max(steps // 20, round(number / (3 * batch * LOOKING)), 1) for name, number in images.items()}
+    return _filled(config, "train", **{name: min(number, MOST_UNSEEN) for name, number in every.items()})
 
 
 def _filled(config: Config, section: str, **values: Any) -> Config:

@@ -27,12 +27,17 @@ def write_status(run: Path, state: str, step: int | None, **values: Any) -> None
 
 @dataclass
 class Status:
-    """How far a run is: `step` optimizer steps are done, and the checkpoint of the step `saved` is on the disk."""
+    """How far a run is.
+
+    `step` optimizer steps are done, and the checkpoint of the step `saved` is on the disk. The model of a run that is
+    done is of the step `model_step`, if that is not the last.
+    """
 
     folder: Path
     config: Config
     step: int = 0
     saved: int = 0
+    model_step: int | None = None
 
 
 @contextlib.contextmanager

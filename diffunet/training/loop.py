@@ -168,11 +168,15 @@ def train(
                     run.save(learner, meters, wait=stopping or last or cooling)
                 # A process that is asked to stop may have half a minute left: these come after saving, and break off.
                 with contextlib.suppress(Cancelled):
-                    if validation is not None and (last or done % t.validate_every == 0):
+                    if validation is not None and (last or done % validate_every == 0):
                         with how.autocast():
                             value = validate(judge, validation, t.seed, learner.shape, share.images_per_pass, flag)
                         record.metrics(done, validation_loss=value)
-                    if t.previews and (last or done % t.sample_every == 0):
+                        if run.best is not None:
+                            run.best.note(value, done, run.config, learner.state.ema.net.state_dict())
+                        if last:
+                            run.choose_model(value)
+                    if t.previews and (last or done % sample_every == 0):
                         path = run.folder / "samples" / f"step-{done:08d}.png"
                         try:
                             preview(pipeline, t.previews, path, share.images_per_pass, flag)
@@ -198,7 +202,8 @@ def train(
                 break
         flag.settle()
         if record is not None:
-            failures.write_status(run.folder, "done", run.steps, steps=run.steps, exit_code=0)
+            model_step = status.model_step or done
+            failures.write_status(run.folder, "done", done, steps=done, model_step=model_step, exit_code=0)
             run.limits.done()
         run.processes.wait_for_everyone()
     return run.folder / "model"

@@ -27,6 +27,7 @@ from diffunet.data.groups import Split
 from diffunet.diffusion.losses import Loss
 from diffunet.errors import UsageError
 from diffunet.training import (
+    best,
     checkpoint,
     defaults,
     failures,
@@ -42,6 +43,7 @@ from diffunet.training import (
     stop,
 )
 from diffunet.training.batches import Share
+from diffunet.training.best import Best
 from diffunet.training.budget import Budget
 from diffunet.training.learner import Learner
 from diffunet.training.meters import Meters, Record
@@ -67,6 +69,7 @@ class Run:
         averages_are_thinned: whether averages are now stored less often than before, see `defaults.spaced`.
         budget: the time that the run has taken and may take.
         expected: the number of steps to expect where the end is still open, else that of the config.
+        best: the average of least held-out loss; None where the run has many images, or holds out none.
         writer: what writes checkpoints beside training, see saving.py.
     """
 
@@ -86,6 +89,7 @@ class Run:
     averages_are_thinned: bool
     budget: Budget
     expected: int
+    best: Best | None
     writer: saving.Writer = field(default_factory=saving.Writer)
 
     @property
@@ -181,7 +185,7 @@ class Run:
             "step": step, "counters": meters.state(), "loss_scale": learner.scale.state(),
             "seconds": self.budget.elapsed, "expected_steps": self.expected, "cooldown": rate.fall(t, step),
             "index_hash": self.dataset.index_hash, "split_hash": self.split.hash(), "config_hash": self.config.hash(),
-            "environment": self.environment(),
+            "environment": self.environment(), **(self.best.state() if self.best else {}),
         }  # fmt: skip
 
         def write(tensors: saving.Tensors) -> None:
@@ -198,6 +202,19 @@ class Run:
             write(tensors)
         else:
             self.writer.start(partial(write, copy))
+
+    def choose_model(self, loss: float) -> None:
+        """At the end of the run, whose last held-out loss is `loss`, let RUN/model be the better average."""
+        best, done = self.best, self.status.step
+        if best is None or not best.is_better_than(loss):
+            return
+        folder, finished = self.folder / "model", bool(self.config.train.cooldown)
+        storage.write_model(folder, self.config, best.weights(), best.step, run_step=done, finished=finished)
+        self.status.model_step = best.step
+        log.info(
+            "the held-out loss has risen from %.4f to %.4f: the model is that of step %d, and the last one %s",
+            best.loss, loss, best.step, checkpoint.folder_of(self.folder, done),
+        )  # fmt: skip
 
     def write_model(self, weights: Mapping[str, Tensor], step: int) -> None:
         """Write RUN/model, unless it is of a run that ended and is now made longer, and this one has not ended yet."""
@@ -279,6 +296,7 @@ def opened(
             return defaults.resolve(
                 config, images=len(split.training), class_names=names, mean=dataset.mean, sigma_data=dataset.sigma_data,
                 how=how, processes=joined.num_processes, free=free, net=net, expected=expected,
+                held_out=len(split.held_out),
             )  # fmt: skip
 
         if config.train.steps is None and previous is None:
@@ -304,6 +322,7 @@ def opened(
         run = Run(
             folder, config, dataset, split, how, joined, main, previous, state, status, flag, limits, compile_is_open,
             thinned, budget, expected,
+            Best.of(folder, state) if len(split.held_out) > 0 and len(split.training) < best.SMALL else None,
         )  # fmt: skip
         if previous is not None:
             resuming.log_differences(state["environment"], run.environment())

@@ -77,8 +77,9 @@ def trained(options: Options) -> dict[str, float]:
     long = nets.resolved("default", 32, how, batch_size=32)
     stored = defaults.stored_every(long, long.train.steps or 0)
     every = {
-        "metrics, lines": chosen.log_every, "checkpoints": chosen.checkpoint_every, "previews": chosen.sample_every,
-        "held-out loss": chosen.validate_every, "stored averages": stored or float("inf"),
+        "metrics, lines": chosen.log_every, "checkpoints": chosen.checkpoint_every,
+        "previews": long.train.sample_every or 0, "held-out loss": long.train.validate_every or 0,
+        "stored averages": stored or float("inf"),
     }  # fmt: skip
     clock = Clock(how)
     with clock:

@@ -1,0 +1,58 @@
+"""The average of least held-out loss, for a run of few images, which sooner or later learns them by heart.
+
+Up to then the held-out loss falls, and after it the samples become copies (Bonnaire et al. 2025, "Why Diffusion Models
+Don't Memorize"). RUN/best is a model folder with that average.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diffunet import storage
+from diffunet.config import Config
+
+SMALL = 5000
+"""A run with fewer images to train on keeps the average of least held-out loss."""
+
+RISEN = 1.02
+"""How many times the least held-out loss the last one has to be for the model to be the average of the least."""
+
+FOLDER = "best"
+
+
+@dataclass
+class Best:
+    """The least held-out loss of a run, and the step after which it was measured; at first infinity, after step 0."""
+
+    run: Path
+    loss: float = math.inf
+    step: int = 0
+
+    @classmethod
+    def of(cls, run: Path, state: Mapping[str, Any]) -> "Best":
+        """Return what the checkpoint that a run goes on from knows, whose plain values are `state`."""
+        step, loss = state.get("best", (0, math.inf))
+        there = step and storage.model_step(run / FOLDER) == step
+        return cls(run, loss, step) if there else cls(run)
+
+    def state(self) -> dict[str, Any]:
+        """Return the values for a checkpoint."""
+        return {"best": (self.step, self.loss)} if self.step else {}
+
+    def note(self, loss: float, step: int, config: Config, weights: Mapping[str, Tensor]) -> None:
+        """Keep the averaged weights after a step if their held-out loss is the least."""
+        if loss < self.loss:
+            storage.write_model(self.run / FOLDER, config, weights, step)
+            self.loss, self.step = loss, step
+
+    def is_better_than(self, loss: float) -> bool:
+        """Return whether the loss has risen so far above the least one that the average of that is to be preferred."""
+        return loss > RISEN * self.loss
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the averaged weights of least loss; raise CheckpointError if the file is damaged or gone."""
+        return storage.read_tensors(self.run / FOLDER / storage.WEIGHTS)[0]
