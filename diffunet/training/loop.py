@@ -114,6 +114,9 @@ def train(
 
         # The images, and what the averaged weights are judged by.
         config, t, share, held_out = run.config, run.config.train, run.share, run.split.held_out
+        validate_every, sample_every = t.validate_every, t.sample_every
+        assert validate_every, "the config is resolved"
+        assert sample_every, "the config is resolved"
         batches = Batches.of(config, run.dataset, run.split.training, denoiser.schedule, share, how)
         few = np.linspace(0, len(held_out) - 1, min(VALIDATION_IMAGES, len(held_out))).astype(np.int64)
         validation = batches.held_out(held_out[few]).to(how.device) if len(few) and run.is_main else None
