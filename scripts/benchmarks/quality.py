@@ -44,8 +44,8 @@ from diffunet.pictures.images import Pixels
 NAME = "quality"
 
 COLUMNS = (
-    "distance", "real to real", "precision", "recall", "copies 1%", "copies 5%", "parameters", "steps", "images seen", "training s", "calls",
-    "samples", "s for 100",
+    "distance", "real to real", "precision", "recall", "copies 1%", "copies 5%", "parameters", "steps", "images seen",
+    "training s", "calls", "samples", "s for 100",
 )  # fmt: skip
 """What the table says of a way beside the excess."""
 
@@ -103,8 +103,8 @@ def measures(options: Options) -> list[Measure]:
         "EDM, bare": partial(contest.made, "edm", 0),
         "training images": partial(contest.made, "real", 0),
     }
-    name = f"excess after {wish.minutes:g} minutes at {wish.size} pixels"
-    return [Measure(name, "", ways, least=wish.seeds, most=wish.seeds)]
+    name = f"after {wish.minutes:g} minutes at {wish.size} pixels"
+    return [Measure(name, "excess", ways, least=wish.seeds, most=wish.seeds)]
 
 
 @dataclass

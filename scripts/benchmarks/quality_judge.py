@@ -60,7 +60,7 @@ def split(data: Path, work: Path) -> tuple[Path, Path]:
     held = min(HELD_OUT, len(paths) // 3)
     classes: dict[str, str | None] = {}
     for place, n in enumerate(order):
-        name = f"{n:07}"
+        name = f"{place:07}"  # which says nothing of its class
         source = (data / folder.native(paths[n])).resolve()
         target = parts[place < held] / f"{name}{source.suffix.lower()}"
         try:
