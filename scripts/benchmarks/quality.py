@@ -49,7 +49,7 @@ COLUMNS = (
 )  # fmt: skip
 """What the table says of a way beside the excess."""
 
-CLASSIFIER_STEPS = 2000
+CLASSIFIER_STEPS = 1000
 """Of the judge."""
 
 PATIENCE = 2.0
