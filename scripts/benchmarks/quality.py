@@ -23,6 +23,7 @@ With several seeds the table has the median excess, and the means of all else.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -182,7 +183,7 @@ class Contest:
         return answer | seconds
 
     def train(self, run: Path, seed: int) -> float:
-        """Train by the command of diffunet, and return the seconds that it took.
+        """Train by the command of diffunet, which has to read the images anew, and return the seconds that it took.
 
         Raises:
             RuntimeError: it failed.
@@ -192,8 +193,9 @@ class Contest:
         words += ["--seed", seed] if seed else []
         words += ["--device", self.options.device] if self.options.device else []
         command = [sys.executable, "-m", "diffunet", *map(str, words)]
+        variables = os.environ | {"DIFFUNET_CACHE": str(run.parent / "cache")}
         began = time.perf_counter()
-        ended = subprocess.run(command, capture_output=True, text=True)
+        ended = subprocess.run(command, capture_output=True, text=True, env=variables)
         if ended.returncode not in (0, STOPPED):
             said = (ended.stderr.strip().splitlines() or ["silent"])[-1]
             raise RuntimeError(f"exit code {ended.returncode}: {said}")

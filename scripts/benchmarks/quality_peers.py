@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import children
+from diffunet import compute
 from diffunet.pictures import images
 from diffunet.pictures.images import Pixels
 
@@ -53,8 +54,7 @@ class Task:
         self.size, self.parameters, self.seed = int(told["size"]), int(told["parameters"]), int(told["seed"])
         self.samples, self.patience = int(told["samples"]), float(told["patience"])
         self.tiny, self.run = bool(told["tiny"]), Path(told["run"])
-        name = told["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.device = torch.device(name)
+        self.device = compute.choose(told["device"] or None).device
         self.began, self.length = psutil.Process().create_time(), 60 * float(told["minutes"])
 
     def passed(self) -> float:
@@ -273,6 +273,7 @@ def edm(task: Task) -> dict[str, Any]:
     drops features out where there are fewer than 5,000 of them.
     """
     torch.manual_seed(task.seed)
+    torch.set_float32_matmul_precision("high")
     paths = Files(task.training, task.size, flip=False)
     data = torch.stack([paths[n].mul(127.5).add(127.5).round().byte() for n in range(len(paths))]).to(task.device)
     few, batch = len(data) < 5000, 32 if task.device.type == "cpu" else 128
