@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import benchmark  # noqa: E402
-from benchmarks import quality_judge, report  # noqa: E402
+from benchmarks import quality_judge, quality_peers, report  # noqa: E402
 
 from diffunet.data import builtin  # noqa: E402
 from diffunet.errors import DataError  # noqa: E402
@@ -103,6 +105,50 @@ def test_the_judge_tells_real_images_from_noise_and_from_copies(tmp_path):
     assert noise["copies 5%"] == 0.0
     assert abs(copies["excess"]) < 0.1 * noise["excess"]
     assert copies["precision"] > 0.8 > noise["precision"]
+
+
+# The peers
+
+
+def task(tmp_path, **told):
+    """A task, begun by this process."""
+    usual = {"training": "", "work": str(tmp_path), "size": 16, "parameters": 300_000, "seed": 0, "samples": 50}
+    usual |= {"patience": 0.0, "tiny": True, "run": "", "device": "cpu", "minutes": 1.0}
+    (tmp_path / "task.json").write_text(json.dumps(usual | told))
+    return quality_peers.Task(str(tmp_path / "task.json"))
+
+
+def test_the_width_is_that_of_the_nearest_number_of_parameters(tmp_path):
+    made = task(tmp_path, parameters=1000)
+    assert made.width(lambda width: nn.Linear(width, 1, bias=False)) == 1000
+    assert made.width(lambda width: nn.Linear(width, width, bias=False)) == 32  # 1,024, where 24 has 576
+
+
+def test_a_slow_way_makes_fewer_samples(tmp_path):
+    def draw(num):
+        return np.zeros((num, 4, 4, 3), np.uint8)
+
+    slow = task(tmp_path).sampled({"long": (draw, 1000), "short": (draw, 10)})
+    assert [way["samples"] for way in slow.values()] == [20, 50]
+    patient = task(tmp_path, patience=60.0).sampled({"long": (draw, 1000)})["long"]
+    assert patient["samples"] == len(np.load(patient["file"])["samples"]) == 50
+
+
+def test_pixels_are_scaled_to_bytes():
+    x = torch.tensor([-0.5, 0.0, 0.5, 1.0, 2.0]).reshape(1, 1, 1, 5).expand(1, 3, 1, 5)
+    assert quality_peers.pixels(x)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("size", [8, 16, 32, 64, 128])
+def test_the_nets_of_diffusers_take_images_of_every_size(size):
+    pytest.importorskip("diffusers")
+    x, t = torch.randn(1, 3, size, size), torch.tensor([5.0])
+    for net in (quality_peers.readme_net(size, 8), quality_peers.edm_net(size, 8, 0.0)):
+        assert net(x, t).sample.shape == x.shape
+    whole = quality_peers.readme_net(size, 32).config
+    assert whole.block_out_channels[-3:] == (64, 128, 128)
+    assert whole.down_block_types[-2:] == ("AttnDownBlock2D", "DownBlock2D")
 
 
 # The command

@@ -255,12 +255,13 @@ def edm_net(size: int, width: int, dropout: float) -> Any:
     """Return UNet2DModel about as EDM has it: levels of 1, 2, 2 times the width, attention at 16 pixels and below."""
     from diffusers import UNet2DModel
 
-    times = {16: (1, 2, 2), 32: (1, 2, 2, 2), 64: (1, 2, 3, 4)}.get(size, (1, 1, 2, 3, 4))
+    layouts = {16: (1, 2, 2), 32: (1, 2, 2, 2), 64: (1, 2, 3, 4)}
+    times = next((layout for most, layout in layouts.items() if size <= most), (1, 1, 2, 3, 4))
     down = ["AttnDownBlock2D" if size // 2**level <= 16 and level else "DownBlock2D" for level in range(len(times))]
     return UNet2DModel(
         sample_size=size, in_channels=3, out_channels=3, layers_per_block=2, dropout=dropout,
         block_out_channels=tuple(width * factor for factor in times), down_block_types=tuple(down),
-        up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)), attention_head_dim=32,
+        up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)), attention_head_dim=None,
         norm_num_groups=8, resnet_time_scale_shift="scale_shift",
     )  # fmt: skip
 
