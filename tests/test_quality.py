@@ -121,7 +121,7 @@ def task(tmp_path, **told):
 def test_the_width_is_that_of_the_nearest_number_of_parameters(tmp_path):
     made = task(tmp_path, parameters=1000)
     assert made.width(lambda width: nn.Linear(width, 1, bias=False)) == 1000
-    assert made.width(lambda width: nn.Linear(width, width, bias=False)) == 32  # 1,024, where 24 has 576
+    assert made.width(lambda width: nn.Linear(width, width, bias=False)) == 32  # 1,024, where 28 has 784
 
 
 def test_a_slow_way_makes_fewer_samples(tmp_path):
@@ -144,7 +144,7 @@ def test_pixels_are_scaled_to_bytes():
 def test_the_nets_of_diffusers_take_images_of_every_size(size):
     pytest.importorskip("diffusers")
     x, t = torch.randn(1, 3, size, size), torch.tensor([5.0])
-    for net in (quality_peers.readme_net(size, 8), quality_peers.edm_net(size, 8, 0.0)):
+    for net in (quality_peers.readme_net(size, 12), quality_peers.edm_net(size, 12, 0.0)):
         assert net(x, t).sample.shape == x.shape
     whole = quality_peers.readme_net(size, 32).config
     assert whole.block_out_channels[-3:] == (64, 128, 128)

@@ -4,7 +4,8 @@ The same folder of images, the same hardware and threads, the same minutes, abou
 makes the better pictures? A part of the images is kept back (`quality_judge.split`), all ways train on the others.
 Ways, see quality_peers.py, each in a process of its own whose time counts from its start:
 
-- diffunet: `python -m diffunet train TRAINING --out RUN --minutes M --image-size N`;
+- diffunet: `python -m diffunet train TRAINING --out RUN --minutes M --image-size N`. It is the first, and the others
+  get the parameters that it chose and, where its whole process took longer than M, as long as that took;
 - lucidrains: Trainer of denoising-diffusion-pytorch as its README uses it;
 - diffusers: its train_unconditional.py, rebuilt on its published classes, sampled by DPM-Solver++ and by DDPM;
 - EDM, bare: some sixty lines from the paper, on diffusers' UNet2DModel. It is the rival to beat, for it knows what is
@@ -118,6 +119,7 @@ class Contest:
     answers: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     failures: dict[tuple[str, int], Exception] = field(default_factory=dict)
     parameters: int | None = None
+    lasted: dict[int, float] = field(default_factory=dict)
 
     def made(self, package: str, number: int) -> tuple[Lap, Row]:
         """Return a lap that trains by a package with the next seed, and judges what its sampler of a number made."""
@@ -167,10 +169,11 @@ class Contest:
         seconds: dict[str, Any] = {}
         run = work / "run"
         if package == "diffunet":
-            seconds["training s"] = self.train(run, seed)
+            seconds["training s"] = self.lasted[seed] = self.train(run, seed)
+        minutes = max(self.wish.minutes, self.lasted.get(seed, 0.0) / 60)
         task = {
             "training": str(self.options.work / "training"), "work": str(work), "size": self.wish.size, "seed": seed,
-            "parameters": self.parameters or self.usual, "minutes": self.wish.minutes, "samples": self.wish.samples,
+            "parameters": self.parameters or self.usual, "minutes": minutes, "samples": self.wish.samples,
             "patience": PATIENCE * 60 * self.wish.minutes, "device": self.options.device or "",
             "tiny": self.options.tiny, "run": str(run),
         }  # fmt: skip

@@ -61,7 +61,7 @@ class Task:
         """Return the share of the minutes that has passed since the process began."""
         return (time.time() - self.began) / self.length
 
-    def width(self, net: Callable[[int], nn.Module], step: int = 8) -> int:
+    def width(self, net: Callable[[int], nn.Module], step: int = 4) -> int:
         """Return the width, a multiple of `step`, with which a net has about as many parameters as diffunet's."""
 
         def off(width: int) -> float:
@@ -141,7 +141,7 @@ def lucidrains(task: Task) -> dict[str, Any]:
     torch.manual_seed(task.seed)
     gpu, steps = task.device.type == "cuda", task.chain(250)
     made = partial(Unet, dim_mults=(1, 2, 4, 8), flash_attn=gpu)
-    net = made(task.width(made, 4))
+    net = made(task.width(made))
     diffusion = GaussianDiffusion(net, image_size=task.size, timesteps=1000, sampling_timesteps=steps)
     trainer = Trainer(
         diffusion, str(task.training), train_batch_size=32, train_lr=8e-5, train_num_steps=700_000,
@@ -262,7 +262,7 @@ def edm_net(size: int, width: int, dropout: float) -> Any:
         sample_size=size, in_channels=3, out_channels=3, layers_per_block=2, dropout=dropout,
         block_out_channels=tuple(width * factor for factor in times), down_block_types=tuple(down),
         up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)), attention_head_dim=None,
-        norm_num_groups=8, resnet_time_scale_shift="scale_shift",
+        norm_num_groups=math.gcd(width, 8), resnet_time_scale_shift="scale_shift",
     )  # fmt: skip
 
 
