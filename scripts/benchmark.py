@@ -3,11 +3,15 @@
     python scripts/benchmark.py --out speed                       # all of it: about an hour on a CPU
     python scripts/benchmark.py step forward --seconds 60 --out speed
     python scripts/benchmark.py --tiny --device cpu --out speed   # in minutes: does it work?
+    python scripts/benchmark.py quality --data photos --minutes 30 --out quality   # whose pictures are better?
 
 The sub-benchmarks are step, forward, busy, sample, overheads, memory, processes, first-step, start and growth; each is
 a module of scripts/benchmarks that says what it measures and how. Each runs in a process of its own, all with the same
 number of threads and GOMP_SPINCOUNT=1000, as the commands of diffunet have it. Ways that are compared are taken in
 turns (A B A B ...). Others are their own packages (`pip install -e .[bench]`); where one is missing, its rows say so.
+
+`quality` is run by itself, and only when it is named. It trains diffunet and others for the same MINUTES each, and has
+options of its own; its files are called quality, and there are sheets of samples beside them.
 
 In OUT are then speed.json (the machine, versions, the command, how busy the machine was before each part, all rows),
 speed.md (a table) and, where matplotlib is installed, speed.png. OUT/NAME.jsonl are the rows of a part while it runs.
@@ -31,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from benchmarks import NAMES, report
+from benchmarks import NAMES, QUALITY, report
 from gpu import end
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -46,6 +50,9 @@ QUIET = 0.1
 
 LONGEST = 3 * 3600.0
 """Seconds after which a sub-benchmark is taken to hang."""
+
+TRAININGS = 20
+"""The time of `quality` for each seed, as so many times its minutes: four trainings, and sampling by six ways."""
 
 
 def environment(work: Path) -> dict[str, str]:
@@ -79,13 +86,18 @@ def part(name: str, options: argparse.Namespace, work: Path, variables: dict[str
     path, folder = options.out / f"{name}.jsonl", work / name
     folder.mkdir()
     given = {"device": options.device, "tiny": options.tiny, "seconds": options.seconds, "files": options.files}
+    longest = LONGEST
+    if name == QUALITY:
+        wish = {one: getattr(options, one) for one in ("minutes", "image_size", "samples", "seeds", "limit")}
+        given["quality"] = wish | {"data": options.data and str(options.data), "out": str(options.out)}
+        longest += options.seeds * 60 * options.minutes * TRAININGS
     command = [sys.executable, "-m", "benchmarks", name, str(path), json.dumps(given | {"work": str(folder)})]
     before = busy()
     process = subprocess.Popen(command, env=variables, start_new_session=True)
     try:
-        ended = f"exit code {process.wait(LONGEST)}"
+        ended = f"exit code {process.wait(longest)}"
     except subprocess.TimeoutExpired:
-        ended = f"killed after {LONGEST:.0f} s"
+        ended = f"killed after {longest:.0f} s"
     finally:
         end(process)
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
@@ -103,14 +115,48 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; the best there is by default")
     parser.add_argument("--seconds", type=float, default=180.0, help="for the rounds of each NAME (%(default)g)")
     parser.add_argument("--files", type=int, default=100_000, help="growth: of the largest folder (%(default)s)")
+    quality = parser.add_argument_group("quality")
+    own = (
+        quality.add_argument(
+            "--data", type=Path, help="a folder of images, 150 or more; scikit-learn's digits if not given"
+        ),
+        quality.add_argument("--minutes", type=positive, help="of each training (10; with --tiny 0.1)"),
+        quality.add_argument("--image-size", type=int, help="in pixels, a multiple of 8 (32; of the digits 16)"),
+        quality.add_argument("--samples", type=int, help="of each way (500; with --tiny 40)"),
+        quality.add_argument("--seeds", type=int, help="trainings of each (1)"),
+        quality.add_argument("--limit", help=argparse.SUPPRESS),
+    )
     options = parser.parse_args(given)
-    if unknown := set(options.names) - set(NAMES):
-        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    options.names = [name for name in NAMES if name in options.names] or list(NAMES)
+    if unknown := set(options.names) - {*NAMES, QUALITY}:
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(NAMES)} and {QUALITY}")
+    options.stem = QUALITY if QUALITY in options.names else "speed"
+    if QUALITY in options.names:
+        if set(options.names) != {QUALITY}:
+            parser.error(f"{QUALITY} is run by itself: it takes all cores for as long as it is told")
+        usual = {"minutes": 0.1 if options.tiny else 10.0, "samples": 40 if options.tiny else 500, "seeds": 1}
+        for name, value in (usual | {"limit": "--minutes {minutes}"}).items():
+            if getattr(options, name) is None:
+                setattr(options, name, value)
+        if options.samples < 20 or options.seeds < 1:
+            parser.error("--samples is at least 20, --seeds at least 1")
+        if options.image_size is not None and (options.image_size < 8 or options.image_size % 8):
+            parser.error(f"--image-size is a multiple of 8, not {options.image_size}")
+        options.data = options.data and options.data.resolve()
+    elif given_ones := [one.option_strings[0] for one in own if getattr(options, one.dest) is not None]:
+        parser.error(f"{', '.join(given_ones)}: only for {QUALITY}")
+    options.names = [name for name in (*NAMES, QUALITY) if name in options.names] or list(NAMES)
     options.out = options.out.resolve()
-    if (options.out / "speed.json").exists():
-        parser.error(f"--out {options.out} has a speed.json; name another folder")
+    if (options.out / f"{options.stem}.json").exists():
+        parser.error(f"--out {options.out} has a {options.stem}.json; name another folder")
     return options
+
+
+def positive(text: str) -> float:
+    """Return a number above zero."""
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise ValueError(f"not above 0: {text}")
+    return value
 
 
 def main() -> int:
@@ -135,13 +181,13 @@ def main() -> int:
             found["parts"][name] = part(name, options, work, variables)
             if (before := found["parts"][name]["busy_before"]) > QUIET:
                 print(f"NOT QUIET: {before} cores were busy with other things before {name}", flush=True)
-            (options.out / "speed.json").write_text(json.dumps(found, indent=1))
-            (options.out / "speed.md").write_text("\n".join(report.lines(found)) + "\n")
+            (options.out / f"{options.stem}.json").write_text(json.dumps(found, indent=1))
+            (options.out / f"{options.stem}.md").write_text("\n".join(report.lines(found)) + "\n")
     print("\n".join(report.lines(found)))
     if importlib.util.find_spec("matplotlib") is None:
-        print("no speed.png: matplotlib is not installed (pip install -e .[bench])")
+        print(f"no {options.stem}.png: matplotlib is not installed (pip install -e .[bench])")
     else:
-        report.draw(found, options.out / "speed.png")
+        report.draw(found, options.out / f"{options.stem}.png")
     return 1 if any(list(report.problems(each)) for each in found["parts"].values()) else 0
 
 

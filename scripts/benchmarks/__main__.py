@@ -28,7 +28,8 @@ def main() -> None:
             file.flush()
 
         measures = module.measures(options)
-        write({"about": module.__doc__, "planned": [[one.name, way] for one in measures for way in one.ways]})
+        planned = [[one.name, way] for one in measures for way in one.ways]
+        write({"about": module.__doc__, "planned": planned, "columns": list(getattr(module, "COLUMNS", ()))})
         for one in measures:
             for row in one.rows(options.seconds / len(measures), options.tiny):
                 write(row)

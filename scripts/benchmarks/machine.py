@@ -9,7 +9,10 @@ from typing import Any
 
 from benchmarks import children
 
-PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "safetensors", "pillow", "numpy", "matplotlib")
+PACKAGES = (
+    "torch", "torchvision", "diffusers", "denoising-diffusion-pytorch", "accelerate", "safetensors", "pillow", "numpy",
+    "matplotlib",
+)  # fmt: skip
 """Packages whose versions matter; a missing one is None."""
 
 FLAGS = {

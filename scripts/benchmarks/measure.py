@@ -39,6 +39,7 @@ class Options:
             a measure has are taken however long they last.
         files: the files of the largest folder in `growth`.
         work: a folder for files, removed afterwards.
+        quality: what `quality.Wish` is told; only that sub-benchmark looks at it.
     """
 
     device: str | None
@@ -46,6 +47,7 @@ class Options:
     seconds: float
     files: int
     work: Path
+    quality: Mapping[str, Any] = field(default_factory=dict)
 
     def folder(self, name: str) -> Path:
         """Return a new folder in `work`."""

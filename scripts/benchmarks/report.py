@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,11 @@ def lines(found: Found) -> list[str]:
         text += [f"## {name}", "", *about[:1], ""]
         text += ["| measure | way | median (from to) | ratio (from to) | wanted |", "|---" * 5 + "|"]
         text += [table_line(row) for row in part["rows"]] + [""]
-        text += [f"- {row['measure']} | {row['way']}: {said}" for row in part["rows"] if (said := rest(row))]
+        columns = part.get("columns", [])
+        if columns:
+            text += [f"| way | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+            text += [f"| {row['way']} | {' | '.join(cells(row, columns))} |" for row in part["rows"]] + [""]
+        text += [f"- {row['measure']} | {row['way']}: {said}" for row in part["rows"] if (said := rest(row, columns))]
         text += [f"- PROBLEM: {problem}" for problem in problems(part)] + [""]
     return text
 
@@ -76,10 +80,16 @@ def wanted(row: Found) -> str:
     return f"{text}: {'yes' if goal.get('least', value) <= value <= goal.get('most', value) else 'NO'}"
 
 
-def rest(row: Found) -> str:
-    """Return what else a row says."""
+def cells(row: Found, columns: Collection[str]) -> list[str]:
+    """Return what a row says under columns; nothing where it says nothing."""
+    return [shown(row[name]) if name in row else "" for name in columns]
+
+
+def rest(row: Found, columns: Collection[str] = ()) -> str:
+    """Return what else a row says, that is not under columns."""
     parts = [row[name] for name in ("failed", "missing") if name in row]
-    return "; ".join([*parts, *(f"{name} {shown(value)}" for name, value in row.items() if name not in KNOWN)])
+    others = {name: value for name, value in row.items() if name not in KNOWN and name not in columns}
+    return "; ".join([*parts, *(f"{name} {shown(value)}" for name, value in others.items())])
 
 
 def shown(value: Any) -> str:
