@@ -31,6 +31,9 @@ Beta = Annotated[float, Field(gt=0, lt=1)]
 BOTH_NETS = ("net", "channels", "multipliers", "attention_resolutions", "dropout", "custom")
 """Options of `ModelConfig` that net unet2015 has or ignores; every other one belongs to the UNet alone."""
 
+ABSENT: dict[str, Any] = {"attention_levels": (), "checkpointing": False, "num_blocks": 2, "middle_attention": True}
+"""What a resolved config of net unet2015 may state of options that it does not have."""
+
 PRESETS = Path(__file__).parent / "presets"
 
 VERSION = 1
@@ -61,8 +64,8 @@ class ModelConfig(Section):
     """Sizes of feature maps that get self-attention, or the nearest there are."""
     attention_levels: tuple[Annotated[int, Field(ge=0, le=9)], ...] | None = None
     """The same by level, 0 is full size; from the resolutions and the image size."""
-    middle_attention: bool = True
-    """Self-attention between the two blocks of the middle, too."""
+    middle_attention: bool | None = None
+    """Self-attention between the two blocks of the middle, too; chosen by minutes and device, else there is."""
     head_channels: Annotated[int, Field(ge=1, le=4096)] = 64
     """Channels of an attention head."""
     num_heads: Annotated[int, Field(ge=1, le=1024)] | None = None
@@ -92,13 +95,8 @@ class ModelConfig(Section):
             if self.multipliers is not None and self.multipliers != tuple(2**i for i in range(len(self.multipliers))):
                 raise ValueError("net unet2015 doubles its channels at each level: multipliers are 1 2 4 and so on")
             for name, value in self:
-                # A resolved config may state that there are no attention levels and no checkpointing: it is so. Those
-                # of diffunet 0.1 have 2 blocks.
-                absent = (name in ("attention_levels", "checkpointing") and not value) or (name, value) == (
-                    "num_blocks",
-                    2,
-                )
-                if name not in BOTH_NETS and not absent and value != ModelConfig.model_fields[name].default:
+                unset = ABSENT.get(name, ModelConfig.model_fields[name].default)
+                if name not in BOTH_NETS and value not in (None, unset):
                     raise ValueError(f"net unet2015 has no {name.replace('_', '-')}")
         return self
 
@@ -156,9 +154,7 @@ class DiffusionConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> DiffusionConfig:
         if self.schedule.startswith("flow") and self.target == "epsilon":
-            raise ValueError(
-                "target epsilon cannot be learned on a flow schedule, which starts from pure noise; take flow, v or x0"
-            )
+            raise ValueError("target epsilon cannot be learned of pure noise, where flow begins; take flow, v or x0")
         if self.zero_snr and self.target == "epsilon":
             raise ValueError("zero-snr starts from pure noise, of which target epsilon cannot be learned; take v or x0")
         if self.beta_range is not None and self.schedule not in ("linear", "scaled-linear"):

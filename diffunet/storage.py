@@ -5,7 +5,7 @@ A model folder is `config.json` and `model.safetensors`, and is all that samplin
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from diffunet.errors import CheckpointError, Error, ResourceError, UsageError
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 """The files of a model folder."""
 
+WEAKER = "weaker.safetensors"
+"""A file that a model folder may have: the average after an eighth of the run, by which sampling is guided."""
+
 FORMAT, VERSION = "diffunet", 1
 """What config.json says of itself."""
 
@@ -34,11 +37,15 @@ AVERAGE, MANIFEST = "ema.safetensors", "manifest.json"
 
 @dataclass(frozen=True)
 class Model:
-    """A model that is loaded: its config, the denoiser with its weights, and the step that they are from."""
+    """A model that is loaded: its config, the denoiser with its weights, and the step that they are from.
+
+    `weaker` is the denoiser with the average after an eighth of the run, or None where that was not kept.
+    """
 
     config: Config
     denoiser: Denoiser
     step: int
+    weaker: Denoiser | None = None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -318,7 +325,29 @@ def read_model(model: str | Path, net: build.NetFactory = build.net) -> Model:
         _refuse_damaged(path)
     tensors, metadata = read_tensors(path, module.state_dict())
     step = metadata.get("step", "0")
-    return with_weights(config, module, tensors, path, int(step) if step.isdecimal() and len(step) < 19 else 0)
+    read = with_weights(config, module, tensors, path, int(step) if step.isdecimal() and len(step) < 19 else 0)
+    if not (folder / WEAKER).is_file():
+        return read
+    with torch.device("meta"):
+        module = net(config)
+    tensors, _ = read_tensors(folder / WEAKER, module.state_dict())
+    return replace(read, weaker=with_weights(config, module, tensors, folder / WEAKER).denoiser)
+
+
+def replace_weaker(folder: Path, source: Path | None) -> None:
+    """Let a model folder have a copy of the file `source` as its weaker model, or none.
+
+    Raises:
+        ResourceError: the disk does not take it.
+    """
+    target = folder / WEAKER
+    try:
+        if source is None:
+            target.unlink(missing_ok=True)
+        elif not (target.is_file() and files.sha256(target) == files.sha256(source)):
+            files.write_atomic(target, source.read_bytes())
+    except OSError as error:
+        raise ResourceError(f"{target} could not be written: {error.strerror or error}; make room") from None
 
 
 def refuse_other_net(config: Config, where: Path) -> None:

@@ -30,7 +30,10 @@ def test_the_default_preset_is_the_default():
         ({"train": {"steps": 0}}, r"train\.steps: .*not 0"),
         ({"train": {"precision": "fp8"}}, "'auto', 'fp32', 'bf16' or 'fp16', not 'fp8'"),
         ({"data": {"channels": 2}}, r"data\.channels"),
-        ({"diffusion": {"schedule": "flow", "target": "epsilon"}}, "epsilon cannot be learned on a flow schedule"),
+        (
+            {"diffusion": {"schedule": "flow", "target": "epsilon"}},
+            "epsilon cannot be learned of pure noise",
+        ),
         (
             {"diffusion": {"schedule": "cosine", "target": "epsilon", "zero_snr": True}},
             "target epsilon cannot be learned; take v or x0",

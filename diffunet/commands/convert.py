@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from diffunet.commands import outputs
 from diffunet.commands.options import Finite, Number, Overwrite
-from diffunet.commands.progress import progress, tell
+from diffunet.commands.progress import progress, say, tell
 from diffunet.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -75,11 +75,16 @@ def convert(
         raise UsageError(f"OUT {out} is {form}: choose another, or delete it")
     model = _read(source, flags, dialect, ema, step)
 
+    if model.weaker is not None and to != "diffunet":
+        say("without weaker.safetensors, by which this model is guided: it is sampled there as by --guidance 1 here")
+
     def export(folder: Path) -> None:
         storage.export_model(folder, model.config, model.denoiser.net.state_dict(), model.step)
 
     if to == "diffunet":
         export(target)
+        weaker = storage.find_model(source) / storage.WEAKER if model.weaker is not None else None
+        storage.replace_weaker(target, weaker)
         content = f"the weights of step {model.step}" if model.step else "the model"
         tell(f"{content} in {out}. Try: diffunet sample {out} --out samples.png --grid")
     elif to == "diffusers":

@@ -6,7 +6,7 @@ import difflib
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, SupportsIndex, TypedDict
 
 import torch
@@ -19,6 +19,9 @@ from diffunet.errors import UsageError
 if TYPE_CHECKING:
     from diffunet.sampling.pipeline import Pipeline
 
+OWN_SCALE, OWN_INTERVAL = 2.0, (0.2, 4.0)
+"""How a model is guided by the weaker model beside it: measured, see samples/guidance.md."""
+
 Label = SupportsIndex | str | None
 """A class by its name or by its number (an integer of Python, numpy or torch), or None for an image without a label."""
 
@@ -30,7 +33,8 @@ class Guidance:
     Args:
         scale: how far; 1 turns guidance off.
         weaker: a pipeline of the same images with a worse model: smaller, or an earlier checkpoint of the same run
-            (autoguidance, Karras et al. 2024). None takes the model itself, without its label (classifier-free).
+            (autoguidance, Karras et al. 2024). None takes the model itself, without its label (classifier-free), or,
+            where it has no classes, the weaker model beside it.
         interval: guide only where low < sigma <= high (Kynkäänniemi et al. 2024).
         rescale: 0 to 1, how far the standard deviation of a guided image is scaled back to the unguided one's (Lin et
             al. 2023).
@@ -48,8 +52,8 @@ class SamplingOptions(TypedDict, total=False):
     An option that is left out or None takes its value from the model's config.
     """
 
-    guidance: float | Guidance
-    """Scale of classifier-free guidance, which needs a model with classes, or a `Guidance`; 1, the default, is off."""
+    guidance: float | Guidance | None
+    """A scale or a `Guidance`; 1 is off. By default the model's own, see `chosen`."""
     sampler: str | None
     """ddpm, ddpm-large, ddpm-learned, ddim, euler, euler-ancestral, heun, dpm++2m, dpm++2m-sde or unipc."""
     steps: int | None
@@ -75,9 +79,20 @@ def check_counts(**values: int | None) -> None:
             raise UsageError(f"{name} is at least {least}{' and below 2**63' if value > 0 else ''}, not {value}")
 
 
-def as_guidance(scale: float | Guidance) -> Guidance:
-    """Return a `Guidance` as it is, and a bare number as a guidance of that scale."""
-    return scale if isinstance(scale, Guidance) else Guidance(scale)
+def chosen(guidance: float | Guidance | None, model: Pipeline, own: bool = True) -> Guidance:
+    """Return the guidance that a model is sampled with.
+
+    None is the model's own, where it has a weaker model beside it and `own` is True: by `OWN_SCALE` in `OWN_INTERVAL`;
+    else there is none. A scale for a model without classes, which cannot be guided by a label, is that of its weaker
+    model.
+    """
+    weaker = model.weaker
+    if guidance is None:
+        return Guidance(OWN_SCALE, weaker, OWN_INTERVAL) if own and weaker is not None else Guidance()
+    found = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+    if found.scale == 1 or found.weaker is not None or weaker is None or model.class_names:
+        return found
+    return replace(found, weaker=weaker, interval=found.interval or OWN_INTERVAL)
 
 
 def class_number(label: Label, names: Sequence[str]) -> int | None:

@@ -89,7 +89,12 @@ def load(
         read = models.read_model(model, net)
         how.prepare(read.denoiser, frozen=True)
         how.compile(read.denoiser.net)
-        return Pipeline(read.config, read.denoiser, how, net)
+        weaker = None
+        if read.weaker is not None:
+            how.prepare(read.weaker, frozen=True)
+            how.compile(read.weaker.net)
+            weaker = Pipeline(read.config, read.weaker, how, net)
+        return Pipeline(read.config, read.denoiser, how, net, weaker)
 
 
 def _refuse_without_kernels(how: Compute) -> None:
@@ -113,17 +118,19 @@ class Pipeline:
         denoiser: the model with its weights; it is moved to the device of `how`.
         how: how to compute; by default on the denoiser's device, in the type that its weights are cast to, or float32.
         net: makes a net of this config, to estimate its memory; see `build.NetFactory`.
+        weaker: a worse model of the same images, by which samples are guided by default; see `conditions.chosen`.
     """
 
     def __init__(
-        self, config: Config, denoiser: Denoiser, how: compute.Compute | None = None, net: build.NetFactory = build.net
-    ) -> None:
+        self, config: Config, denoiser: Denoiser, how: compute.Compute | None = None, net: build.NetFactory = build.net,
+        weaker: Pipeline | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.denoiser = config, denoiser.eval().requires_grad_(False)
         if how is None:
             types = {parameter.dtype for parameter in denoiser.parameters()}
             cast = (name for name, dtype in compute.PRECISIONS.items() if dtype in types and name != "fp32")
             how = compute.choose(next(denoiser.parameters()).device, next(cast, "fp32"))
-        self.how, self._net, self._lock = how, net, threading.RLock()
+        self.how, self._net, self._lock, self.weaker = how, net, threading.RLock(), weaker
         self.device, self.dtype = how.device, how.dtype
         how.prepare(denoiser)
 
@@ -167,7 +174,7 @@ class Pipeline:
         classes = conditions.class_numbers(labels, num, self.class_names)
         sampler, ladder, threshold = options.get("sampler"), options.get("ladder"), options.get("threshold")
         d = build.sampling(self.config.diffusion, sampler=sampler, ladder=ladder, threshold=threshold)
-        guidance = conditions.as_guidance(options.get("guidance", 1.0))
+        guidance = conditions.chosen(options.get("guidance"), self, not build.SAMPLERS[d.sampler].noise)
         denoise_for = conditions.denoising(self, guidance, d.threshold)
         check_counts(steps=options.get("steps"))
         sigmas = build.ladder(d, self.denoiser.schedule, options.get("steps") or d.sample_steps)
@@ -195,7 +202,7 @@ class Pipeline:
         self, image: Image | str | Path | part.Masked, mask: Image | NDArray[Any] | str | Path | None = None, *,
         num: int = 1, seed: int = 0, method: str = "auto", fit: str = "auto", steps: int | None = None,
         jump_length: int | None = None, jump_n_sample: int | None = None, label: Label = None,
-        guidance: float | Guidance = 1.0, on_step: OnStep | None = None, **reading: Unpack[part.ReadingOptions],
+        guidance: float | Guidance | None = None, on_step: OnStep | None = None, **reading: Unpack[part.ReadingOptions],
     ) -> list[Image]:  # fmt: skip
         """Fill in the masked part of an image; every pixel outside it comes back as it was.
 
@@ -215,7 +222,9 @@ class Pipeline:
             jump_length, jump_n_sample: how many steps repaint (or ddnm, as its time travel) goes back, and how often it
                 walks each stretch. 250 steps with 10 and 10 are RePaint as published, 2,410 calls of the net.
             label: a class name or number. None fills in without a label, but where all is hole, as `sample` takes it.
-            guidance, on_step: as for `sample`.
+            guidance: as for `sample`; of the methods only trained and replace have the model's own by default: for
+                the others the model has to say what is most likely, and no more.
+            on_step: as for `sample`.
 
         Raises:
             DataError: an image or mask that cannot be read, or that is too large.
@@ -231,15 +240,16 @@ class Pipeline:
             return filled
         if (share := float(masked.hole.mean())) > 0.9:
             log.warning("the mask fills %.0f%% of the image; for masks with black = fill: --invert-mask", 100 * share)
-        guidance = conditions.as_guidance(guidance)
-        if label is None and guidance.weaker is None and guidance.scale != 1:
-            raise UsageError(f"guidance {guidance.scale:g} needs a label to go towards")
         choice, watch = methods.Choice(method, steps, jump_length, jump_n_sample), _Watch(on_step)
         with torch.inference_mode(False):  # gradients, which mmps takes, need tensors that were made outside of it
             choose = partial(methods.choose, self.config.diffusion, self.denoiser.schedule, choice)
+            whole, d = choose(), self.config.diffusion
+            guided = conditions.chosen(guidance, self, whole.is_guided and not build.SAMPLERS[d.sampler].noise)
+            if label is None and guided.weaker is None and guided.scale != 1:
+                raise UsageError(f"guidance {guided.scale:g} needs a label to go towards")
             filler = filling.Filler(
-                self.image_size, build.prior_mean(self.config), choose(), choose(below=filling.REFINE),
-                conditions.denoising(self, guidance, self.config.diffusion.threshold),
+                self.image_size, build.prior_mean(self.config), whole, choose(below=filling.REFINE),
+                conditions.denoising(self, guided, self.config.diffusion.threshold),
                 conditions.class_number(label, self.class_names), watch, self.device,
             )  # fmt: skip
         parts = part.parts(masked, self.image_size, fit)
@@ -251,7 +261,7 @@ class Pipeline:
             made = self.sample(num, seed=seed, labels=label, guidance=guidance, steps=steps, on_step=on_step)
             parts[0].paste(filled, [images.to_array(one, self.channels) for one in made])
             return filled
-        fits = self.fits(2 if guidance.scale != 1 else 1, learn=filler.whole.has_gradients, most=tiling.AT_ONCE)
+        fits = self.fits(2 if guided.scale != 1 else 1, learn=filler.whole.has_gradients, most=tiling.AT_ONCE)
         filler.at_once = max(1, fits)
         levels = [one.levels(self.image_size) for one in parts]
         chosen, calls = regions.summary([one.region for one in parts]), sum(map(filler.calls, levels))

@@ -26,8 +26,9 @@ Memory decides on the passes of a step, and not on its images, so that a run is 
 ROUND = 8
 """The images of a process are a multiple of this where we choose them, so that they divide into passes well."""
 
-RATE, RATE_BATCH = 3e-4, 32
-"""The learning rate for a batch size; for other batch sizes it grows with the square root (Malladi et al. 2022)."""
+RATES, LEAST_RATE, RATE_BATCH = {64: 2e-3, 128: 1e-3}, 5e-4, 32
+"""The learning rate for nets of up to so many channels, for wider ones, and the batch size from which on it holds; for
+smaller ones it is less, by the square root (Malladi et al. 2022)."""
 
 WARMUP, LEAST_WARMUP, MOST_WARMUP, COOLDOWN = 0.03, 20, 500, 0.4
 """The shares of a run over which the learning rate rises and falls, and the fewest and the most steps of its rise."""
@@ -62,7 +63,7 @@ def architecture(config: Config, device: torch.device) -> Config:
         octaves = ([abs(math.log2(size / wanted)) for size in sizes] for wanted in config.model.attention_resolutions)
         levels = tuple(sorted({off.index(min(off)) for off in octaves if min(off) <= 0.5}))  # half an octave at most
     config = config.changed("model", channels=channels, multipliers=multipliers, attention_levels=levels)
-    return config if classic else _filled(config, "model", num_blocks=2)
+    return config if classic else _filled(config, "model", num_blocks=2, middle_attention=True)
 
 
 def resolve(
@@ -98,7 +99,9 @@ def resolve(
         few = large and how.fits(lambda n: training_bytes(plain, how, n, net), most=FEW, free=free) < FEW
         config = config.changed("model", checkpointing=few)
     if isinstance(batch := config.train.batch_size, int):
-        config = _filled(_passes(config, how, batch, processes, free, net), "train", learning_rate=rate_for(batch))
+        config = _filled(
+            _passes(config, how, batch, processes, free, net), "train", learning_rate=rate_for(config, batch)
+        )
     config = _looked_at(config, steps, held_out)
     if config.train.compile == "auto":
         compiled, _ = compute.pays_to_compile(how, steps, config.train.deterministic)
@@ -146,13 +149,14 @@ def after_trial(config: Config, fits: int, processes: int) -> Config:
     """Return `config`, whose batch size was "auto", once it is known how many images fit one pass."""
     passes = config.train.grad_accumulation or 1
     batch = fits * processes * passes
-    config = _filled(config, "train", learning_rate=rate_for(batch))
+    config = _filled(config, "train", learning_rate=rate_for(config, batch))
     return config.changed("train", batch_size=batch, grad_accumulation=passes)
 
 
-def rate_for(batch: int) -> float:
-    """Return the learning rate for a batch size, to three digits."""
-    return float(f"{RATE * math.sqrt(batch / RATE_BATCH):.3g}")
+def rate_for(config: Config, batch: int) -> float:
+    """Return the learning rate for a net and a batch size, to three digits."""
+    peak = next((rate for limit, rate in RATES.items() if (config.model.channels or 0) <= limit), LEAST_RATE)
+    return float(f"{peak * min(1.0, math.sqrt(batch / RATE_BATCH)):.3g}")
 
 
 def stored_every(config: Config, steps: int, net: build.NetFactory = build.net) -> int:

@@ -26,18 +26,23 @@ from diffunet.training.loss_scale import LossScale
 from diffunet.training.rate import rate
 from diffunet.training.state import State
 
+NOISE = (0.06, 0.15, 0.3, 0.6, 1.2, 2.5, 6.0)
+"""The noise levels (sigma) between the 8 for which the mean training loss is recorded."""
+
 
 class Outcome(NamedTuple):
     """The outcome of an optimizer step, in scalar tensors on the device.
 
     They are the mean loss and the norm of the gradient. Nothing was learned where `bad` is 1, as one of these was not
-    finite, or `overflow` is 1, as float16's loss scale was too large for the gradient.
+    finite, or `overflow` is 1, as float16's loss scale was too large for the gradient. `by_noise` [2 8] has the sum of
+    the losses of the images, and their number, by noise level: below the first of `NOISE`, up to the second and so on.
     """
 
     loss: Tensor
     norm: Tensor
     bad: Tensor
     overflow: Tensor
+    by_noise: Tensor
 
 
 class Learner:
@@ -66,7 +71,7 @@ class Learner:
         )
         kept = averages(net, t.ema_halflife, t.ema_ramp, self.batch_size, stored=bool(t.ema_every))
         self.state = State(net, optimizer, kept)
-        self.scale = LossScale(how)
+        self.scale, self.noise = LossScale(how), torch.tensor(NOISE, device=how.device)
         self.skips_by_itself = skips_by_itself(how.device)
         self.alone = DenoisingLoss(denoiser, build.weighting(config), loss).train()
         self.model: nn.Module = self.alone if processes is None else processes.prepare(self.alone)
@@ -84,7 +89,7 @@ class Learner:
         many = 1 if self.processes is None else self.processes.num_processes
         rank = 0 if self.processes is None else self.processes.process_index
 
-        loss = torch.zeros((), device=device)
+        loss, by_noise = torch.zeros((), device=device), torch.zeros(2, len(NOISE) + 1, device=device)
         for number, batch in enumerate(passes):
             batch = batch.to(device)
             noise = draws.gaussian(t.seed, step, batch.start, len(batch.sigma), self.shape, device)
@@ -96,6 +101,8 @@ class Learner:
                 # DDP averages gradients over the processes; we want the mean over all images: times their number.
                 (losses.sum() * (self.scale.value * (many / self.batch_size))).backward()
             loss += losses.detach().sum() / self.batch_size
+            levels = torch.bucketize(batch.sigma, self.noise)
+            by_noise.index_add_(1, levels, torch.stack([losses.detach().float(), torch.ones_like(batch.sigma)]))
 
         # A step with anything that is not finite, on any process, changes nothing.
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
@@ -110,7 +117,7 @@ class Learner:
         self.scale.update(overflow, skipped)
         for average in self.state.averages:
             average.update()
-        return Outcome(loss, norm, (skipped & ~overflow).float(), overflow.float())
+        return Outcome(loss, norm, (skipped & ~overflow).float(), overflow.float(), by_noise)
 
     def _losses(self, model: nn.Module, batch: Batch, noise: Tensor) -> Tensor:
         """Return the loss of each image, [b], with noise [b C H W]."""

@@ -23,7 +23,7 @@ from diffunet.diffusion.losses import DenoisingLoss, Loss
 from diffunet.errors import Cancelled, DivergedError, Stopped
 from diffunet.pictures import images
 from diffunet.sampling.pipeline import Pipeline
-from diffunet.training import budget, failures, opening, snapshots, stop, transfer
+from diffunet.training import budget, earlier, failures, opening, snapshots, stop, transfer
 from diffunet.training.batches import Batch, Batches
 from diffunet.training.learner import Learner
 from diffunet.training.meters import Meters, Record
@@ -167,6 +167,8 @@ def train(
                 # Stored averages are written before the checkpoint, so that a run resumed from it lacks none.
                 if t.ema_every and (last or done % t.ema_every == 0):
                     snapshots.write(run.folder, done, learner.state.power)
+                if earlier.is_due(done):
+                    earlier.write(run.folder, done, learner.state.ema.net)
                 if saving:
                     run.save(learner, meters, wait=stopping or last or cooling)
                 # A process that is asked to stop may have half a minute left: these come after saving, and break off.

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from diffunet import files
 from diffunet.compute import Compute
 from diffunet.errors import ResourceError
-from diffunet.training.learner import Outcome
+from diffunet.training.learner import NOISE, Outcome
 
 COUNTERS = ("skipped", "streak", "overflows")
 """Optimizer steps which were skipped for lack of a finite loss and gradient: those of the whole run, and those in a row
@@ -34,36 +34,41 @@ class Meters:
         self.counted = {name: torch.tensor(float(counters.get(name, 0)), device=how.device) for name in COUNTERS}
         self._longest = self.counted["streak"].clone()  # the longest streak since the last report
         self._window = torch.zeros(3, device=how.device)  # sums of loss and gradient norm, and the number of good steps
+        self._by_noise = torch.zeros(2, len(NOISE) + 1, device=how.device)
         self._steps, self._began = 0, time.monotonic()
 
     def add(self, outcome: Outcome) -> None:
         """Count one step; nothing waits for the device."""
-        loss, norm, bad, overflow = outcome
+        loss, norm, bad, overflow, by_noise = outcome
         counted, skipped = self.counted, bad + overflow
         counted["skipped"] += bad
         counted["overflows"] += overflow
         counted["streak"] = (counted["streak"] + bad) * torch.where(overflow > 0, 1.0, bad)
         self._longest = torch.maximum(self._longest, counted["streak"])
         self._window += torch.where(skipped > 0, 0.0, torch.stack([loss, norm, torch.ones_like(norm)]))
+        self._by_noise += torch.where(skipped > 0, 0.0, by_noise)
         self._steps += 1
 
-    def report(self, processes: Accelerator) -> tuple[dict[str, float], int]:
+    def report(self, processes: Accelerator) -> tuple[dict[str, Any], int]:
         """Return the metrics of the steps since the last report, and the longest streak of skipped steps among them.
 
         All processes call it together. The means are over the steps that were not skipped, NaN where there are none.
         """
         loss, norm, good = processes.reduce(self._window).tolist()
-        metrics = {
+        losses, counts = processes.reduce(self._by_noise).tolist()
+        metrics: dict[str, Any] = {
             "loss": loss / (good / processes.num_processes) if good else math.nan,
             "grad_norm": norm / good if good else math.nan,
             "images_per_second": self._steps * self.batch_size / (time.monotonic() - self._began),
             "skipped": int(self.counted["skipped"].item()),
+            "loss_by_noise": [each / count if count else math.nan for each, count in zip(losses, counts, strict=True)],
         }
         if self.with_overflows:
             metrics["overflows"] = int(self.counted["overflows"].item())
         longest = int(self._longest.item())
         self._longest = self.counted["streak"].clone()
         self._window.zero_()
+        self._by_noise.zero_()
         self._steps, self._began = 0, time.monotonic()
         return metrics, longest
 
@@ -101,9 +106,12 @@ class Record:
                     kept.append(line + "\n")
         files.write_atomic(self.path, "".join(kept))
 
-    def metrics(self, step: int, **values: float) -> None:
-        """Write a line of numbers; those which are not finite are written as null."""
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    def metrics(self, step: int, **values: float | list[float]) -> None:
+        """Write a line of numbers and lists of them; numbers that are not finite are written as null."""
+        finite = {
+            name: [_finite(each) for each in value] if isinstance(value, list) else _finite(value)
+            for name, value in values.items()
+        }
         try:
             self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
             self._metrics.flush()
@@ -114,7 +122,9 @@ class Record:
             ) from None
         if self._curves is not None:
             for name, value in values.items():
-                self._curves.add_scalar(name, value, step)
+                parts = enumerate(value) if isinstance(value, list) else [("", value)]
+                for part, each in parts:
+                    self._curves.add_scalar(f"{name}/{part}" if isinstance(value, list) else name, each, step)
 
     def close(self) -> None:
         """Close the files."""
@@ -123,3 +133,7 @@ class Record:
         with contextlib.suppress(OSError):
             if self._curves is not None:
                 self._curves.close()
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -30,6 +30,7 @@ from diffunet.training import (
     best,
     checkpoint,
     defaults,
+    earlier,
     failures,
     kernels,
     memory,
@@ -160,6 +161,7 @@ class Run:
             return
         snapshots.forget_after(self.folder, self.first_step)
         checkpoint.forget_after(self.folder, self.first_step)
+        earlier.forget_after(self.folder, self.first_step)
         if self.averages_are_thinned:
             snapshots.thin(self.folder, self.config.train.ema_every or 1)
         files.write_atomic(self.folder / "config.toml", self.config.to_toml())
@@ -209,6 +211,7 @@ class Run:
         if best is None or not best.is_better_than(loss):
             return
         folder, finished = self.folder / "model", bool(self.config.train.cooldown)
+        storage.replace_weaker(folder, earlier.nearest(self.folder, best.step))
         storage.write_model(folder, self.config, best.weights(), best.step, run_step=done, finished=finished)
         self.status.model_step = best.step
         log.info(
@@ -220,6 +223,7 @@ class Run:
         """Write RUN/model, unless it is of a run that ended and is now made longer, and this one has not ended yet."""
         finished, path = self.steps is not None and step >= self.steps, self.folder / "model"
         if finished or not storage.is_finished(path):
+            storage.replace_weaker(path, earlier.nearest(self.folder, step))
             storage.write_model(
                 path, self.config, weights, step, finished=finished and bool(self.config.train.cooldown)
             )

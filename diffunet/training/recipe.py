@@ -1,16 +1,17 @@
 """How a run makes the most of its minutes: net, batch and learning rate by what the device computes in them."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 
 from diffunet import build, compiler
 from diffunet.compute import Compute
-from diffunet.config import Config
+from diffunet.config import Config, ModelConfig
 from diffunet.nn import kernels
 from diffunet.nn.cost import Cost
 from diffunet.training import memory, processes
@@ -22,31 +23,39 @@ MINUTES = 60.0
 SECONDS, STEPS, WARM = 2.0, 20, 2
 """A step is timed for at most so many seconds and steps, after some that are not counted."""
 
-STEP_IN_PASSES = 3
-"""A step of training takes as long as so many forward passes: forward, and backward for inputs and for weights."""
-
 
 class Net(NamedTuple):
-    """A size of the UNet: the channels at full size, and the residual blocks of a level."""
+    """A size of the UNet: the channels at full size, the residual blocks of a level, and whether it has attention."""
 
     channels: int
     blocks: int
+    attention: bool = True
 
 
-LADDER = (Net(32, 1), Net(32, 2), Net(48, 2), Net(64, 2), Net(96, 2), Net(128, 2), Net(192, 2))
+LADDER = (
+    Net(24, 1, False), Net(32, 1, False), Net(48, 1, False), Net(64, 1), Net(64, 2), Net(96, 2), Net(128, 2),
+    Net(192, 2),
+)  # fmt: skip
 """The nets to choose from, in the order of what they cost."""
 
-PROBE, PROBE_GPU = Net(32, 1), Net(128, 2)
+PROBE, PROBE_GPU = Net(32, 1, False), Net(128, 2)
 """The nets by which the speed of a device is measured, on a CPU and on a GPU."""
 
-IMAGES_FOR_EACH_PARAMETER = 0.002
+PARAMETERS, IMAGES, GROWTH = 1.5e6, 7_000, 7 / 3
+"""A net of so many parameters pays from so many images on, and one of p times as many from p^GROWTH times those on."""
+
+STEPS_AT_LEAST, SMALLEST, LARGEST = 2_000, 16, {64: 128, 128: 64, 256: 32}
+"""The batch is so small that a run has about so many steps, but has at least `SMALLEST` images, and at most those in the
+table for image sizes up to each key."""
 
 
 def of_size(config: Config, net: Net) -> Config:
     """Return `config` with those of the net's options that it leaves open."""
-    chosen = {"channels": net.channels, "num_blocks": net.blocks}
-    left_open = {name: value for name, value in chosen.items() if getattr(config.model, name) is None}
-    return config.changed("model", **left_open)
+    model, plain = config.model, ModelConfig()
+    chosen: dict[str, Any] = {"channels": net.channels, "num_blocks": net.blocks, "middle_attention": net.attention}
+    if not net.attention and model.attention_resolutions == plain.attention_resolutions:
+        chosen["attention_levels"] = ()
+    return config.changed("model", **{name: value for name, value in chosen.items() if getattr(model, name) is None})
 
 
 def seconds_per_step(config: Config, how: Compute, net: build.NetFactory, processes: int) -> float:
@@ -89,21 +98,35 @@ def for_minutes(
     if net is build.net and config.model.net == "unet" and None in (config.model.channels, config.model.num_blocks):
         probe = resolved(of_size(config, PROBE_GPU if how.device.type == "cuda" else PROBE))
         images = _batch(probe) / seconds_per_step(probe, trial, net, many)
-        macs = processes.smallest(int(images * seconds * memory.price(probe, net).macs), joined)
-        config = of_size(config, best(macs, lambda size: memory.price(resolved(of_size(config, size)), net)))
+        macs = many * processes.smallest(int(images / many * seconds * memory.price(probe, net).macs), joined)
+
+        def price(size: Net) -> Cost:
+            return memory.price(resolved(of_size(config, size)), net)
+
+        size = best(macs, price)
+        config = with_batch(of_size(config, size), macs / price(size).macs)
     complete = resolved(config)
     steps = max(1, int(seconds / seconds_per_step(complete, trial, net, many)))
     return config, processes.smallest(steps, joined)
 
 
 def best(macs: float, price: Callable[[Net], Cost]) -> Net:
-    """Return the largest net of `LADDER` that sees enough images in so many multiply-accumulates of forward passes."""
-    chosen = LADDER[0]
-    for size in LADDER:
-        cost = price(size)
-        if macs / cost.macs >= IMAGES_FOR_EACH_PARAMETER * cost.parameters:
-            chosen = size
-    return chosen
+    """Return the largest net of `LADDER` that sees enough images in so many multiply-accumulates of forward passes.
+
+    `price` returns what a net costs. See `PARAMETERS` for how many are enough.
+    """
+    costs = {size: price(size) for size in LADDER}
+    enough = {size: IMAGES * (cost.parameters / PARAMETERS) ** GROWTH for size, cost in costs.items()}
+    return next((size for size in reversed(LADDER) if macs / costs[size].macs >= enough[size]), LADDER[0])
+
+
+def with_batch(config: Config, images: float) -> Config:
+    """Return `config` with the batch size, if that is open, for a run that sees so many images."""
+    if config.train.batch_size is not None:
+        return config
+    largest = next((batch for size, batch in LARGEST.items() if config.data.image_size <= size), min(LARGEST.values()))
+    wanted = 2 ** int(math.log2(max(1.0, images / STEPS_AT_LEAST)))
+    return config.changed("train", batch_size=min(max(wanted, SMALLEST), largest))
 
 
 def _batch(config: Config) -> int:

@@ -17,8 +17,8 @@ def tiny(**sections):
         "data": {"image_size": 8, "classes": True},
         "diffusion": {"sample_steps": 4},
         "train": {
-            "steps": 8, "batch_size": 6, "warmup": 3, "log_every": 2, "validate_every": 4, "sample_every": 8,
-            "checkpoint_every": 3, "previews": 4, "tensorboard": False,
+            "steps": 8, "batch_size": 6, "warmup": 3, "cooldown": 0.25, "log_every": 2, "validate_every": 4,
+            "sample_every": 8, "checkpoint_every": 3, "previews": 4, "tensorboard": False,
         },
     }  # fmt: skip
     for section, values in sections.items():

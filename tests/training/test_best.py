@@ -1,0 +1,92 @@
+"""The average of least held-out loss: when a run of few images ends with it, and that both can be had."""
+
+import json
+import math
+
+import pytest
+import torch
+from helpers.runs import stop_at
+from helpers.small import tiny
+
+import diffunet
+from diffunet import storage
+from diffunet.errors import Stopped
+from diffunet.training import best, checkpoint, loop
+from diffunet.training.loop import train
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """Held-out losses to choose: `losses[step]`, measured at every second step."""
+    chosen = {}
+    measured = []
+
+    def validate(judge, validation, seed, shape, at_once, flag):
+        measured.append(None)
+        return chosen["all"][len(measured) - 1]
+
+    monkeypatch.setattr(loop, "validate", validate)
+    return lambda *values: (measured.clear(), chosen.update(all=values))
+
+
+def config(**options):
+    return tiny(train={"validate_every": 2, "checkpoint_every": 2} | options)
+
+
+def average(run, step):
+    return storage.read_tensors(checkpoint.folder_of(run, step) / "ema.safetensors")[0]
+
+
+def is_of(run, step, weights):
+    model, about = storage.read_tensors(run / "model/model.safetensors")
+    assert int(about["step"]) == step
+    return all(torch.equal(model[name], weights[name]) for name in weights)
+
+
+def test_the_model_is_the_best_average_where_the_loss_has_risen_since(folder, tmp_path, losses, caplog):
+    caplog.set_level("INFO")
+    losses(3.0, 2.0, 2.5, 2.1)
+    train(config(keep_every=2), folder, tmp_path / "run")
+    assert is_of(tmp_path / "run", 4, average(tmp_path / "run", 4))
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert (status["state"], status["step"], status["model_step"]) == ("done", 8, 4)
+    assert "risen from 2.0000 to 2.1000" in caplog.text
+    assert storage.model_step(tmp_path / "run/model") == 8  # how far the run was, so that nothing is written anew
+    train(config(keep_every=2), folder, tmp_path / "run", resume=True)
+    assert is_of(tmp_path / "run", 4, average(tmp_path / "run", 4))
+    # Both can be had.
+    diffunet.load(tmp_path / "run").sample(1)
+    diffunet.load(tmp_path / "run/checkpoints/step-00000008").sample(1)
+
+
+@pytest.mark.parametrize("end", [(3.0, 2.0, 2.5, 2.03), (3.0, 2.0, 2.5, 1.0), (3.0, 2.0, 2.5, math.nan)])
+def test_else_it_is_the_last(folder, tmp_path, losses, end):
+    losses(*end)
+    train(config(), folder, tmp_path / "run")
+    assert is_of(tmp_path / "run", 8, average(tmp_path / "run", 8))
+    assert json.loads((tmp_path / "run/status.json").read_text())["model_step"] == 8
+
+
+def test_a_run_that_is_stopped_and_goes_on_knows_its_best(folder, tmp_path, losses):
+    losses(3.0, 2.0, 2.5, 2.1)
+    with pytest.raises(Stopped):
+        train(config(keep_every=2), folder, tmp_path / "run", on_step=stop_at(5))
+    losses(2.5, 2.1)
+    train(config(keep_every=2), folder, tmp_path / "run", resume=True)
+    assert is_of(tmp_path / "run", 4, average(tmp_path / "run", 4))
+
+
+def test_a_best_average_that_was_written_after_the_checkpoint_is_not_taken(tmp_path):
+    state = {"best": (4, 2.0)}
+    assert best.Best.of(tmp_path, state).step == 0
+    made = tiny(data={"class_names": ("a",)}, model={"attention_levels": ()})
+    best.Best(tmp_path).note(1.5, 6, made, {"w": torch.zeros(1)})
+    assert best.Best.of(tmp_path, state) == best.Best(tmp_path)
+    best.Best(tmp_path).note(1.5, 4, made, {"w": torch.zeros(1)})
+    assert best.Best.of(tmp_path, state) == best.Best(tmp_path, 2.0, 4)
+
+
+def test_many_images_have_none(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(best, "SMALL", 10)
+    train(config(), folder, tmp_path / "run")
+    assert not (tmp_path / "run/best").exists()

@@ -1,0 +1,114 @@
+"""The weaker model beside a model: which average it is, and that samples are guided by it."""
+
+import numpy as np
+import pytest
+import torch
+from helpers.runs import stop_at
+from helpers.small import tiny
+from PIL import Image
+
+import diffunet
+from diffunet import storage
+from diffunet.errors import Stopped, UsageError
+from diffunet.sampling import conditions
+from diffunet.sampling.pipeline import Guidance
+from diffunet.training import earlier
+from diffunet.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    """A run of 40 steps without classes that keeps averages from step 2 on."""
+    path = tmp_path_factory.mktemp("earlier") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(earlier, "FIRST", 2)
+        train(config(), folder, path)
+    return path
+
+
+def config(**options):
+    return tiny(
+        data={"classes": False},
+        diffusion={"sample_steps": 12},
+        train={"steps": 40, "checkpoint_every": 40, "learning_rate": 5e-3} | options,
+    )
+
+
+def test_the_weaker_model_is_the_average_nearest_to_an_eighth_of_the_run(run, folder, tmp_path):
+    assert sorted(path.name for path in (run / "earlier").iterdir()) == [
+        f"step-{step:08d}.safetensors" for step in (2, 4, 8, 16, 32)
+    ]
+    weights, about = storage.read_tensors(run / "model/weaker.safetensors")
+    assert about == {"step": "4"}  # of 2, 4, 8, ... the nearest to 5
+    assert all(tensor.dtype == torch.bfloat16 for tensor in weights.values())
+    with pytest.raises(Stopped):
+        train(config(), folder, tmp_path / "run", on_step=stop_at(3))
+    exact, _ = storage.read_tensors(tmp_path / "run/checkpoints/step-00000004/ema.safetensors")
+    assert all(torch.equal(weights[name], exact[name].bfloat16()) for name in exact)
+
+
+def test_old_averages_go_and_a_run_too_short_has_none(run):
+    assert [step for step in range(1, 600) if earlier.is_due(step)] == [64, 128, 256, 512]
+    assert earlier.nearest(run, 600) is None  # 75 is more than twice 32
+    assert earlier.nearest(run, 500).stem == "step-00000032"
+
+
+def test_a_resumed_run_forgets_averages_of_later_steps(tmp_path):
+    (tmp_path / "earlier").mkdir()
+    for step in (2, 4, 8):
+        (tmp_path / f"earlier/step-{step:08d}.safetensors").touch()
+    earlier.forget_after(tmp_path, 4)
+    assert len(list((tmp_path / "earlier").iterdir())) == 2
+
+
+def test_samples_are_guided_by_it_unless_asked_not_to(run):
+    pipe = diffunet.load(run)
+    plain, own = pipe.sample(2, guidance=1.0), pipe.sample(2)
+    asked = Guidance(conditions.OWN_SCALE, pipe.weaker, conditions.OWN_INTERVAL)
+    assert same(own, pipe.sample(2, guidance=asked))
+    assert not same(own, plain)
+    assert same(pipe.sample(2, guidance=conditions.OWN_SCALE), own)  # a scale alone is of the weaker model
+    # A guided D, written out: D_weaker + scale (D - D_weaker).
+    x, sigma = torch.randn(2, 3, 8, 8), torch.tensor(1.0)
+    better, worse = (each.denoiser(x, sigma).x0 for each in (pipe, pipe.weaker))
+    guided = conditions.denoising(pipe, conditions.chosen(None, pipe), "none")()(x, sigma).x0
+    assert torch.allclose(guided, worse + 2.0 * (better - worse), atol=1e-5)
+    far = torch.tensor(10.0)
+    assert torch.equal(conditions.denoising(pipe, asked, "none")()(x, far).x0, pipe.denoiser(x, far).x0)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "guided"), [("unipc", True), ("euler", True), ("heun", True), ("ddpm", False), ("dpm++2m-sde", False)]
+)
+def test_samplers_that_add_noise_are_not_guided_by_default(run, sampler, guided):
+    pipe = diffunet.load(run)
+    plain, own = (pipe.sample(1, sampler=sampler, steps=12, **options) for options in ({"guidance": 1}, {}))
+    assert same(plain, own) != guided
+
+
+@pytest.mark.parametrize(
+    ("method", "guided"), [("replace", True), ("mmps", False), ("ddnm", False), ("repaint", False)]
+)
+def test_methods_that_need_a_posterior_mean_are_not_guided_by_default(run, method, guided):
+    pipe, image = diffunet.load(run), np.full((8, 8, 3), 100, np.uint8)
+    mask = np.zeros((8, 8), bool)
+    mask[2:6, 2:6] = True
+
+    def filled(**options):
+        return pipe.inpaint(Image.fromarray(image), Image.fromarray(mask), method=method, steps=6, **options)
+
+    assert same(filled(), filled(guidance=1)) != guided
+    assert not same(filled(guidance=3.0), filled(guidance=1))
+
+
+def test_a_model_without_one_is_not_guided_and_cannot_be(run, tmp_path):
+    storage.export_model(tmp_path / "model", storage.read_config(run / "model"), storage.read_tensors(
+        run / "model/model.safetensors")[0], 40)  # fmt: skip
+    pipe = diffunet.load(tmp_path / "model")
+    assert same(pipe.sample(1), diffunet.load(run).sample(1, guidance=1))
+    with pytest.raises(UsageError, match="needs a model with classes, or a weaker model"):
+        pipe.sample(1, guidance=2.0)
+
+
+def same(a, b):
+    return all(np.array_equal(*pair) for pair in zip(a, b, strict=True))
