@@ -47,11 +47,27 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
         f"{steps * share.batch_size / training:.0f} times through them; time left is shown once some are done"
     )
     if run.steps is None and t.minutes is not None:
+        falls = t.minutes * (1 - run.budget.cooldown)
         yield (
             f"the run takes {t.minutes:g} minutes: its number of steps is fixed, and its learning rate falls, from "
-            f"minute {t.minutes * (1 - run.budget.cooldown):.3g} on; --resume --minutes M makes it longer"
+            f"minute {falls:.3g} on; --resume --minutes M makes it longer"
         )
+    yield f"it sees about {steps * share.batch_size:,} images: {usual(steps * share.batch_size)}"
     if training < 1000:
         yield f"note: {training} images are few; --init MODEL, a model of similar images, helps"
     if t.stop_after is not None:
         yield f"the run is saved and ends after {t.stop_after:g} minutes; go on with --resume"
+
+
+GIVES = (
+    (3_000, "too few for more than colours and blobs"),
+    (20_000, "enough for simple shapes, as of digits"),
+    (100_000, "usually enough for simple images, such as drawings, and for the colours and textures of photographs"),
+    (1_000_000, "usually enough for good drawings and small photographs whose subject one can often name"),
+)
+"""What runs of so many images gave here: those of samples/README.md, at 16 to 64 pixels."""
+
+
+def usual(images: int) -> str:
+    """Return in words what a run that sees so many images usually gives."""
+    return next((words for most, words in GIVES if images < most), "more than any run that is described here has seen")

@@ -1,0 +1,105 @@
+"""The net and the batch for the minutes of a run."""
+
+import functools
+
+import pytest
+import torch
+from helpers.small import tiny
+
+from diffunet.compute import Compute
+from diffunet.config import Config, ModelConfig, preset
+from diffunet.training import defaults, memory, plan, recipe
+from diffunet.training.recipe import LADDER, Net
+
+
+@functools.cache
+def prices(size, channels=3):
+    """What each net of the ladder costs at an image size."""
+    config = preset("default").changed("data", image_size=size, channels=channels)
+    return {
+        net: memory.price(defaults.architecture(recipe.of_size(config, net), torch.device("cpu"))) for net in LADDER
+    }
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_the_ladder_rises_and_more_time_gives_no_smaller_net(size):
+    costs = prices(size)
+    for cost in ("parameters", "macs"):
+        values = [getattr(each, cost) for each in costs.values()]
+        assert values == sorted(values)
+    chosen = [LADDER.index(recipe.best(10.0**n, costs.get)) for n in range(10, 22)]
+    assert chosen == sorted(chosen)
+    assert (chosen[0], chosen[-1]) == (0, len(LADDER) - 1)
+
+
+def test_a_net_that_is_chosen_sees_enough_images_and_the_next_would_not():
+    costs = prices(32)
+    for macs in (1e12, 1e14, 1e16):
+        place = LADDER.index(recipe.best(macs, costs.get))
+        images = {net: macs / cost.macs for net, cost in costs.items()}
+        needed = {net: 7000 * (cost.parameters / 1.5e6) ** (7 / 3) for net, cost in costs.items()}
+        assert place == 0 or images[LADDER[place]] >= needed[LADDER[place]]
+        assert all(images[net] < needed[net] for net in LADDER[place + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "batch"),
+    [(100, 32, 16), (32_000, 32, 16), (64_000, 32, 32), (127_999, 32, 32), (10**9, 64, 128), (10**9, 128, 64),
+     (10**9, 512, 32)],
+)  # fmt: skip
+def test_the_batch_leaves_two_thousand_steps_within_bounds(images, size, batch):
+    assert recipe.with_batch(Config().changed("data", image_size=size), images).train.batch_size == batch
+    assert recipe.with_batch(tiny(), images).train.batch_size == 6
+
+
+def test_what_a_person_chose_of_the_net_stands():
+    small = Net(24, 1, False)
+    mine = Config(model=ModelConfig(channels=40, attention_resolutions=(4,)))
+    found = recipe.of_size(mine, small).model
+    assert (found.channels, found.num_blocks, found.middle_attention, found.attention_levels) == (40, 1, False, None)
+    assert recipe.of_size(Config(), small).model.attention_levels == ()
+    large = recipe.of_size(Config(), Net(64, 2)).model
+    assert (large.middle_attention, large.attention_levels) == (True, None)
+
+
+def test_the_speed_is_that_of_the_device(monkeypatch):
+    """Twice the time for a step is half the multiply-accumulates, and half the steps."""
+    asked, costs = [], prices(16, 1)
+
+    class Alone:
+        num_processes, device = 1, torch.device("cpu")
+
+        def gather(self, tensor):
+            return tensor
+
+    def chosen(seconds_a_step, seconds):
+        def timed(config, how, net, processes):
+            asked.append(config.model.channels)
+            return seconds_a_step
+
+        monkeypatch.setattr(recipe, "seconds_per_step", timed)
+        config = preset("default").changed("data", image_size=16, channels=1)
+        how = Compute(torch.device("cpu"))
+
+        def resolved(config):
+            return defaults.resolve(
+                config, images=100, class_names=(), mean=(0.0,), sigma_data=0.5, how=how, expected=1
+            )
+
+        return recipe.for_minutes(config, how, seconds, resolved, recipe.build.net, Alone())
+
+    config, steps = chosen(0.1, 180.0)
+    assert steps == 1800
+    probe = costs[Net(32, 1, False)]
+    net = recipe.best(32 / 0.1 * 180 * probe.macs, costs.get)
+    assert (config.model.channels, config.model.num_blocks) == net[:2]
+    assert asked == [32, net.channels]
+    assert chosen(0.2, 360.0)[0] == config
+    slow, _ = chosen(10.0, 180.0)
+    assert slow.model.channels == 24
+
+
+def test_what_a_run_usually_gives_is_said_for_every_number_of_images():
+    said = [plan.usual(most - 1) for most, _ in plan.GIVES] + [plan.usual(10**9)]
+    assert all(said)
+    assert len(set(said)) == len(plan.GIVES) + 1
