@@ -339,8 +339,9 @@ def bench_of(options: argparse.Namespace, folder: Path) -> Bench:
         torch.set_num_threads(1)
     if options.data is None:
         config = preset("digits")
-        config = config.changed("model", channels=options.channels or 32, num_blocks=1)
-        config = config.changed("train", batch_size=options.batch_size or 32)
+        shape = {"multipliers": (1, 2, 2), "attention_resolutions": (8,)}
+        config = config.changed("model", channels=options.channels or 32, num_blocks=1, **shape)
+        config = config.changed("train", minutes=None, warmup=100, cooldown=0, batch_size=options.batch_size or 32)
         builtin.prepare("digits", folder / "digits")
         return Bench(config, folder / "digits", options.seconds, options.num, how)
     config = Config().changed("data", classes=True, image_size=options.image_size, flip=True)

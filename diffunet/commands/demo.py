@@ -13,21 +13,19 @@ from diffunet.commands import outputs
 from diffunet.commands.options import Overwrite
 from diffunet.commands.progress import duration, progress, tell
 from diffunet.config import preset
-from diffunet.errors import Stopped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from diffunet.pictures.images import Pixels
     from diffunet.sampling.pipeline import Pipeline
-    from diffunet.training.loop import TrainProgress
 
 JUDGED = 500
 """Samples that are judged."""
 
 
 def demo(
-    out: Path = Path("demo"), seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 150.0,
+    out: Path = Path("demo"), seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0,
     overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
     """Do all of it on built-in data, in minutes, on a CPU: train on handwritten digits, sample, inpaint, judge.
@@ -51,7 +49,7 @@ def demo(
     outputs.claim(out, file=False, overwrite=overwrite)
     began = time.monotonic()
     rest = "then samples, inpainting and a judgement, another minute or two"
-    tell(f"1. training on 1,797 handwritten digits, by class: up to {duration(seconds)}; {rest}")
+    tell(f"1. training on 1,797 handwritten digits, by class: {duration(seconds)}; {rest}")
     for folder in (out / "digits", out / "run"):
         shutil.rmtree(folder, ignore_errors=True)
     builtin.prepare("digits", out / "digits")
@@ -89,21 +87,12 @@ def demo(
 def _train(out: Path, seconds: float) -> None:
     from diffunet.training.loop import train
 
+    config = preset("digits").changed("train", minutes=seconds / 60)
     with progress("training") as show:
-        began = time.monotonic()
-
-        def on_step(p: TrainProgress) -> bool:
-            passed = time.monotonic() - began
-            loss = f", loss {p.loss:.3f}" if p.loss == p.loss else ""
-            show(int(min(seconds, passed)), int(seconds), f"step {p.step}{loss}")
-            return passed < seconds
-
-        try:
-            train(preset("digits"), out / "digits", out / "run", on_step=on_step)
-        except Stopped:
-            if time.monotonic() - began < seconds:
-                raise
-            tell(f"   training ended after {duration(seconds)}, as asked")
+        train(
+            config, out / "digits", out / "run",
+            on_step=lambda p: show(p.step, p.steps, f"loss {p.loss:.3f}" if p.loss == p.loss else ""),
+        )  # fmt: skip
 
 
 def _inpainted(pipe: Pipeline, held_out: Pixels) -> Image:

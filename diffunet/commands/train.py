@@ -77,6 +77,8 @@ def train(args: Sequence[str]) -> None:
         if chosen.steps is not None:
             raise UsageError("--steps and --minutes both say when the run ends; take one")
         config = config.changed("train", minutes=chosen.minutes, steps=None, cooldown_from=None)  # not a preset's steps
+    if chosen.steps is not None:
+        config = config.changed("train", minutes=None)
     for name, section in SHORT.items():
         value = getattr(chosen, name)
         if value is not None and value is not False:  # without --classes the config decides

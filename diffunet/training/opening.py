@@ -291,7 +291,10 @@ def opened(
 
         compile_is_open = config.train.compile == "auto"
         free = processes.smallest(processes.free_memory(how), joined)
-        if config.train.minutes is None and config.train.steps is None:
+        t = config.train
+        if t.minutes is not None and t.steps is not None and t.cooldown_from is None:
+            raise UsageError("train.minutes and train.steps both say when the run ends; take one")
+        if t.minutes is None and t.steps is None:
             config = config.changed("train", minutes=recipe.MINUTES)
             log.info("neither --minutes nor --steps is given: the run takes %g minutes", recipe.MINUTES)
         budget = Budget(config.train.minutes, 0.0, float(state.get("seconds", 0.0)), began)
