@@ -256,7 +256,10 @@ def opened(
         stack.enter_context(stop.on_signals(flag))
         config = stack.enter_context(run_folder.claimed(config, folder, resume=resume, init=init, main=main))
         config = _with_net(config, net, resumed=resume and bool(checkpoint.steps(folder)))
-        if config.train.deterministic:
+        t = config.train
+        if t.minutes is not None and t.steps is not None and t.cooldown_from is None:
+            raise UsageError("train.minutes and train.steps both say when the run ends; take one")
+        if t.deterministic:
             _prepare_determinism()
         status = failures.Status(folder, config)
         stack.enter_context(failures.explaining(status, flag, main))
@@ -291,9 +294,6 @@ def opened(
 
         compile_is_open = config.train.compile == "auto"
         free = processes.smallest(processes.free_memory(how), joined)
-        t = config.train
-        if t.minutes is not None and t.steps is not None and t.cooldown_from is None:
-            raise UsageError("train.minutes and train.steps both say when the run ends; take one")
         if t.minutes is None and t.steps is None:
             config = config.changed("train", minutes=recipe.MINUTES)
             log.info("neither --minutes nor --steps is given: the run takes %g minutes", recipe.MINUTES)

@@ -210,6 +210,10 @@ def test_check_prepare_info_evaluate(trained, folder, tmp_path, capsys):
     assert "bits per dimension" in said
     assert "feature distance" in said
     assert "excess" in said
+    diffunet("evaluate", trained, folder, "--loss", "--num", 4)
+    said = capsys.readouterr().out
+    assert "loss: " in said
+    assert len(said.splitlines()) == 18  # of 16 noise levels
     assert "neither a model nor a preset" in refused(capsys, "info", "nothing")
 
 
@@ -268,6 +272,10 @@ BAD = [
     ("masks NEW --width 30000", ["--width", at_most(20000), "30000"]),
     ("evaluate MODEL DATA --num 1", ["--num", at_least(2), "1"]),
     ("evaluate MODEL DATA --likelihood-num 7", ["--likelihood-num", "go with --likelihood"]),
+    ("evaluate MODEL DATA --loss --likelihood ode", ["--loss", "no samples", "--likelihood"]),
+    ("evaluate MODEL DATA --loss --steps 3", ["--loss", "options of sampling"]),
+    ("train DATA --out NEW --steps 3 --minutes 3", ["--steps", "--minutes", "take one"]),
+    ("train DATA --out NEW --train.steps 3 --train.minutes 3", ["train.minutes", "train.steps", "take one"]),
     ("evaluate MODEL DATA --threshold soft", ["--threshold", "dynamic", "'soft'"]),
     (SAMPLE + "--guidance-rescale 0.5", ["--guidance-rescale", "need --guidance"]),
     (SAMPLE + "--guidance 1 --guidance-rescale 0.5", ["--guidance is 1", "--guidance-rescale"]),

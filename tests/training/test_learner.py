@@ -14,8 +14,8 @@ from diffunet import build, compute
 from diffunet.compute import Compute
 from diffunet.config import read_toml
 from diffunet.errors import UsageError
-from diffunet.training import checkpoint, loop, loss_scale
-from diffunet.training.learner import Learner
+from diffunet.training import checkpoint, defaults, loop, loss_scale
+from diffunet.training.learner import NOISE, Learner
 from diffunet.training.loop import train
 from diffunet.training.loss_scale import LossScale
 
@@ -300,3 +300,19 @@ def test_what_another_accelerator_keeps_stays(folder, tmp_path):
         assert theirs.state.device.type == "cpu"
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_loss_by_noise_level_is_that_of_the_images_of_each_level(monkeypatch):
+    """The sums and the numbers of `Outcome.by_noise`, against the losses themselves."""
+    cpu = torch.device("cpu")
+    config = defaults.architecture(tiny(data={"classes": False}, train={"batch_size": 8, "learning_rate": 1e-3}), cpu)
+    learner = Learner(config, build.denoiser(config), Compute(cpu))
+    sigma = torch.tensor([0.01, 0.05, 0.06, 0.1, 0.5, 1.3, 6.0, 100.0])
+    batch = replace(learner.imagined(8), sigma=sigma)
+    losses = torch.arange(1.0, 9.0)
+    monkeypatch.setattr(learner, "_losses", lambda *_: losses * next(learner.state.net.parameters()).sum() * 0 + losses)
+    by_noise = learner.step(0, [batch]).by_noise
+    levels = [sum(sigma_ > level for level in NOISE) for sigma_ in sigma.tolist()]
+    for level in range(8):
+        chosen = [loss for loss, its in zip(losses.tolist(), levels, strict=True) if its == level]
+        assert by_noise[:, level].tolist() == [sum(chosen), len(chosen)]

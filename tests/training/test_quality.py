@@ -47,7 +47,8 @@ SMALL = {
     "model": {"channels": 16, "multipliers": (1, 2), "num_blocks": 1, "attention_resolutions": (4,)},
     "data": {"image_size": 8},
     "train": {
-        "minutes": None, "steps": 300, "warmup": 100, "cooldown": 0.0, "learning_rate": 1e-3, "batch_size": 32, "log_every": 100, "validate_every": 300, "previews": 0,
+        "minutes": None, "steps": 300, "warmup": 100, "cooldown": 0.0, "learning_rate": 1e-3, "batch_size": 32,
+        "log_every": 100, "validate_every": 300, "previews": 0,
         "checkpoint_every": 300, "ema_every": 0, "tensorboard": False, "compile": "off", "threads": 1,
     },
 }  # fmt: skip
