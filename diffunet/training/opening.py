@@ -252,13 +252,14 @@ def opened(
     and are written to RUN/status.json. Torch's random state, threads and choice of kernels are restored at its end.
     """
     main, flag = processes.is_main(), stop.StopFlag()
+    t = config.train
+    if t.minutes is not None and t.steps is not None and t.cooldown_from is None:
+        raise UsageError("train.minutes and train.steps both say when the run ends; take one")
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop.on_signals(flag))
         config = stack.enter_context(run_folder.claimed(config, folder, resume=resume, init=init, main=main))
         config = _with_net(config, net, resumed=resume and bool(checkpoint.steps(folder)))
         t = config.train
-        if t.minutes is not None and t.steps is not None and t.cooldown_from is None:
-            raise UsageError("train.minutes and train.steps both say when the run ends; take one")
         if t.deterministic:
             _prepare_determinism()
         status = failures.Status(folder, config)
