@@ -24,25 +24,21 @@ from diffunet.nn.unet2015 import UNet2015
 
 
 class Sampler(NamedTuple):
-    """A sampler: what makes its step, the ladder that suits it, and how often the net is called in `steps` steps.
-
-    `noise` says whether its steps add new noise.
-    """
+    """A sampler: what makes its step, the ladder that suits it, and how often the net is called in `steps` steps."""
 
     make: Callable[[], samplers.Step]
     ladder: names.LadderName = "trailing"
     calls: Callable[[int], int] = lambda steps: steps
-    noise: bool = False
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "ddpm": Sampler(samplers.ddpm, noise=True),
-    "ddpm-large": Sampler(lambda: samplers.ddpm("large"), noise=True),
-    "ddpm-learned": Sampler(lambda: samplers.ddpm("learned"), noise=True),
+    "ddpm": Sampler(samplers.ddpm),
+    "ddpm-large": Sampler(lambda: samplers.ddpm("large")),
+    "ddpm-learned": Sampler(lambda: samplers.ddpm("learned")),
     "euler": Sampler(samplers.euler),
     "heun": Sampler(samplers.heun, calls=lambda steps: 2 * steps - 1),  # its last step, to sigma 0, is Euler's
     "dpm++2m": Sampler(samplers.dpmpp_2m, ladder="log-snr"),
-    "dpm++2m-sde": Sampler(lambda: samplers.dpmpp_2m(eta=1.0), noise=True),
+    "dpm++2m-sde": Sampler(lambda: samplers.dpmpp_2m(eta=1.0)),
     "unipc": Sampler(samplers.unipc, ladder="log-snr"),
 }
 """The samplers by name. dpm++2m and unipc suit a ladder uniform in log-SNR; at few steps the others do better on a

@@ -23,7 +23,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 """The files of a model folder."""
 
 WEAKER = "weaker.safetensors"
-"""A file that a model folder may have: the average after an eighth of the run, by which sampling is guided."""
+"""A file that a model folder may have: the average after an eighth of the run, by which sampling can be guided."""
 
 FORMAT, VERSION = "diffunet", 1
 """What config.json says of itself."""

@@ -76,7 +76,7 @@ def convert(
     model = _read(source, flags, dialect, ema, step)
 
     if model.weaker is not None and to != "diffunet":
-        say("without weaker.safetensors, by which this model is guided: it is sampled there as by --guidance 1 here")
+        say("without weaker.safetensors, the weaker model by which --guidance pushes samples of this one")
 
     def export(folder: Path) -> None:
         storage.export_model(folder, model.config, model.denoiser.net.state_dict(), model.step)

@@ -25,7 +25,7 @@ def inpaint(
     model: Model, images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE")], /, *, out: Path,
     mask: Path | None = None, box: str | None = None, method: MethodChoice = "auto", fit: InpaintFitName = "auto",
     steps: Steps | None = None, jump_length: Steps | None = None, jump_n_sample: Steps | None = None, num: Number = 1,
-    seed: Seed = 0, label: str | None = None, guidance: Finite | None = None, invert_mask: bool = False,
+    seed: Seed = 0, label: str | None = None, guidance: Finite = 1.0, invert_mask: bool = False,
     soft_mask: bool = False, resize_mask: bool = False, feather: Annotated[int, Field(ge=0, le=10_000)] = 0,
     lossy_ok: bool = False, max_pixels: Annotated[int, Field(ge=1, le=10**12)] = 200_000_000,
     computing: OmitArgPrefixes[Computing], overwrite: Overwrite = False,
@@ -51,8 +51,8 @@ def inpaint(
         num: Different fillings of each image, and with them a sheet that shows them side by side.
         seed: The same seed gives the same fillings.
         label: What it should be, for a model with classes.
-        guidance: How strongly the label counts, or without one how far to go from a weaker model; 1 is off. If not
-            given, the model's own where the method allows it.
+        guidance: How strongly the label counts, or without classes how far to go from the weaker model beside it; 1 is
+            off.
         invert_mask: Black = fill; with --box, what is outside.
         soft_mask: The mask's grey blends old and new.
         resize_mask: Take a mask of another size to the image's.

@@ -32,10 +32,9 @@ Size = Annotated[int, Field(ge=4, le=4096)]
 class Sampling:
     """These options decide how images are sampled."""
 
-    guidance: Finite | None = None
-    """How far samples are pushed away from those of a weaker model; 1 is off. If not given, the model's own: by 2 away
-    from its average after an eighth of its training, where it has that. A number, 1.5 to 4 usual, makes images of a
-    model with classes more typical of their class."""
+    guidance: Finite = 1.0
+    """How far samples are pushed away from those of a weaker model; 1 is off, 1.5 to 4 usual. With classes the weaker
+    one is the model without the label; else it is the model's own average after an eighth of its training."""
     guidance_interval: tuple[Finite, Finite] | None = None
     """Guide only between two noise levels (sigma)."""
     guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -86,25 +85,15 @@ def load(model: str, computing: Computing) -> Pipeline:
 def for_pipeline(sampling: Sampling, pipe: Pipeline) -> SamplingOptions:
     """Return the options as keywords of `pipe.sample`; the weaker model is loaded onto the device of `pipe`.
 
-    Raises UsageError for options that do nothing without guidance, CheckpointError for an unreadable weaker model.
+    Raises UsageError for options that do nothing at a guidance of 1, CheckpointError for an unreadable weaker model.
     """
     scale, interval, rescale = sampling.guidance, sampling.guidance_interval, sampling.guidance_rescale
-    more = interval is not None or rescale != 0 or sampling.weaker is not None
-    if more and scale == 1:
+    if scale == 1 and (interval is not None or rescale or sampling.weaker is not None):
         raise UsageError("--guidance is 1, none: --guidance-interval, --guidance-rescale and --weaker need another")
-    if more and scale is None and sampling.weaker is None and pipe.weaker is None:
-        raise UsageError("--guidance-interval and --guidance-rescale need --guidance: this model has none of its own")
-    from diffunet.sampling import conditions, pipeline
+    from diffunet.sampling import pipeline
 
-    weaker = pipe.weaker if scale is None else None
-    if sampling.weaker is not None:
-        weaker = pipeline.load(sampling.weaker, pipe.device, pipe.dtype)
-    guidance = None
-    if more or scale is not None:
-        default = conditions.OWN_INTERVAL if scale is None else None
-        scale = conditions.OWN_SCALE if scale is None else scale
-        guidance = pipeline.Guidance(scale, weaker, interval or default, rescale)
+    weaker = None if sampling.weaker is None else pipeline.load(sampling.weaker, pipe.device, pipe.dtype)
     return {
-        "guidance": guidance, "sampler": sampling.sampler,
+        "guidance": pipeline.Guidance(scale, weaker, interval, rescale), "sampler": sampling.sampler,
         "steps": sampling.steps, "ladder": sampling.ladder, "threshold": sampling.threshold,
     }  # fmt: skip

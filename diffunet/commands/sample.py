@@ -38,17 +38,13 @@ def sample(
 
     import numpy as np
 
-    from diffunet import build
-    from diffunet.names import canonical
     from diffunet.pictures import images
 
     pipe = options.load(model, computing)
     keywords = options.for_pipeline(sampling, pipe)
     names, size, diffusion = pipe.class_names, pipe.image_size, pipe.config.diffusion
-    steps, sampler = sampling.steps or diffusion.sample_steps, canonical(sampling.sampler or diffusion.sampler)
-    guided = keywords["guidance"] is None and pipe.weaker is not None and not build.SAMPLERS[sampler].noise
-    how = ", guided by the weaker model beside it (--guidance 1 is without)" if guided else ""
-    say(f"{num} {'image' if num == 1 else 'images'} of {size}x{size}, {steps} steps of {sampler}{how}")
+    steps, sampler = sampling.steps or diffusion.sample_steps, sampling.sampler or diffusion.sampler
+    say(f"{num} {'image' if num == 1 else 'images'} of {size}x{size}, {steps} steps of {sampler}")
     with progress("sampling") as show:
         pictures = pipe.sample(
             num, seed=seed, labels=label, batch_size=batch_size, on_step=lambda p: show(p.step, p.steps), **keywords

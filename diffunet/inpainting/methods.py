@@ -46,14 +46,6 @@ class Method:
         return self.method == "trained"
 
     @property
-    def is_guided(self) -> bool:
-        """Whether the method is guided by the model's weaker one by default.
-
-        For the others D has to be the mean of the posterior, which a guided D is not, or their steps add noise.
-        """
-        return _TABLE[self.method].is_guided
-
-    @property
     def has_gradients(self) -> bool:
         """Whether the method takes gradients through the net, which needs more memory."""
         return _TABLE[self.method].passes > 1
@@ -71,8 +63,6 @@ class _Row:
     """Defaults of a method that jumps back: steps of the ladder, its stretches, visits of each (1: no jump)."""
     passes: int = 1
     """Passes through the net for each call of the denoiser."""
-    is_guided: bool = False
-    """See `Method.is_guided`."""
 
 
 def _keep_known(denoise: Denoise, known: Tensor, keep: Tensor, noise: Noise) -> Denoise:
@@ -85,11 +75,11 @@ def _mmps(denoise: Denoise, known: Tensor, keep: Tensor, noise: Noise) -> Denois
 
 
 _TABLE = {
-    "trained": _Row(_keep_known, is_guided=True),
+    "trained": _Row(_keep_known),
     "repaint": _Row(known_pixels.keep_known, step=lambda known, keep: samplers.euler(eta=1.0), jumps=(20, 5, 5)),
     "ddnm": _Row(lambda denoise, known, keep, noise: denoise, step=known_pixels.ddnm, jumps=(50, 50, 1)),
     "mmps": _Row(_mmps, passes=1 + known_pixels.ITERATIONS),
-    "replace": _Row(_keep_known, is_guided=True),
+    "replace": _Row(_keep_known),
 }
 
 

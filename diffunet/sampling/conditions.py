@@ -19,8 +19,8 @@ from diffunet.errors import UsageError
 if TYPE_CHECKING:
     from diffunet.sampling.pipeline import Pipeline
 
-OWN_SCALE, OWN_INTERVAL = 2.0, (0.2, 4.0)
-"""How a model is guided by the weaker model beside it: measured, see samples/guidance.md."""
+OWN_INTERVAL = (0.2, 4.0)
+"""The noise levels between which a model is guided by the weaker model beside it: see samples/recipe.md."""
 
 Label = SupportsIndex | str | None
 """A class by its name or by its number (an integer of Python, numpy or torch), or None for an image without a label."""
@@ -53,7 +53,7 @@ class SamplingOptions(TypedDict, total=False):
     """
 
     guidance: float | Guidance | None
-    """A scale or a `Guidance`; 1 is off. By default the model's own, see `chosen`."""
+    """A scale or a `Guidance`; 1, the default, is off. See `chosen`."""
     sampler: str | None
     """ddpm, ddpm-large, ddpm-learned, ddim, euler, euler-ancestral, heun, dpm++2m, dpm++2m-sde or unipc."""
     steps: int | None
@@ -79,20 +79,15 @@ def check_counts(**values: int | None) -> None:
             raise UsageError(f"{name} is at least {least}{' and below 2**63' if value > 0 else ''}, not {value}")
 
 
-def chosen(guidance: float | Guidance | None, model: Pipeline, own: bool = True) -> Guidance:
-    """Return the guidance that a model is sampled with.
+def chosen(guidance: float | Guidance | None, model: Pipeline) -> Guidance:
+    """Return the guidance that a model is sampled with; None is none.
 
-    None is the model's own, where it has a weaker model beside it and `own` is True: by `OWN_SCALE` in `OWN_INTERVAL`;
-    else there is none. A scale for a model without classes, which cannot be guided by a label, is that of its weaker
-    model.
+    A scale for a model without classes, which cannot be guided by a label, is that of the weaker model beside it.
     """
-    weaker = model.weaker
-    if guidance is None:
-        return Guidance(OWN_SCALE, weaker, OWN_INTERVAL) if own and weaker is not None else Guidance()
-    found = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
-    if found.scale == 1 or found.weaker is not None or weaker is None or model.class_names:
+    found = guidance if isinstance(guidance, Guidance) else Guidance(1.0 if guidance is None else guidance)
+    if found.scale == 1 or found.weaker is not None or model.weaker is None or model.class_names:
         return found
-    return replace(found, weaker=weaker, interval=found.interval or OWN_INTERVAL)
+    return replace(found, weaker=model.weaker, interval=found.interval or OWN_INTERVAL)
 
 
 def class_number(label: Label, names: Sequence[str]) -> int | None:

@@ -118,7 +118,7 @@ class Pipeline:
         denoiser: the model with its weights; it is moved to the device of `how`.
         how: how to compute; by default on the denoiser's device, in the type that its weights are cast to, or float32.
         net: makes a net of this config, to estimate its memory; see `build.NetFactory`.
-        weaker: a worse model of the same images, by which samples are guided by default; see `conditions.chosen`.
+        weaker: a worse model of the same images, by which samples may be guided; see `conditions.chosen`.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class Pipeline:
         classes = conditions.class_numbers(labels, num, self.class_names)
         sampler, ladder, threshold = options.get("sampler"), options.get("ladder"), options.get("threshold")
         d = build.sampling(self.config.diffusion, sampler=sampler, ladder=ladder, threshold=threshold)
-        guidance = conditions.chosen(options.get("guidance"), self, not build.SAMPLERS[d.sampler].noise)
+        guidance = conditions.chosen(options.get("guidance"), self)
         denoise_for = conditions.denoising(self, guidance, d.threshold)
         check_counts(steps=options.get("steps"))
         sigmas = build.ladder(d, self.denoiser.schedule, options.get("steps") or d.sample_steps)
@@ -222,9 +222,7 @@ class Pipeline:
             jump_length, jump_n_sample: how many steps repaint (or ddnm, as its time travel) goes back, and how often it
                 walks each stretch. 250 steps with 10 and 10 are RePaint as published, 2,410 calls of the net.
             label: a class name or number. None fills in without a label, but where all is hole, as `sample` takes it.
-            guidance: as for `sample`; of the methods only trained and replace have the model's own by default: for
-                the others the model has to say what is most likely, and no more.
-            on_step: as for `sample`.
+            guidance, on_step: as for `sample`.
 
         Raises:
             DataError: an image or mask that cannot be read, or that is too large.
@@ -240,15 +238,14 @@ class Pipeline:
             return filled
         if (share := float(masked.hole.mean())) > 0.9:
             log.warning("the mask fills %.0f%% of the image; for masks with black = fill: --invert-mask", 100 * share)
+        guided = conditions.chosen(guidance, self)
+        if label is None and guided.weaker is None and guided.scale != 1:
+            raise UsageError(f"guidance {guided.scale:g} needs a label to go towards")
         choice, watch = methods.Choice(method, steps, jump_length, jump_n_sample), _Watch(on_step)
         with torch.inference_mode(False):  # gradients, which mmps takes, need tensors that were made outside of it
             choose = partial(methods.choose, self.config.diffusion, self.denoiser.schedule, choice)
-            whole, d = choose(), self.config.diffusion
-            guided = conditions.chosen(guidance, self, whole.is_guided and not build.SAMPLERS[d.sampler].noise)
-            if label is None and guided.weaker is None and guided.scale != 1:
-                raise UsageError(f"guidance {guided.scale:g} needs a label to go towards")
             filler = filling.Filler(
-                self.image_size, build.prior_mean(self.config), whole, choose(below=filling.REFINE),
+                self.image_size, build.prior_mean(self.config), choose(), choose(below=filling.REFINE),
                 conditions.denoising(self, guided, self.config.diffusion.threshold),
                 conditions.class_number(label, self.class_names), watch, self.device,
             )  # fmt: skip

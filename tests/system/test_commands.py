@@ -277,7 +277,7 @@ BAD = [
     ("train DATA --out NEW --steps 3 --minutes 3", ["--steps", "--minutes", "take one"]),
     ("train DATA --out NEW --train.steps 3 --train.minutes 3", ["train.minutes", "train.steps", "take one"]),
     ("evaluate MODEL DATA --threshold soft", ["--threshold", "dynamic", "'soft'"]),
-    (SAMPLE + "--guidance-rescale 0.5", ["--guidance-rescale", "need --guidance"]),
+    (SAMPLE + "--guidance-rescale 0.5", ["--guidance is 1", "--guidance-rescale"]),
     (SAMPLE + "--guidance 1 --guidance-rescale 0.5", ["--guidance is 1", "--guidance-rescale"]),
     (SAMPLE + "--guidance-rescale 2", ["--guidance-rescale", at_most(1), "2"]),
     (SAMPLE + "--ladder rho", ["--ladder", "karras", "'rho'"]),

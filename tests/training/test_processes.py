@@ -36,6 +36,21 @@ def epochs(tmp_path_factory):
     return root
 
 
+def test_processes_agree_when_a_run_with_minutes_ends_and_its_config_repeats_it(epochs, tmp_path):
+    config = tiny(
+        data={"classes": False},
+        train=PLAIN | {"minutes": 0.3, "steps": None, "batch_size": 12, "checkpoint_every": 1000, "ema_every": 0},
+    )
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    assert finish(launch(2, [epochs, "--out", tmp_path / "run", "--config", tmp_path / "config.toml"]))[0] == [0, 0]
+    t = read_toml(tmp_path / "run/config.toml").train
+    assert 3 <= t.cooldown_from < t.steps
+    again = [epochs, "--out", tmp_path / "again", "--config", tmp_path / "run/config.toml"]
+    assert finish(launch(2, again))[0] == [0, 0]
+    a, b = (load_file(tmp_path / run / "model/model.safetensors") for run in ("run", "again"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 MATRIX = """
 import os, signal, sys
 from pathlib import Path
