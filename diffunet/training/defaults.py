@@ -26,9 +26,8 @@ Memory decides on the passes of a step, and not on its images, so that a run is 
 ROUND = 8
 """The images of a process are a multiple of this where we choose them, so that they divide into passes well."""
 
-RATES, LEAST_RATE, RATE_BATCH = {64: 2e-3, 128: 1e-3}, 5e-4, 32
-"""The learning rate for nets of up to so many channels, for wider ones, and the batch size from which on it holds; for
-smaller ones it is less, by the square root (Malladi et al. 2022)."""
+RATES, LEAST_RATE = {64: 2e-3, 128: 1e-3}, 5e-4
+"""The learning rate for nets of up to so many channels, and for wider ones; see samples/recipe.md."""
 
 WARMUP, LEAST_WARMUP, MOST_WARMUP, COOLDOWN = 0.03, 20, 500, 0.4
 """The shares of a run over which the learning rate rises and falls, and the fewest and the most steps of its rise."""
@@ -99,9 +98,7 @@ def resolve(
         few = large and how.fits(lambda n: training_bytes(plain, how, n, net), most=FEW, free=free) < FEW
         config = config.changed("model", checkpointing=few)
     if isinstance(batch := config.train.batch_size, int):
-        config = _filled(
-            _passes(config, how, batch, processes, free, net), "train", learning_rate=rate_for(config, batch)
-        )
+        config = _filled(_passes(config, how, batch, processes, free, net), "train", learning_rate=rate_for(config))
     config = _looked_at(config, steps, held_out)
     if config.train.compile == "auto":
         compiled, _ = compute.pays_to_compile(how, steps, config.train.deterministic)
@@ -149,14 +146,13 @@ def after_trial(config: Config, fits: int, processes: int) -> Config:
     """Return `config`, whose batch size was "auto", once it is known how many images fit one pass."""
     passes = config.train.grad_accumulation or 1
     batch = fits * processes * passes
-    config = _filled(config, "train", learning_rate=rate_for(config, batch))
+    config = _filled(config, "train", learning_rate=rate_for(config))
     return config.changed("train", batch_size=batch, grad_accumulation=passes)
 
 
-def rate_for(config: Config, batch: int) -> float:
-    """Return the learning rate for a net and a batch size, to three digits."""
-    peak = next((rate for limit, rate in RATES.items() if (config.model.channels or 0) <= limit), LEAST_RATE)
-    return float(f"{peak * min(1.0, math.sqrt(batch / RATE_BATCH)):.3g}")
+def rate_for(config: Config) -> float:
+    """Return the learning rate for the net of a config, whose channels are chosen."""
+    return next((rate for limit, rate in RATES.items() if (config.model.channels or 0) <= limit), LEAST_RATE)
 
 
 def stored_every(config: Config, steps: int, net: build.NetFactory = build.net) -> int:

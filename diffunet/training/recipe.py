@@ -44,7 +44,7 @@ PROBE, PROBE_GPU = Net(32, 1, False), Net(128, 2)
 PARAMETERS, IMAGES, GROWTH = 1.5e6, 7_000, 7 / 3
 """A net of so many parameters pays from so many images on, and one of p times as many from p^GROWTH times those on."""
 
-STEPS_AT_LEAST, SMALLEST, LARGEST = 2_000, 16, {64: 128, 128: 64, 256: 32}
+STEPS_AT_LEAST, SMALLEST, LARGEST = 2_000, 8, {64: 128, 128: 64, 256: 32}
 """The batch is so small that a run has about so many steps, but has at least `SMALLEST` images, and at most those that
 the table has for image sizes up to each key."""
 
