@@ -14,7 +14,7 @@ from diffunet.compute import Compute
 from diffunet.config import Config, ModelConfig
 from diffunet.nn import kernels
 from diffunet.nn.cost import Cost
-from diffunet.training import memory, processes
+from diffunet.training import defaults, memory, processes
 from diffunet.training.learner import Learner
 
 MINUTES = 60.0
@@ -94,6 +94,9 @@ def for_minutes(
         joined: the processes of the run, which choose alike.
     """
     many = joined.num_processes
+    asked = config.train.batch_size
+    if asked == "auto":  # found by trial later, with the net that is chosen here
+        config = config.changed("train", batch_size=None)
     trial = replace(how, native=_with_kernels(config, how))
     if net is build.net and config.model.net == "unet" and None in (config.model.channels, config.model.num_blocks):
         probe = resolved(of_size(config, PROBE_GPU if how.device.type == "cuda" else PROBE))
@@ -101,13 +104,15 @@ def for_minutes(
         macs = many * processes.smallest(int(images / many * seconds * memory.price(probe, net).macs), joined)
 
         def price(size: Net) -> Cost:
-            return memory.price(resolved(of_size(config, size)), net)
+            return memory.price(defaults.architecture(of_size(config, size), how.device), net)
 
         size = best(macs, price)
-        config = with_batch(of_size(config, size), macs / price(size).macs)
+        config = of_size(config, size)
+        if asked is None:
+            config = with_batch(config, macs / price(size).macs)
     complete = resolved(config)
     steps = max(1, int(seconds / seconds_per_step(complete, trial, net, many)))
-    return config, processes.smallest(steps, joined)
+    return config.changed("train", batch_size=asked or config.train.batch_size), processes.smallest(steps, joined)
 
 
 def best(macs: float, price: Callable[[Net], Cost]) -> Net:
@@ -121,9 +126,7 @@ def best(macs: float, price: Callable[[Net], Cost]) -> Net:
 
 
 def with_batch(config: Config, images: float) -> Config:
-    """Return `config` with the batch size, if that is open, for a run that sees so many images."""
-    if config.train.batch_size is not None:
-        return config
+    """Return `config` with the batch size for a run that sees so many images."""
     largest = next((batch for size, batch in LARGEST.items() if config.data.image_size <= size), min(LARGEST.values()))
     wanted = 2 ** int(math.log2(max(1.0, images / STEPS_AT_LEAST)))
     return config.changed("train", batch_size=min(max(wanted, SMALLEST), largest))

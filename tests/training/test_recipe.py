@@ -7,8 +7,9 @@ import torch
 from helpers.small import tiny
 
 from diffunet.compute import Compute
-from diffunet.config import Config, ModelConfig, preset
+from diffunet.config import Config, ModelConfig, preset, read_toml
 from diffunet.training import defaults, memory, plan, recipe
+from diffunet.training.loop import train
 from diffunet.training.recipe import LADDER, Net
 
 
@@ -49,7 +50,6 @@ def test_a_net_that_is_chosen_sees_enough_images_and_the_next_would_not():
 )  # fmt: skip
 def test_the_batch_leaves_two_thousand_steps_within_bounds(images, size, batch):
     assert recipe.with_batch(Config().changed("data", image_size=size), images).train.batch_size == batch
-    assert recipe.with_batch(tiny(), images).train.batch_size == 6
 
 
 def test_what_a_person_chose_of_the_net_stands():
@@ -103,3 +103,12 @@ def test_what_a_run_usually_gives_is_said_for_every_number_of_images():
     said = [plan.usual(most - 1) for most, _ in plan.GIVES] + [plan.usual(10**9)]
     assert all(said)
     assert len(set(said)) == len(plan.GIVES) + 1
+
+
+@pytest.mark.slow
+def test_a_batch_by_trial_goes_with_minutes(folder, tmp_path):
+    config = tiny(train={"minutes": 0.2, "steps": None, "batch_size": "auto", "previews": 0, "ema_every": 0})
+    train(config, folder, tmp_path / "run")
+    t = read_toml(tmp_path / "run/config.toml").train
+    assert t.batch_size > 6
+    assert t.steps > t.cooldown_from
