@@ -120,9 +120,13 @@ def best(macs: float, price: Callable[[Net], Cost]) -> Net:
 
     `price` returns what a net costs. See `PARAMETERS` for how many are enough.
     """
-    costs = {size: price(size) for size in LADDER}
-    enough = {size: IMAGES * (cost.parameters / PARAMETERS) ** GROWTH for size, cost in costs.items()}
-    return next((size for size in reversed(LADDER) if macs / costs[size].macs >= enough[size]), LADDER[0])
+    chosen = LADDER[0]
+    for size in LADDER[1:]:  # the larger, the more images are enough, and the fewer it sees
+        cost = price(size)
+        if macs / cost.macs < IMAGES * (cost.parameters / PARAMETERS) ** GROWTH:
+            break
+        chosen = size
+    return chosen
 
 
 def with_batch(config: Config, images: float) -> Config:
