@@ -22,7 +22,7 @@ def prices(size, channels=3):
     }
 
 
-@pytest.mark.parametrize("size", [16, 32, 64])
+@pytest.mark.parametrize("size", [32, *(pytest.param(size, marks=pytest.mark.slow) for size in (16, 64, 128))])
 def test_the_ladder_rises_and_more_time_gives_no_smaller_net(size):
     costs = prices(size)
     for cost in ("parameters", "macs"):
