@@ -208,6 +208,14 @@ def model_step(folder: Path) -> int | None:
         return None
 
 
+def weights_step(folder: Path) -> int | None:
+    """Return the step that the weights of a model folder are from, or None where there are none that can be read."""
+    try:
+        return int(read_header(folder / WEIGHTS)[1].get("step", -1))
+    except (CheckpointError, ValueError):
+        return None
+
+
 def is_finished(folder: Path) -> bool:
     """Return whether a model folder is of a run whose learning rate had fallen to its end."""
     try:

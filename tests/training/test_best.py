@@ -54,6 +54,7 @@ def test_the_model_is_the_best_average_where_the_loss_has_risen_since(folder, tm
     assert storage.model_step(tmp_path / "run/model") == 8  # how far the run was, so that nothing is written anew
     train(config(keep_every=2), folder, tmp_path / "run", resume=True)
     assert is_of(tmp_path / "run", 4, average(tmp_path / "run", 4))
+    assert json.loads((tmp_path / "run/status.json").read_text())["model_step"] == 4
     # Both can be had.
     diffunet.load(tmp_path / "run").sample(1)
     diffunet.load(tmp_path / "run/checkpoints/step-00000008").sample(1)
