@@ -338,13 +338,13 @@ def unet_options(config: Config, net: nn.Module) -> dict[str, Any]:
         "in_channels": config.data.channels, "out_channels": config.data.channels * (2 if d.learned_variance else 1),
         "center_input_sample": False, "time_embedding_type": "positional", "freq_shift": m.frequency_shift,
         "flip_sin_to_cos": True, "down_block_types": down, "mid_block_type": "UNetMidBlock2D",
-        "up_block_types": up[::-1], "block_out_channels": widths, "layers_per_block": m.num_blocks,
+        "up_block_types": up[::-1], "block_out_channels": widths, "layers_per_block": m.num_blocks or 2,
         "mid_block_scale_factor": 1, "downsample_padding": 0 if m.resample == "asymmetric" else 1,
         "downsample_type": resampling, "upsample_type": resampling, "dropout": m.dropout or 0.0, "act_fn": "silu",
         "attention_head_dim": dims.pop() if len(dims) == 1 and not single else None, "norm_num_groups": min(groups),
         "attn_norm_num_groups": min(groups),  # else the attention of their middle has no norm with scale_shift
         "norm_eps": m.norm_eps, "resnet_time_scale_shift": "scale_shift" if m.scale_shift else "default",
-        "add_attention": m.middle_attention, "class_embed_type": None,
+        "add_attention": m.middle_attention is not False, "class_embed_type": None,
         "num_class_embeds": classes + 1 if classes else None,
     }  # fmt: skip
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffunet import storage
 from diffunet.config import Config
+from diffunet.errors import ResourceError
 
 SMALL = 5000
 """A run with fewer images to train on keeps the average of least held-out loss."""
@@ -44,9 +45,16 @@ class Best:
         return {"best": (self.step, self.loss)} if self.step else {}
 
     def note(self, loss: float, step: int, config: Config, weights: Mapping[str, Tensor]) -> None:
-        """Keep the averaged weights after a step if their held-out loss is the least."""
+        """Keep the averaged weights after a step if their held-out loss is the least.
+
+        Raises:
+            ResourceError: the disk does not take them.
+        """
         if loss < self.loss:
-            storage.write_model(self.run / FOLDER, config, weights, step)
+            try:
+                storage.write_model(self.run / FOLDER, config, weights, step)
+            except ResourceError as error:
+                raise ResourceError(f"{error} and use --resume: earlier checkpoints are whole") from None
             self.loss, self.step = loss, step
 
     def is_better_than(self, loss: float) -> bool:

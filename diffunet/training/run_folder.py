@@ -9,7 +9,7 @@ from typing import Any
 from diffunet import files
 from diffunet.config import Config, read_toml
 from diffunet.errors import UsageError
-from diffunet.training import checkpoint, transfer
+from diffunet.training import best, checkpoint, transfer
 
 IMAGES = "images.index"
 """The file of a run folder that lists the images which the run began with."""
@@ -64,7 +64,7 @@ def _locked(run: Path, resume: bool) -> Iterator[None]:
         has_begun = any(path.name not in (".lock", "checkpoints", "status.json") for path in run.iterdir())
         if not resume and (has_begun or any((run / "checkpoints").iterdir())):
             raise exists
-        for folder in (run, run / "model", run / "samples"):
+        for folder in (run, run / "model", run / "samples", run / best.FOLDER):
             files.sweep(folder)
         tempfile.TemporaryFile(dir=run).close()  # the lock file may exist already in a folder that takes no new files
         yield

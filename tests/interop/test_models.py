@@ -63,7 +63,7 @@ def test_there_and_back(theirs, tmp_path):
 
 
 def test_a_run_starts_from_it(theirs, folder, tmp_path):
-    config = tiny(model={"channels": None, "multipliers": None, "attention_resolutions": (16, 8), "num_blocks": 2})
+    config = tiny(model={"channels": None, "multipliers": None, "attention_resolutions": (16, 8), "num_blocks": None})
     out = tmp_path / "run"
     diffunet.train(config.changed("train", steps=1), folder, out, init=theirs)
     assert diffunet.load(out).config.model.norm_groups == 4
@@ -116,7 +116,7 @@ def test_a_folder_of_another_form_is_not_written_into(theirs, tmp_path, capsys):
 
 
 def test_what_init_takes_of_a_model_of_others(theirs, folder, tmp_path, caplog):
-    config = tiny(model={"channels": None, "multipliers": None, "attention_resolutions": (16, 8), "num_blocks": 2})
+    config = tiny(model={"channels": None, "multipliers": None, "attention_resolutions": (16, 8), "num_blocks": None})
     out = tmp_path / "run"
     with caplog.at_level("INFO", "diffunet"):
         diffunet.train(config.changed("train", steps=1), folder, out, init=theirs)
@@ -129,7 +129,7 @@ def test_what_init_takes_of_a_model_of_others(theirs, folder, tmp_path, caplog):
 
 def test_a_run_goes_on_without_the_model_that_it_began_from(theirs, folder, tmp_path):
     gone = shutil.copytree(theirs, tmp_path / "gone")
-    config = tiny(model={"channels": None, "multipliers": None, "attention_resolutions": (16, 8), "num_blocks": 2})
+    config = tiny(model={"channels": None, "multipliers": None, "attention_resolutions": (16, 8), "num_blocks": None})
     out = tmp_path / "run"
     diffunet.train(config.changed("train", steps=1), folder, out, init=gone)
     shutil.rmtree(gone)

@@ -15,7 +15,15 @@ from diffunet.training.budget import Budget
 from diffunet.training.loop import train
 from diffunet.training.rate import FLOOR, fall, leads_on, rate
 
-OPEN = {"steps": None, "warmup": 2, "checkpoint_every": 1000, "sample_every": 1000, "previews": 0, "ema_every": 0}
+OPEN = {
+    "steps": None,
+    "cooldown": 0.4,
+    "warmup": 2,
+    "checkpoint_every": 1000,
+    "sample_every": 1000,
+    "previews": 0,
+    "ema_every": 0,
+}
 
 
 class Clock:
@@ -181,7 +189,7 @@ def test_a_run_of_an_earlier_version_keeps_its_constant_rate(folder, tmp_path):
     path = tmp_path / "run/config.toml"
     lines = [line for line in path.read_text().splitlines() if not line.startswith(("cooldown", "minutes"))]
     path.write_text("\n".join(lines))
-    train(tiny(train={"steps": 9}), folder, tmp_path / "run", resume=True)
+    train(tiny(train={"steps": 9, "cooldown": None}), folder, tmp_path / "run", resume=True)
     assert read_toml(path).train.cooldown == 0.0
     rates = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open() if "learning_rate" in line]
     assert rates[-1]["learning_rate"] == read_toml(path).train.learning_rate

@@ -172,7 +172,14 @@ STEPS = 32
 def long(folder, tmp_path_factory):
     """A run with 16 stored pairs, whose checkpoint holds averages of other widths too, kept directly in float32."""
     out = tmp_path_factory.mktemp("runs") / "long"
-    quiet = {"previews": 0, "validate_every": 1000, "log_every": 16, "checkpoint_every": 16, "ema_every": 2}
+    quiet = {
+        "cooldown": 0,
+        "previews": 0,
+        "validate_every": 1000,
+        "log_every": 16,
+        "checkpoint_every": 16,
+        "ema_every": 2,
+    }
     write, pair = snapshots.write, ema.WIDTHS
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ema, "WIDTHS", (*pair, *DIRECT))
@@ -339,7 +346,7 @@ def test_a_damaged_checkpoint_folder_is_no_model(long, tmp_path):
 
 # Along a run.
 
-SHORT = {"steps": 6, "ema_every": 2, "previews": 0}
+SHORT = {"steps": 6, "cooldown": 0, "ema_every": 2, "previews": 0}
 
 
 def test_resumed_equals_not_stopped_file_by_file(folder, tmp_path):
@@ -441,7 +448,7 @@ def test_they_count_as_memory():
 
 
 def test_the_last_step_is_stored_too(folder, tmp_path):
-    train(tiny(train={"steps": 7, "ema_every": 3, "previews": 0}), folder, tmp_path / "run")
+    train(tiny(train={"steps": 7, "cooldown": 0, "ema_every": 3, "previews": 0}), folder, tmp_path / "run")
     assert {each.step for each in snapshots.find(tmp_path / "run")} == {3, 6, 7}
 
 
@@ -454,7 +461,7 @@ def test_a_run_that_is_made_longer_thins_them_evenly_where_they_would_take_more_
 ):
     monkeypatch.setattr(defaults, "WORTH_STORING", 1)
     monkeypatch.setattr(defaults, "STORED", 4)
-    quiet = {"previews": 0, "validate_every": 1000, "log_every": 8}
+    quiet = {"cooldown": 0, "previews": 0, "validate_every": 1000, "log_every": 8}
     for name, room in (("little", 4), ("much", 1000)):
         run = tmp_path / name
         train(tiny(train={"steps": 8, **quiet}), folder, run)
@@ -469,7 +476,7 @@ def test_a_run_that_is_made_longer_thins_them_evenly_where_they_would_take_more_
 
 
 def test_averages_that_were_asked_for_so_often_stay(folder, tmp_path, monkeypatch):
-    quiet = {"previews": 0, "validate_every": 1000, "ema_every": 3}
+    quiet = {"cooldown": 0, "previews": 0, "validate_every": 1000, "ema_every": 3}
     train(tiny(train={"steps": 6, **quiet}), folder, tmp_path / "run")
     monkeypatch.setattr(defaults, "STORED_BYTES", 1)
     train(tiny(train={"steps": 9, **quiet}), folder, tmp_path / "run", resume=True)

@@ -141,5 +141,5 @@ def test_only_damaged_checkpoints_are_an_error_and_none_at_all_is_a_start(folder
 
 
 def test_pruning_keeps_two_and_the_milestones(folder, tmp_path):
-    train(tiny(train={"steps": 12, "checkpoint_every": 2, "keep_every": 6}), folder, tmp_path / "run")
+    train(tiny(train={"steps": 12, "cooldown": 0, "checkpoint_every": 2, "keep_every": 6}), folder, tmp_path / "run")
     assert checkpoint.steps(tmp_path / "run") == [6, 10, 12]

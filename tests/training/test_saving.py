@@ -18,7 +18,7 @@ from diffunet.errors import DataError, DivergedError, ResourceError, Stopped
 from diffunet.training import checkpoint, saving
 from diffunet.training.loop import train
 
-CONFIG = tiny(train={"ema_every": 2, "keep_every": 3})
+CONFIG = tiny(train={"cooldown": 0, "ema_every": 2, "keep_every": 3})
 
 
 @pytest.fixture
