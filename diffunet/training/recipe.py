@@ -20,8 +20,12 @@ from diffunet.training.learner import Learner
 MINUTES = 60.0
 """The minutes of a run that is given neither minutes nor steps."""
 
-SECONDS, STEPS, WARM = 2.0, 20, 2
+SECONDS, STEPS, WARM = 1.0, 20, 2
 """A step is timed for at most so many seconds and steps, after some that are not counted."""
+
+
+DOUBLING = 1.4
+"""A batch is doubled where that makes a step less than so many times as long, as that of small nets on a GPU is."""
 
 
 class Net(NamedTuple):
@@ -109,9 +113,15 @@ def for_minutes(
         size = best(macs, price)
         config = of_size(config, size)
         if asked is None:
-            config = with_batch(config, macs / price(size).macs)
-    complete = resolved(config)
-    steps = max(1, int(seconds / seconds_per_step(complete, trial, net, many)))
+            config = config.changed("train", batch_size=batch_for(config, macs / price(size).macs))
+    each = seconds_per_step(resolved(config), trial, net, many)
+    while asked is None and config.train.batch_size is not None and _batch(config) < largest_batch(config):
+        larger = config.changed("train", batch_size=2 * _batch(config))
+        slower = seconds_per_step(resolved(larger), trial, net, many)
+        if not processes.smallest(int(slower < DOUBLING * each), joined):
+            break
+        config, each = larger, slower
+    steps = max(1, int(seconds / each))
     return config.changed("train", batch_size=asked or config.train.batch_size), processes.smallest(steps, joined)
 
 
@@ -129,11 +139,15 @@ def best(macs: float, price: Callable[[Net], Cost]) -> Net:
     return chosen
 
 
-def with_batch(config: Config, images: float) -> Config:
-    """Return `config` with the batch size for a run that sees so many images."""
-    largest = next((batch for size, batch in LARGEST.items() if config.data.image_size <= size), min(LARGEST.values()))
+def batch_for(config: Config, images: float) -> int:
+    """Return the batch size, a power of two, for a run that sees so many images."""
     wanted = 2 ** int(math.log2(max(1.0, images / STEPS_AT_LEAST)))
-    return config.changed("train", batch_size=min(max(wanted, SMALLEST), largest))
+    return min(max(wanted, SMALLEST), largest_batch(config))
+
+
+def largest_batch(config: Config) -> int:
+    """Return the largest batch size for the image size of a config."""
+    return next((batch for size, batch in LARGEST.items() if config.data.image_size <= size), min(LARGEST.values()))
 
 
 def _batch(config: Config) -> int:

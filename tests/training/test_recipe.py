@@ -49,7 +49,7 @@ def test_a_net_that_is_chosen_sees_enough_images_and_the_next_would_not():
      (10**9, 128, 64), (10**9, 512, 32)],
 )  # fmt: skip
 def test_the_batch_leaves_two_thousand_steps_within_bounds(images, size, batch):
-    assert recipe.with_batch(Config().changed("data", image_size=size), images).train.batch_size == batch
+    assert recipe.batch_for(Config().changed("data", image_size=size), images) == batch
 
 
 def test_what_a_person_chose_of_the_net_stands():
@@ -72,10 +72,12 @@ def test_the_speed_is_that_of_the_device(monkeypatch):
         def gather(self, tensor):
             return tensor
 
-    def chosen(seconds_a_step, seconds):
+    def chosen(of_32, seconds, fixed=0.0):
+        """A step takes so many seconds for 32 images and for any number besides."""
+
         def timed(config, how, net, processes):
-            asked.append(config.model.channels)
-            return seconds_a_step
+            asked.append((config.model.channels, config.train.batch_size))
+            return fixed + of_32 * config.train.batch_size / 32
 
         monkeypatch.setattr(recipe, "seconds_per_step", timed)
         config = preset("default").changed("data", image_size=16, channels=1)
@@ -89,14 +91,16 @@ def test_the_speed_is_that_of_the_device(monkeypatch):
         return recipe.for_minutes(config, how, seconds, resolved, recipe.build.net, Alone())
 
     config, steps = chosen(0.1, 180.0)
-    assert steps == 1800
-    probe = costs[Net(32, 1, False)]
-    net = recipe.best(32 / 0.1 * 180 * probe.macs, costs.get)
+    net = recipe.best(32 / 0.1 * 180 * costs[Net(32, 1, False)].macs, costs.get)
     assert (config.model.channels, config.model.num_blocks) == net[:2]
-    assert asked == [32, net.channels]
+    batch = config.train.batch_size
+    assert steps == int(180 / (0.1 * batch / 32))
+    assert asked == [(32, 32), (net.channels, batch), (net.channels, 2 * batch)]  # twice the batch is twice as long
     assert chosen(0.2, 360.0)[0] == config
     slow, _ = chosen(10.0, 180.0)
-    assert slow.model.channels == 24
+    assert (slow.model.channels, slow.train.batch_size) == (24, 8)
+    # Where a step takes long whatever its batch, the batch is doubled as long as that pays: 0.2 s for 64, 0.3 for 128.
+    assert chosen(0.05, 180.0, fixed=0.1)[0].train.batch_size == 64
 
 
 def test_what_a_run_usually_gives_is_said_for_every_number_of_images():
