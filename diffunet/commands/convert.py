@@ -75,7 +75,8 @@ def convert(
         raise UsageError(f"OUT {out} is {form}: choose another, or delete it")
     model = _read(source, flags, dialect, ema, step)
 
-    if model.weaker is not None and to != "diffunet":
+    has_weaker = model.weaker is not None or (Path(source) / "model" / storage.WEAKER).is_file()
+    if has_weaker and (to != "diffunet" or ema is not None):
         say("without weaker.safetensors, the weaker model by which --guidance pushes samples of this one")
 
     def export(folder: Path) -> None:

@@ -58,6 +58,8 @@ def copy_weights(init: str | Path, net: nn.Module, config: Config, make: build.N
     that pad the image's border). A net of a user's own gets the weights as they are.
     """
     model = models.read_model(init, make)
+    if model.weaker is not None:
+        log.info("--init: the weights of %s alone, without the weaker model beside it", init)
     weights = model.denoiser.net.state_dict()
     if config.model.custom is None:
         weights = _fitted(weights, net.state_dict(), model.config.data.class_names, config.data.class_names)

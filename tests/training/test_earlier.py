@@ -9,6 +9,7 @@ from PIL import Image
 
 import diffunet
 from diffunet import storage
+from diffunet.commands.cli import main
 from diffunet.errors import Stopped, UsageError
 from diffunet.sampling import conditions
 from diffunet.sampling.pipeline import Guidance
@@ -30,7 +31,7 @@ def config(**options):
     return tiny(
         data={"classes": False},
         diffusion={"sample_steps": 12},
-        train={"steps": 40, "checkpoint_every": 40, "learning_rate": 5e-3} | options,
+        train={"steps": 40, "checkpoint_every": 40, "learning_rate": 5e-3, "ema_every": 10} | options,
     )
 
 
@@ -99,3 +100,17 @@ def test_a_model_without_one_is_not_guided_and_cannot_be(run, tmp_path):
 
 def same(a, b):
     return all(np.array_equal(*pair) for pair in zip(a, b, strict=True))
+
+
+def test_what_leaves_the_weaker_model_out_says_so(run, folder, tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    for words in (["--ema", "0.1"], []):
+        name = "-".join(words) or "plain"
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in ("convert", run, tmp_path / name, *words)])
+        assert not ended.value.code
+        said = "without weaker.safetensors" in capsys.readouterr().err
+        assert said == bool(words)
+        assert (tmp_path / name / "weaker.safetensors").exists() == (not words)
+    train(config(steps=1), folder, tmp_path / "run", init=run)
+    assert "without the weaker model" in caplog.text
