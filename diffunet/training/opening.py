@@ -118,6 +118,12 @@ class Run:
 
     def cool(self, learner: Learner, done: int) -> None:
         """Let the learning rate fall from now, `done` steps, on, and fix the number of steps for all processes."""
+        if self.budget.minutes is not None and self.budget.elapsed >= 60 * self.budget.minutes:
+            log.warning(
+                "the %g minutes are over before the learning rate has fallen: reading images and getting ready count, "
+                "too; give the run more minutes",
+                self.budget.minutes,
+            )
         steps = processes.smallest(self.budget.steps(done) if self.is_main else LATE, self.processes)
         self.config = self.status.config = learner.config = self.config.changed(
             "train", steps=steps, cooldown_from=done
@@ -270,6 +276,10 @@ def opened(
         dataset = build.dataset(config.data, data, progress=_reading() if main else None)
         resuming.refuse_too_many_rejected(dataset, config.data.max_rejected, data)
         split = build.split(config.data, dataset.files)
+        if resume and (latest := checkpoint.newest(folder)) is not None:
+            resuming.refuse_shorter(
+                config.train, storage.run_config(folder).train, checkpoint.read_state(latest), folder
+            )
         previous = checkpoint.newest(folder, partial(rate.leads_on, config.train)) if resume else None
         state, thinned, expected = {}, False, 0
         names = class_names(dataset.files.paths) if config.data.classes and previous is None else ()

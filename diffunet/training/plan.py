@@ -61,7 +61,7 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
 
 GIVES = (
     (3_000, "too few for more than colours and blobs"),
-    (20_000, "enough for simple shapes, as of digits"),
+    (20_000, "enough for digits of 16 pixels; at 64 pixels for colours and blobs"),
     (100_000, "usually enough for simple images, such as drawings, and for the colours and textures of photographs"),
     (1_000_000, "usually enough for good drawings and small photographs whose subject one can often name"),
 )

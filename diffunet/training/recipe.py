@@ -25,7 +25,7 @@ SECONDS, STEPS, WARM = 1.0, 20, 2
 
 
 DOUBLING = 1.4
-"""A batch is doubled where that makes a step less than so many times as long, as that of small nets on a GPU is."""
+"""A batch is doubled where that makes a step less than so many times as long, as it does where a net is small."""
 
 
 class Net(NamedTuple):

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from diffunet import compute
-from diffunet.config import Config
+from diffunet.config import Config, TrainConfig
 from diffunet.data import index
 from diffunet.data.dataset import Dataset
 from diffunet.data.folder import printable
 from diffunet.data.groups import Split
-from diffunet.errors import DataError
+from diffunet.errors import DataError, UsageError
 from diffunet.training import run_folder
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,21 @@ def expected_steps(state: Mapping[str, Any], before: float | None, minutes: floa
     elif minutes is not None and state.get("seconds"):
         expected, share = state["step"], 60 * minutes / state["seconds"]
     return max(1, round(expected * share))
+
+
+def refuse_shorter(asked: TrainConfig, stored: TrainConfig, state: Mapping[str, Any], run: Path) -> None:
+    """Raise UsageError where a run is asked to end before the point that its newest checkpoint has reached.
+
+    It would go back to the checkpoint before its learning rate fell, and replace its model by one that learned less.
+    """
+    minutes = float(state.get("seconds", 0.0)) / 60
+    fewer_steps = asked.steps not in (None, stored.steps) and state["step"] >= (asked.steps or 0)
+    fewer_minutes = asked.minutes not in (None, stored.minutes) and minutes >= (asked.minutes or 0)
+    if fewer_steps or fewer_minutes:
+        raise UsageError(
+            f"{run} has done {state['step']} steps in {minutes:.3g} minutes already, and --steps and --minutes are "
+            "those of the whole run: give more to make it longer"
+        )
 
 
 def with_environment(config: Config, environment: dict[str, Any]) -> Config:

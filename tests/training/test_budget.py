@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 from helpers.runs import assert_same_run, stop_at
@@ -197,3 +198,15 @@ def test_a_run_of_an_earlier_version_keeps_its_constant_rate(folder, tmp_path):
     train(tiny(train={"steps": 20, "cooldown": 0.4}), folder, tmp_path / "run", resume=True)
     t = read_toml(path).train
     assert (t.cooldown, t.cooldown_from) == (0.4, 12)
+
+
+@pytest.mark.parametrize("shorter", [{"steps": 5}, {"steps": 8}, {"steps": None, "minutes": 1e-4}])
+def test_a_run_is_not_made_shorter_than_it_is(folder, run, tmp_path, shorter):
+    shutil.copytree(run, tmp_path / "run")
+    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*") if path.name != "status.json"}
+    if shorter == {"steps": 8}:  # what it has: nothing is to do
+        train(tiny(train=shorter), folder, tmp_path / "run", resume=True)
+    else:
+        with pytest.raises(UsageError, match=r"has done 8 steps .* give more"):
+            train(tiny(train=shorter), folder, tmp_path / "run", resume=True)
+    assert all(path.read_bytes() == content for path, content in files.items() if path.is_file())
