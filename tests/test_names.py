@@ -20,7 +20,8 @@ from diffunet.commands.folders import masks as masks_command
 from diffunet.commands.inpaint import inpaint
 from diffunet.commands.options import Sampling
 from diffunet.commands.train import Train
-from diffunet.config import BOTH_NETS, Config, ModelConfig, preset_names, read_toml
+from diffunet.config import Config, ModelConfig, preset_names, read_toml
+from diffunet.config.model import BOTH_NETS
 from diffunet.errors import UsageError
 from diffunet.inpainting import masks, methods
 from diffunet.nn.unet import UNet

@@ -18,7 +18,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from torch import Tensor
 
 from diffunet import build, compute, storage
-from diffunet.config import Config, Multiplier, Positive, validated
+from diffunet.config import Config, validated
+from diffunet.config.fields import Multiplier, Positive
 from diffunet.errors import CheckpointError, UsageError
 from diffunet.interop.pickles import out_of_memory, read_pickled, refuse_hollow
 from diffunet.nn.layers import Attention
