@@ -112,7 +112,8 @@ def test_the_judge_tells_real_images_from_noise_and_from_copies(tmp_path):
 
 def task(tmp_path, **told):
     """A task, begun by this process."""
-    usual = {"training": "", "work": str(tmp_path), "size": 16, "parameters": 300_000, "seed": 0, "samples": 50}
+    usual = {"training": "", "held_out": "", "work": str(tmp_path), "size": 16, "parameters": 300_000}
+    usual |= {"seed": 0, "samples": 50}
     usual |= {"patience": 0.0, "tiny": True, "run": "", "device": "cpu", "minutes": 1.0}
     (tmp_path / "task.json").write_text(json.dumps(usual | told))
     return quality_peers.Task(str(tmp_path / "task.json"))
@@ -132,6 +133,27 @@ def test_a_slow_way_makes_fewer_samples(tmp_path):
     assert [way["samples"] for way in slow.values()] == [20, 50]
     patient = task(tmp_path, patience=60.0).sampled({"long": (draw, 1000)})["long"]
     assert patient["samples"] == len(np.load(patient["file"])["samples"]) == 50
+
+
+def test_the_loss_of_half_the_best_denoiser_of_black_and_white_pixels(tmp_path):
+    """For independent pixels of -1 and 1 the best is tanh(x / sigma^2); with m = E[tanh(1 / sigma^2 + z / sigma)], the
+    error of its half is 1 - 3/4 m."""
+    (tmp_path / "held-out").mkdir()
+    for n, bits in enumerate(np.random.default_rng(0).integers(0, 2, (20, 16, 16, 3), dtype=np.uint8)):
+        Image.fromarray(bits * 255).save(tmp_path / f"held-out/{n}.png")
+    judged = task(tmp_path, held_out=str(tmp_path / "held-out"))
+    found = judged.loss(lambda x, sigma: torch.tanh(x / sigma[:, None, None, None] ** 2) / 2)
+    z, weights = np.polynomial.hermite_e.hermegauss(200)
+    sigmas = np.geomspace(0.02, 20, 16)
+    m = np.tanh(1 / sigmas[:, None] ** 2 + z / sigmas[:, None]) @ weights / weights.sum()
+    linear = sigmas**2 / (1 + sigmas**2)
+    assert found == pytest.approx(np.log((1 - 0.75 * m) / linear).mean(), abs=0.01)
+
+
+def test_the_nearest_timestep_of_a_noise_level():
+    levels = quality_peers.level(torch.tensor([0.99, 0.5, 0.01]))
+    assert levels.tolist() == pytest.approx([0.1005, 1.0, 9.95], rel=1e-3)
+    assert quality_peers.nearest(levels, torch.tensor([0.02, 0.3, 0.4, 3.0, 4.0])).tolist() == [0, 0, 1, 1, 2]
 
 
 def test_pixels_are_scaled_to_bytes():

@@ -15,8 +15,9 @@ Ways, see quality_peers.py, each in a process of its own whose time counts from 
 The figure is the excess: the Fréchet distance to images kept back, above that of other real ones to them, by the
 features of a small classifier (quality_judge.py). It is no FID. Precision and recall are Kynkäänniemi's (2019), of all
 samples and all images kept back. `copies` are the shares of samples closer to a training image than 1% and 5% of images
-kept back are, for which they are 1% and 5%. `training s` is of the whole process. Sampling ends early where it takes
-longer than training has taken twice: `samples` are then fewer, and recall is lower for it.
+kept back are, for which they are 1% and 5%. `loss` is that of `diffunet evaluate --loss`, of 256 images kept back, with
+predictions cut off at black and white. `training s` is of the whole process. Sampling ends early where it takes
+longer than half of the training: `samples` are then fewer, and recall is lower for it.
 
 With several seeds the table has the median excess, and the means of all else.
 """
@@ -46,15 +47,15 @@ from diffunet.pictures.images import Pixels
 NAME = "quality"
 
 COLUMNS = (
-    "distance", "real to real", "precision", "recall", "copies 1%", "copies 5%", "parameters", "steps", "images seen",
-    "training s", "calls", "samples", "s for 100",
+    "loss", "distance", "real to real", "precision", "recall", "copies 1%", "copies 5%", "parameters", "steps",
+    "images seen", "training s", "calls", "samples", "s for 100",
 )  # fmt: skip
 """What the table says of a way beside the excess."""
 
 CLASSIFIER_STEPS = 1000
 """Of the judge."""
 
-PATIENCE = 2.0
+PATIENCE = 0.5
 """Sampling may take so many times as long as training."""
 
 STOPPED = 75
@@ -172,7 +173,8 @@ class Contest:
             seconds["training s"] = self.lasted[seed] = self.train(run, seed)
         minutes = max(self.wish.minutes, self.lasted.get(seed, 0.0) / 60)
         task = {
-            "training": str(self.options.work / "training"), "work": str(work), "size": self.wish.size, "seed": seed,
+            "training": str(self.options.work / "training"), "held_out": str(self.options.work / "held-out"),
+            "work": str(work), "size": self.wish.size, "seed": seed,
             "parameters": self.parameters or self.usual, "minutes": minutes, "samples": self.wish.samples,
             "patience": PATIENCE * 60 * self.wish.minutes, "device": self.options.device or "",
             "tiny": self.options.tiny, "run": str(run),

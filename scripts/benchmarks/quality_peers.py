@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import psutil
@@ -34,6 +34,8 @@ from torch import Tensor, nn
 
 from benchmarks import children
 from diffunet import compute
+from diffunet.diffusion.denoiser import Denoiser
+from diffunet.evaluation.denoising import denoising_error
 from diffunet.pictures import images
 from diffunet.pictures.images import Pixels
 
@@ -44,13 +46,25 @@ made however long they take."""
 Draw = Callable[[int], Pixels]
 """Samples so many images, uint8 [N H W C]."""
 
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""Predicts clean images of noisy ones x0 + sigma * noise, [B C H W] and sigma [B]: E[x0 | x], in [-1, 1]."""
+
+JUDGED = 256
+"""The images kept back whose noise is taken out for the loss."""
+
+
+class Guess(NamedTuple):
+    """What a denoiser answers."""
+
+    x0: Tensor
+
 
 class Task:
     """What a peer is told (the fields of TASK), and its clock."""
 
     def __init__(self, path: str) -> None:
         told: dict[str, Any] = json.loads(Path(path).read_text())
-        self.training, self.work = Path(told["training"]), Path(told["work"])
+        self.training, self.held_out, self.work = (Path(told[name]) for name in ("training", "held_out", "work"))
         self.size, self.parameters, self.seed = int(told["size"]), int(told["parameters"]), int(told["seed"])
         self.samples, self.patience = int(told["samples"]), float(told["patience"])
         self.tiny, self.run = bool(told["tiny"]), Path(told["run"])
@@ -77,9 +91,26 @@ class Task:
         """Return a number of sampling steps, few where all is tiny."""
         return min(steps, 10) if self.tiny else steps
 
-    def told(self, net: nn.Module, steps: int, batch: int, seconds: float) -> dict[str, Any]:
+    def told(self, net: nn.Module, steps: int, batch: int, seconds: float, denoise: Denoise) -> dict[str, Any]:
         """Return what is known of a training."""
-        return {"parameters": count(net), "steps": steps, "images seen": steps * batch, "training s": seconds}
+        return {
+            "loss": self.loss(denoise), "parameters": count(net), "steps": steps, "images seen": steps * batch,
+            "training s": seconds,
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def loss(self, denoise: Denoise) -> float:
+        """Return the loss of `diffunet evaluate --loss` on images kept back, of predictions cut off at black and white.
+
+        diffusers' sampler cuts them off, too: without it a net that predicts noise would be judged by what no one sees.
+        """
+        there = Files(self.held_out, self.size, flip=False)
+        x0 = torch.stack([there[n] for n in range(min(JUDGED, len(there)))]).to(self.device)
+
+        def denoiser(x: Tensor, sigma: Tensor, _: Tensor | None) -> Guess:
+            return Guess(denoise(x, sigma).float().clamp(-1, 1))
+
+        return denoising_error(cast(Denoiser, denoiser), x0).loss
 
     def sampled(self, ways: dict[str, tuple[Draw, int]]) -> dict[str, Any]:
         """Sample by each way, given with its calls of the net for an image, into a file each.
@@ -114,6 +145,16 @@ def pixels(x: Tensor) -> Pixels:
     return (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
+def level(alphas_cumprod: Tensor) -> Tensor:
+    """Return sigma of each of DDPM's timesteps."""
+    return ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
+
+
+def nearest(levels: Tensor, sigma: Tensor) -> Tensor:
+    """Return the timestep whose noise level is nearest to each sigma [B], int64 [B]."""
+    return (levels.log() - sigma.log()[:, None]).abs().argmin(dim=1)
+
+
 def diffunet(task: Task) -> dict[str, Any]:
     """Sample a run as it does by itself."""
     from diffunet import build, storage
@@ -131,7 +172,11 @@ def diffunet(task: Task) -> dict[str, Any]:
         return np.stack([images.to_array(picture, 3) for picture in made])
 
     made = task.sampled({"": (draw, build.calls(d.sampler, d.sample_steps))})
-    return task.told(pipe.denoiser.net, step, batch, 0.0) | {"made": made}
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        return pipe.denoiser(x, sigma, None).x0
+
+    return task.told(pipe.denoiser.net, step, batch, 0.0, denoise) | {"made": made}
 
 
 def lucidrains(task: Task) -> dict[str, Any]:
@@ -163,7 +208,13 @@ def lucidrains(task: Task) -> dict[str, Any]:
     seconds = time.time() - task.began
     average = trainer.ema.ema_model.eval()
     ways = {f"DDIM {steps}": ((lambda num: pixels(average.sample(batch_size=num))), steps)}
-    return task.told(net, trainer.step, 64, seconds) | {"made": task.sampled(ways)}
+    levels = level(average.alphas_cumprod)
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        scaled = x / (1 + sigma.square()).sqrt()[:, None, None, None]
+        return average.model_predictions(scaled, nearest(levels, sigma)).pred_x_start
+
+    return task.told(net, trainer.step, 64, seconds, denoise) | {"made": task.sampled(ways)}
 
 
 class Files(torch.utils.data.Dataset[Tensor]):
@@ -242,13 +293,19 @@ def diffusers(task: Task) -> dict[str, Any]:
         pipeline.set_progress_bar_config(disable=True)
         return pixels(torch.from_numpy(pipeline(num, num_inference_steps=count, output_type="np").images).movedim(3, 1))
 
+    levels = level(noises.alphas_cumprod.to(task.device))
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        s = sigma[:, None, None, None]
+        return x - s * net(x / (1 + s.square()).sqrt(), nearest(levels, sigma)).sample
+
     fast = DPMSolverMultistepScheduler.from_config(noises.config)
     whole = task.chain(1000)
     ways: dict[str, tuple[Draw, int]] = {
         f"DPM-Solver++ {n}": (partial(draw, fast, n), n) for n in (task.chain(25), task.chain(50) + task.tiny)
     }
     ways[f"DDPM {whole}"] = partial(draw, noises, whole), whole
-    return task.told(net, steps, 16, seconds) | {"images seen": seen, "made": task.sampled(ways)}
+    return task.told(net, steps, 16, seconds, denoise) | {"images seen": seen, "made": task.sampled(ways)}
 
 
 def edm_net(size: int, width: int, dropout: float) -> Any:
@@ -328,7 +385,8 @@ def edm(task: Task) -> dict[str, Any]:
             x = x + (then - now) * slope
         return pixels((x + 1) / 2)
 
-    return task.told(net, steps, batch, seconds) | {"made": task.sampled({"Heun 18": (heun, 35)})}
+    told = task.told(net, steps, batch, seconds, partial(denoise, average))
+    return told | {"made": task.sampled({"Heun 18": (heun, 35)})}
 
 
 WAYS: dict[str, Callable[[Task], dict[str, Any]]] = {
