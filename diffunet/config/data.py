@@ -23,7 +23,7 @@ class DataConfig(Section):
     background: tuple[Byte, Byte, Byte] = (255, 255, 255)
     """What shows through transparent pixels, and the padding: R G B."""
     flip: bool | None = None
-    """Mirror images at random; on below 5,000 images."""
+    """Mirror images at random; on below 5,000 images, unless left and right differ in them, as in writing."""
     augment: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of each change (flip, turn, scale, stretch, shift) that the net is told of; for few images, 0.12."""
     masks: names.MasksName = "mixed"

@@ -4,11 +4,15 @@ import logging
 import math
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from diffunet import build, compute
 from diffunet.compute import Compute
-from diffunet.config import Config
+from diffunet.config import Config, DataConfig
+from diffunet.data import augment, symmetry
+from diffunet.data.dataset import Dataset
 from diffunet.errors import UsageError
 from diffunet.training import best
 from diffunet.training.ema import WIDTHS
@@ -68,7 +72,7 @@ def architecture(config: Config, device: torch.device) -> Config:
 def resolve(
     config: Config, *, images: int, class_names: tuple[str, ...], mean: tuple[float, ...], sigma_data: float,
     how: Compute, processes: int = 1, free: int | None = None, net: build.NetFactory = build.net,
-    expected: int | None = None, held_out: int = 0,
+    expected: int | None = None, held_out: int = 0, one_sided: bool = False,
 ) -> Config:  # fmt: skip
     """Return `config` with everything chosen; raise UsageError if processes and passes do not divide the batch size.
 
@@ -82,11 +86,12 @@ def resolve(
         free: the bytes of memory that a process may take; those that `how` finds by default.
         expected: about how many steps there will be, where `config` leaves that open.
         held_out: the number of images that are held out.
+        one_sided: whether mirrored images would be wrong, see `data.symmetry`.
     """
     small, steps = images < SMALL, config.train.steps or expected or 1
     config = scheduled(architecture(config, how.device).changed("train", precision=how.precision), steps)
     config = _filled(config, "model", dropout=0.1 if small else 0.0).changed("data", class_names=class_names)
-    config = _filled(config, "data", flip=small)
+    config = _filled(config, "data", flip=small and not one_sided)
     # Images of one flat colour have no deviation, by which a net may have to divide.
     config = _filled(config, "diffusion", mean=mean, sigma_data=max(sigma_data, 0.01))
     if config.train.ema_every is None:
@@ -104,6 +109,23 @@ def resolve(
         compiled, _ = compute.pays_to_compile(how, steps, config.train.deterministic)
         config = config.changed("train", compile="on" if compiled else "off")
     return config
+
+
+def one_sided(data: DataConfig, dataset: Dataset, training: NDArray[np.int64]) -> bool:
+    """Return whether the images to train on are so few that they would be mirrored, and left and right differ in them.
+
+    See `data.symmetry`; it is said where it is so.
+    """
+    if len(training) >= SMALL:
+        return False
+    chosen = training[np.linspace(0, len(training) - 1, min(len(training), symmetry.MOST)).astype(np.int64)]
+    pictures = augment.gather(
+        dataset.images, chosen, [None] * len(chosen), image_size=data.image_size, fit=data.fit, flip=False,
+        background=data.background,
+    )  # fmt: skip
+    if found := symmetry.one_sided(pictures):
+        log.info("left and right differ in these images, as in writing: none is mirrored (--data.flip True does it)")
+    return found
 
 
 def scheduled(config: Config, expected: int) -> Config:

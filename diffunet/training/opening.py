@@ -310,11 +310,13 @@ def opened(
             log.info("neither --minutes nor --steps is given: the run takes %g minutes", recipe.MINUTES)
         budget = Budget(config.train.minutes, 0.0, float(state.get("seconds", 0.0)), began)
 
+        one_sided = config.data.flip is None and defaults.one_sided(config.data, dataset, split.training)
+
         def resolved(config: Config) -> Config:
             return defaults.resolve(
                 config, images=len(split.training), class_names=names, mean=dataset.mean, sigma_data=dataset.sigma_data,
                 how=how, processes=joined.num_processes, free=free, net=net, expected=expected,
-                held_out=len(split.held_out),
+                held_out=len(split.held_out), one_sided=one_sided,
             )  # fmt: skip
 
         if config.train.steps is None and previous is None:

@@ -158,11 +158,11 @@ def test_ema_by_its_recursion():
             assert torch.allclose(ema.net.weight, net.weight, atol=1e-2)
 
 
-def resolved(config, *, device="cuda", images=100, gigabytes=1000, processes=1, precision="bf16"):
+def resolved(config, *, device="cuda", images=100, gigabytes=1000, processes=1, precision="bf16", **others):
     """What `config` becomes on a device with so much free memory, which need not be there."""
     return defaults.resolve(
         config, images=images, class_names=(), mean=(0.0,) * 3, sigma_data=0.5, processes=processes,
-        how=Compute(torch.device(device), precision), free=gigabytes * 2**30,
+        how=Compute(torch.device(device), precision), free=gigabytes * 2**30, **others,
     )  # fmt: skip
 
 
@@ -175,6 +175,7 @@ def test_defaults_are_sensible_on_little_and_much(device):
     for images, size in ((100, 16), (100_000, 64), (100, 256)):
         config = resolved(sized(size), device=device, images=images)
         assert config.data.flip == (images < 5000)
+        assert not resolved(sized(size), device=device, images=images, one_sided=True).data.flip
         assert (config.model.dropout > 0) == (images < 5000)
         assert config.train.precision == "bf16"
 
