@@ -4,6 +4,7 @@ A model folder is `config.json` and `model.safetensors`, and is all that samplin
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from diffunet import build, compute, files
 from diffunet.config import MAX_BYTES, Config, read_toml, validated
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.errors import CheckpointError, Error, ResourceError, UsageError
+
+log = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 """The files of a model folder."""
@@ -334,12 +337,19 @@ def read_model(model: str | Path, net: build.NetFactory = build.net) -> Model:
     tensors, metadata = read_tensors(path, module.state_dict())
     step = metadata.get("step", "0")
     read = with_weights(config, module, tensors, path, int(step) if step.isdecimal() and len(step) < 19 else 0)
-    if not (folder / WEAKER).is_file():
-        return read
+    return replace(read, weaker=_weaker(folder, config, net)) if (folder / WEAKER).is_file() else read
+
+
+def _weaker(folder: Path, config: Config, net: build.NetFactory) -> Denoiser | None:
+    """Return the weaker model of a model folder, or None, which is said, where it is damaged: models work without."""
     with torch.device("meta"):
         module = net(config)
-    tensors, _ = read_tensors(folder / WEAKER, module.state_dict())
-    return replace(read, weaker=with_weights(config, module, tensors, folder / WEAKER).denoiser)
+    try:
+        tensors, _ = read_tensors(folder / WEAKER, module.state_dict())
+        return with_weights(config, module, tensors, folder / WEAKER).denoiser
+    except CheckpointError as error:
+        log.warning("%s; samples of this model cannot be guided by it, and are as they are without --guidance", error)
+        return None
 
 
 def replace_weaker(folder: Path, source: Path | None) -> None:

@@ -1,11 +1,14 @@
 """The weaker model beside a model: which average it is, and that samples are guided by it."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from helpers.runs import stop_at
 from helpers.small import tiny
 from PIL import Image
+from safetensors.torch import save_file
 
 import diffunet
 from diffunet import storage
@@ -100,6 +103,24 @@ def test_a_model_without_one_is_not_guided_and_cannot_be(run, tmp_path):
 
 def same(a, b):
     return all(np.array_equal(*pair) for pair in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("how", ["cut", "of another net", "not finite"])
+def test_a_damaged_one_is_said_and_left_out(run, tmp_path, caplog, how):
+    shutil.copytree(run / "model", tmp_path / "model")
+    path = tmp_path / "model/weaker.safetensors"
+    tensors, _ = storage.read_tensors(path)
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-9])
+    elif how == "of another net":
+        save_file({"weight": torch.zeros(2)}, path)
+    else:
+        save_file({name: tensor.float() * torch.inf for name, tensor in tensors.items()}, path)
+    pipe = diffunet.load(tmp_path / "model")
+    assert "cannot be guided by it" in caplog.text
+    assert same(pipe.sample(1), diffunet.load(run).sample(1, guidance=1))
+    with pytest.raises(UsageError, match="needs a model with classes, or a weaker model"):
+        pipe.sample(1, guidance=2.0)
 
 
 def test_what_leaves_the_weaker_model_out_says_so(run, folder, tmp_path, capsys, caplog):
