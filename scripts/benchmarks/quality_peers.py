@@ -34,6 +34,8 @@ from torch import Tensor, nn
 
 from benchmarks import children
 from diffunet import compute
+from diffunet.data import symmetry
+from diffunet.data.symmetry import one_sided
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.evaluation.denoising import denoising_error
 from diffunet.pictures import images
@@ -327,14 +329,15 @@ def edm(task: Task) -> dict[str, Any]:
     """Train and sample as in Karras et al. 2022, table 1 and algorithm 1, in one loop.
 
     Images are read once; AdamW, batch 32 on a CPU and else 128, has a short warm-up and a rate that falls to zero over
-    the last 40% of the time; the average has a half-life of 5% of the steps so far. Like diffunet it mirrors images and
-    drops features out where there are fewer than 5,000 of them.
+    the last 40% of the time; the average has a half-life of 5% of the steps so far. Like diffunet it drops features out
+    where there are fewer than 5,000 images, and mirrors these where left and right do not differ.
     """
     torch.manual_seed(task.seed)
     torch.set_float32_matmul_precision("high")
     paths = Files(task.training, task.size, flip=False)
     data = torch.stack([paths[n].mul(127.5).add(127.5).round().byte() for n in range(len(paths))]).to(task.device)
     few, batch = len(data) < 5000, 32 if task.device.type == "cpu" else 128
+    mirrored = few and not one_sided(data[: symmetry.MOST].permute(0, 2, 3, 1).cpu().numpy())
     made = partial(edm_net, task.size, dropout=0.1 if few else 0.0)
     net = made(task.width(made)).to(task.device, memory_format=torch.channels_last)
     average = edm_net(task.size, net.config.block_out_channels[0], 0.0).to(task.device).eval()
@@ -353,7 +356,7 @@ def edm(task: Task) -> dict[str, Any]:
     steps = 0
     while task.passed() < 1 or not steps:
         x0 = data[torch.randint(len(data), (batch,), device=task.device)].float() / 127.5 - 1
-        if few:
+        if mirrored:
             x0 = torch.where(torch.rand(batch, 1, 1, 1, device=task.device) < 0.5, x0.flip(3), x0)
         sigma = (1.2 * torch.randn(batch, device=task.device) - 1.2).exp()
         weight = ((sigma**2 + 0.25) / (sigma * 0.5) ** 2).reshape(-1, 1, 1, 1)
