@@ -15,6 +15,7 @@ from torch import nn
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import benchmark  # noqa: E402
+import quality_curves  # noqa: E402
 from benchmarks import quality_judge, quality_peers, report  # noqa: E402
 
 from diffunet.data import builtin  # noqa: E402
@@ -219,3 +220,25 @@ def test_a_tiny_contest(tmp_path):
             assert abs(np.log(row["parameters"] / rows["diffunet"]["parameters"])) < 0.35, way
     assert (tmp_path / "out/diffunet.png").exists()
     assert "| way | distance |" in (tmp_path / "out/quality.md").read_text()
+
+
+def test_the_curves_have_a_point_for_each_way_and_number_of_minutes(tmp_path):
+    def result(minutes, excess):
+        rows = [
+            {"measure": f"after {minutes} minutes at 16 pixels", "way": way, "median": value, "loss": -value, **steps}
+            for way, value, steps in (("diffunet", excess, {"steps": 9}), ("training images", 0.1, {}))
+        ]
+        path = tmp_path / f"{minutes}.json"
+        path.write_text(json.dumps({"parts": {"quality": {"rows": rows}}}))
+        return path
+
+    paths = [result(minutes, excess) for minutes, excess in ((3, 2.0), (0.5, 7.0))]
+    found = quality_curves.points(paths)
+    assert {minutes: row["median"] for minutes, row in found[16]["diffunet"].items()} == {3.0: 2.0, 0.5: 7.0}
+    assert list(found[16]) == ["diffunet"]
+    pytest.importorskip("matplotlib")
+    quality_curves.main([*map(str, paths), "--out", str(tmp_path / "curves.png")])
+    assert Image.open(tmp_path / "curves.png").width > 400
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(SystemExit, match="no result of benchmark"):
+        quality_curves.points([tmp_path / "other.json"])
