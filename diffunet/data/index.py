@@ -139,13 +139,17 @@ def index_hash(image_files: Index) -> str:
     return digest.hexdigest()
 
 
-def split(image_files: Index, fraction: float, cap: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split(
+    image_files: Index, fraction: float, cap: int, classes: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return ascending indices (train, held out), with about `fraction` of the images held out and at most `cap`.
 
     An image is held out where its content hash, as a number in [0, 1), is below `fraction`. It therefore stays on its
     side when other images come and go, and copies are on the same side. Where more would be held out than `cap` allows,
     the lowest hashes are. Of fewer than 20 images none is held out. From 20 images on at least one image, with
-    its copies, is held out, if the cap allows it, and one is always left to train on.
+    its copies, is held out, if the cap allows it, and one is always left to train on. Where `classes`, the number of
+    each image's class, int64 [N], are given, at least one image of each is left to train on: of a class that would have
+    none, the content with the highest hash is, with its copies.
     """
     hashes = image_files.table["sha256"].tobytes()
     contents, group, copies = np.unique(np.frombuffer(hashes, "S32"), return_inverse=True, return_counts=True)
@@ -158,7 +162,25 @@ def split(image_files: Index, fraction: float, cap: int) -> tuple[NDArray[np.int
             if copies[n] <= cap:
                 held[n] = True
                 cap -= copies[n]
+    leave_every_class(held, group, classes)
     return np.flatnonzero(~held[group]), np.flatnonzero(held[group])
+
+
+def leave_every_class(held: NDArray[np.bool_], parts: NDArray[np.int64], classes: NDArray[np.int64] | None) -> None:
+    """Take out of `held` what some class needs to have an image to train on, in place.
+
+    Args:
+        held: whether each part of the images is held out, bool [P]; the last ones are taken out first.
+        parts, classes: the part and the class of each image, int64 [N]; without classes nothing is taken out.
+    """
+    if classes is None:
+        return
+    trained = set(np.unique(classes[~held[parts]]).tolist())
+    for name in np.unique(classes).tolist():
+        if name not in trained:
+            last = int(parts[classes == name].max())
+            held[last] = False
+            trained |= set(np.unique(classes[parts == last]).tolist())
 
 
 def write_index(path: Path, image_files: Index) -> None:
