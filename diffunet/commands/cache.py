@@ -33,7 +33,7 @@ def cache(
     import time
 
     from diffunet.data import kept
-    from diffunet.data.findings import megabytes
+    from diffunet.data.cache import megabytes
 
     if place is not None and not place.is_dir():
         raise UsageError(f"--place {place}: no such folder")

@@ -214,6 +214,15 @@ def commit(folder: Path, generation: str, rows: Rows, rejected: Sequence[Rejecte
     return stored
 
 
+def megabytes(size: int) -> str:
+    """Return a number of bytes in words, with two digits."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000  # type: ignore[assignment]
+    return f"{size:,.3g} TB"
+
+
 def delete_others(folder: Path, generation: str) -> None:
     """Delete all other generations and what a process that was killed left."""
     for path in (path for pattern in ("pixels-*", "index-*", ".*.tmp") for path in folder.glob(pattern)):

@@ -6,6 +6,7 @@ change are those of last time is not read again.
 
 import contextlib
 import errno
+import logging
 import os
 import secrets
 import zlib
@@ -19,13 +20,15 @@ from numpy.typing import NDArray
 
 from diffunet import files
 from diffunet.data import augment, cache, labels, readers
-from diffunet.data.cache import Layout, Rows, Stored, decode_file, folder_of
+from diffunet.data.cache import Layout, Rows, Stored, decode_file, folder_of, megabytes
 from diffunet.data.folder import Progress, Rejected, in_order, list_images, native, printable, threads
 from diffunet.data.index import Index, Paths, index_hash, row
 from diffunet.errors import DataError, ResourceError, UsageError
 from diffunet.names import FITS
 from diffunet.pictures import images
 from diffunet.pictures.images import Colour, Pixels
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,9 @@ def _statistics(table: NDArray[np.void], area: int) -> tuple[tuple[float, ...], 
     variance = float(np.mean(square - mean**2))
     return tuple((mean / 127.5 - 1).tolist()), max(variance, 0.0) ** 0.5 / 127.5
 
+
+TELLING = 20
+"""The number of pictures after which it is told how much room all of them take, as large ones may take much."""
 
 MANY, SMALL, CHUNK = 2000, 2**16, 64
 """Of at least so many files, whose median is below so many bytes, processes read so many at a time: of the half
@@ -283,6 +289,9 @@ def _build(
                 nonlocal done, written
                 written += 0 if pixels is None else file.write(pixels.data)
                 done += 1
+                if job.layout.fit == "patch" and done == min(TELLING, len(job.paths)):
+                    whole = megabytes(round(written / done * len(job.paths)))
+                    log.info("decoded pictures take about %s in %s", whole, printable(str(folder)))
 
             rows, rejected = job.collect(keep, undecodable, old, kept)
         if not rows.paths:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffunet.data import groups, index, labels
-from diffunet.data.cache import Layout
+from diffunet.data.cache import Layout, megabytes
 from diffunet.data.folder import printable
 from diffunet.data.index import FILE, Index, Paths, row
 from diffunet.data.labels import Labels
@@ -172,15 +172,6 @@ def _cache(survey: Survey, plan: Plan) -> Row:
     size = layout.channels * sum(rows * columns for rows, columns in shapes)
     said = f"{megabytes(size)} of decoded images" if plan.caching else "none is kept: images are decoded at each step"
     return Row("cache", (said,), {"bytes": size if plan.caching else 0})
-
-
-def megabytes(size: int) -> str:
-    """Return a number of bytes in words, with two digits."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000  # type: ignore[assignment]
-    return f"{size:,.3g} TB"
 
 
 def _advice(survey: Survey, classes: Labels | None, plan: Plan) -> Iterator[Advice]:

@@ -117,6 +117,6 @@ def split(
             held[fitting[np.argmin(np.maximum(sizes[fitting], most))]] = True
     place = np.argsort(order)[part[content]]  # of each image's part in the order
     held = held[order]
-    index.leave_every_class(held, place, classes)
+    index.leave_every_class(held, place, classes, cap)
     is_held = held[place]
     return Split(np.flatnonzero(~is_held), np.flatnonzero(is_held), groups)

@@ -153,7 +153,8 @@ def _found(root: Path, paths: Iterable[str]) -> tuple[str | None, str | None]:
     are_classes = None not in folders and len(folders) > 1
     for name in FILES:
         with contextlib.suppress(UsageError):  # a file that says other things of the images
-            if not (root / name).is_file() or not any(tables.read(root / name, None, usual="label", option=OPTION)):
+            column = None if name.endswith(".json") else "label"
+            if not (root / name).is_file() or not any(tables.read(root / name, column, option=OPTION).values()):
                 continue
             if are_classes and not (name == "dataset.json" and all(_PARTS_OF_EDM.fullmatch(str(f)) for f in folders)):
                 return (
@@ -186,7 +187,7 @@ def guess(paths: Iterable[str]) -> Guess | None:
     for pattern in PATTERNS:
         found = _by_name(names, pattern)
         classes = sorted({name for name in found if name})
-        if all(found) and 2 <= len(classes) <= max(2, len(names) // 3):
+        if all(found) and 2 <= len(classes) <= max(2, len(names) // 2):
             return Guess(pattern, classes)
     return None
 
@@ -196,8 +197,8 @@ def example(paths: Sequence[str] | Paths) -> str:
     if (made := guess(paths)) is not None:
         some = ", ".join(map(printable, made.classes[:3])) + (", ..." if len(made.classes) > 3 else "")
         return (
-            f"Their names may say it: --data.labels '{made.pattern}' makes {len(made.classes)} classes of names such as "
-            f"{printable(paths[0])} ({some})"
+            f"Their names may say it: --data.labels '{made.pattern}' makes {len(made.classes)} classes of names such "
+            f"as {printable(paths[0])} ({some})"
         )
     return (
         "Put the images of each class into a subfolder, or give --data.labels metadata.csv (columns file_name, label), "
