@@ -2,18 +2,21 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffunet import names
+from diffunet import draws, names
 from diffunet.compute import Compute
 from diffunet.config import Config, DataConfig, DiffusionConfig, TrainConfig, validated
-from diffunet.data import groups, index, warp
+from diffunet.data import groups, index, labels, warp
 from diffunet.data.dataset import Dataset, open_dataset
+from diffunet.data.labels import Labels
 from diffunet.diffusion import losses, samplers, schedules
 from diffunet.diffusion.denoiser import EDM, X0, Denoiser, Epsilon, Flow, Target, V
 from diffunet.errors import UsageError
@@ -234,17 +237,50 @@ def dataset(data: DataConfig, root: Path, progress: Callable[[int, int], None] |
     if data.cache != "off":
         cache = None if data.cache is None else Path(data.cache)
     return open_dataset(
-        root, image_size=data.image_size, channels=data.channels, fit=data.fit, background=data.background, cache=cache,
-        progress=progress,
+        root, image_size=data.image_size, channels=data.channels, fit=data.fit, background=data.background,
+        scales=data.scales, cache=cache, progress=progress,
     )  # fmt: skip
 
 
-def split(data: DataConfig, files: index.Index) -> groups.Split:
+def classes(data: DataConfig, dataset: Dataset, root: Path, *, known: bool = False) -> Labels | None:
+    """Return the classes of the images below `root`, or None where the config asks for none; see `labels.find`.
+
+    Where it has names of classes already and says nothing of where they are from, subfolders are classes.
+    """
+    if not (data.classes or data.labels is not None):
+        return None
+    rule = data.labels or (labels.FOLDERS if data.class_names else None)
+    return labels.find(root, dataset.files.paths, rule, least=1 if known else 2)
+
+
+def split(data: DataConfig, files: index.Index, of: Labels | None = None) -> groups.Split:
     """Return which images of a folder are trained on and which are held out, as the config says.
+
+    Of each class `of` the images, if they are given, one image at least is trained on.
 
     Raises:
         UsageError: `data.group` finds no groups, or its file cannot be read; see `groups.find`.
     """
+    places = None if of is None else of.places
     if data.group is None:
-        return groups.Split(*index.split(files, data.held_out, index.HELD_OUT_MAX), None)
-    return groups.split(files, groups.find(files.paths, data.group), data.held_out, index.HELD_OUT_MAX)
+        return groups.Split(*index.split(files, data.held_out, index.HELD_OUT_MAX, places), None)
+    return groups.split(files, groups.find(files.paths, data.group), data.held_out, index.HELD_OUT_MAX, places)
+
+
+def distinct(data: DataConfig, files: index.Index, chosen: NDArray[np.int64]) -> int:
+    """Return about how many images the files at `chosen`, int64 [N], give; with fit patch, windows without overlap."""
+    if data.fit != "patch":
+        return len(chosen)
+    scale, table = max(data.scales) / data.image_size, files.table[chosen]
+    return int((np.maximum(table["width"] * scale, 1) * np.maximum(table["height"] * scale, 1)).sum())
+
+
+def windows(data: DataConfig, places: Iterable[int]) -> list[np.random.Generator | None]:
+    """Return the generators by which `augment.gather` makes images to evaluate: the same ones every time.
+
+    They are the middle of each image; with fit "patch" the window that belongs to its place in the list.
+    """
+    if data.fit != "patch":
+        return [None for _ in places]
+    seed = draws.seed_of("windows")
+    return [draws.generator(seed, 0, int(place)) for place in places]

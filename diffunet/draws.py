@@ -50,6 +50,32 @@ def order(seed: int, samples: Sequence[int] | np.ndarray, size: int) -> np.ndarr
     return np.array([_permutation(seed, int(n) // size, size)[int(n) % size] for n in samples], dtype=np.int64)
 
 
+class Turns:
+    """The order of the samples of a run that draws classes equally often: of each class the same number, but for one.
+
+    The classes follow each other in permutations, as the images do in `order`, and so do the images of each class. What
+    a sample is depends on the seed and its number alone; the newest permutation of each class is kept.
+    """
+
+    def __init__(self, seed: int, sizes: Sequence[int]) -> None:
+        self._seed, self._sizes, self._kept = seed, [*sizes], dict[int, tuple[int, np.ndarray]]()
+
+    def __call__(self, samples: Sequence[int] | np.ndarray) -> list[tuple[int, int]]:
+        """Return for each sample its class, and its image among those of the class."""
+        count = len(self._sizes)
+        classes = order(seed_of("classes", self._seed), samples, count).tolist()
+        return [(c, self._image(c, int(n) // count)) for c, n in zip(classes, samples, strict=True)]
+
+    def _image(self, number: int, turn: int) -> int:
+        epoch, place = divmod(turn, self._sizes[number])
+        kept = self._kept.get(number)
+        if kept is None or kept[0] != epoch:
+            key = [seed_of("class", self._seed, number), seed_of("epoch", epoch)]
+            permutation = np.random.Generator(np.random.Philox(key=key)).permutation(self._sizes[number])
+            kept = self._kept[number] = epoch, permutation
+        return int(kept[1][place])
+
+
 def levels(seed: int, step: int, batch: int) -> np.ndarray:
     """Return stratified u in (0, 1) for the noise levels of a step, `frac(u0 + (j + 0.5) / batch)`, float64 [batch].
 

@@ -19,7 +19,7 @@ DDPMScheduleName = Literal["linear", "scaled-linear", "cosine", "sigmoid"]
 ScheduleName = Literal[DDPMScheduleName, "edm", "flow", "flow-logit-normal"]
 TargetName = Literal["epsilon", "x0", "v", "flow", "edm"]
 WeightingName = Literal["simple", "min-snr", "soft-min-snr", "edm", "p2", "sigmoid"]
-FitName = Literal["crop", "random", "pad"]
+FitName = Literal["crop", "random", "pad", "patch"]
 MaskKind = Literal["box", "half", "wide", "narrow", "scratches", "lines", "grid"]
 MasksName = Literal["mixed", MaskKind]
 MethodName = Literal["trained", "repaint", "ddnm", "mmps", "replace"]
@@ -51,6 +51,8 @@ written as x0 + sigma * noise, the two names of a pair are the same update."""
 GROUP_FILE = re.compile(r"(.+?\.(?:tsv|csv))(?::(.*))?", re.IGNORECASE | re.DOTALL)
 """FILE or FILE:COLUMN, as `data.group` may be. What ends otherwise is an expression, whatever files there are, so that
 a config means the same everywhere; no image ends so, hence no expression needs to."""
+LABEL_FILE = re.compile(r"(.+?\.(?:tsv|csv|jsonl|json))(?::(.*))?", re.IGNORECASE | re.DOTALL)
+"""FILE or FILE:COLUMN, as `data.labels` may be."""
 NO_EXPRESSION = (re.error, OverflowError, RecursionError)
 """What Python raises for a text that is no regular expression."""
 
@@ -58,6 +60,12 @@ NO_EXPRESSION = (re.error, OverflowError, RecursionError)
 def group_file(rule: str) -> tuple[str, str | None] | None:
     """Return the file and the column of it that a value of `data.group` names, or None for a regular expression."""
     match = GROUP_FILE.fullmatch(rule)
+    return None if match is None else (match[1], match[2])
+
+
+def label_file(rule: str) -> tuple[str, str | None] | None:
+    """Return the file and the column of it that a value of `data.labels` names, or None for what is no file."""
+    match = LABEL_FILE.fullmatch(rule)
     return None if match is None else (match[1], match[2])
 
 

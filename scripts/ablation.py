@@ -46,8 +46,7 @@ import diffunet
 from diffunet import build, compute, draws, files
 from diffunet.compute import Compute
 from diffunet.config import Config, preset
-from diffunet.data import builtin
-from diffunet.data.folder import class_names
+from diffunet.data import builtin, labels
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.diffusion.losses import DenoisingLoss
 from diffunet.errors import UsageError
@@ -87,21 +86,21 @@ class Bench:
     def __init__(self, config: Config, data: Path, seconds: float, num: int, how: Compute) -> None:
         self.seconds = seconds
         self.dataset = build.dataset(config.data, data)
-        names = class_names(self.dataset.files.paths)
-        chosen, held, _ = build.split(config.data, self.dataset.files)
+        found = labels.find(data, self.dataset.files.paths)
+        chosen, held, _ = build.split(config.data, self.dataset.files, found)
         self.how = how
         config = config.changed("train", ema_every=0, grad_accumulation=1)
         config = config.changed("train", ema_every=0, grad_accumulation=1).changed("model", checkpointing=False)
         self.config = config = defaults.resolve(
-            config, images=len(chosen), class_names=names, mean=self.dataset.mean, sigma_data=self.dataset.sigma_data,
-            how=how,
+            config, images=len(chosen), class_names=found.names, mean=self.dataset.mean,
+            sigma_data=self.dataset.sigma_data, how=how,
         )  # fmt: skip
         d, t = config.data, config.train
         assert isinstance(t.batch_size, int), "the config is resolved"
         self.batch_size, self.shape = t.batch_size, (d.channels, d.image_size, d.image_size)
         share, dropout = Share(0, self.batch_size), config.diffusion.label_dropout
         schedule, pin = build.schedule(config), how.device.type == "cuda"
-        self.batches = Batches(self.dataset, chosen, schedule, share, d, dropout, pin=pin)
+        self.batches = Batches(self.dataset, chosen, schedule, share, d, dropout, pin=pin, labels=found.places)
         spread = held[np.linspace(0, len(held) - 1, min(256, len(held))).astype(np.int64)]
         self.held_out = self.batches.held_out(np.tile(spread, DRAWS)).to(how.device)
         self.reference = Reference(config, data, num, 0, how.device)

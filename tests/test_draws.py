@@ -78,3 +78,20 @@ def test_sampling_noise_is_standard_normal():
     assert abs(noise.mean()) < 4 / noise.numel() ** 0.5
     assert abs(noise.var() - 1) < 4 * (2 / noise.numel()) ** 0.5
     assert abs((noise**4).mean() - 3) < 4 * (96 / noise.numel()) ** 0.5
+
+
+def test_classes_in_turn_are_drawn_equally_often_and_each_image_of_a_class_too():
+    sizes = [200, 10, 3, 1]
+    turns = draws.Turns(5, sizes)
+    drawn = turns(range(4 * 600))
+    for number, size in enumerate(sizes):
+        places = [place for drawn_class, place in drawn if drawn_class == number]
+        assert len(places) == 600
+        assert set(np.bincount(places, minlength=size)) <= {600 // size, -(-600 // size)}
+    # A function of the seed and the number alone, in whichever order and portions samples are asked for.
+    for first in (2390, 17, 1000):
+        assert draws.Turns(5, sizes)(range(first, first + 10)) == drawn[first : first + 10]
+        assert turns(range(first, first + 10)) == drawn[first : first + 10]
+    assert draws.Turns(6, sizes)(range(40)) != drawn[:40]
+    # Of any K samples in a row that begin at a multiple of K, each class has one.
+    assert all({c for c, _ in drawn[n : n + 4]} == {0, 1, 2, 3} for n in range(0, 2400, 4))

@@ -31,6 +31,20 @@ except ImportError:  # a later tyro, which then complains in its own words and e
 
 T = TypeVar("T")
 
+NO_PAIRS = "training from one folder to another, image by image, is not there; --task inpaint learns to fill in holes"
+
+ELSEWHERE = {
+    **dict.fromkeys(
+        ("--train.decay", "--train.lr-decay", "--train.scheduler", "--train.schedule", "--train.lr-scheduler"),
+        "the learning rate falls over the last part of a run, of which --train.cooldown says the share",
+    ),
+    **dict.fromkeys(("--data.condition", "--data.conditions", "--data.pairs", "--data.target", "--pairs"), NO_PAIRS),
+}
+"""Options that people look for and that are not there, with what there is."""
+
+NOT_THERE = dict.fromkeys(("translate", "translation", "pix2pix", "pairs", "paired", "condition"), NO_PAIRS)
+"""Tasks that people look for, likewise."""
+
 SAMPLER_OPTIONS = ("--sampler", "--diffusion.sampler")
 
 
@@ -163,6 +177,8 @@ def _mistake(event: Any, args: Sequence[str], options: Mapping[str, Any], comman
         name = word.partition("=")[0].replace("_", "-")
         if name.startswith("--") and name not in (*names, *off, "--help"):
             same = [option for option in names if option.split(".")[-1] == name.strip("-")]
+            if name in ELSEWHERE:
+                return f"there is no option {name}: {ELSEWHERE[name]}"
             close = same or difflib.get_close_matches(name, names, n=1)
             return f"there is no option {name}" + (f"; did you mean {' or '.join(close)}?" if close else "")
     if hasattr(event, "missing_arguments"):
@@ -204,6 +220,8 @@ def _wrong_value(name: str, options: Mapping[str, Any], args: Sequence[str]) -> 
         return f"{name} needs {_kind(kind)}"
     close = difflib.get_close_matches(values[0], _choices(kind), n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
+    if values[0] in NOT_THERE and name in ("--task", "--diffusion.task"):
+        hint = f": {NOT_THERE[values[0]]}"
     return f"{name} takes {_kind(kind)}, not {' '.join(values)!r}{hint}"
 
 

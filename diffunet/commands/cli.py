@@ -21,11 +21,12 @@ COMMANDS = {
     "sample": ("sample", "generate images"),
     "inpaint": ("inpaint", "fill in the masked part of images"),
     "evaluate": ("evaluate", "compare generated images with real ones"),
-    "check": ("folders", "what is in a folder of images, and what cannot be used"),
+    "check": ("check", "what is in a folder of images, and what cannot be used"),
     "prepare": ("folders", "a known data set as a folder of images"),
     "masks": ("folders", "random masks, to try inpainting with"),
     "convert": ("convert", "from and to other forms: diffusers, guided-diffusion, ONNX, the hub, averages"),
     "info": ("info", "shapes, parameters, MACs, memory and time of a net"),
+    "cache": ("cache", "the decoded images that are kept: what there is, and clearing it"),
     "demo": ("demo", "all of it on built-in data, in minutes, on a CPU"),
 }
 """The module of each command, which has a function of its name, and what the command does. A module is imported when

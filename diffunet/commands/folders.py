@@ -1,4 +1,4 @@
-"""`diffunet check`, `diffunet prepare` and `diffunet masks` read or write folders of images."""
+"""`diffunet prepare` and `diffunet masks` write folders of images."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,28 +8,12 @@ from pydantic import Field
 from tyro.conf import Positional, arg
 
 from diffunet.commands import outputs
-from diffunet.commands.options import Number, Overwrite, Seed, Size
+from diffunet.commands.options import Number, Overwrite, Seed
 from diffunet.commands.progress import progress, say, tell
 from diffunet.errors import DataError, UsageError
 from diffunet.names import MASK_KINDS, MasksName
 
 Side = Annotated[int, Field(ge=1, le=20_000)]
-
-
-def check(data: Annotated[Positional[Path], arg(metavar="DATA")], /, image_size: Size = 64) -> None:
-    """Say what is in a folder of images, and what cannot be used, and why.
-
-    Example: diffunet check photos
-
-    Args:
-        data: Folder, searched recursively.
-        image_size: What you mean to train at.
-    """
-    from diffunet.data.survey import describe, survey
-
-    with progress("reading") as show:
-        content = survey(data, progress=show)
-    tell(describe(content, image_size))
 
 
 def prepare(

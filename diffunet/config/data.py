@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from diffunet import names
 from diffunet.config.fields import Byte, Section, Share
@@ -19,7 +19,11 @@ class DataConfig(Section):
     channels: Literal[1, 3, 4] = 3
     """1 grey, 3 RGB, 4 RGB with transparency."""
     fit: names.FitName = "crop"
-    """Images that are not square: centre crop, random crop, or pad with the background. Never stretched."""
+    """How images meet the size of the model. crop: made smaller until the short side fits, and the middle of the long
+    one; random: the same, and slightly less of it, anywhere; pad: all of it, on the background; patch: windows of the
+    model's size anywhere in it, at its own resolution, for textures, microscopes, satellites. Never stretched."""
+    scales: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1, max_length=16)] = (1.0,)
+    """With fit patch: the scales at which windows are taken, in turn at random; 1 is the image's own resolution."""
     background: tuple[Byte, Byte, Byte] = (255, 255, 255)
     """What shows through transparent pixels, and the padding: R G B."""
     flip: bool | None = None
@@ -29,7 +33,13 @@ class DataConfig(Section):
     masks: names.MasksName = "mixed"
     """Kind of random masks that inpainting is trained with."""
     classes: bool = False
-    """Subfolders are classes."""
+    """Subfolders are classes, or what --data.labels says."""
+    labels: str | None = None
+    """Classes from elsewhere than subfolders: a column of a table of the images, FILE.csv:COLUMN (.tsv, .jsonl; by
+    default `label`), a dataset.json as of EDM, or what the first parentheses of a regular expression match in the
+    images' names, such as '(.+)_[0-9]+'; "folders" for subfolders. By default subfolders, then such a file in DATA."""
+    balance: bool = False
+    """Draw each class equally often, however many images it has."""
     class_names: tuple[str, ...] = ()
     """The classes; found."""
     held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.05
@@ -52,3 +62,22 @@ class DataConfig(Section):
         except names.NO_EXPRESSION as error:
             raise ValueError(f"should be a regular expression, or a file that ends in .tsv or .csv ({error})") from None
         return rule
+
+    @field_validator("labels")
+    @classmethod
+    def _labels(cls, rule: str | None) -> str | None:
+        try:
+            if rule is not None and names.label_file(rule) is None:
+                re.compile(rule)
+        except names.NO_EXPRESSION as error:
+            kinds = ".tsv, .csv, .jsonl or .json"
+            raise ValueError(f"should be a regular expression, or a file that ends in {kinds} ({error})") from None
+        return rule
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if self.fit != "patch" and self.scales != (1.0,):
+            raise ValueError(f"scales are those of fit patch, and fit is {self.fit}")
+        if self.balance and not (self.classes or self.labels is not None or self.class_names):
+            raise ValueError("balance draws classes equally often, and there are none without --classes")
+        return self

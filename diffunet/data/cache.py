@@ -44,31 +44,42 @@ class Layout:
     fit: str
     background: images.Colour
     margin: float
+    scales: tuple[float, ...] = (1.0,)
 
     @property
     def short(self) -> int:
-        """The length in pixels of a stored image's short side, or with fit "pad" the most that it can be."""
+        """The length in pixels of a stored image's short side, or with fit "pad" the most, with "patch" the least."""
         return max(self.image_size, round(self.image_size * self.margin)) if self.fit == "random" else self.image_size
+
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns that are stored of an image of this size."""
+        if self.fit == "pad":
+            scale = self.image_size / max(height, width)
+            return max(1, round(height * scale)), max(1, round(width * scale))
+        scale = self.short / min(height, width)
+        if self.fit == "patch":
+            scale = max(scale, *self.scales)  # the largest of them, or where a window would not fit, what makes it fit
+        else:
+            height, width = (min(side, MAX_ASPECT * min(height, width)) for side in (height, width))
+        return max(self.short, round(height * scale)), max(self.short, round(width * scale))
 
     def arrange(self, pixels: Pixels) -> Pixels:
         """Return the pixels of a file, uint8 [H W C], resized to the size that is stored; they are never stretched."""
         h, w, _ = pixels.shape
-        if self.fit == "pad":
-            scale = self.image_size / max(h, w)
-            return images.resize(pixels, max(1, round(h * scale)), max(1, round(w * scale)))
-        cap = MAX_ASPECT * min(h, w)
-        top, left = max(0, h - cap) // 2, max(0, w - cap) // 2
-        pixels = pixels[top : top + cap, left : left + cap]
-        h, w, _ = pixels.shape
-        scale = self.short / min(h, w)
-        return images.resize(pixels, max(self.short, round(h * scale)), max(self.short, round(w * scale)))
+        rows, columns = self.shape(h, w)
+        if self.fit not in ("pad", "patch"):
+            cap = MAX_ASPECT * min(h, w)
+            top, left = max(0, h - cap) // 2, max(0, w - cap) // 2
+            pixels = pixels[top : top + cap, left : left + cap]
+        return images.resize(pixels, rows, columns)
 
 
 def decode_file(root: Path, path: str, layout: Layout, max_pixels: int = images.MAX_PIXELS) -> tuple[ImageFile, Pixels]:
     """Read a file and return the facts about it and its pixels as stored, or raise DataError with the reason."""
     content = images.read_bytes(root / native(path))
     # Decoded at twice the size that is wanted at least, so that the better filter of `resize` does the last halving.
-    with images.decoding(content, max_pixels=max_pixels, draft=2 * layout.short) as decoded:
+    draft = None if layout.fit == "patch" else 2 * layout.short
+    with images.decoding(content, max_pixels=max_pixels, draft=draft) as decoded:
         file = ImageFile(path, hashlib.sha256(content).hexdigest(), *decoded[1:])
         return file, layout.arrange(images.to_array(decoded.image, layout.channels, layout.background))
 
@@ -79,7 +90,10 @@ def folder_of(chosen: Path | None, source: Path, layout: Layout) -> Path:
     Without a choice it is inside the user's folder for caches, which the environment variable DIFFUNET_CACHE may name,
     or else inside one among temporary files. UsageError is raised where the folder cannot be written.
     """
-    parts = [VERSION, os.fsencode(source).hex(), *asdict(layout).values()]
+    form = asdict(layout)
+    if layout.fit != "patch":
+        del form["scales"]  # which say nothing then
+    parts = [VERSION, os.fsencode(source).hex(), *form.values()]
     name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
     if chosen is not None:
         if not _writable(chosen):
@@ -198,6 +212,15 @@ def commit(folder: Path, generation: str, rows: Rows, rejected: Sequence[Rejecte
     stored = Stored(folder, generation, rows)  # first: what cannot be mapped must not become the current one
     files.write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1))
     return stored
+
+
+def megabytes(size: int) -> str:
+    """Return a number of bytes in words, with two digits."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000  # type: ignore[assignment]
+    return f"{size:,.3g} TB"
 
 
 def delete_others(folder: Path, generation: str) -> None:

@@ -6,6 +6,7 @@ change are those of last time is not read again.
 
 import contextlib
 import errno
+import logging
 import os
 import secrets
 import zlib
@@ -18,14 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffunet import files
-from diffunet.data import augment, cache, readers
-from diffunet.data.cache import Layout, Rows, Stored, decode_file, folder_of
-from diffunet.data.folder import Progress, Rejected, class_of, in_order, list_images, native, printable, threads
+from diffunet.data import augment, cache, labels, readers
+from diffunet.data.cache import Layout, Rows, Stored, decode_file, folder_of, megabytes
+from diffunet.data.folder import Progress, Rejected, in_order, list_images, native, printable, threads
 from diffunet.data.index import Index, Paths, index_hash, row
 from diffunet.errors import DataError, ResourceError, UsageError
 from diffunet.names import FITS
 from diffunet.pictures import images
 from diffunet.pictures.images import Colour, Pixels
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,8 @@ class Dataset:
     index_hash: str
 
     def labels(self, names: Sequence[str]) -> NDArray[np.int64]:
-        """Return the label of each image, the place of its subfolder in `names`, int64 [N], or raise DataError."""
-        number, paths = {name: n for n, name in enumerate(names)}, self.files.paths
-        labels = np.fromiter((number.get(class_of(path) or "", -1) for path in paths), np.int64, len(paths))
-        if (labels < 0).any():
-            stray = printable(paths[int(np.argmax(labels < 0))])
-            raise DataError(f"{stray}: its folder is none of the {len(number)} classes")
-        return labels
+        """Return the label of each image, the place of its subfolder in `names`, int64 [N]; see `labels.find`."""
+        return labels.find(Path(), self.files.paths, labels.FOLDERS, least=1).known(names)
 
 
 class _Decoding:
@@ -78,13 +76,15 @@ class _Decoding:
 
 def open_dataset(
     root: Path, *, image_size: int, channels: int, fit: str, background: Colour = images.WHITE, margin: float = 1.125,
+    scales: tuple[float, ...] = (1.0,),
     cache: Path | Literal["off"] | None = None, workers: int | None = None, progress: Progress | None = None,
 ) -> Dataset:  # fmt: skip
     """Return a data set of all usable images below `root`, decoded or taken from the cache.
 
     A stored image has `channels` 1 (grey), 3 (RGB) or 4 (RGBA). Its short side is `image_size` pixels for fit "crop",
-    and `margin` times that for "random"; for "pad" its long side is `image_size`. Transparent images are laid over
-    `background` unless `channels` is 4. `cache` is a folder for caches, None for the user's own, or "off", with which
+    and `margin` times that for "random"; for "pad" its long side is `image_size`; for "patch" it has its own size, or
+    the largest of `scales` times that, and at least room for a window. Transparent images are laid over `background`
+    unless `channels` is 4. `cache` is a folder for caches, None for the user's own, or "off", with which
     nothing is written and `images[i]` decodes the file each time. Of several processes that call this at once, one
     builds the cache and the others wait. `workers` is a number of threads, and `progress(done, total)` counts files.
 
@@ -97,7 +97,7 @@ def open_dataset(
         raise UsageError(f"no fit {fit!r}; there are {', '.join(FITS)}")
     if channels not in images.MODES:
         raise UsageError(f"images have 1, 3 or 4 channels, not {channels}")
-    layout = Layout(image_size, channels, fit, background, margin if fit == "random" else 1.0)
+    layout = Layout(image_size, channels, fit, background, margin if fit == "random" else 1.0, scales)
     root = Path(os.path.realpath(root))
     paths, rejected = list_images(root)
     job = _Job(root, Paths.of(paths), layout, workers, progress)
@@ -110,6 +110,8 @@ def open_dataset(
         stamps = job.stamps()  # not under the lock, which every process of a node takes in turn
         try:
             with files.lock(folder / "lock", wait=True):
+                with contextlib.suppress(OSError):
+                    os.utime(folder / "lock")  # when it was last used, see kept.py
                 rows, undecodable, stored = _bring_up_to_date(folder, job, stamps)
         except OSError as error:
             raise _no_room(folder, error) from error
@@ -143,6 +145,9 @@ def _statistics(table: NDArray[np.void], area: int) -> tuple[tuple[float, ...], 
     variance = float(np.mean(square - mean**2))
     return tuple((mean / 127.5 - 1).tolist()), max(variance, 0.0) ** 0.5 / 127.5
 
+
+TELLING = 20
+"""The number of pictures after which it is told how much room all of them take, as large ones may take much."""
 
 MANY, SMALL, CHUNK = 2000, 2**16, 64
 """Of at least so many files, whose median is below so many bytes, processes read so many at a time: of the half
@@ -231,9 +236,7 @@ class _Job:
         stamp = self._stamp(path)  # before reading: a file that changes meanwhile is then read again next time
         file, pixels = decode_file(self.root, path, layout, max_pixels)
         pixels = np.ascontiguousarray(pixels)
-        middle = augment.square(pixels, layout.image_size, layout.fit, layout.background).reshape(-1, layout.channels)
-        rows = np.ascontiguousarray(middle.T, dtype=np.int64)  # sums along rows take a quarter of the time
-        sums = rows.sum(axis=1).tolist(), (rows * rows).sum(axis=1).tolist()  # lists travel between processes faster
+        sums = augment.sums(pixels, layout.image_size, layout.fit, layout.background, layout.scales)
         return (row(file), stamp, pixels.shape, zlib.crc32(pixels.data), *sums), pixels
 
     def stamps(self) -> NDArray[np.int64]:
@@ -286,6 +289,9 @@ def _build(
                 nonlocal done, written
                 written += 0 if pixels is None else file.write(pixels.data)
                 done += 1
+                if job.layout.fit == "patch" and done == min(TELLING, len(job.paths)):
+                    whole = megabytes(round(written / done * len(job.paths)))
+                    log.info("decoded pictures take about %s in %s", whole, printable(str(folder)))
 
             rows, rejected = job.collect(keep, undecodable, old, kept)
         if not rows.paths:

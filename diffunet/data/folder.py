@@ -131,23 +131,6 @@ def class_of(path: str) -> str | None:
     return first if slash else None
 
 
-def class_names(paths: Iterable[str]) -> tuple[str, ...]:
-    """Return the sorted names of the subfolders, which are the classes of a data set with labels.
-
-    Raises:
-        DataError: An image lies in no subfolder, or there are fewer than two classes.
-    """
-    names: set[str] = set()
-    for path in paths:
-        if (name := class_of(path)) is None:
-            raise DataError(f"{printable(path)}: lies in no class folder; with --classes every image needs one")
-        names.add(name)
-    if len(names) < 2:
-        present = f"only {printable(next(iter(names)))!r}" if names else "none"
-        raise DataError(f"--classes needs at least two subfolders with images, and there is {present}")
-    return tuple(sorted(names))
-
-
 def threads() -> int:
     """Return how many threads read files where nobody says it: one for each core, at most 8."""
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -3,19 +3,17 @@
 A rule says which images are of one group: a table of them, or a regular expression that finds a name in their paths.
 """
 
-import csv
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffunet import names
+from diffunet.data import index, tables
 from diffunet.data.folder import printable
 from diffunet.data.index import Index, Paths
 from diffunet.errors import UsageError
@@ -58,7 +56,8 @@ def find(paths: Paths, rule: str) -> Groups:
             it means; the expression is none; or no image is in a group.
     """
     if (table := names.group_file(rule)) is not None:
-        found = list(_in_table(paths, table[0], _read(*table)))
+        rows = tables.read(Path(table[0]), table[1], option="data.group")
+        found = list(tables.matched(paths, Path(table[0]), rows, option="data.group"))
         nothing = f"no row of {table[0]} has the group of an image in the folder, which are named like"
     else:
         try:
@@ -73,54 +72,9 @@ def find(paths: Paths, rule: str) -> Groups:
     return Groups(tuple(places), np.array([places[name] if name else -1 for name in found], np.int64))
 
 
-def _in_table(paths: Paths, file: str, rows: dict[str, str]) -> Iterator[str | None]:
-    """Yield the name of each image's group in the rows of a table, or None."""
-    listed = set(paths)
-    # A bare name means the image at the top of the folder, if there is one, or else the only one of that name.
-    bare = Counter(path.rpartition("/")[2] for path in paths if path not in rows)
-    for path in paths:
-        name = path.rpartition("/")[2]
-        if path not in rows and name in rows and name not in listed:
-            if bare[name] > 1:
-                raise UsageError(
-                    f"data.group: {file} names {printable(name)}, which {bare[name]} folders have: name it with its "
-                    "folder, such as " + printable(path)
-                )
-            yield rows[name]
-        else:
-            yield rows.get(path)
-
-
-def _read(file: str, column: str | None) -> dict[str, str]:
-    """Return the name of the group of each image that a table names; that of a row without one is empty."""
-    # In text with tabs a quotation mark is a character like others.
-    tabs: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if file.lower().endswith(".tsv") else {}
-    found: dict[str, str] = {}
-    try:
-        with Path(file).open(encoding="utf-8-sig", newline="") as lines:
-            table = csv.reader(lines, strict=True, **tabs)
-            header = next(table, [])
-            key = next((n for n, name in enumerate(header) if name in ("file", "file_name")), 0)
-            others = (n for n, name in enumerate(header) if n != key and column in (None, name))
-            if (value := next(others, None)) is None:
-                raise UsageError(
-                    f"data.group: {file} has no column {'' if column is None else f'{column!r} '}of groups; its "
-                    f"columns are {', '.join(header)}"
-                )
-            for row in table:
-                if not row:
-                    continue
-                image, name = row[key].removeprefix("./") if key < len(row) else "", "".join(row[value : value + 1])
-                if found.setdefault(image, name) != name:
-                    raise UsageError(f"data.group: {file} has {image} in the groups {found[image]} and {name}")
-    except OSError as error:
-        raise UsageError(f"data.group: {file} cannot be read: {error.strerror or error}") from None
-    except (ValueError, csv.Error) as error:  # ValueError: no UTF-8
-        raise UsageError(f"data.group: {file} cannot be read: {error}") from None
-    return found
-
-
-def split(image_files: Index, groups: Groups, fraction: float, cap: int) -> Split:
+def split(
+    image_files: Index, groups: Groups, fraction: float, cap: int, classes: NDArray[np.int64] | None = None
+) -> Split:
     """Return the split of images whose groups stay together, with about `fraction` held out and at most `cap`.
 
     Exact copies are together as well: where they lie in several groups, these are one. A group is held out where the
@@ -131,7 +85,8 @@ def split(image_files: Index, groups: Groups, fraction: float, cap: int) -> Spli
     Groups differ in size, and of a few large ones chance would hold out far more or far less than was asked for. So
     they are taken from the lowest number on; one that would exceed `cap` or twice the share is left out; and further
     ones are taken below half of the share. From 20 images on at least one group is held out if `cap` allows it, the
-    smallest where none keeps to twice the share. One group is always left to train on.
+    smallest where none keeps to twice the share. One group is always left to train on, and one image of each of the
+    `classes`, as in `index.split`.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -160,5 +115,8 @@ def split(image_files: Index, groups: Groups, fraction: float, cap: int) -> Spli
                 room -= sizes[n]
         if not held.any() and len(fitting := order[sizes[order] <= cap]):
             held[fitting[np.argmin(np.maximum(sizes[fitting], most))]] = True
-    is_held = held[part[content]]
+    place = np.argsort(order)[part[content]]  # of each image's part in the order
+    held = held[order]
+    index.leave_every_class(held, place, classes, cap)
+    is_held = held[place]
     return Split(np.flatnonzero(~is_held), np.flatnonzero(is_held), groups)

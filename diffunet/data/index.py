@@ -28,6 +28,7 @@ VERSION = 1  # of the text
 FILE = np.dtype([("sha256", "u1", (32,)), ("width", "<i4"), ("height", "<i4"), ("mode", "S8"), ("format", "S8")])
 """An `ImageFile` without its path, as a row of a table."""
 HELD_OUT_MAX = 1000  # the most images that training holds out, whatever their share
+TRIED = 1000  # the most images that are tried for one that can be held out where each class is to keep one
 _ESCAPED = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
 _UNESCAPED = {b"\\": b"\\", b"n": b"\n", b"r": b"\r"}
 
@@ -139,26 +140,62 @@ def index_hash(image_files: Index) -> str:
     return digest.hexdigest()
 
 
-def split(image_files: Index, fraction: float, cap: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split(
+    image_files: Index, fraction: float, cap: int, classes: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return ascending indices (train, held out), with about `fraction` of the images held out and at most `cap`.
 
     An image is held out where its content hash, as a number in [0, 1), is below `fraction`. It therefore stays on its
     side when other images come and go, and copies are on the same side. Where more would be held out than `cap` allows,
     the lowest hashes are. Of fewer than 20 images none is held out. From 20 images on at least one image, with
-    its copies, is held out, if the cap allows it, and one is always left to train on.
+    its copies, is held out, if the cap allows it, and one is always left to train on. Where `classes`, the number of
+    each image's class, int64 [N], are given, at least one image of each is left to train on: of a class that would have
+    none, the content with the highest hash is, with its copies; where then none is held out, another one is.
     """
     hashes = image_files.table["sha256"].tobytes()
     contents, group, copies = np.unique(np.frombuffer(hashes, "S32"), return_inverse=True, return_counts=True)
     # A hash as a number: its first 52 bits, which are exact in a float. `contents` ascends, so the lowest come first.
     number = (np.frombuffer(contents.tobytes(), ">u8")[::4] >> 12).astype(np.float64) / 2**52
     below = max(1, int(np.count_nonzero(number < fraction)))
-    held = np.zeros(len(contents), bool)
+    held, allowed = np.zeros(len(contents), bool), cap
     if len(image_files) >= 20 and fraction > 0:
         for n in range(min(below, len(contents) - 1)):
             if copies[n] <= cap:
                 held[n] = True
                 cap -= copies[n]
+    leave_every_class(held, group, classes, allowed)
     return np.flatnonzero(~held[group]), np.flatnonzero(held[group])
+
+
+def leave_every_class(
+    held: NDArray[np.bool_], parts: NDArray[np.int64], classes: NDArray[np.int64] | None, cap: int
+) -> None:
+    """Take out of `held` what some class needs to have an image to train on, in place.
+
+    Where nothing is held out any more, the first part without which each class keeps an image is, if it has at most
+    `cap` images.
+
+    Args:
+        held: whether each part of the images is held out, bool [P]; the last ones are taken out first.
+        parts, classes: the part and the class of each image, int64 [N]; without classes nothing is taken out.
+        cap: see above.
+    """
+    if classes is None or not held.any():
+        return
+    everything = np.unique(classes)
+    trained = set(np.unique(classes[~held[parts]]).tolist())
+    for name in everything.tolist():
+        if name not in trained:
+            last = int(parts[classes == name].max())
+            held[last] = False
+            trained |= set(np.unique(classes[parts == last]).tolist())
+    if held.any():
+        return
+    sizes = np.bincount(parts, minlength=len(held))
+    for part in np.flatnonzero(sizes[:-1] <= cap)[:TRIED].tolist():
+        if len(np.unique(classes[parts != part])) == len(everything):
+            held[part] = True
+            return
 
 
 def write_index(path: Path, image_files: Index) -> None:

@@ -1,8 +1,7 @@
-"""The survey of a folder that `diffunet check` prints: what can be used, what cannot and why, and what to try."""
+"""The survey of a folder: what can be used, and what cannot and why. findings.py says what `diffunet check` tells."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
@@ -26,6 +25,11 @@ class Survey:
     def classes(self) -> Counter[str | None]:
         """The number of images in each subfolder of the root; None counts those that are in no subfolder."""
         return Counter(class_of(image.path) for image in self.images)
+
+    @property
+    def copies(self) -> int:
+        """The number of images that repeat another file exactly."""
+        return len(self.images) - len({image.sha256 for image in self.images})
 
     @property
     def elongated(self) -> int:
@@ -71,59 +75,3 @@ def _examine(root: Path, path: str) -> tuple[ImageFile, bool, bool] | Rejected:
             return image, images.has_alpha(decoded.image), grey
     except DataError as error:
         return Rejected(printable(path), str(error))
-
-
-def describe(survey: Survey, image_size: int = 64) -> str:
-    """Return the text that `diffunet check` prints, for training at `image_size` pixels."""
-    total = len(survey.images)
-    lines = [f"{printable(str(survey.root))}: {total:,} images can be used, {len(survey.rejected):,} files cannot"]
-    if total:
-        small, middle, large = (f"{width} x {height}" for width, height in survey.size_range())
-        copies = total - len({image.sha256 for image in survey.images})
-        lines += [
-            f"  formats      {_counts(Counter(image.format for image in survey.images))}",
-            f"  modes        {_counts(Counter(image.mode for image in survey.images))}",
-            f"  sizes        smallest {small}, median {middle}, largest {large}",
-            f"  below {image_size:<6} {survey.smaller_than(image_size):,} have a shorter side and would be enlarged",
-            f"  elongated    {survey.elongated:,} have one side more than twice the other",
-            f"  transparent  {survey.transparent:,}",
-            f"  duplicates   {copies:,} repeat another file exactly",
-            f"  subfolders   {_classes(survey)}",
-            *(f"  try          {advice}" for advice in _advice(survey, image_size)),
-        ]
-    if survey.rejected:
-        lines.append("Files that cannot be used:")
-        lines += [f"  {file.path}: {file.reason}" for file in survey.rejected[:20]]
-        if len(survey.rejected) > 20:
-            lines.append(f"  ... and {len(survey.rejected) - 20:,} more")
-    return "\n".join(lines)
-
-
-def _counts(counter: Counter[str], limit: int = 8) -> str:
-    shown = ", ".join(f"{name} {n:,}" for name, n in counter.most_common(limit))
-    return shown + (f", and {len(counter) - limit} others" if len(counter) > limit else "")
-
-
-def _classes(survey: Survey) -> str:
-    named = Counter({printable(name): n for name, n in survey.classes.items() if name is not None})
-    loose = survey.classes[None]
-    if not named:
-        return "none"
-    return f"{len(named)}: {_counts(named)}" + (f"; {loose:,} images in none" if loose else "")
-
-
-def _advice(survey: Survey, image_size: int) -> Iterator[str]:
-    total = len(survey.images)
-    if len(survey.classes) > 1 and None not in survey.classes:
-        yield f"--classes                the {len(survey.classes)} subfolders become labels"
-    if survey.transparent:
-        yield "--data.channels 4        keeps transparency, which is otherwise laid over --data.background"
-    elif survey.all_grey:
-        yield "--data.channels 1        no image has any colour"
-    if survey.elongated > total / 4:
-        yield "--data.fit pad           many images are long, and a centre crop loses much of them"
-    if survey.smaller_than(image_size) > total / 2:
-        smaller = max(8, survey.size_range()[1][0] // 8 * 8)
-        yield f"--image-size {smaller:<11} most images are smaller than {image_size}"
-    if total < 100:
-        yield "--init MODEL             so few images are better learned from a trained model"

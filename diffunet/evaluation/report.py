@@ -14,8 +14,9 @@ from PIL.Image import Image
 
 from diffunet import build
 from diffunet.config import Config
-from diffunet.data import augment, folder
-from diffunet.errors import DataError, UsageError
+from diffunet.data import augment, folder, labels
+from diffunet.data.labels import Labels
+from diffunet.errors import DataError, Error, UsageError
 from diffunet.evaluation import bits_per_dimension
 from diffunet.evaluation.denoising import DenoisingError, denoising_error
 from diffunet.evaluation.distances import frechet
@@ -76,35 +77,91 @@ class Report:
 
 
 class RealImages:
-    """The images of a folder as a model of this config sees them, with their classes."""
+    """The images of a folder as a model of this config sees them, with their classes where both have any.
+
+    Images of classes that the model does not know are left out, and what that means for the comparison is logged. With
+    fit patch each picture gives the same number of windows, as many as fit side by side into a picture on the mean.
+
+    Args:
+        config, data: of the model, and the folder.
+
+    Raises:
+        DataError: as `build.dataset`.
+    """
 
     def __init__(self, config: Config, data: Path) -> None:
-        self.config, self.dataset = config, build.dataset(config.data, data)
+        self.config, self.data, self.dataset = config, data, build.dataset(config.data, data)
+        files, d = self.dataset.files, config.data
+        self.classes: NDArray[np.int64] | None = None
+        """The class of each image, int64 [N]: of the model's classes, or else the folder's; None if neither has any."""
+        self._found, used = self._labels(), np.arange(len(files))
+        if self._found is not None:
+            of_files = self._found.numbers(d.class_names) if d.class_names else self._found.places
+            used = np.flatnonzero(of_files >= 0)
+            self.classes = of_files[used]
+            if len(np.unique(self.classes)) < 2:
+                log.info("all images are of one class, which says nothing of labels: label agreement is left out")
+        each = 1
+        if d.fit == "patch":
+            each = max(1, min(build.distinct(d, files, used), MAX_REAL) // len(used))
+        self.places = np.repeat(used, each)
+        """The place in the data set of the picture of each image, int64 [N]."""
+        if self.classes is not None:
+            self.classes = np.repeat(self.classes, each)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def named(self) -> bool:
+        """Whether `classes` are those of the model."""
+        return bool(self.config.data.class_names) and self.classes is not None
 
     def gather(self, indices: NDArray[np.int64]) -> images.Pixels:
         """Return images by their numbers, uint8 [N H W C]."""
         d = self.config.data
         return augment.gather(
-            self.dataset.images, indices, [None] * len(indices), image_size=d.image_size, fit=d.fit, flip=False,
-            background=d.background,
+            self.dataset.images, self.places[indices], build.windows(d, indices), image_size=d.image_size, fit=d.fit,
+            flip=False, background=d.background, scales=d.scales,
         )  # fmt: skip
 
-    @cached_property
-    def classes(self) -> NDArray[np.int64] | None:
-        """The class of each image, int64 [N]: of the model's classes, or else the folder's; None if neither has any."""
-        paths, names = self.dataset.files.paths, self.config.data.class_names
-        folders = {folder.class_of(path) for path in paths}
-        if not names and (len(folders) < 2 or None in folders):
+    def _labels(self) -> Labels | None:
+        """Return the classes of the images in the folder, or None where they are of no use for this model."""
+        d, paths = self.config.data, self.dataset.files.paths
+        rules = [d.labels or labels.FOLDERS, None] if d.class_names else [None]
+        found, reason = None, ""
+        for rule in rules:
+            try:
+                found = labels.find(self.data, paths, rule, least=1 if d.class_names else 2)
+                break
+            except Error as error:
+                reason = reason or str(error)
+        if found is None or not d.class_names:
+            if d.class_names:
+                log.info("measured without labels, since not all images have a class: %s", reason)
+            return found
+        counts = found.counts()
+        strange = [name for name in found.names if name not in d.class_names]
+        listed = ", ".join(f"{folder.printable(name)} {counts[name]:,}" for name in strange[:8])
+        if len(strange) == len(found.names):
+            log.info("measured without labels, since the model knows none of the folder's classes: %s", listed)
             return None
-        return self.dataset.labels(names or folder.class_names(list(paths)))
+        if strange:
+            many = sum(counts[name] for name in strange)
+            log.info("%s images of classes that the model does not know are left out: %s", f"{many:,}", listed)
+        if missing := [name for name in d.class_names if not counts[name]]:
+            some = ", ".join(map(folder.printable, missing[:8]))
+            log.info("no image is of %d of the model's %d classes: %s", len(missing), len(d.class_names), some)
+        return found
 
     def unseen(self, num: int, seed: int) -> tuple[NDArray[np.int64], bool]:
         """Return the numbers of at most `num` images that training held out, int64 [N], and True.
 
         Where training on this folder holds out none, they are any images, and the second value is False.
         """
-        held_out = build.split(self.config.data, self.dataset.files).held_out
-        some = held_out if len(held_out) else np.arange(len(self.dataset.files))
+        split = build.split(self.config.data, self.dataset.files, self._found if self.named else None)
+        held_out = np.flatnonzero(np.isin(self.places, split.held_out))
+        some = held_out if len(held_out) else np.arange(len(self))
         return np.random.Generator(np.random.Philox(key=[seed, 1])).permutation(some)[:num], len(held_out) > 0
 
 
@@ -120,8 +177,9 @@ def denoising(
     check_counts(num=num, seed=seed)
     some, held_out = real.unseen(num, seed)
     x0 = images.to_float(torch.from_numpy(real.gather(some))).to(pipeline.device)
-    named = pipeline.class_names and real.classes is not None
-    label = torch.from_numpy(real.classes[some]).to(pipeline.device) if named and real.classes is not None else None
+    label = None
+    if real.named and real.classes is not None:
+        label = torch.from_numpy(real.classes[some]).to(pipeline.device)
     with pipeline.working("with so many images at a time"):
         return denoising_error(pipeline.denoiser, x0, label, seed=seed, on_step=partial(tell, "denoising")), held_out
 
@@ -147,7 +205,7 @@ class Reference(RealImages):
     ) -> None:  # fmt: skip
         super().__init__(config, data)
         self.seed, self.device, self.on_step = seed, device, on_step
-        total = len(self.dataset.files)
+        total = len(self)
         if total < 40:
             raise DataError(f"{data} has {total} usable images; a comparison needs at least 40")
         self.chosen = np.random.Generator(np.random.Philox(key=[seed, 0])).permutation(total)[:MAX_REAL]
@@ -170,15 +228,16 @@ class Reference(RealImages):
         """Compare `num` samples, of `labels` where the model has classes, with real images."""
         fakes = np.stack([images.to_array(picture, self.config.data.channels) for picture in pictures])
         distance, agreement = frechet(self._trained.features(fakes), self._others), None
-        if self.labels is not None:
+        if self.labels is not None and self._trained.learned == "classes":
             agreement = float((self._trained.predict(fakes) == np.array(self.labels)).mean())
         return Report(distance, self.floor, self.num, self._trained.learned, self._trained.accuracy, agreement)
 
     @cached_property
     def _trained(self) -> Trained:
         first = self.chosen[: self.third]
-        labels = None if self.classes is None else self.classes[first]
-        return train_classifier(self.gather(first), labels, seed=self.seed, device=self.device, on_step=self.on_step)
+        several = self.classes is not None and len(np.unique(self.classes[first])) > 1
+        of_first = self.classes[first] if self.classes is not None and several else None
+        return train_classifier(self.gather(first), of_first, seed=self.seed, device=self.device, on_step=self.on_step)
 
     @cached_property
     def _others(self) -> NDArray[np.float64]:
@@ -188,7 +247,7 @@ class Reference(RealImages):
         return self.chosen[number * self.third :][: self.num]
 
     def _labels_of(self, indices: NDArray[np.int64]) -> list[int] | None:
-        return self.classes[indices].tolist() if self.config.data.class_names and self.classes is not None else None
+        return self.classes[indices].tolist() if self.named and self.classes is not None else None
 
     def for_likelihood(self, num: int) -> tuple[images.Pixels, list[int] | None, bool]:
         """Return at most `num` images, their labels where the model has classes, and whether training held them out.

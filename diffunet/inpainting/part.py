@@ -134,9 +134,9 @@ def _opened(image: Image | str | Path, name: str, max_pixels: int) -> Image:
         raise DataError(f"{name}: damaged: {error}") from None
 
 
-def parts(masked: Masked, size: int, fit: str = "auto") -> list[Part]:
+def parts(masked: Masked, size: int, fit: str = "auto", scale: float | None = None) -> list[Part]:
     """Return the parts that go through a net of images of `size`, see `regions.choose`; none if nothing is missing."""
-    chosen = regions.choose(masked.hole, size, fit) if masked.hole.any() else []
+    chosen = regions.choose(masked.hole, size, fit, scale) if masked.hole.any() else []
     return [Part(masked, region) for region in chosen]
 
 

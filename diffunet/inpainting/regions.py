@@ -96,7 +96,7 @@ def summary(regions: Sequence[Region]) -> str:
     return str(regions[0]) if len(regions) == 1 else several
 
 
-def choose(hole: Hole, size: int, fit: str = "auto") -> list[Region]:
+def choose(hole: Hole, size: int, fit: str = "auto", scale: float | None = None) -> list[Region]:
     """Return the regions to work on. Each pixel of the hole is a region's own, and of one region only.
 
     Args:
@@ -110,6 +110,8 @@ def choose(hole: Hole, size: int, fit: str = "auto") -> list[Region]:
             windows of `size` that overlap.
             auto: native for images of about the model's size; else crop, or tile where a crop would shrink the image by
             more than `COARSEST` and tiles are possible.
+        scale: of a model that learned windows of pictures, the scale of these; None for one that learned whole images.
+            Its tiles are at that scale, and auto takes them wherever they are possible.
 
     Raises:
         UsageError: an unknown `fit`, or one that an image of this size does not go with.
@@ -119,7 +121,8 @@ def choose(hole: Hole, size: int, fit: str = "auto") -> list[Region]:
     height, width = hole.shape
     # Near the size that it was trained at, a net sees all of the image at once, at the right resolution. Further away
     # it draws shapes of the size, in pixels, that they had in training.
-    if fit == "auto" and min(height, width) >= 0.75 * size and max(height, width) <= 2 * size:
+    near = min(height, width) >= 0.75 * size and max(height, width) <= 2 * size
+    if fit == "auto" and near and scale in (None, 1):
         fit = "native"
     if fit == "native":
         if height * width > NATIVE_PIXELS:
@@ -129,7 +132,9 @@ def choose(hole: Hole, size: int, fit: str = "auto") -> list[Region]:
         return [Region("native", 0, 0, height, width, height, width)]
     groups = group(hole, size)
     boxes = enumerate(ndimage.find_objects(groups.labels), 1)
-    regions = [_region(_extent(hole, groups, number, cells), (height, width), size, fit) for number, cells in boxes]
+    regions = [
+        _region(_extent(hole, groups, number, cells), (height, width), size, fit, scale) for number, cells in boxes
+    ]
     return regions if len(regions) == 1 else [replace(r, number=n, groups=groups) for n, r in enumerate(regions, 1)]
 
 
@@ -186,28 +191,30 @@ def _extent(hole: Hole, groups: Groups, number: int, cells: Box) -> Box:
     return side(0), side(1)
 
 
-def _region(extent: Box, shape: tuple[int, int], size: int, fit: str) -> Region:
+def _region(extent: Box, shape: tuple[int, int], size: int, fit: str, scale: float | None) -> Region:
     """Return the region of a group of this extent in an image of this shape, for fit crop, tile or auto.
 
     auto prefers a crop, in which the net sees the whole hole with its context at once. But a crop that is shrunk much
     loses detail which shows beside the sharp pixels round it; then tiles keep the resolution, as long as the image has
-    room for a window, and memory for the region.
+    room for a window, and memory for the region. A model that learned windows knows pictures by them.
     """
-    crop, tile = _crop(extent, shape, size), _tile(extent, shape, size)
+    crop, tile = _crop(extent, shape, size), _tile(extent, shape, size, scale or 1.0)
     (height, width), (rows, columns) = shape, (side.stop - side.start for side in extent)
     too_long = crop.rows * crop.columns > max(NATIVE_PIXELS, 2 * size * size)
-    too_large, too_small = tile.rows * tile.columns > TILE_PIXELS, min(height, width) < size
+    too_large, too_small = tile.rows * tile.columns > TILE_PIXELS, min(tile.rows, tile.columns) < size
     if fit == "auto":
         too_coarse = max(crop.height / crop.rows, crop.width / crop.columns) > COARSEST
-        fit = "tile" if (too_long or too_coarse) and not (too_large or too_small) else "crop"
+        fit = "tile" if (too_long or too_coarse or scale is not None) and not (too_large or too_small) else "crop"
     if fit == "crop" and too_long:
         raise UsageError(
             f"an image of {width}x{height} pixels with a hole of {columns}x{rows} is too long for its short side; "
             "mask and fill it piece by piece"
         )
+    least = ceil(size / (scale or 1.0))
     if fit == "tile" and too_small:
         raise UsageError(
-            f"fit tile takes images of at least {size}x{size} pixels, the model's size, not {width}x{height}; take crop"
+            f"fit tile takes images of at least {least}x{least} pixels, the model's size, not {width}x{height}; take "
+            "crop"
         )
     if fit == "tile" and too_large:
         raise UsageError(
@@ -225,10 +232,11 @@ def _crop(extent: Box, shape: tuple[int, int], size: int) -> Region:
     return Region("crop", top, left, height, width, rows, columns)
 
 
-def _tile(extent: Box, shape: tuple[int, int], size: int) -> Region:
-    sides = (max(size, at.stop - at.start + 2 * (size // 2)) for at in extent)
+def _tile(extent: Box, shape: tuple[int, int], size: int, scale: float) -> Region:
+    window = ceil(size / scale)  # in pixels of the image
+    sides = (max(window, at.stop - at.start + 2 * (window // 2)) for at in extent)
     (top, height), (left, width) = map(_place, extent, sides, shape)
-    return Region("tile", top, left, height, width, height, width)
+    return Region("tile", top, left, height, width, round(height * scale), round(width * scale))
 
 
 def _place(at: slice, length: int, limit: int) -> tuple[int, int]:
@@ -248,8 +256,9 @@ def pyramid(region: Region, hole: Hole, size: int) -> list[Region]:
     if region.fit != "tile":
         return [region]
     within = hole[region.box]
-    wide = inf if within.all() else 2 * float(ndimage.distance_transform_edt(within).max())
-    shrink = min(wide / (size / 4), min(region.height, region.width) / size)
+    scale = region.rows / region.height
+    wide = inf if within.all() else 2 * scale * float(ndimage.distance_transform_edt(within).max())
+    shrink = min(wide / (size / 4), min(region.rows, region.columns) / size)
     steps = max(0, ceil(log2(shrink)))
-    sides = [(region.height / shrink ** (i / steps), region.width / shrink ** (i / steps)) for i in range(steps, 0, -1)]
+    sides = [(region.rows / shrink ** (i / steps), region.columns / shrink ** (i / steps)) for i in range(steps, 0, -1)]
     return [*(replace(region, rows=max(size, round(h)), columns=max(size, round(w))) for h, w in sides), region]

@@ -20,9 +20,12 @@ from diffunet.interop.pickles import read_pickled, refuse_hollow
 
 LABEL = "class_embedding.weight"
 FILE = "diffusion_pytorch_model.safetensors"
-_ENDINGS = ("safetensors", "safetensors.index.json", "bin", "fp16.safetensors", "fp16.bin")
+_ENDINGS = (
+    "safetensors", "safetensors.index.json", "bin", "fp16.safetensors", "safetensors.index.fp16.json", "fp16.bin",
+)  # fmt: skip
 FILES = tuple(f"diffusion_pytorch_model.{ending}" for ending in _ENDINGS)
-"""Names of files with weights, of which the first that exists is read: half precision only where there is no other."""
+"""Names of files with weights, of which the first that exists is read: half precision only where there is no other. An
+index names the files beside it that hold the weights in parts."""
 
 _NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^embedding\.mlp\.0", "time_embedding.linear_1"),
@@ -107,15 +110,19 @@ def read(folder: Path, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
         tensors = _current([pickled], path)
         storage.refuse_others(tensors, wanted, path)
         return {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}, path
-    parts = _parts(path)
-    storage.refuse_others(_current([storage.read_header(part)[0] for part in parts], path), wanted, path)
-    tensors = _current([storage.read_tensors(part)[0] for part in parts], path)
+    files = parts(path)
+    storage.refuse_others(_current([storage.read_header(part)[0] for part in files], path), wanted, path)
+    tensors = _current([storage.read_tensors(part)[0] for part in files], path)
     return {name: tensor.float() for name, tensor in tensors.items()}, path
 
 
-def _parts(path: Path) -> list[Path]:
-    """Return the safetensors files that `path` stands for: itself, or those that it lists."""
-    if not path.name.endswith(".index.json"):
+def parts(path: Path) -> list[Path]:
+    """Return the files with weights that `path`, one of `FILES`, stands for: itself, or those that it lists.
+
+    Raises:
+        CheckpointError: it lists none, or others than safetensors files beside it.
+    """
+    if path.suffix != ".json":
         return [path]
     try:
         names = sorted(set(read_json(path)["weight_map"].values()))

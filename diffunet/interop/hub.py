@@ -21,6 +21,7 @@ from huggingface_hub import constants
 
 from diffunet import storage
 from diffunet.errors import CheckpointError, Error, ResourceError, UsageError
+from diffunet.interop import diffusers_weights
 
 TIMEOUT = 5.0
 """Seconds after which a hub that does not answer is taken to be out of reach."""
@@ -35,8 +36,7 @@ _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"(?!.*--|.*\.\.|.*\.git$){_PART}/{_PART}")
 
 _TEXTS = ("model_index.json", "scheduler/scheduler_config.json", "scheduler_config.json", "diffunet.json")
-_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-"""The weights of a diffusers repository, of which the first that exists is taken."""
+_PART_OF_WEIGHTS = re.compile(r".+-\d+-of-\d+\.safetensors")
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -57,8 +57,9 @@ def pull(name: str) -> Path:
     """Download the model `name`, unless it was before, and return the folder that it is kept in.
 
     Only needed files are downloaded: the config and the weights of one of our models; the JSON files and the weights of
-    the UNet of a diffusers repository (safetensors where it has any). The weights, which may be large, come after the
-    config has shown that the net can be used. Where the hub cannot be reached, an earlier download is taken.
+    the UNet of a diffusers repository, the first of `diffusers_weights.FILES` that it has. The weights, which may be
+    large, come after the config has shown that the net can be used. Where the hub cannot be reached, an earlier
+    download is taken.
 
     Raises:
         CheckpointError: the model does not exist, may not be read, or cannot be used, or the hub cannot be reached.
@@ -74,12 +75,14 @@ def pull(name: str) -> Path:
             if _answer(error)[0] < 500 or (kept := _kept(name)) is None:
                 raise
             return kept
-        *small, weights = _needed(name, [file.rfilename for file in info.siblings or []])
+        needed = _needed(name, [file.rfilename for file in info.siblings or []])
+        small = [file for file in needed if file.endswith(".json")]
         # Its bars show without a terminal too, and even when nothing is downloaded.
         options: dict[str, Any] = {"tqdm_class": functools.partial(tqdm, disable=True)}
         folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=small, etag_timeout=TIMEOUT, **options))
         _refuse_others(name, folder / small[0])
-        huggingface_hub.hf_hub_download(name, weights, revision=folder.name, etag_timeout=TIMEOUT)
+        for weights in _weights(name, folder, needed):
+            huggingface_hub.hf_hub_download(name, weights, revision=folder.name, etag_timeout=TIMEOUT)
         return folder
 
 
@@ -133,16 +136,34 @@ def _explained(name: str, explain: Callable[[str, Exception], Error]) -> Iterato
 
 
 def _needed(name: str, existing: Iterable[str]) -> list[str]:
-    """Return which of the `existing` files of a repository are needed; the config is first, the weights are last."""
+    """Return which of the `existing` files of a repository are needed; the config is first, the weights are last.
+
+    Weights in parts are the index that names them, and then all that are there.
+    """
     existing = set(existing)
     if {storage.CONFIG, storage.WEIGHTS} <= existing:
         return [storage.CONFIG, storage.WEIGHTS]
-    for folder, file in itertools.product(("unet/", ""), _WEIGHTS):
+    for folder, file in itertools.product(("unet/", ""), diffusers_weights.FILES):
         config, weights = f"{folder}config.json", f"{folder}{file}"
         if {config, weights} <= existing:
-            return [config, *(text for text in _TEXTS if text in existing), weights]
-    wanted = f"neither {storage.CONFIG} with {storage.WEIGHTS} nor config.json with {_WEIGHTS[0]}"
+            texts = [text for text in _TEXTS if text in existing]
+            there = [path for path in existing if path.rpartition("/")[0] == folder.rstrip("/")]
+            parts = filter(_PART_OF_WEIGHTS.fullmatch, there if file.endswith(".json") else ())
+            return [config, *texts, weights, *sorted(parts)]
+    wanted = f"neither {storage.CONFIG} with {storage.WEIGHTS} nor config.json with {diffusers_weights.FILE}"
     raise CheckpointError(f"{name} on the hub is no model that can be used here: it has {wanted}")
+
+
+def _weights(name: str, folder: Path, needed: Iterable[str]) -> list[str]:
+    """Return the files with weights among the `needed` ones, of which `folder` has those that are JSON already."""
+    paths = [*needed]
+    index = next((path for path in paths if ".index." in path), None)
+    if index is None:
+        return [path for path in paths if not path.endswith(".json")]
+    named = [path.relative_to(folder).as_posix() for path in diffusers_weights.parts(folder / index)]
+    if missing := sorted({*named} - {*paths}):
+        raise CheckpointError(f"{name} on the hub is incomplete: {index} names {missing[0]}, which is not there")
+    return named
 
 
 def _refuse_others(name: str, config: Path) -> None:
@@ -161,7 +182,8 @@ def _kept(name: str) -> Path | None:
     try:
         # Without patterns it would ask for all files that the repository has.
         folder = Path(huggingface_hub.snapshot_download(name, local_files_only=True, allow_patterns=[]))
-        _needed(name, [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()])
+        there = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        _weights(name, folder, _needed(name, there))
     except (FileNotFoundError, CheckpointError):  # huggingface_hub's LocalEntryNotFoundError is one
         return None
     return folder

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffunet import compute, draws
+from diffunet import build, compute, draws
 from diffunet.compute import Compute
 from diffunet.config import Config, DataConfig
 from diffunet.data import augment, warp
@@ -106,6 +106,21 @@ class Share:
         return self.batch_size // self.processes // self.passes
 
 
+def order(
+    data: DataConfig, chosen: NDArray[np.int64], labels: NDArray[np.int64] | None, seed: int
+) -> Callable[[Sequence[int] | NDArray[np.int64]], NDArray[np.int64]]:
+    """Return what gives the places in `chosen`, int64 [n], of the given n samples of a run; see `draws.order`.
+
+    With `data.balance` each class among the `labels` of all images, int64 [N], comes equally often; see `draws.Turns`.
+    """
+    if not data.balance or labels is None:
+        return lambda samples: draws.order(seed, samples, len(chosen))
+    classes = labels[chosen]
+    places = [np.flatnonzero(classes == number) for number in np.unique(classes)]
+    turns = draws.Turns(seed, [len(each) for each in places])
+    return lambda samples: np.array([places[number][n] for number, n in turns(samples)], np.int64)
+
+
 @dataclass(frozen=True)
 class Batches:
     """The batches of one process of a run.
@@ -117,6 +132,7 @@ class Batches:
         label_dropout: the share of images whose label becomes the null label.
         masks: the kind of random masks, see `masks.random_mask`; None for a run that does not learn to inpaint.
         pin, store: whether batches are in memory that a GPU reads from; and the images on the device, see `stored`.
+        labels: the class of each image of the data set, int64 [N]; by default its subfolder among the classes.
     """
 
     dataset: Dataset
@@ -128,21 +144,23 @@ class Batches:
     masks: str | None = None
     pin: bool = False
     store: Tensor | None = None
+    labels: NDArray[np.int64] | None = None
 
     @classmethod
     def of(
-        cls, config: Config, dataset: Dataset, chosen: NDArray[np.int64], schedule: Schedule, share: Share, how: Compute
-    ) -> Batches:
+        cls, config: Config, dataset: Dataset, chosen: NDArray[np.int64], schedule: Schedule, share: Share,
+        how: Compute, labels: NDArray[np.int64] | None = None,
+    ) -> Batches:  # fmt: skip
         """Return the batches of a run with this resolved config, its images on the device where they fit there."""
         kind = config.data.masks if config.diffusion.task == "inpaint" else None
         dropout, pin = config.diffusion.label_dropout, how.device.type == "cuda"
-        return cls(dataset, chosen, schedule, share, config.data, dropout, kind, pin).stored(how)
+        return cls(dataset, chosen, schedule, share, config.data, dropout, kind, pin, None, labels).stored(how)
 
     def stored(self, how: Compute) -> Batches:
         """Return the batches with their images on a GPU, where they take little of its memory and have but one crop."""
         room = STORED * how.free_memory() if how.device.type == "cuda" else 0
         shape = (self.data.image_size, self.data.image_size, len(self.dataset.mean))
-        if self.data.fit == "random" or len(self.chosen) * math.prod(shape) > room:
+        if self.data.fit in ("random", "patch") or len(self.chosen) * math.prod(shape) > room:
             return self
         return replace(self, store=self.all_images(how.device))
 
@@ -192,7 +210,7 @@ class Batches:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def held_out(self, indices: NDArray[np.int64]) -> Batch:
-        """Return the images at `indices` as one batch for validation: centre crops with labels, the same every time."""
+        """Return the images at `indices` as one batch for validation, with labels: the same ones every time."""
         with self._readers() as read:
             images = torch.from_numpy(self._middles(indices, read))
         label = None if self._labels is None else torch.from_numpy(self._labels[indices])
@@ -203,21 +221,31 @@ class Batches:
         return Batch(0, images, label, self.schedule.sigma(torch.from_numpy(u)).float(), keep=keep)
 
     def gather(
-        self, indices: NDArray[np.int64], generators: Sequence[np.random.Generator | None], read: augment.Map = map
-    ) -> Pixels:
-        """Return images, uint8 [b H W C], see `augment.gather`; a generator of None gives the middle, not mirrored."""
+        self, indices: NDArray[np.int64], generators: Sequence[np.random.Generator | None], read: augment.Map = map,
+        flip: bool | None = None,
+    ) -> Pixels:  # fmt: skip
+        """Return images, uint8 [b H W C], see `augment.gather`; a generator of None gives the middle, not mirrored.
+
+        With `flip` False none is mirrored whatever the config says.
+        """
         d = self.data
         return augment.gather(
-            self.dataset.images, indices, generators, image_size=d.image_size, fit=d.fit, flip=bool(d.flip),
-            background=d.background, read=read,
+            self.dataset.images, indices, generators, image_size=d.image_size, fit=d.fit,
+            flip=bool(d.flip) and flip is not False, background=d.background, scales=d.scales, read=read,
         )  # fmt: skip
 
     def _middles(self, indices: NDArray[np.int64], read: augment.Map) -> Pixels:
-        return self.gather(indices, [None] * len(indices), read)
+        return self.gather(indices, build.windows(self.data, range(len(indices))), read, flip=False)
 
     @cached_property
     def _labels(self) -> NDArray[np.int64] | None:
-        return self.dataset.labels(self.data.class_names) if self.data.class_names else None
+        if self.labels is None and self.data.class_names:
+            return self.dataset.labels(self.data.class_names)
+        return self.labels
+
+    @cached_property
+    def _order(self) -> Callable[[Sequence[int] | NDArray[np.int64]], NDArray[np.int64]]:
+        return order(self.data, self.chosen, self._labels, self.share.seed)
 
     def _batch(self, step: int, start: int, size: int, u: NDArray[np.float64], read: augment.Map) -> Batch:
         # The order of the draws of each generator must not change, since resuming repeats them. Optional draws
@@ -225,7 +253,7 @@ class Batches:
         share, places, label, augmentation = self.share, range(start, start + size), None, None
         generators = [draws.generator(share.seed, step, place) for place in places]
         dropped = [generator.random() < self.label_dropout for generator in generators]
-        rows = draws.order(share.seed, np.asarray(places) + step * share.batch_size, len(self.chosen))
+        rows = self._order(np.asarray(places) + step * share.batch_size)
         indices = self.chosen[rows]
         if self._labels is not None:
             label = torch.from_numpy(np.where(dropped, len(self.data.class_names), self._labels[indices]))

@@ -120,8 +120,8 @@ def one_sided(data: DataConfig, dataset: Dataset, training: NDArray[np.int64]) -
         return False
     chosen = training[np.linspace(0, len(training) - 1, min(len(training), symmetry.MOST)).astype(np.int64)]
     pictures = augment.gather(
-        dataset.images, chosen, [None] * len(chosen), image_size=data.image_size, fit=data.fit, flip=False,
-        background=data.background,
+        dataset.images, chosen, build.windows(data, chosen), image_size=data.image_size, fit=data.fit, flip=False,
+        background=data.background, scales=data.scales,
     )  # fmt: skip
     if found := symmetry.one_sided(pictures):
         log.info("left and right differ in these images, as in writing: none is mirrored (--data.flip True does it)")

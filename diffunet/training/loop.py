@@ -117,8 +117,10 @@ def train(
         validate_every, sample_every = t.validate_every, t.sample_every
         assert validate_every, "the config is resolved"
         assert sample_every, "the config is resolved"
-        batches = Batches.of(config, run.dataset, run.split.training, denoiser.schedule, share, how)
-        few = np.linspace(0, len(held_out) - 1, min(VALIDATION_IMAGES, len(held_out))).astype(np.int64)
+        batches = Batches.of(config, run.dataset, run.split.training, denoiser.schedule, share, how, run.labels)
+        # Of a few pictures that windows are taken of there are as many windows as there would be images.
+        many = VALIDATION_IMAGES if config.data.fit == "patch" and len(held_out) else len(held_out)
+        few = np.linspace(0, len(held_out) - 1, min(VALIDATION_IMAGES, many)).astype(np.int64)
         validation = batches.held_out(held_out[few]).to(how.device) if len(few) and run.is_main else None
         judge = DenoisingLoss(build.denoiser(config, learner.state.ema.net), build.weighting(config), loss)
         pipeline = Pipeline(config, judge.denoiser, how, net)

@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diffunet import build, compute, files, storage, variables
@@ -22,8 +24,8 @@ from diffunet.compute import Compute
 from diffunet.config import Config
 from diffunet.data import index
 from diffunet.data.dataset import Dataset
-from diffunet.data.folder import class_names
 from diffunet.data.groups import Split
+from diffunet.data.labels import Labels
 from diffunet.diffusion.losses import Loss
 from diffunet.errors import UsageError
 from diffunet.training import (
@@ -63,6 +65,7 @@ class Run:
     Args:
         folder, config: the run folder, and the resolved config, in which no option is left open (`defaults.resolve`).
         dataset, split: the images; which of them are trained on and which are held out.
+        classes, labels: the classes of the images, and of each its place in the model's classes, int64 [N]; or None.
         how, processes: how this process computes, and all processes; `is_main` says whether this one writes files.
         checkpoint: the folder of the checkpoint that the run goes on from, and its `state`; None for a new run.
         status, flag, limits: how far the run is, what is set to ask it to stop, and other reasons for which it stops.
@@ -78,6 +81,8 @@ class Run:
     config: Config
     dataset: Dataset
     split: Split
+    classes: Labels | None
+    labels: NDArray[np.int64] | None
     how: Compute
     processes: Accelerator
     is_main: bool
@@ -92,6 +97,11 @@ class Run:
     expected: int
     best: Best | None
     writer: saving.Writer = field(default_factory=saving.Writer)
+
+    @property
+    def distinct(self) -> int:
+        """About how many images there are to train on; with fit patch, windows that do not overlap."""
+        return build.distinct(self.config.data, self.dataset.files, self.split.training)
 
     @property
     def first_step(self) -> int:
@@ -192,7 +202,8 @@ class Run:
         content = {
             "step": step, "counters": meters.state(), "loss_scale": learner.scale.state(),
             "seconds": self.budget.elapsed, "expected_steps": self.expected, "cooldown": rate.fall(t, step),
-            "index_hash": self.dataset.index_hash, "split_hash": self.split.hash(), "config_hash": self.config.hash(),
+            "index_hash": self.dataset.index_hash, "split_hash": self.split.hash(),
+            "labels_hash": None if self.classes is None else self.classes.hash(), "config_hash": self.config.hash(),
             "environment": self.environment(), **(self.best.state() if self.best else {}),
         }  # fmt: skip
 
@@ -264,7 +275,7 @@ def opened(
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop.on_signals(flag))
         config = stack.enter_context(run_folder.claimed(config, folder, resume=resume, init=init, main=main))
-        config = _with_net(config, net, resumed=resume and bool(checkpoint.steps(folder)))
+        config = resuming.with_net(config, net, resumed=resume and bool(checkpoint.steps(folder)))
         t = config.train
         if t.deterministic:
             _prepare_determinism()
@@ -275,30 +286,36 @@ def opened(
         # The cache is built before process groups exist: a long build would run into their timeouts.
         dataset = build.dataset(config.data, data, progress=_reading() if main else None)
         resuming.refuse_too_many_rejected(dataset, config.data.max_rejected, data)
-        split = build.split(config.data, dataset.files)
         if resume and (latest := checkpoint.newest(folder)) is not None:
             resuming.refuse_shorter(
                 config.train, storage.run_config(folder).train, checkpoint.read_state(latest), folder
             )
         previous = checkpoint.newest(folder, partial(rate.leads_on, config.train)) if resume else None
-        state, thinned, expected = {}, False, 0
-        names = class_names(dataset.files.paths) if config.data.classes and previous is None else ()
+        state = {} if previous is None else checkpoint.read_state(previous)
         if previous is not None:
-            state = checkpoint.read_state(previous)
             resuming.refuse_other_images(state, dataset, folder, data, accept_new_data)
+        classes = build.classes(config.data, dataset, data, known=previous is not None)
+        names: tuple[str, ...] = ()
+        if classes is not None:
+            names = classes.names if previous is None else config.data.class_names
+            config = config.changed("data", classes=True, labels=config.data.labels or classes.rule)
+        labels = None if classes is None else classes.known(names)
+        split = resuming.same_split(state, config.data, dataset, classes)
+        thinned, expected = False, 0
+        if previous is not None:
             resuming.refuse_other_split(state, dataset, split, config.data.group, accept_new_data)
+            resuming.refuse_other_labels(state, dataset, classes, config.data.labels, accept_new_data)
             kept = snapshots.only_where_kept(config, previous)
             before = storage.run_config(folder)
             expected = resuming.expected_steps(state, before.train.minutes, config.train.minutes)
             config = defaults.spaced(kept, before, expected, net)
             thinned = config != kept
             config = resuming.with_environment(config, state["environment"])
-            names = config.data.class_names if config.data.classes else ()
 
         how = compute.choose(processes.device(device), config.train.precision)
         how = how if previous is None else replace(how, why="as before")
         joined = stack.enter_context(processes.joined(config.train, how.device))
-        processes.refuse_different_images(dataset, split, joined)
+        processes.refuse_different_images(dataset, split, classes, joined)
         stack.enter_context(torch.random.fork_rng([how.device] if how.device.type == "cuda" else []))
         threads = stack.enter_context(compute.use_threads(config.train.threads))
         stack.enter_context(how.kernels(config.train.deterministic))
@@ -311,10 +328,11 @@ def opened(
         budget = Budget(config.train.minutes, 0.0, float(state.get("seconds", 0.0)), began)
 
         one_sided = config.data.flip is None and defaults.one_sided(config.data, dataset, split.training)
+        distinct = build.distinct(config.data, dataset.files, split.training)
 
         def resolved(config: Config) -> Config:
             return defaults.resolve(
-                config, images=len(split.training), class_names=names, mean=dataset.mean, sigma_data=dataset.sigma_data,
+                config, images=distinct, class_names=names, mean=dataset.mean, sigma_data=dataset.sigma_data,
                 how=how, processes=joined.num_processes, free=free, net=net, expected=expected,
                 held_out=len(split.held_out), one_sided=one_sided,
             )  # fmt: skip
@@ -340,9 +358,9 @@ def opened(
         status.config = config
 
         run = Run(
-            folder, config, dataset, split, how, joined, main, previous, state, status, flag, limits, compile_is_open,
-            thinned, budget, expected,
-            Best.of(folder, state) if len(split.held_out) > 0 and len(split.training) < best.SMALL else None,
+            folder, config, dataset, split, classes, labels, how, joined, main, previous, state, status, flag, limits,
+            compile_is_open, thinned, budget, expected,
+            Best.of(folder, state) if len(split.held_out) > 0 and distinct < best.SMALL else None,
         )  # fmt: skip
         if previous is not None:
             resuming.log_differences(state["environment"], run.environment())
@@ -359,21 +377,6 @@ def opened(
                 of_model = storage.weights_step(folder / "model")
                 failures.write_status(folder, "done", run.first_step, steps=run.steps, model_step=of_model, exit_code=0)
         yield run
-
-
-def _with_net(config: Config, net: build.NetFactory, *, resumed: bool) -> Config:
-    """Note a user's own net in the config; raise UsageError if the run or model that it goes on from has another."""
-    name = None if net is build.net else f"{net.__module__}.{getattr(net, '__qualname__', type(net).__qualname__)}"
-    before = config.model.custom
-    if (resumed or before is not None) and (name is None) != (before is None):
-        raise UsageError(
-            f"the net of this model is {before}: give the function that makes it to diffunet.train, net=..."
-            if before is not None
-            else f"this model has a net of diffunet's own, and net={name} was given: leave it out"
-        )
-    if name is not None and before not in (None, name):
-        log.warning("this model was made with the net %s, and goes on with %s", before, name)
-    return config if name is None else config.changed("model", custom=name)
 
 
 def _prepare_determinism() -> None:

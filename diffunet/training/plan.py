@@ -1,8 +1,11 @@
 """What a run is about to do, in lines for the person who waits."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from diffunet import build, compute
+from diffunet.data import findings
+from diffunet.data.folder import printable
 from diffunet.training import memory
 from diffunet.training.opening import Run
 
@@ -19,10 +22,21 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
     if t.compile == "on" or how.device.type == "cuda":
         as_asked = "compiled, as asked" if t.compile == "on" else "not compiled, as asked, or as it could not be"
         yield f"the net is {why if pays == (t.compile == 'on') else as_asked}"
-    classes = f", {len(d.class_names)} classes" if d.class_names else ""
+    classes, found = f", {len(d.class_names)} classes" if d.class_names else "", run.classes
     bad = f", {len(dataset.rejected)} files skipped" if dataset.rejected else ""
     held_out = f"{len(run.split.held_out)} held out"
     yield f"images: {training} to train on, {held_out}{classes}{bad}; {size}x{size}, {d.channels} channels"
+    if found is not None and found.note is not None:
+        yield found.note
+    if found is not None and d.balance:
+        counts = Counter({name: n for name, n in found.counts().items() if n})
+        (most, of_most), (least, of_least) = counts.most_common(1)[0], counts.most_common()[-1]
+        yield (
+            f"balance: each class is drawn equally often, so an image of {printable(least)} ({of_least:,}) "
+            f"{of_most / of_least:.3g} times as often as one of {printable(most)} ({of_most:,})"
+        )
+    elif found is not None and (rare := findings.imbalance(found)) is not None:
+        yield f"note: {rare}"
     if (groups := run.split.groups) is not None:
         grouped = int((groups.places >= 0).sum())
         yield (
@@ -32,7 +46,15 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
     if run.config.diffusion.task == "inpaint":
         yield f"it learns to inpaint, with random masks ({d.masks}); a tenth are all hole, so that it generates too"
     small = dataset.files.smaller_than(size)
-    if small > len(dataset.files) // 2:
+    if d.fit == "patch":
+        of = "" if d.scales == (1.0,) else f", at scales {' '.join(f'{scale:g}' for scale in d.scales)}"
+        yield (
+            f"patches: windows of {size}x{size} anywhere in the pictures{of}: about {run.distinct:,} that do not "
+            f"overlap; {small} of {len(dataset.files)} pictures are smaller than a window and are enlarged"
+        )
+        if d.cache == "off":
+            yield "note: without a cache whole pictures are decoded for each window; --data.cache DIR is much faster"
+    elif small > len(dataset.files) // 2:
         yield f"note: {small} of {len(dataset.files)} images are smaller than {size} pixels and are enlarged"
     price = memory.price(run.config, net)
     needed = memory.training_bytes(run.config, how, share.images_per_pass, net)
@@ -53,7 +75,7 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
             f"minute {falls:.3g} on; --resume --minutes M makes it longer"
         )
     yield f"it sees about {steps * share.batch_size:,} images: {usual(steps * share.batch_size)}"
-    if training < 1000:
+    if run.distinct < 1000:
         yield f"note: {training} images are few; --init MODEL, a model of similar images, helps"
     if t.stop_after is not None:
         yield f"the run is saved and ends after {t.stop_after:g} minutes; go on with --resume"

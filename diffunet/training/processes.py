@@ -17,6 +17,7 @@ from diffunet.compute import Compute
 from diffunet.config import TrainConfig
 from diffunet.data.dataset import Dataset
 from diffunet.data.groups import Split
+from diffunet.data.labels import Labels
 from diffunet.errors import DataError, Stopped, UsageError
 
 
@@ -62,9 +63,10 @@ def smallest(number: int, processes: Accelerator) -> int:
     return int(processes.gather(torch.tensor([number], device=processes.device)).min().item())
 
 
-def refuse_different_images(dataset: Dataset, split: Split, processes: Accelerator) -> None:
+def refuse_different_images(dataset: Dataset, split: Split, classes: Labels | None, processes: Accelerator) -> None:
     """Raise DataError on every process where processes see different images, as machines with a copy each may."""
-    for what, mine in (("images", dataset.index_hash), ("groups of images", split.hash())):
+    hashes = {"images": dataset.index_hash, "labels": "0" if classes is None else classes.hash()}
+    for what, mine in (*hashes.items(), ("groups of images", split.hash())):
         if len(processes.gather(torch.tensor([int(mine[:15], 16)], device=processes.device)).unique()) > 1:
             raise DataError(f"the processes see different {what}: give all of them the same, and leave it alone")
 

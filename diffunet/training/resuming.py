@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffunet import compute
-from diffunet.config import Config, TrainConfig
+from diffunet import build, compute
+from diffunet.config import Config, DataConfig, TrainConfig
 from diffunet.data import index
 from diffunet.data.dataset import Dataset
 from diffunet.data.folder import printable
 from diffunet.data.groups import Split
+from diffunet.data.labels import Labels
 from diffunet.errors import DataError, UsageError
 from diffunet.training import run_folder
 
@@ -56,6 +57,21 @@ def with_environment(config: Config, environment: dict[str, Any]) -> Config:
     return config.changed("train", **noted)
 
 
+def with_net(config: Config, net: build.NetFactory, *, resumed: bool) -> Config:
+    """Note a user's own net in the config; raise UsageError if the run or model that it goes on from has another."""
+    name = None if net is build.net else f"{net.__module__}.{getattr(net, '__qualname__', type(net).__qualname__)}"
+    before = config.model.custom
+    if (resumed or before is not None) and (name is None) != (before is None):
+        raise UsageError(
+            f"the net of this model is {before}: give the function that makes it to diffunet.train, net=..."
+            if before is not None
+            else f"this model has a net of diffunet's own, and net={name} was given: leave it out"
+        )
+    if name is not None and before not in (None, name):
+        log.warning("this model was made with the net %s, and goes on with %s", before, name)
+    return config if name is None else config.changed("model", custom=name)
+
+
 def log_differences(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Warn that bits may differ from those of a run that was not stopped, where the environment has changed."""
     shared = [name for name in now if name in before]  # diffunet 0.1 noted fewer of them
@@ -95,6 +111,39 @@ def refuse_other_images(state: dict[str, Any], dataset: Dataset, run: Path, data
             "them as they are by --accept-new-data"
         )
     log.warning("going on with other images (%s): from here on, not as the run would have been", changes)
+
+
+def same_split(state: Mapping[str, Any], data: DataConfig, dataset: Dataset, classes: Labels | None) -> Split:
+    """Return the split of a run; one that goes on with the same images keeps that which it began with.
+
+    Up to 0.2.0.dev0 all images of a class could be held out.
+    """
+    split = build.split(data, dataset.files, classes)
+    if classes is None or state.get("index_hash") != dataset.index_hash:
+        return split
+    before = build.split(data, dataset.files)
+    if before.hash() == split.hash() or state.get("split_hash", before.hash()) != before.hash():
+        return split
+    trained = set(classes.places[before.training].tolist())
+    lost = ", ".join(printable(name) for n, name in enumerate(classes.names) if n not in trained)
+    log.warning("this run holds out every image of %s and goes on so: a new run trains on one at least", lost)
+    return before
+
+
+def refuse_other_labels(
+    state: Mapping[str, Any], dataset: Dataset, classes: Labels | None, rule: str | None, accept: bool
+) -> None:
+    """Raise DataError where the same images have other labels than before, or, with `accept`, only warn."""
+    if classes is None or state["index_hash"] != dataset.index_hash:
+        return
+    if state.get("labels_hash", classes.hash()) == classes.hash():
+        return
+    if not accept:
+        raise DataError(
+            f"the labels of the images are not those that this run began with: put {rule} (data.labels) back as it "
+            "was, or go on with it as it is by --accept-new-data"
+        )
+    log.warning("going on with other labels of the same images: from here on, not as the run would have been")
 
 
 def refuse_other_split(state: dict[str, Any], dataset: Dataset, split: Split, rule: str | None, accept: bool) -> None:

@@ -49,7 +49,7 @@ def measured(part: str, work: str) -> dict[str, Any]:
     """Return the seconds of a part, the peak of memory in MiB, and the images that it met."""
     import time
 
-    from diffunet.data import folder, index
+    from diffunet.data import folder, index, labels
     from diffunet.data.dataset import Dataset, open_dataset
 
     root, more = Path(work), part == "more"
@@ -68,7 +68,7 @@ def measured(part: str, work: str) -> dict[str, Any]:
     elif part in ("first", "second", "more"):
         images = len(opened().files)
     elif part == "use" and dataset is not None:
-        dataset.labels(folder.class_names(dataset.files.paths))
+        labels.find(data, dataset.files.paths)
         images = sum(map(len, index.split(dataset.files, 0.1, 1000)))
     elif part == "write" and dataset is not None:
         index.write_index(text, dataset.files)

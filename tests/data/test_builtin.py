@@ -11,7 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from diffunet.data import builtin
-from diffunet.data.folder import class_names, list_images
+from diffunet.data import labels as classes
+from diffunet.data.folder import list_images
 from diffunet.errors import DataError, UsageError
 from diffunet.pictures import images
 
@@ -37,7 +38,7 @@ def test_prepare_digits(tmp_path: Path) -> None:
     paths, _ = list_images(out)
     assert count == len(paths) == 50
     assert seen[-1] == (50, 50)
-    assert class_names(paths) == tuple("0123456789")
+    assert classes.find(out, paths).names == tuple("0123456789")
     pixels, labels = builtin.load_digits_arrays()
     for path in paths:
         folder, name = path.split("/")
@@ -78,14 +79,14 @@ def test_prepare_writes_a_folder_for_each_class(tmp_path: Path, monkeypatch: pyt
     assert builtin.prepare("toys", out) == 12
     paths, _ = list_images(out)
     assert paths[:2] == ["air plane/00.png", "air plane/02.png"]
-    assert class_names(paths) == ("air plane", "car_truck")
+    assert classes.find(out, paths).names == ("air plane", "car_truck")
     assert images.to_array(images.open_image(out / "car_truck" / "11.png"), 3)[0, 0].tolist() == [11, 0, 0]
 
 
 def test_classes_without_names_are_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, lambda root: [Toys()[n] for n in range(4)])
     builtin.prepare("toys", tmp_path / "out")
-    assert class_names(list_images(tmp_path / "out")[0]) == ("0", "1")
+    assert classes.find(tmp_path / "out", list_images(tmp_path / "out")[0]).names == ("0", "1")
 
 
 @pytest.mark.seconds

@@ -22,7 +22,8 @@ from PIL import Image
 
 from diffunet.data import folder
 from diffunet.data.dataset import open_dataset
-from diffunet.data.survey import describe, survey
+from diffunet.data.findings import describe
+from diffunet.data.survey import survey
 from diffunet.errors import DataError
 
 
@@ -287,14 +288,15 @@ def test_roots_that_cannot_be(tmp_path: Path) -> None:
 IN_ANY_LOCALE = """
 import json, sys
 from pathlib import Path
-from diffunet.data import dataset, folder, index
-from diffunet.data.survey import describe, survey
+from diffunet.data import dataset, folder, index, labels
+from diffunet.data.findings import describe
+from diffunet.data.survey import survey
 root, work = Path(sys.argv[1]), Path(sys.argv[2])
 read = []
 how = {"image_size": 8, "channels": 3, "fit": "crop"}
 data = dataset.open_dataset(root, **how, cache=work, progress=lambda done, total: read.append(done))
 plain = dataset.open_dataset(root, **how, cache="off")
-names = folder.class_names(data.files.paths)
+names = labels.find(root, data.files.paths).names
 index.write_index(work / sys.argv[3], data.files)
 print(json.dumps({
     "encoding": sys.getfilesystemencoding(),
@@ -368,13 +370,6 @@ def test_odd_names_are_results_on_one_line(tmp_path: Path) -> None:
 def test_classes() -> None:
     assert folder.class_of("cat/x/1.png") == "cat"
     assert folder.class_of("1.png") is None
-    assert folder.class_names(["dog/1.png", "cat/2.png", "dog/3.png"]) == ("cat", "dog")
-    with pytest.raises(DataError, match=r"loose\.png"):
-        folder.class_names(["dog/1.png", "loose.png", "cat/2.png"])
-    with pytest.raises(DataError, match="at least two"):
-        folder.class_names(["dog/1.png"])
-    with pytest.raises(DataError, match="at least two"):
-        folder.class_names([])
 
 
 def test_in_order_is_map_and_reads_few_ahead() -> None:

@@ -248,3 +248,48 @@ def test_changes_count_right(old: dict[str, int], new: dict[str, int]) -> None:
         "renamed": renamed,
     }
     assert counts == {what: count for what, count in expected.items() if count}
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    contents=st.lists(st.integers(0, 60), min_size=1, max_size=90), seed=st.integers(0, 1000), names=st.integers(1, 12),
+    fraction=st.sampled_from([0.05, 0.3, 0.5]), cap=st.sampled_from([2, 1000]), grouped=st.booleans(),
+)  # fmt: skip
+def test_each_class_keeps_an_image_to_train_on_and_all_else_stays(contents, seed, names, fraction, cap, grouped):
+    from diffunet.data import groups
+
+    generator = np.random.default_rng(seed)
+    files = [ImageFile(f"{n:03}", hashlib.sha256(f"{seed} {c}".encode()).hexdigest(), 9, 9, "L", "PNG")
+             for n, c in enumerate(contents)]  # fmt: skip
+    classes, images = generator.integers(0, names, len(files)), index_of(files)
+    of = groups.Groups(tuple("abcdefgh"), generator.integers(-1, 8, len(files)))
+
+    def sides(of_classes):
+        if grouped:
+            return groups.split(images, of, fraction, cap, of_classes)[:2]
+        return split(images, fraction, cap, of_classes)
+
+    (training, held_out), (plain, plain_held) = sides(classes), sides(None)
+    assert set(classes[training]) == set(classes)
+    assert sorted([*training, *held_out]) == [*range(len(files))]
+    hashes = np.array([file.sha256 for file in images])
+    assert not set(hashes[training]) & set(hashes[held_out])
+    if set(classes[plain]) == set(classes):
+        assert np.array_equal(held_out, plain_held)
+    elif len(held_out) and set(held_out) & set(plain_held):
+        assert set(held_out) < set(plain_held)  # only what had to be was taken out
+
+
+def test_where_the_only_image_of_a_class_was_held_out_another_one_is():
+    def digest(n):
+        return hashlib.sha256(str(n).encode()).hexdigest()
+
+    lowest = min(range(30), key=digest)
+    files = index_of([ImageFile(f"{n:02}", digest(n), 9, 9, "L", "PNG") for n in range(30)])
+    classes = (np.arange(30) == lowest).astype(np.int64)
+    fraction = 1e-9  # one image at least
+    assert split(files, fraction, 1000)[1].tolist() == [lowest]
+    training, held_out = split(files, fraction, 1000, classes)
+    second = sorted(range(30), key=digest)[1]
+    assert held_out.tolist() == [second]
+    assert lowest in training

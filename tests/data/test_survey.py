@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffunet.data.survey import describe, survey
+from diffunet.data.findings import describe
+from diffunet.data.survey import survey
 
 
 def picture(

@@ -23,7 +23,7 @@ from PIL import Image
 
 from diffunet import config
 from diffunet.config import Config
-from diffunet.data import folder, survey
+from diffunet.data import findings, folder, survey
 from diffunet.data.dataset import open_dataset
 from diffunet.errors import DataError, Error, UsageError
 from diffunet.inpainting import masks, part, regions
@@ -410,7 +410,7 @@ def test_every_file_of_a_folder_is_used_or_refused(tree: Any, empty: list[list[s
         for rejected in found.rejected:
             is_line(rejected.path)
             is_line(rejected.reason)
-        for line in survey.describe(found).split("\n"):
+        for line in findings.describe(found).split("\n"):
             assert line.isprintable(), line
         try:
             data = open_dataset(root, image_size=4, channels=3, fit="crop", cache="off")

@@ -234,3 +234,22 @@ def test_what_is_not_tiled_has_one_level():
     mask = hole(512, 768, 100, 100, 300, 300)
     for fit, through in (("crop", (64, 64)), ("native", (512, 768))):
         assert levels(mask, 64, fit) == [through]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.3])
+def test_a_model_of_windows_takes_tiles_at_the_scale_that_it_knows(scale):
+    mask = hole(300, 400, 100, 120, 20, 30)
+    [region] = regions.choose(mask, 32, "auto", scale)
+    assert region.fit == "tile"
+    assert abs(region.rows - scale * region.height) <= 0.5
+    assert abs(region.columns - scale * region.width) <= 0.5
+    assert min(region.rows, region.columns) >= 32
+    assert mask[region.box].sum() == mask.sum()
+    levels = regions.pyramid(region, mask, 32)
+    assert levels[-1] == region
+    assert all(level.rows <= region.rows for level in levels)
+    assert regions.choose(mask, 32, "auto")[0].fit == "crop"  # a model of whole images
+    small = hole(20, 24, 5, 5, 4, 4)
+    assert regions.choose(small, 32, "auto", scale)[0].fit == "crop"  # where there is no room for a window
+    with pytest.raises(UsageError, match=f"at least {-(-32 // scale):.0f}x"):
+        regions.choose(small, 32, "tile", scale)

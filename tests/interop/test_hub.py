@@ -98,6 +98,47 @@ def test_of_a_diffusers_repository_only_what_is_needed(server, left_out):
     assert set(server.fetched) == set(content(folder))
 
 
+HALF = {"unet/diffusion_pytorch_model.fp16.safetensors": b"half"}
+PARTS = {f"unet/diffusion_pytorch_model-0000{n}-of-00002.safetensors": b"part" for n in (1, 2)}
+
+
+def index_of_parts(names):
+    return json.dumps({"weight_map": {str(n): name.rpartition("/")[2] for n, name in enumerate(names)}}).encode()
+
+
+INDEX = {"unet/diffusion_pytorch_model.safetensors.index.json": index_of_parts(PARTS)}
+HALF_PARTS = {f"unet/diffusion_pytorch_model.fp16-0000{n}-of-00002.safetensors": b"part" for n in (1, 2)}
+HALF_INDEX = {"unet/diffusion_pytorch_model.safetensors.index.fp16.json": index_of_parts(HALF_PARTS)}
+
+
+@pytest.mark.parametrize(
+    ("there", "left_out"),
+    [
+        (HALF, {}), (INDEX | PARTS, HALF), (HALF_INDEX | HALF_PARTS, {}), (INDEX | PARTS, HALF_INDEX | HALF_PARTS),
+    ],
+)  # fmt: skip
+def test_half_precision_and_weights_in_parts_come_where_there_is_nothing_else(server, there, left_out):
+    plain = {path: text for path, text in PIPELINE.items() if "diffusion_pytorch_model" not in path}
+    server.repositories["a/b"] = plain | there | left_out
+    folder = hub.pull("a/b")
+    wanted = {"model_index.json", "unet/config.json", "scheduler/scheduler_config.json", *there}
+    assert set(content(folder)) == wanted
+    server.down = True
+    assert hub.pull("a/b") == folder  # the earlier download is whole
+    (folder / max(there)).unlink()
+    with pytest.raises(CheckpointError, match="could not be reached"):
+        hub.pull("a/b")
+
+
+def test_parts_that_are_missing_are_named_before_any_is_fetched(server):
+    plain = {path: text for path, text in PIPELINE.items() if "diffusion_pytorch_model" not in path}
+    first, second = PARTS
+    server.repositories["a/b"] = plain | INDEX | {first: b"part"}
+    with pytest.raises(CheckpointError, match=r"is incomplete: .*index\.json names unet/.*00002-of-00002"):
+        hub.pull("a/b")
+    assert first not in server.fetched
+
+
 def test_a_net_at_the_root(server):
     files = {"config.json": UNET, "diffusion_pytorch_model.bin": b"pickled", "scheduler_config.json": b"{}"}
     server.repositories["a/b"] = files | {"image_0.png": b"", "model_index.json": b"{}", "diffunet.json": b"{}"}
