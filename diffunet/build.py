@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffunet import names
 from diffunet.compute import Compute
 from diffunet.config import Config, DataConfig, DiffusionConfig, TrainConfig, validated
-from diffunet.data import groups, index, warp
+from diffunet.data import groups, index, splits, warp
 from diffunet.data.dataset import Dataset, open_dataset
 from diffunet.diffusion import losses, samplers, schedules
 from diffunet.diffusion.denoiser import EDM, X0, Denoiser, Epsilon, Flow, Target, V
@@ -243,8 +243,13 @@ def split(data: DataConfig, files: index.Index) -> groups.Split:
     """Return which images of a folder are trained on and which are held out, as the config says.
 
     Raises:
-        UsageError: `data.group` finds no groups, or its file cannot be read; see `groups.find`.
+        UsageError: `data.group` finds no groups, or its file cannot be read, see `groups.find`; or the data set is
+            divided by its folders.
     """
+    if (parts := splits.find(files.paths)) is not None:
+        if data.group is not None:
+            raise UsageError("data.group: the folders of the data set say what is held out; leave out --data.group")
+        return groups.Split(*splits.divide(files, parts, index.HELD_OUT_MAX if data.held_out else 0), None)
     if data.group is None:
         return groups.Split(*index.split(files, data.held_out, index.HELD_OUT_MAX), None)
     return groups.split(files, groups.find(files.paths, data.group), data.held_out, index.HELD_OUT_MAX)

@@ -47,7 +47,6 @@ from diffunet import build, compute, draws, files
 from diffunet.compute import Compute
 from diffunet.config import Config, preset
 from diffunet.data import builtin
-from diffunet.data.folder import class_names
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.diffusion.losses import DenoisingLoss
 from diffunet.errors import UsageError
@@ -87,7 +86,7 @@ class Bench:
     def __init__(self, config: Config, data: Path, seconds: float, num: int, how: Compute) -> None:
         self.seconds = seconds
         self.dataset = build.dataset(config.data, data)
-        names = class_names(self.dataset.files.paths)
+        names = self.dataset.class_names()
         chosen, held, _ = build.split(config.data, self.dataset.files)
         self.how = how
         config = config.changed("train", ema_every=0, grad_accumulation=1)

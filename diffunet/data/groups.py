@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from diffunet import names
 from diffunet.data.folder import printable
 from diffunet.data.index import Index, Paths
+from diffunet.data.listing import composed
 from diffunet.errors import UsageError
 
 
@@ -110,7 +111,8 @@ def _read(file: str, column: str | None) -> dict[str, str]:
             for row in table:
                 if not row:
                     continue
-                image, name = row[key].removeprefix("./") if key < len(row) else "", "".join(row[value : value + 1])
+                image = composed(row[key].removeprefix("./")) if key < len(row) else ""
+                name = "".join(row[value : value + 1])
                 if found.setdefault(image, name) != name:
                     raise UsageError(f"data.group: {file} has {image} in the groups {found[image]} and {name}")
     except OSError as error:

@@ -14,7 +14,7 @@ from PIL.Image import Image
 
 from diffunet import build
 from diffunet.config import Config
-from diffunet.data import augment, folder
+from diffunet.data import augment
 from diffunet.errors import DataError, UsageError
 from diffunet.evaluation import bits_per_dimension
 from diffunet.evaluation.denoising import DenoisingError, denoising_error
@@ -92,11 +92,10 @@ class RealImages:
     @cached_property
     def classes(self) -> NDArray[np.int64] | None:
         """The class of each image, int64 [N]: of the model's classes, or else the folder's; None if neither has any."""
-        paths, names = self.dataset.files.paths, self.config.data.class_names
-        folders = {folder.class_of(path) for path in paths}
+        names, folders = self.config.data.class_names, set(self.dataset.class_of_each())
         if not names and (len(folders) < 2 or None in folders):
             return None
-        return self.dataset.labels(names or folder.class_names(list(paths)))
+        return self.dataset.labels(names or self.dataset.class_names())
 
     def unseen(self, num: int, seed: int) -> tuple[NDArray[np.int64], bool]:
         """Return the numbers of at most `num` images that training held out, int64 [N], and True.

@@ -22,7 +22,6 @@ from diffunet.compute import Compute
 from diffunet.config import Config
 from diffunet.data import index
 from diffunet.data.dataset import Dataset
-from diffunet.data.folder import class_names
 from diffunet.data.groups import Split
 from diffunet.diffusion.losses import Loss
 from diffunet.errors import UsageError
@@ -274,6 +273,8 @@ def opened(
 
         # The cache is built before process groups exist: a long build would run into their timeouts.
         dataset = build.dataset(config.data, data, progress=_reading() if main else None)
+        for line in dataset.left_out.lines() if main else ():
+            log.info("%s", line)
         resuming.refuse_too_many_rejected(dataset, config.data.max_rejected, data)
         split = build.split(config.data, dataset.files)
         if resume and (latest := checkpoint.newest(folder)) is not None:
@@ -282,7 +283,7 @@ def opened(
             )
         previous = checkpoint.newest(folder, partial(rate.leads_on, config.train)) if resume else None
         state, thinned, expected = {}, False, 0
-        names = class_names(dataset.files.paths) if config.data.classes and previous is None else ()
+        names = dataset.class_names() if config.data.classes and previous is None else ()
         if previous is not None:
             state = checkpoint.read_state(previous)
             resuming.refuse_other_images(state, dataset, folder, data, accept_new_data)
