@@ -249,8 +249,8 @@ def classes(data: DataConfig, dataset: Dataset, root: Path, *, known: bool = Fal
     """
     if not (data.classes or data.labels is not None):
         return None
-    rule = data.labels or (labels.FOLDERS if data.class_names else None)
-    return labels.find(root, dataset.files.paths, rule, least=1 if known else 2)
+    rule = data.labels or (labels.FOLDERS if data.class_names and dataset.classes is None else None)
+    return labels.find(root, dataset.files.paths, rule, given=dataset.classes, least=1 if known else 2)
 
 
 def split(data: DataConfig, files: index.Index, of: Labels | None = None) -> groups.Split:
@@ -259,12 +259,11 @@ def split(data: DataConfig, files: index.Index, of: Labels | None = None) -> gro
     Of each class `of` the images, if they are given, one image at least is trained on.
 
     Raises:
-        UsageError: `data.group` finds no groups, or its file cannot be read; see `groups.find`.
+        UsageError: `data.group` finds no groups, or its file cannot be read, see `groups.find`; or the data set is
+            divided by its folders.
     """
     places = None if of is None else of.places
-    if data.group is None:
-        return groups.Split(*index.split(files, data.held_out, index.HELD_OUT_MAX, places), None)
-    return groups.split(files, groups.find(files.paths, data.group), data.held_out, index.HELD_OUT_MAX, places)
+    return groups.divide(files, data.group, data.held_out, index.HELD_OUT_MAX, places)
 
 
 def distinct(data: DataConfig, files: index.Index, chosen: NDArray[np.int64]) -> int:

@@ -86,7 +86,7 @@ class Bench:
     def __init__(self, config: Config, data: Path, seconds: float, num: int, how: Compute) -> None:
         self.seconds = seconds
         self.dataset = build.dataset(config.data, data)
-        found = labels.find(data, self.dataset.files.paths)
+        found = labels.find(data, self.dataset.files.paths, given=self.dataset.classes)
         chosen, held, _ = build.split(config.data, self.dataset.files, found)
         self.how = how
         config = config.changed("train", ema_every=0, grad_accumulation=1)

@@ -25,6 +25,7 @@ import diffunet
 from diffunet.config import read_toml
 from diffunet.data import cache
 from diffunet.data.dataset import open_dataset
+from diffunet.data.sources import Folder
 from diffunet.errors import DataError, Error
 from diffunet.inpainting import composite, masks
 from diffunet.pictures import images
@@ -54,12 +55,12 @@ def judge(work: Callable[[], Any]) -> tuple[str, str]:
 
 def read_image(path: Path) -> None:
     """An image in the ways that training, masks and inpainting read it; they have to agree on whether it is one."""
-    root, name = path.parent, path.name
-    file, _ = cache.decode_file(root, name, cache.Layout(16, 3, "crop", (255, 255, 255), 1.0))
+    source, name = Folder(path.parent), path.name
+    file, _ = cache.decode_file(source, name, cache.Layout(16, 3, "crop", (255, 255, 255), 1.0))
     if file.width * file.height > LARGE:
         return
     for channels, fit in ((1, "pad"), (4, "random")):
-        _, pixels = cache.decode_file(root, name, cache.Layout(16, channels, fit, (1, 2, 3), 1.125))
+        _, pixels = cache.decode_file(source, name, cache.Layout(16, channels, fit, (1, 2, 3), 1.125))
         assert pixels.dtype == np.uint8, pixels.dtype
         assert pixels.shape[2] == channels, pixels.shape
     try:

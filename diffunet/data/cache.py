@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from diffunet import files
 from diffunet.data import index
-from diffunet.data.folder import ImageFile, Rejected, native, printable
+from diffunet.data.folder import ImageFile, Rejected, printable
 from diffunet.data.index import Paths
+from diffunet.data.sources import Source
 from diffunet.errors import DataError, UsageError
 from diffunet.pictures import images
 from diffunet.pictures.images import Pixels
@@ -74,9 +75,11 @@ class Layout:
         return images.resize(pixels, rows, columns)
 
 
-def decode_file(root: Path, path: str, layout: Layout, max_pixels: int = images.MAX_PIXELS) -> tuple[ImageFile, Pixels]:
+def decode_file(
+    source: Source, path: str, layout: Layout, max_pixels: int = images.MAX_PIXELS
+) -> tuple[ImageFile, Pixels]:
     """Read a file and return the facts about it and its pixels as stored, or raise DataError with the reason."""
-    content = images.read_bytes(root / native(path))
+    content = source.read(path)
     # Decoded at twice the size that is wanted at least, so that the better filter of `resize` does the last halving.
     draft = None if layout.fit == "patch" else 2 * layout.short
     with images.decoding(content, max_pixels=max_pixels, draft=draft) as decoded:

@@ -1,4 +1,4 @@
-"""A folder of images as a data set, whose images are decoded once into a cache, or each time they are asked for.
+"""A folder of images, or another source, as a data set; they are decoded once into a cache, or each time.
 
 Images keep their aspect ratio, since crops and flips are drawn only when a batch is made. A file whose size and time of
 change are those of last time is not read again.
@@ -21,8 +21,11 @@ from numpy.typing import NDArray
 from diffunet import files
 from diffunet.data import augment, cache, labels, readers
 from diffunet.data.cache import Layout, Rows, Stored, decode_file, folder_of, megabytes
-from diffunet.data.folder import Progress, Rejected, in_order, list_images, native, printable, threads
+from diffunet.data.folder import Progress, Rejected, in_order, printable, threads
 from diffunet.data.index import Index, Paths, index_hash, row
+from diffunet.data.labels import Labels
+from diffunet.data.listing import LeftOut
+from diffunet.data.sources import Source, open_source
 from diffunet.errors import DataError, ResourceError, UsageError
 from diffunet.names import FITS
 from diffunet.pictures import images
@@ -38,7 +41,9 @@ class Dataset:
     `images[i]` is uint8 [h w C], read-only and nearly of the size of the model (see `augment.gather`), and `files[i]`
     is its file. `mean` (one number for each channel) and `sigma_data`, the standard deviation around it, are in units
     of [-1, 1] and taken over the middle square of every image. `index_hash` depends on relative paths and contents
-    alone. `images[i]` raises DataError for a damaged cached image, or without a cache for a file that has changed.
+    alone, and on labels that are not in the paths, `classes`: the class of each path, where the source has such.
+    `left_out` says what of the source is passed over. `images[i]` raises DataError for a damaged cached image, or
+    without a cache for a file that has changed.
     """
 
     images: augment.Images
@@ -47,17 +52,28 @@ class Dataset:
     mean: tuple[float, ...]
     sigma_data: float
     index_hash: str
+    left_out: LeftOut
+    classes: dict[str, str] | None = None
+
+    def class_names(self) -> tuple[str, ...]:
+        """Return the sorted names of the classes, by the source's labels or else the subfolders; see `labels.find`."""
+        return self._classes(2).names
 
     def labels(self, names: Sequence[str]) -> NDArray[np.int64]:
-        """Return the label of each image, the place of its subfolder in `names`, int64 [N]; see `labels.find`."""
-        return labels.find(Path(), self.files.paths, labels.FOLDERS, least=1).known(names)
+        """Return the label of each image, the place of its class in `names`, int64 [N]; see `labels.Labels.known`."""
+        return self._classes(1).known(names)
+
+    def _classes(self, least: int) -> Labels:
+        return labels.find(
+            Path(), self.files.paths, labels.FOLDERS if self.classes is None else None, given=self.classes, least=least
+        )
 
 
 class _Decoding:
     """The images of a data set without a cache, decoded from their files each time."""
 
-    def __init__(self, root: Path, layout: Layout, image_files: Index) -> None:
-        self._root, self._layout, self._files = root, layout, image_files
+    def __init__(self, source: Source, layout: Layout, image_files: Index) -> None:
+        self._source, self._layout, self._files = source, layout, image_files
 
     def __len__(self) -> int:
         return len(self._files)
@@ -65,7 +81,7 @@ class _Decoding:
     def __getitem__(self, index: int, /) -> Pixels:
         expected = self._files[index]
         try:
-            file, pixels = decode_file(self._root, expected.path, self._layout)
+            file, pixels = decode_file(self._source, expected.path, self._layout)
         except DataError as error:
             raise DataError(f"{printable(expected.path)}: {error}") from None
         if file.sha256 != expected.sha256:
@@ -79,7 +95,7 @@ def open_dataset(
     scales: tuple[float, ...] = (1.0,),
     cache: Path | Literal["off"] | None = None, workers: int | None = None, progress: Progress | None = None,
 ) -> Dataset:  # fmt: skip
-    """Return a data set of all usable images below `root`, decoded or taken from the cache.
+    """Return a data set of all usable images of `root`, decoded or taken from the cache; see `sources.open_source`.
 
     A stored image has `channels` 1 (grey), 3 (RGB) or 4 (RGBA). Its short side is `image_size` pixels for fit "crop",
     and `margin` times that for "random"; for "pad" its long side is `image_size`; for "patch" it has its own size, or
@@ -89,7 +105,7 @@ def open_dataset(
     builds the cache and the others wait. `workers` is a number of threads, and `progress(done, total)` counts files.
 
     Raises:
-        DataError: `root` is not a folder, holds no images, or none of them can be decoded.
+        DataError: `root` is no source, holds no images, or none of them can be decoded.
         UsageError: `fit` or `channels` is not known, or the folder `cache` cannot be written.
         ResourceError: There is no space for the cache.
     """
@@ -98,16 +114,16 @@ def open_dataset(
     if channels not in images.MODES:
         raise UsageError(f"images have 1, 3 or 4 channels, not {channels}")
     layout = Layout(image_size, channels, fit, background, margin if fit == "random" else 1.0, scales)
-    root = Path(os.path.realpath(root))
-    paths, rejected = list_images(root)
-    job = _Job(root, Paths.of(paths), layout, workers, progress)
-    del paths  # a million strings are a lot of memory, and `job` has them in one piece
+    source, found = open_source(root)
+    rejected, left_out = found.rejected, found.left_out
+    job = _Job(source, Paths.of(found.paths), layout, workers, progress)
+    del found  # a million strings are a lot of memory, and `job` has them in one piece
     stored = None
     if cache == "off":
         rows, undecodable = job.collect(lambda pixels: None, {})
     else:
-        folder = folder_of(cache, root, layout)
-        stamps = job.stamps()  # not under the lock, which every process of a node takes in turn
+        folder = folder_of(cache, source.root, layout)
+        stamps = source.stamps(job.paths)  # not under the lock, which every process of a node takes in turn
         try:
             with files.lock(folder / "lock", wait=True):
                 with contextlib.suppress(OSError):
@@ -117,12 +133,13 @@ def open_dataset(
             raise _no_room(folder, error) from error
     rejected += undecodable
     if not rows.paths:
-        raise _nothing_usable(root, rejected)
+        raise _nothing_usable(source.root, rejected)
     rejected = sorted((Rejected(printable(r.path), r.reason) for r in rejected), key=lambda r: r.path)
     mean, sigma_data = _statistics(rows.table, layout.image_size**2)
     index = Index(rows.paths, rows.table["file"].copy())  # a copy, which does not keep the rest of the table in memory
-    pixels = _Decoding(root, layout, index) if stored is None else stored
-    return Dataset(pixels, index, tuple(rejected), mean, sigma_data, index_hash(index))
+    pixels = _Decoding(source, layout, index) if stored is None else stored
+    identity, classes = index_hash(index, source.classes), source.classes
+    return Dataset(pixels, index, tuple(rejected), mean, sigma_data, identity, left_out, classes)
 
 
 def _no_room(folder: Path, error: OSError, progress: str = "") -> ResourceError:
@@ -161,7 +178,7 @@ _Read = tuple[tuple[Any, ...], Pixels]
 class _Job:
     """The files to read, and how to read them."""
 
-    root: Path
+    source: Source
     paths: Paths
     layout: Layout
     workers: int | None
@@ -210,9 +227,9 @@ class _Job:
     def _are_small(self, paths: Sequence[str]) -> bool:
         """Return whether so many files are so small that processes read them faster than threads do."""
         workers = self.workers or threads()
-        if len(paths) < MANY or workers == 1 or not readers.available():
+        if len(paths) < MANY or workers == 1 or not self.source.in_processes or not readers.available():
             return False
-        return float(np.median([self._stamp(path)[0] for path in paths[:: len(paths) // 100]])) < SMALL
+        return float(np.median([self.source.stamp(path)[0] for path in paths[:: max(1, len(paths) // 100)]])) < SMALL
 
     def _by_processes(self, paths: Sequence[str]) -> Iterator[_Read | Rejected]:
         """Yield as `_read_one` for each path, read by as many processes as there are cores."""
@@ -233,21 +250,11 @@ class _Job:
     def _read(self, path: str, max_pixels: int = images.LARGE) -> _Read:
         """Return the row and the pixels of a file; processes read none that may be opened only one at a time."""
         layout = self.layout
-        stamp = self._stamp(path)  # before reading: a file that changes meanwhile is then read again next time
-        file, pixels = decode_file(self.root, path, layout, max_pixels)
+        stamp = self.source.stamp(path)  # before reading: a file that changes meanwhile is then read again next time
+        file, pixels = decode_file(self.source, path, layout, max_pixels)
         pixels = np.ascontiguousarray(pixels)
         sums = augment.sums(pixels, layout.image_size, layout.fit, layout.background, layout.scales)
         return (row(file), stamp, pixels.shape, zlib.crc32(pixels.data), *sums), pixels
-
-    def stamps(self) -> NDArray[np.int64]:
-        """Return size and time of change of every file, 0 where it is gone, int64 [N 2]."""
-        return np.fromiter(map(self._stamp, self.paths), np.dtype((np.int64, 2)), len(self.paths))
-
-    def _stamp(self, path: str) -> tuple[int, int]:
-        with contextlib.suppress(OSError):
-            status = os.stat(f"{self.root}{os.sep}{native(path)}")
-            return status.st_size, status.st_mtime_ns
-        return 0, 0
 
 
 def _bring_up_to_date(folder: Path, job: _Job, stamps: NDArray[np.int64]) -> tuple[Rows, list[Rejected], Stored]:
@@ -295,8 +302,8 @@ def _build(
 
             rows, rejected = job.collect(keep, undecodable, old, kept)
         if not rows.paths:
-            raise _nothing_usable(job.root, rejected)
-        stored = cache.commit(folder, generation, rows, rejected, job.root)
+            raise _nothing_usable(job.source.root, rejected)
+        stored = cache.commit(folder, generation, rows, rejected, job.source.root)
     except BaseException as error:
         cache.delete_others(folder, old.name if old else "")
         if not isinstance(error, OSError):

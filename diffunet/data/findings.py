@@ -61,8 +61,10 @@ class Plan:
 def rows(survey: Survey, plan: Plan) -> list[Row]:
     """Return all findings, in the order in which they are told."""
     total, size = len(survey.images), plan.layout.image_size
-    head = f"{printable(str(survey.root))}: {total:,} images can be used, {len(survey.rejected):,} files cannot"
+    usable = f"{total:,} images can be used, {len(survey.rejected):,} files cannot"
+    head = f"{printable(str(survey.root))}: {'; '.join([usable, *survey.left_out.of_other_kinds()])}"
     found = [Row("folder", (head,), str(survey.root)), Row("images", (), total)]
+    found.append(Row("passed_over", list(survey.left_out.lines(others=False)), survey.left_out.plain()))
     if total:
         smallest, middle, largest = survey.size_range()
         small, medium, large = (f"{width} x {height}" for width, height in (smallest, middle, largest))
@@ -141,7 +143,7 @@ def _classes(survey: Survey, paths: Paths, plan: Plan) -> tuple[Labels | None, l
     """Return the classes that there are or could be, and what to say of them."""
     asked = plan.classes or plan.labels is not None
     try:
-        found = labels.find(survey.root, paths, plan.labels)
+        found = labels.find(survey.root, paths, plan.labels, given=survey.labels)
     except Error as error:
         return None, [Row("classes", (str(error),), {"error": str(error)})] if asked else [Row("classes", (), None)]
     counts = found.counts()
@@ -155,11 +157,7 @@ def _classes(survey: Survey, paths: Paths, plan: Plan) -> tuple[Labels | None, l
 def _split(files: Index, classes: Labels | None, plan: Plan) -> Row:
     places = classes.places if classes is not None and (plan.classes or plan.labels is not None) else None
     try:
-        if plan.group is None:
-            training, held_out = index.split(files, plan.held_out, index.HELD_OUT_MAX, places)
-        else:
-            by = groups.find(files.paths, plan.group)
-            training, held_out, _ = groups.split(files, by, plan.held_out, index.HELD_OUT_MAX, places)
+        training, held_out, _ = groups.divide(files, plan.group, plan.held_out, index.HELD_OUT_MAX, places)
     except Error as error:
         return Row("split", (str(error),), {"error": str(error)})
     said = f"{len(training):,} to train on, {len(held_out):,} held out"

@@ -4,16 +4,21 @@ A path is relative to the folder, with forward slashes on every system, and the 
 file's name, read as UTF-8.
 """
 
+import contextlib
 import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from diffunet.data import listing
+from diffunet.data.listing import LeftOut, Listing
+from diffunet.data.listing import Rejected as Rejected
+from diffunet.data.listing import printable as printable
 from diffunet.errors import DataError
-from diffunet.pictures.formats import EXTENSIONS, UNSUPPORTED
+from diffunet.pictures.formats import EXTENSIONS
 
 Progress = Callable[[int, int], None]  # (done, total)
 T = TypeVar("T")
@@ -32,19 +37,22 @@ class ImageFile:
     format: str
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A file that cannot be used, and the reason."""
-
-    path: str
-    reason: str
-
-
 def list_images(root: Path) -> tuple[list[str], list[Rejected]]:
-    """Return the paths of all candidates below `root` and the image-like files that cannot be candidates, both sorted.
+    """Return the names of all candidates below `root` and the files that cannot be used, both sorted.
 
-    A candidate has one of `EXTENSIONS`; it is not opened. Hidden files and folders and files of other kinds are left
-    out. Linked folders are followed, and each real folder is searched once.
+    The names are those of the files, whatever their Unicode form; else as `candidates`, with its errors.
+    """
+    found = candidates(root)
+    names = (found.stored.get(path, path) for path in found.paths)
+    return sorted(names) if found.stored else list(names), found.rejected
+
+
+def candidates(root: Path) -> Listing:
+    """Return which files below `root` may be images, and what is left out; see `listing.of`.
+
+    A candidate has one of `EXTENSIONS`, or one that says nothing and the first bytes of an image. Hidden files and
+    folders are left out, and so are those that systems keep and that diffunet made. Linked folders are followed, and
+    each real folder is searched once.
 
     Raises:
         DataError: `root` is not a folder, or there is no candidate in it.
@@ -54,32 +62,25 @@ def list_images(root: Path) -> tuple[list[str], list[Rejected]]:
         raise DataError(f"{shown}: no such folder")
     if not os.path.isdir(root):
         raise DataError(f"{shown}: is a file; give the folder that holds the images (unpack archives first)")
-    paths, rejected, extensions = list[str](), list[Rejected](), Counter[str]()
-    for name, problem in _files_below(root):
-        if problem is not None and not name:
-            raise DataError(f"{shown}: {problem}")
-        extension = os.path.splitext(name)[1].lower()
-        extensions[extension] += 1
-        if problem is None and extension in EXTENSIONS:
-            try:
-                paths.append(os.fsencode(name).decode())
-            except UnicodeError:
-                problem = "its name is not valid text (UTF-8); rename it"
-        elif problem is None and extension in UNSUPPORTED:
-            problem = f"{extension} is not supported; convert it to PNG or JPEG"
-        if problem is not None:
-            rejected.append(Rejected(printable(name), problem))
-    if not paths:
-        present = ", ".join(f"{n} {extension or 'without extension'}" for extension, n in extensions.most_common(5))
-        known = " ".join(EXTENSIONS)
-        raise DataError(f"{shown}: holds no images (found: {printable(present) or 'nothing'}); supported are {known}")
-    return sorted(paths), sorted(rejected, key=lambda file: file.path)
+    left_out = LeftOut()
+    return listing.of(_files_below(root, left_out), lambda name: _head(root, name), _text, left_out, shown)
 
 
-def _files_below(root: Path) -> Iterator[tuple[str, str | None]]:
+def _text(name: str) -> str:
+    return name if name.isascii() else os.fsencode(name).decode()
+
+
+def _head(root: Path, name: str) -> bytes:
+    with contextlib.suppress(OSError), open(root / name, "rb") as file:
+        return file.read(32)
+    return b""
+
+
+def _files_below(root: Path, left_out: LeftOut) -> Iterator[tuple[str, str | None]]:
     """Yield (name, None) for every file that is not hidden, and (name, problem) for what cannot be read or followed.
 
-    Names are relative to `root`, in the form that this process uses; that of `root` itself is empty.
+    Names are relative to `root`, in the form that this process uses; that of `root` itself is empty. Folders that are
+    passed over are noted.
     """
     visited, pending = set[str](), deque([""])
     while pending:
@@ -87,16 +88,22 @@ def _files_below(root: Path) -> Iterator[tuple[str, str | None]]:
         if (target := os.path.realpath(root / folder)) in visited:
             continue
         visited.add(target)
+        if folder and (what := listing.made_here(folder, lambda name: os.path.exists(root / name))):
+            left_out.made[folder] = what
+            continue
         folders, links = list[str](), list[str]()
         try:
             with os.scandir(root / folder) as entries:
                 for entry in entries:  # never all at once: one folder may hold a million
-                    if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    if listing.is_hidden(entry.name):
                         continue
                     name = f"{folder}/{entry.name}" if folder else entry.name
                     try:
                         if entry.is_dir():
-                            (links if entry.is_symlink() else folders).append(name)
+                            if listing.is_kept_by_systems(entry.name):
+                                left_out.folders[entry.name] += 1
+                            else:
+                                (links if entry.is_symlink() else folders).append(name)
                         elif entry.is_file():
                             yield name, None
                         elif os.path.splitext(name)[1].lower() in EXTENSIONS:
@@ -114,15 +121,6 @@ def _files_below(root: Path) -> Iterator[tuple[str, str | None]]:
 def native(path: str) -> str:
     """Return the name by which this process opens a path; it differs under a locale that is not UTF-8."""
     return path if path.isascii() else os.fsdecode(path.encode())
-
-
-def printable(text: str) -> str:
-    """Return `text` on one line in every locale: line breaks, control characters and bytes beyond UTF-8 are escaped."""
-    try:
-        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeError:  # half a pair of surrogates, as Windows allows in names
-        text = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def class_of(path: str) -> str | None:

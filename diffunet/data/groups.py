@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffunet import names
-from diffunet.data import index, tables
+from diffunet.data import index, splits, tables
 from diffunet.data.folder import printable
 from diffunet.data.index import Index, Paths
 from diffunet.errors import UsageError
@@ -70,6 +70,29 @@ def find(paths: Paths, rule: str) -> Groups:
         raise UsageError(f"data.group: {nothing} {printable(next(iter(paths), ''))}")
     places = {name: n for n, name in enumerate(sorted({name for name in found if name}))}
     return Groups(tuple(places), np.array([places[name] if name else -1 for name in found], np.int64))
+
+
+def divide(
+    image_files: Index, rule: str | None, fraction: float, cap: int, classes: NDArray[np.int64] | None = None
+) -> Split:
+    """Return which images are trained on and which are held out: by their folders, by groups, or each by its content.
+
+    Args:
+        image_files: the images. Where their folders are parts of a data set (`splits.find`), these decide.
+        rule: what finds the groups, see `find`, or None.
+        fraction, cap: the share of the images to hold out, and how many at most.
+        classes: the class of each image, int64 [N]: of each, one image at least is trained on.
+
+    Raises:
+        UsageError: `rule` finds no groups, see `find`, or is given for a divided data set.
+    """
+    if (parts := splits.find(image_files.paths)) is not None:
+        if rule is not None:
+            raise UsageError("data.group: the folders of the data set say what is held out; leave out --data.group")
+        return Split(*splits.divide(image_files, parts, cap if fraction else 0), None)
+    if rule is None:
+        return Split(*index.split(image_files, fraction, cap, classes), None)
+    return split(image_files, find(image_files.paths, rule), fraction, cap, classes)
 
 
 def split(

@@ -10,10 +10,11 @@ The text has a line for each image, as `sha256sum` writes it; in the folder of i
 A backslash and a line break in a path are written as escapes, and a backslash then stands before the hash.
 """
 
+import bisect
 import hashlib
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from diffunet import files
 from diffunet.data.folder import ImageFile, printable
+from diffunet.data.listing import composed
 
 VERSION = 1  # of the text
 FILE = np.dtype([("sha256", "u1", (32,)), ("width", "<i4"), ("height", "<i4"), ("mode", "S8"), ("format", "S8")])
@@ -60,6 +62,11 @@ class Paths:
         for end in map(int, self._ends):
             yield self.blob[start:end].decode()
             start = end + 1
+
+    def find(self, path: str) -> int | None:
+        """Return the place of a path, or None where it is not there."""
+        place = bisect.bisect_left(self, path)
+        return place if place < len(self) and self[place] == path else None
 
     def take(self, places: NDArray[np.int64]) -> Self:
         """Return the paths at `places`, which ascend."""
@@ -132,11 +139,16 @@ def row(file: ImageFile) -> tuple[NDArray[np.uint8], int, int, bytes, bytes]:
     return content, file.width, file.height, file.mode.encode(), file.format.encode()
 
 
-def index_hash(image_files: Index) -> str:
-    """Return the identity of a data set: the SHA-256 over its sorted pairs of relative path and content hash."""
+def index_hash(image_files: Contents | Index, classes: Mapping[str, str] | None = None) -> str:
+    """Return the identity of a data set: the SHA-256 over its sorted pairs of relative path and content hash.
+
+    Where `classes` has the class of each path, they count as well.
+    """
     digest = hashlib.sha256()
-    for path, content in image_files.contents:
+    for path, content in image_files.contents if isinstance(image_files, Index) else image_files:
         digest.update(f"{path}\0{content}\0".encode())
+        if classes is not None:
+            digest.update(f"{classes.get(path, '')}\0".encode())
     return digest.hexdigest()
 
 
@@ -213,7 +225,7 @@ def write_index(path: Path, image_files: Index) -> None:
 
 
 def read_index(path: Path) -> Contents:
-    """Return the paths and content hashes that `write_index` wrote.
+    """Return the paths and content hashes that `write_index` wrote, each path in Unicode's composed form.
 
     Raises:
         OSError: The file cannot be read.
@@ -226,9 +238,14 @@ def read_index(path: Path) -> Contents:
         if int(version[1]) != VERSION:
             raise ValueError(f"{path}: is an index of version {int(version[1])}, and this diffunet reads {VERSION}")
         try:
-            return _parsed(file, head)
+            contents = _parsed(file, head)
         except ValueError:
             raise ValueError(f"{path}: is damaged") from None
+    names = list(map(composed, contents.paths))
+    if names == list(contents.paths):
+        return contents
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return Contents(Paths.of(names[n] for n in order), contents.hashes[order])
 
 
 def _parsed(lines: BinaryIO, head: bytes) -> Contents:

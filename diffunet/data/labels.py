@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffunet import names as choices
-from diffunet.data import tables
+from diffunet.data import splits, tables
 from diffunet.data.folder import class_of, printable
 from diffunet.data.index import Paths
+from diffunet.data.listing import composed
 from diffunet.errors import DataError, UsageError
 
 OPTION = "data.labels"
@@ -51,15 +52,15 @@ class Labels:
 
     def numbers(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Return the place of each image's class in other `names`, or -1 where it is not there, int64 [N]."""
-        number = {name: n for n, name in enumerate(names)}
+        number = {composed(name): n for n, name in enumerate(names)}
         return np.array([number.get(name, -1) for name in self.names], np.int64)[self.places]
 
     def known(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Return as `numbers`; raise DataError, with counts, where images are of classes that are not in `names`."""
-        numbers = self.numbers(names)
+        numbers, number = self.numbers(names), set(map(composed, names))
         if strange := int(np.count_nonzero(numbers < 0)):
             counts = self.counts()
-            others = ", ".join(f"{printable(name)} {counts[name]:,}" for name in self.names if name not in names)
+            others = ", ".join(f"{printable(name)} {counts[name]:,}" for name in self.names if name not in number)
             raise DataError(
                 f"{strange:,} of {len(numbers):,} images are of none of the {len(names)} classes that are known: "
                 + others
@@ -101,12 +102,12 @@ def find(
     if rule is None:
         rule, note = _found(root, paths)
     if rule is None or rule == FOLDERS:
-        return _labels(paths, [class_of(path) for path in paths], None, note, FOLDERS, root, least)
+        return _labels(paths, [class_of(path) for path in _within(paths)], None, note, FOLDERS, root, least)
     if (table := choices.label_file(rule)) is None:
         return _labels(paths, _by_name(paths, rule), rule, note, f"the pattern {rule!r}", root, least)
     file = root / table[0] if (root / table[0]).is_file() else Path(table[0])
     rows = tables.read(file, table[1], usual="label", option=OPTION)
-    found = [name and tables.plain_name(name.strip()) for name in tables.matched(paths, file, rows, option=OPTION)]
+    found = [name and name.strip() for name in tables.matched(paths, file, rows, option=OPTION)]
     if not any(found):
         raise DataError(
             f"{OPTION}: no row of {file} has the class of an image in {printable(str(root))}, which are named like "
@@ -123,6 +124,8 @@ def _labels(
     root: Path, least: int,
 ) -> Labels:  # fmt: skip
     """Return the labels of what was found of each path; raise DataError where that is not enough."""
+    _refuse_parts_as_classes(paths, found, where)
+    found = [name and composed(name) for name in found]
     names = tuple(sorted({name for name in found if name}))
     missing = [n for n, name in enumerate(found) if not name]
     if missing and not names and where == FOLDERS:
@@ -147,9 +150,32 @@ def _labels(
     return Labels(names, np.array([number[name] for name in found if name], np.int64), rule, note)
 
 
+def _within(paths: Paths | Sequence[str]) -> Iterator[str]:
+    """Yield each path; of a divided data set (train/, val/) its path within its part, where classes are."""
+    return map(splits.within(paths), paths)
+
+
+def _refuse_parts_as_classes(paths: Paths | Sequence[str], found: Sequence[str | None], where: str) -> None:
+    """Raise DataError where parts of a data set would be classes, or a class would be held out and never learned."""
+    names, parts = {name for name in found if name}, splits.find(paths)
+    if parts is None:
+        if where == FOLDERS and names and all(map(splits.kind_of, names)):
+            raise DataError(
+                f"the subfolders {', '.join(map(printable, sorted(names)))} are named as parts of a data set, and are "
+                "no classes: give the one to train on as DATA"
+            )
+        return
+    learned = {name for name, path in zip(found, paths, strict=True) if path.partition("/")[0] in parts.training}
+    if unlearned := sorted(names - learned):
+        raise DataError(
+            f"the class {printable(unlearned[0])} is in {parts.held_out[0]} and not in {parts.training[0]}: it would "
+            "never be learned; move some of its images, or remove it"
+        )
+
+
 def _found(root: Path, paths: Iterable[str]) -> tuple[str | None, str | None]:
     """Return the rule for a folder where none was given, and what to say of it."""
-    folders = {class_of(path) for path in paths}
+    folders = {class_of(path) for path in _within(paths)}
     are_classes = None not in folders and len(folders) > 1
     for name in FILES:
         with contextlib.suppress(UsageError):  # a file that says other things of the images

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
 
-from diffunet.data.folder import ImageFile, Progress, Rejected, class_of, in_order, list_images, native, printable
+from diffunet.data import splits
+from diffunet.data.folder import ImageFile, Progress, Rejected, class_of, in_order, printable
+from diffunet.data.listing import LeftOut
+from diffunet.data.sources import Source, open_source
 from diffunet.errors import DataError
 from diffunet.pictures import images
 
@@ -20,11 +23,21 @@ class Survey:
     rejected: tuple[Rejected, ...]
     transparent: int
     all_grey: bool
+    left_out: LeftOut
+    labels: dict[str, str] | None = None
 
     @property
     def classes(self) -> Counter[str | None]:
-        """The number of images in each subfolder of the root; None counts those that are in no subfolder."""
-        return Counter(class_of(image.path) for image in self.images)
+        """The number of images in each class, which is a subfolder or a label; None counts those that are in none."""
+        paths = [image.path for image in self.images]
+        if self.labels is not None:
+            return Counter(map(self.labels.get, paths))
+        return Counter(map(class_of, map(splits.within(paths), paths)))
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether the top folders are parts of a data set, such as train and val."""
+        return splits.find(image.path for image in self.images) is not None
 
     @property
     def copies(self) -> int:
@@ -48,10 +61,11 @@ class Survey:
 
 
 def survey(root: Path, *, progress: Progress | None = None) -> Survey:
-    """Decode every candidate below `root` in full, and list what cannot be used. Raises DataError as `list_images`."""
-    paths, rejected = list_images(root)
+    """Decode every candidate of a source in full, and list what cannot be used. Raises DataError as `open_source`."""
+    source, found = open_source(root)
+    paths, rejected = found.paths, list(found.rejected)
     good: list[tuple[ImageFile, bool, bool]] = []
-    for done, result in enumerate(in_order(lambda path: _examine(root, path), paths), 1):
+    for done, result in enumerate(in_order(lambda path: _examine(source, path), paths), 1):
         if isinstance(result, Rejected):
             rejected.append(result)
         else:
@@ -60,13 +74,14 @@ def survey(root: Path, *, progress: Progress | None = None) -> Survey:
             progress(done, len(paths))
     rejected.sort(key=lambda file: file.path)
     files, transparent, grey = zip(*good, strict=True) if good else ((), (), ())
-    return Survey(root, files, tuple(rejected), sum(transparent), bool(good) and all(grey))
+    all_grey = bool(good) and all(grey)
+    return Survey(root, files, tuple(rejected), sum(transparent), all_grey, found.left_out, source.classes)
 
 
-def _examine(root: Path, path: str) -> tuple[ImageFile, bool, bool] | Rejected:
+def _examine(source: Source, path: str) -> tuple[ImageFile, bool, bool] | Rejected:
     """Return an image file, whether any of its pixels is not opaque, and whether all of them are grey."""
     try:
-        content = images.read_bytes(root / native(path))
+        content = source.read(path)
         with images.decoding(content) as decoded:
             pixels = images.to_array(decoded.image, 4)
             visible = pixels[..., 3] > 0  # under transparent pixels editors leave any colour

@@ -5,13 +5,12 @@ An image's row has its path below the data folder, or its bare name where only o
 
 import csv
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffunet.data.folder import printable
+from diffunet.data.listing import composed, printable
 from diffunet.errors import UsageError
 
 KEYS = ("file", "file_name")
@@ -53,7 +52,7 @@ def read(file: Path, column: str | None, *, usual: str | None = None, option: st
 
 def plain_name(path: str) -> str:
     """Return a path as tables and folders are compared by: in one form of Unicode, without ./ at its beginning."""
-    return unicodedata.normalize("NFC", path.removeprefix("./"))
+    return composed(path.removeprefix("./"))
 
 
 def matched(paths: Iterable[str], file: Path, rows: dict[str, str], *, option: str) -> Iterator[str | None]:

@@ -128,11 +128,12 @@ class RealImages:
     def _labels(self) -> Labels | None:
         """Return the classes of the images in the folder, or None where they are of no use for this model."""
         d, paths = self.config.data, self.dataset.files.paths
-        rules = [d.labels or labels.FOLDERS, None] if d.class_names else [None]
+        given = self.dataset.classes
+        rules = [d.labels or (labels.FOLDERS if given is None else None), None] if d.class_names else [None]
         found, reason = None, ""
         for rule in rules:
             try:
-                found = labels.find(self.data, paths, rule, least=1 if d.class_names else 2)
+                found = labels.find(self.data, paths, rule, given=given, least=1 if d.class_names else 2)
                 break
             except Error as error:
                 reason = reason or str(error)

@@ -285,6 +285,8 @@ def opened(
 
         # The cache is built before process groups exist: a long build would run into their timeouts.
         dataset = build.dataset(config.data, data, progress=_reading() if main else None)
+        for line in dataset.left_out.lines() if main else ():
+            log.info("%s", line)
         resuming.refuse_too_many_rejected(dataset, config.data.max_rejected, data)
         if resume and (latest := checkpoint.newest(folder)) is not None:
             resuming.refuse_shorter(

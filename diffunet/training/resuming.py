@@ -102,7 +102,12 @@ def refuse_other_images(state: dict[str, Any], dataset: Dataset, run: Path, data
         return
     path = run / run_folder.IMAGES
     try:
-        changes = "; ".join(index.changes(index.read_index(path), dataset.files)) or "in ways not on record"
+        before = index.read_index(path)
+        changes = "; ".join(index.changes(before, dataset.files))
+        if not changes and dataset.classes is None and index.index_hash(before) == dataset.index_hash:
+            log.warning("names of images are compared in one Unicode form now: they may come in another order")
+            return
+        changes = changes or ("their labels" if dataset.classes is not None else "in ways not on record")
     except (OSError, ValueError):
         changes = f"{path}, which lists them, cannot be read"
     if not accept:
@@ -152,6 +157,12 @@ def refuse_other_split(state: dict[str, Any], dataset: Dataset, split: Split, ru
     Of other images the split is another one as a matter of course, and diffunet 0.1 did not note it.
     """
     if state["index_hash"] != dataset.index_hash or state.get("split_hash", split.hash()) == split.hash():
+        return
+    if rule is None:
+        held_out = "the folders of the data set say now what is held out, which was drawn when this run began"
+        if not accept:
+            raise DataError(f"{held_out}: begin a new run, or go on with it as it is by --accept-new-data")
+        log.warning("%s: some images that are held out have been trained on", held_out)
         return
     if not accept:
         raise DataError(

@@ -93,7 +93,7 @@ def test_a_rare_class_is_trained_on_and_an_earlier_run_keeps_its_split(folder, t
     train(config, data, run)
     dataset = open_dataset(data, image_size=8, channels=3, fit="crop")
     rare = [n for n, file in enumerate(dataset.files) if file.path.startswith("rare")]
-    plain_training, plain_held = index.split(dataset.files, 0.05, 1000)
+    _, plain_held = index.split(dataset.files, 0.05, 1000)
     assert set(rare) <= set(plain_held)
     state = checkpoint.read_state(checkpoint.newest(run))
     assert state["split_hash"] != hashlib.sha256(plain_held.astype("<i8").tobytes()).hexdigest()
