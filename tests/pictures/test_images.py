@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 
 from diffunet.errors import DataError
-from diffunet.pictures import images
+from diffunet.pictures import images, opening
+from diffunet.pictures.formats import FORMATS
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -285,7 +286,7 @@ def test_broken_files_have_a_reason_on_one_line(name: str, tmp_path: Path) -> No
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_random_damage_never_escapes() -> None:
-    sources = [encoded(Image.fromarray(NOISE), kind) for kind in images.FORMATS]
+    sources = [encoded(Image.fromarray(NOISE), kind) for kind in FORMATS]
     generator = np.random.default_rng(1)
     reasons: list[str] = []
     for source in sources:
@@ -369,7 +370,7 @@ def test_large_images_are_converted_in_strips(mode: str, monkeypatch: pytest.Mon
 
 
 def test_of_large_images_there_is_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "LARGE", 50)
+    monkeypatch.setattr(opening, "LARGE", 50)
     large, small = encoded(Image.fromarray(NOISE), "PNG"), encoded(Image.fromarray(NOISE[:3]), "PNG")
     broken = large[: len(large) // 2]
     inside: list[int] = []
