@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffunet import names
 from diffunet.compute import Compute
 from diffunet.config import Config, DataConfig, DiffusionConfig, TrainConfig, validated
-from diffunet.data import groups, index, warp
+from diffunet.data import folder, groups, index, warp
 from diffunet.data.dataset import Dataset, open_dataset
 from diffunet.diffusion import losses, samplers, schedules
 from diffunet.diffusion.denoiser import EDM, X0, Denoiser, Epsilon, Flow, Target, V
@@ -21,6 +21,7 @@ from diffunet.nn.footprint import Footprint
 from diffunet.nn.footprint import footprint as count
 from diffunet.nn.unet import UNet
 from diffunet.nn.unet2015 import UNet2015
+from diffunet.pictures.ranges import Range, Ranges
 
 
 class Sampler(NamedTuple):
@@ -235,16 +236,27 @@ def dataset(data: DataConfig, root: Path, progress: Callable[[int, int], None] |
         cache = None if data.cache is None else Path(data.cache)
     return open_dataset(
         root, image_size=data.image_size, channels=data.channels, fit=data.fit, background=data.background, cache=cache,
-        progress=progress,
+        progress=progress, ranges=ranges(data), pages=data.pages, reading=data.reading or 1,
     )  # fmt: skip
+
+
+def ranges(data: DataConfig) -> Ranges:
+    """Return what is black and white in images of more than 8 bits, as far as the config says it."""
+    ints, floats = data.int_range or data.range, data.float_range or data.range
+    return Ranges(Range(*ints) if ints else None, Range(*floats) if floats else None)
 
 
 def split(data: DataConfig, files: index.Index) -> groups.Split:
     """Return which images of a folder are trained on and which are held out, as the config says.
 
+    Pages of one file stay together where the config says of no groups.
+
     Raises:
         UsageError: `data.group` finds no groups, or its file cannot be read; see `groups.find`.
     """
-    if data.group is None:
+    group = data.group
+    if group is None and data.pages == "all" and any(folder.page_of(path)[1] for path in files.paths):
+        group = r"(.*)#[0-9]+$"  # the pages of a file, which are often much alike
+    if group is None:
         return groups.Split(*index.split(files, data.held_out, index.HELD_OUT_MAX), None)
-    return groups.split(files, groups.find(files.paths, data.group), data.held_out, index.HELD_OUT_MAX)
+    return groups.split(files, groups.find(files.paths, group), data.held_out, index.HELD_OUT_MAX)

@@ -6,11 +6,13 @@ change are those of last time is not read again.
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import secrets
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,14 +20,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffunet import files
-from diffunet.data import augment, cache, readers
-from diffunet.data.cache import Layout, Rows, Stored, decode_file, folder_of
-from diffunet.data.folder import Progress, Rejected, class_of, in_order, list_images, native, printable, threads
+from diffunet.data import augment, cache, facts, readers
+from diffunet.data.cache import Layout, RangeNeeded, Rows, Stored, content_of, decode_file, folder_of, forget_stack
+from diffunet.data.folder import (
+    Progress,
+    Rejected,
+    class_of,
+    in_order,
+    list_images,
+    native,
+    page_of,
+    printable,
+    threads,
+    with_pages,
+)
 from diffunet.data.index import Index, Paths, index_hash, row
 from diffunet.errors import DataError, ResourceError, UsageError
-from diffunet.names import FITS
+from diffunet.names import FITS, PagesName
 from diffunet.pictures import images
+from diffunet.pictures.deep import KINDS, Kind
 from diffunet.pictures.images import Colour, Pixels
+from diffunet.pictures.ranges import UNKNOWN, Histogram, Range, Ranges, Tally, histogram
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,7 @@ class Dataset:
     is its file. `mean` (one number for each channel) and `sigma_data`, the standard deviation around it, are in units
     of [-1, 1] and taken over the middle square of every image. `index_hash` depends on relative paths and contents
     alone. `images[i]` raises DataError for a damaged cached image, or without a cache for a file that has changed.
+    `ranges` are what is black and white in images of more than 8 bits, and `said` has lines about what files say.
     """
 
     images: augment.Images
@@ -44,6 +60,8 @@ class Dataset:
     mean: tuple[float, ...]
     sigma_data: float
     index_hash: str
+    ranges: Ranges = UNKNOWN
+    said: tuple[str, ...] = ()
 
     def labels(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Return the label of each image, the place of its subfolder in `names`, int64 [N], or raise DataError."""
@@ -68,9 +86,12 @@ class _Decoding:
         expected = self._files[index]
         try:
             file, pixels = decode_file(self._root, expected.path, self._layout)
+            changed = file.sha256 != expected.sha256
         except DataError as error:
             raise DataError(f"{printable(expected.path)}: {error}") from None
-        if file.sha256 != expected.sha256:
+        except RangeNeeded:  # it had 8 bits before
+            changed = True
+        if changed:
             raise DataError(f"{printable(expected.path)}: has changed since the data was opened")
         pixels.setflags(write=False)
         return pixels
@@ -79,6 +100,7 @@ class _Decoding:
 def open_dataset(
     root: Path, *, image_size: int, channels: int, fit: str, background: Colour = images.WHITE, margin: float = 1.125,
     cache: Path | Literal["off"] | None = None, workers: int | None = None, progress: Progress | None = None,
+    ranges: Ranges = UNKNOWN, pages: PagesName = "first", reading: int = 2,
 ) -> Dataset:  # fmt: skip
     """Return a data set of all usable images below `root`, decoded or taken from the cache.
 
@@ -87,6 +109,9 @@ def open_dataset(
     `background` unless `channels` is 4. `cache` is a folder for caches, None for the user's own, or "off", with which
     nothing is written and `images[i]` decodes the file each time. Of several processes that call this at once, one
     builds the cache and the others wait. `workers` is a number of threads, and `progress(done, total)` counts files.
+    Of images of more than 8 bits `ranges` says which values are black and white; where it does not, all of them are
+    read once before, to find it. With `pages` "all", every page of a stack or an animation is an image. `reading` 1 is
+    that of diffunet 0.1, without colour profiles and ranges.
 
     Raises:
         DataError: `root` is not a folder, holds no images, or none of them can be decoded.
@@ -97,30 +122,73 @@ def open_dataset(
         raise UsageError(f"no fit {fit!r}; there are {', '.join(FITS)}")
     if channels not in images.MODES:
         raise UsageError(f"images have 1, 3 or 4 channels, not {channels}")
-    layout = Layout(image_size, channels, fit, background, margin if fit == "random" else 1.0)
+    layout = Layout(image_size, channels, fit, background, margin if fit == "random" else 1.0, ranges, pages, reading)
     root = Path(os.path.realpath(root))
     paths, rejected = list_images(root)
+    if pages == "all":
+        paths = with_pages(root, paths, workers)
     job = _Job(root, Paths.of(paths), layout, workers, progress)
     del paths  # a million strings are a lot of memory, and `job` has them in one piece
-    stored = None
-    if cache == "off":
-        rows, undecodable = job.collect(lambda pixels: None, {})
-    else:
-        folder = folder_of(cache, root, layout)
-        stamps = job.stamps()  # not under the lock, which every process of a node takes in turn
+    chosen = None if cache == "off" else (cache, job.stamps())  # not under a lock, which processes take in turn
+    try:
+        rows, undecodable, stored = _opened(job, chosen)
+    except RangeNeeded:
+        layout = replace(layout, ranges=ranges.completed(_found(job, chosen)))
+        job = replace(job, layout=layout)
         try:
-            with files.lock(folder / "lock", wait=True):
-                rows, undecodable, stored = _bring_up_to_date(folder, job, stamps)
-        except OSError as error:
-            raise _no_room(folder, error) from error
+            rows, undecodable, stored = _opened(job, chosen)
+        except RangeNeeded:
+            raise DataError(f"{printable(str(root))}: changes while it is read; run the command again") from None
+    finally:
+        forget_stack()
     rejected += undecodable
     if not rows.paths:
         raise _nothing_usable(root, rejected)
     rejected = sorted((Rejected(printable(r.path), r.reason) for r in rejected), key=lambda r: r.path)
     mean, sigma_data = _statistics(rows.table, layout.image_size**2)
     index = Index(rows.paths, rows.table["file"].copy())  # a copy, which does not keep the rest of the table in memory
-    pixels = _Decoding(root, layout, index) if stored is None else stored
-    return Dataset(pixels, index, tuple(rejected), mean, sigma_data, index_hash(index))
+    decoded = _Decoding(root, layout, index) if stored is None else stored
+    assert layout.ranges is not None, "they are given above"
+    said = facts.said(rows.table["facts"], layout.ranges)
+    return Dataset(decoded, index, tuple(rejected), mean, sigma_data, index_hash(index), layout.ranges, tuple(said))
+
+
+_Chosen = tuple[Path | None, NDArray[np.int64]]
+"""Where decoded images are kept, and the size and time of change of every file."""
+
+
+def _opened(job: "_Job", chosen: _Chosen | None) -> tuple[Rows, list[Rejected], Stored | None]:
+    """Return the rows of all images, the files that cannot be decoded, and the stored images, if they are kept."""
+    if chosen is None:
+        return *job.collect(lambda pixels: None, {}), None
+    folder = folder_of(chosen[0], job.root, job.layout)
+    try:
+        with files.lock(folder / "lock", wait=True):
+            return _bring_up_to_date(folder, job, chosen[1])
+    except OSError as error:
+        raise _no_room(folder, error) from error
+
+
+def _found(job: "_Job", chosen: _Chosen | None) -> Ranges:
+    """Return what is black and white in the images of more than 8 bits, which are all read for it.
+
+    Where decoded images are kept, this is kept too, for as long as no file changes.
+    """
+    if chosen is None:
+        return job.found()
+    folder = folder_of(chosen[0], job.root, job.layout)
+    key = hashlib.sha256(job.paths.blob + chosen[1].tobytes()).hexdigest()
+    try:
+        with files.lock(folder / "lock", wait=True):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                content = json.loads((folder / "ranges.json").read_bytes())
+                if content["of"] == key:
+                    return Ranges(*(None if content[kind] is None else Range(*content[kind]) for kind in KINDS))
+            found = job.found()
+            files.write_atomic(folder / "ranges.json", json.dumps({"of": key, **asdict(found)}))
+            return found
+    except OSError as error:
+        raise _no_room(folder, error) from error
 
 
 def _no_room(folder: Path, error: OSError, progress: str = "") -> ResourceError:
@@ -193,6 +261,22 @@ class _Job:
         places = np.flatnonzero(usable)
         return Rows(self.paths.take(places), table if usable.all() else table[places]), rejected
 
+    def found(self) -> Ranges:
+        """Return what is black and white in the images of more than 8 bits."""
+        tally = Tally()
+        for done, one in enumerate(in_order(self._histogram, self.paths, self.workers), 1):
+            if one is not None:
+                tally.add(*one)
+            if self.progress is not None:
+                self.progress(done, len(self.paths))
+        return tally.ranges()
+
+    def _histogram(self, path: str) -> tuple[Kind, Histogram] | None:
+        with contextlib.suppress(DataError):  # its reason is given when it is read again
+            content, _, page = content_of(self.root, path)
+            return histogram(content, path, page)
+        return None
+
     def read(self, places: NDArray[np.int64]) -> Generator[_Read | Rejected]:
         """Yield (row, pixels) of the paths at `places`, in order; for `progress` the other paths are done already."""
         skipped, paths = len(self.paths) - len(places), [self.paths[int(place)] for place in places]
@@ -234,7 +318,7 @@ class _Job:
         middle = augment.square(pixels, layout.image_size, layout.fit, layout.background).reshape(-1, layout.channels)
         rows = np.ascontiguousarray(middle.T, dtype=np.int64)  # sums along rows take a quarter of the time
         sums = rows.sum(axis=1).tolist(), (rows * rows).sum(axis=1).tolist()  # lists travel between processes faster
-        return (row(file), stamp, pixels.shape, zlib.crc32(pixels.data), *sums), pixels
+        return (row(file), file.facts, stamp, pixels.shape, zlib.crc32(pixels.data), *sums), pixels
 
     def stamps(self) -> NDArray[np.int64]:
         """Return size and time of change of every file, 0 where it is gone, int64 [N 2]."""
@@ -242,7 +326,7 @@ class _Job:
 
     def _stamp(self, path: str) -> tuple[int, int]:
         with contextlib.suppress(OSError):
-            status = os.stat(f"{self.root}{os.sep}{native(path)}")
+            status = os.stat(f"{self.root}{os.sep}{native(page_of(path)[0])}")
             return status.st_size, status.st_mtime_ns
         return 0, 0
 

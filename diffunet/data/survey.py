@@ -7,20 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
 
+from diffunet.data import facts
 from diffunet.data.folder import ImageFile, Progress, Rejected, class_of, in_order, list_images, native, printable
 from diffunet.errors import DataError
 from diffunet.pictures import images
+from diffunet.pictures.deep import Kind
+from diffunet.pictures.ranges import Histogram, Tally, histogram_of
 
 
 @dataclass(frozen=True)
 class Survey:
-    """The files below `root`, how many images have a pixel which is not opaque, and whether none has any colour."""
+    """The files below `root`, how many images have a pixel which is not opaque, and whether none has any colour.
+
+    `said` has lines about what the files say, see `facts.said`.
+    """
 
     root: Path
     images: tuple[ImageFile, ...]
     rejected: tuple[Rejected, ...]
     transparent: int
     all_grey: bool
+    said: tuple[str, ...] = ()
 
     @property
     def classes(self) -> Counter[str | None]:
@@ -47,28 +54,33 @@ def survey(root: Path, *, progress: Progress | None = None) -> Survey:
     """Decode every candidate below `root` in full, and list what cannot be used. Raises DataError as `list_images`."""
     paths, rejected = list_images(root)
     good: list[tuple[ImageFile, bool, bool]] = []
+    tally = Tally()
     for done, result in enumerate(in_order(lambda path: _examine(root, path), paths), 1):
         if isinstance(result, Rejected):
             rejected.append(result)
         else:
-            good.append(result)
+            good.append(result[:3])
+            if (values := result[3]) is not None:
+                tally.add(*values)
         if progress is not None:
             progress(done, len(paths))
     rejected.sort(key=lambda file: file.path)
     files, transparent, grey = zip(*good, strict=True) if good else ((), (), ())
-    return Survey(root, files, tuple(rejected), sum(transparent), bool(good) and all(grey))
+    said = facts.said(facts.table([file.facts for file in files]), tally.ranges())
+    return Survey(root, files, tuple(rejected), sum(transparent), bool(good) and all(grey), tuple(said))
 
 
-def _examine(root: Path, path: str) -> tuple[ImageFile, bool, bool] | Rejected:
-    """Return an image file, whether any of its pixels is not opaque, and whether all of them are grey."""
+def _examine(root: Path, path: str) -> tuple[ImageFile, bool, bool, tuple[Kind, Histogram] | None] | Rejected:
+    """Return an image file, whether any of its pixels is not opaque, whether all are grey, and its deep values."""
     try:
         content = images.read_bytes(root / native(path))
-        with images.decoding(content) as decoded:
+        with images.decoding(content, name=path) as decoded:
             pixels = images.to_array(decoded.image, 4)
             visible = pixels[..., 3] > 0  # under transparent pixels editors leave any colour
             grey = bool((pixels[..., 1:3] == pixels[..., :1])[visible].all())
-            image = ImageFile(path, hashlib.sha256(content).hexdigest(), *decoded[1:])
-            return image, images.has_alpha(decoded.image), grey
+            said = facts.of(decoded, None, every_page=False)
+            image = ImageFile(path, hashlib.sha256(content).hexdigest(), *decoded[1:5], said)
+            return image, images.has_alpha(decoded.image), grey, histogram_of(decoded.image)
     except DataError as error:
         return Rejected(printable(path), str(error))
 
@@ -89,6 +101,7 @@ def describe(survey: Survey, image_size: int = 64) -> str:
             f"  transparent  {survey.transparent:,}",
             f"  duplicates   {copies:,} repeat another file exactly",
             f"  subfolders   {_classes(survey)}",
+            *(f"  note         {line}" for line in survey.said),
             *(f"  try          {advice}" for advice in _advice(survey, image_size)),
         ]
     if survey.rejected:

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from diffunet.errors import DataError, UsageError
+from diffunet.pictures import deep, profiles, ranges
 from diffunet.pictures.opening import LARGE as LARGE
 from diffunet.pictures.opening import MAX_PIXELS as MAX_PIXELS
 from diffunet.pictures.opening import decoding as decoding
 from diffunet.pictures.opening import open_image as open_image
 from diffunet.pictures.opening import own_pixel_cap, reasons
 from diffunet.pictures.opening import read_bytes as read_bytes
+from diffunet.pictures.ranges import Range
 from diffunet.pictures.saving import is_lossless as is_lossless
 from diffunet.pictures.saving import save as save
 
@@ -39,20 +41,23 @@ def _converting(image: Image.Image) -> contextlib.AbstractContextManager[None]:
     return reasons("convert", f"cannot be converted from mode {image.mode}")
 
 
-def to_array(image: Image.Image, channels: int, background: Colour = WHITE, white: float | None = None) -> Pixels:
+def to_array(
+    image: Image.Image, channels: int, background: Colour = WHITE, range: Range | None = None, *, srgb: bool = False
+) -> Pixels:
     """Return any Pillow image as uint8 [H W C] with C = `channels`, 1 (grey), 3 (RGB) or 4 (RGBA).
 
     With 1 or 3 channels a transparent image is laid over `background` (RGB, 0..255), before it is made grey. With 4
-    channels alpha is kept; it is 255 where there is none. 16-bit values are divided by 257 and rounded. 32-bit integers
-    and floats are scaled so that the value `white` becomes 255; by default it is what the function `white` returns. An
-    image that Pillow cannot convert to RGB raises DataError.
+    channels alpha is kept; it is 255 where there is none. Of more than 8 bits, `range` says which values become 0 and
+    255; by default the image's own values do, see `ranges.own`. With `srgb` the colours are converted from the image's
+    colour profile to sRGB. An image that Pillow cannot convert to RGB raises DataError.
     """
     assert channels in MODES, channels
     with _converting(image):
-        white = _white(image) if white is None else white
+        range = ranges.own(image) if range is None else range
+        profile = profiles.of(image) if srgb else None
         array = np.empty((image.height, image.width, channels), np.uint8)
         for top, strip in _strips(image):
-            array[top : top + strip.height] = _to_array(strip, channels, background, white)
+            array[top : top + strip.height] = _to_array(strip, channels, background, range, profile)
         return array
 
 
@@ -63,12 +68,18 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
         return
     for top in range(0, image.height, rows):
         with own_pixel_cap():
-            strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+            strip = deep.crop(image, (0, top, image.width, min(top + rows, image.height)))
         yield top, strip
 
 
-def _to_array(image: Image.Image, channels: int, background: Colour, white: float) -> Pixels:
-    alpha, image = _alpha(image), _eight_bits(image, white)
+def _to_array(
+    image: Image.Image, channels: int, background: Colour, range: Range | None, profile: profiles.Profile | None
+) -> Pixels:
+    alpha = _alpha(image)
+    if range is not None and deep.kind_of(image):
+        image = Image.fromarray(ranges.scaled(image, range))  # Pillow's own conversion would clip values at 255
+    if profile is not None:
+        image = profile.to_srgb({"RGB": _rgb, "L": _grey}.get(profile.mode, lambda cmyk: cmyk)(image))
     if channels == 4:
         colours = np.asarray(_rgb(image))
         return np.dstack([colours, np.full(colours.shape[:2], 255, np.uint8) if alpha is None else np.asarray(alpha)])
@@ -78,7 +89,11 @@ def _to_array(image: Image.Image, channels: int, background: Colour, white: floa
         image = flat
     if channels == 3:
         return np.asarray(_rgb(image))
-    return np.asarray((image if image.mode in ("1", "L") else _rgb(image)).convert("L"))[..., None]
+    return np.asarray(_grey(image))[..., None]
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    return (image if image.mode in ("1", "L") else _rgb(image)).convert("L")
 
 
 def has_alpha(image: Image.Image) -> bool:
@@ -105,36 +120,6 @@ def _alpha(image: Image.Image) -> Image.Image | None:
     if key.size != values.shape[2]:
         raise DataError("damaged: its transparent colour does not fit its mode")
     return Image.fromarray(np.where((values == key).all(axis=2), np.uint8(0), np.uint8(255)))
-
-
-def _eight_bits(image: Image.Image, white: float) -> Image.Image:
-    """Return an image of grey with more than 8 bits in mode L. Pillow's own conversion would clip it at 255."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-    if image.mode not in ("I", "F"):
-        return image
-    return Image.fromarray(np.rint(_finite(image) * (255.0 / white)).clip(0, 255).astype(np.uint8))
-
-
-def white(image: Image.Image) -> float:
-    """Return the value that stands for white in an image of mode I or F, and 255 for other modes.
-
-    It is 1 for floats of which none is above 1, 255 where no pixel is above 255, 65,535 where none is above that, and
-    else the largest value in the image. An image that cannot be read raises DataError.
-    """
-    if image.mode not in ("I", "F"):
-        return 255.0
-    with _converting(image):
-        top = max(float(_finite(strip).max()) for _, strip in _strips(image))
-    fulls = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-    return next((full for full in fulls if top <= full), top)
-
-
-_white = white  # for `to_array`, which has a parameter of that name
-
-
-def _finite(image: Image.Image) -> NDArray[np.float64]:
-    return np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

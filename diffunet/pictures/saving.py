@@ -1,15 +1,18 @@
 """Saving pictures, in the format that the name says, with what their files said beside the pixels."""
 
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from diffunet import files
 from diffunet.errors import ResourceError, UsageError
 from diffunet.pictures import deep, notes
 from diffunet.pictures.opening import one_line
+
+log = logging.getLogger(__name__)
 
 _KINDS = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",
@@ -52,6 +55,10 @@ def save(image: Image.Image, path: Path) -> None:
     if image.mode not in _HOLDS.get(kind, (image.mode,)):
         other = ".png or .tif" if image.mode in _HOLDS["PNG"] else ".tif"
         raise UsageError(f"{path}: a {kind} file holds no image of mode {image.mode}; use {other}")
+    if image.info.get(deep.WHITE_IS_ZERO) and kind != "TIFF":  # which alone can say it
+        image = _positive(image)
+    if kind == "PNG" and len(notes.of(image).get("icc_profile", b"")) > PngImagePlugin.MAX_TEXT_CHUNK:
+        log.warning("%s: without the colour profile, which is too long for a PNG; a .tif keeps it", path)
     low = None if kind in _LOSSY else deep.low_of(image)
     if low is not None and kind != "PNG":
         raise UsageError(f"{path}: this image has 16 bits a colour, and would have 8 as {kind}; use .png")
@@ -69,6 +76,13 @@ def save(image: Image.Image, path: Path) -> None:
     except OSError as error:
         size = len(encoded.getvalue()) / 1e6
         raise ResourceError(f"{path}: {size:.2f} MB cannot be written: {one_line(error)}; make room") from None
+
+
+def _positive(image: Image.Image) -> Image.Image:
+    """Return an image of 16 bits, in whose values zero is white, with values in which it is black."""
+    positive = deep.from_values(65535 - deep.values_of(image), image.mode)
+    positive.info = {name: value for name, value in image.info.items() if name != deep.WHITE_IS_ZERO}
+    return positive
 
 
 def _kind_of(path: Path) -> str:

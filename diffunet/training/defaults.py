@@ -10,6 +10,7 @@ from diffunet import build, compute
 from diffunet.compute import Compute
 from diffunet.config import Config
 from diffunet.errors import UsageError
+from diffunet.pictures.ranges import Ranges
 from diffunet.training import best
 from diffunet.training.ema import WIDTHS
 from diffunet.training.memory import training_bytes
@@ -104,6 +105,13 @@ def resolve(
         compiled, _ = compute.pays_to_compile(how, steps, config.train.deterministic)
         config = config.changed("train", compile="on" if compiled else "off")
     return config
+
+
+def with_ranges(config: Config, found: Ranges) -> Config:
+    """Return `config` with what was found to be black and white in images of more than 8 bits, unless it states it."""
+    if config.data.range is not None:
+        return config
+    return config.changed("data", int_range=found.integers, float_range=found.floats)
 
 
 def scheduled(config: Config, expected: int) -> Config:

@@ -273,7 +273,10 @@ def opened(
         limits = stop.Limits(folder / "stop", config.train.stop_after)
 
         # The cache is built before process groups exist: a long build would run into their timeouts.
+        if not (resume and checkpoint.steps(folder)):
+            config = config.changed("data", reading=config.data.reading or 2)
         dataset = build.dataset(config.data, data, progress=_reading() if main else None)
+        config = defaults.with_ranges(config, dataset.ranges)
         resuming.refuse_too_many_rejected(dataset, config.data.max_rejected, data)
         split = build.split(config.data, dataset.files)
         if resume and (latest := checkpoint.newest(folder)) is not None:
@@ -344,6 +347,7 @@ def opened(
         )  # fmt: skip
         if previous is not None:
             resuming.log_differences(state["environment"], run.environment())
+            resuming.log_earlier_reading(config)
             log.info("resuming %s at step %d", folder, run.first_step)
         elif resume:
             log.info("no checkpoint in %s yet: starting at step 0", folder)

@@ -23,6 +23,7 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
     bad = f", {len(dataset.rejected)} files skipped" if dataset.rejected else ""
     held_out = f"{len(run.split.held_out)} held out"
     yield f"images: {training} to train on, {held_out}{classes}{bad}; {size}x{size}, {d.channels} channels"
+    yield from dataset.said
     if (groups := run.split.groups) is not None:
         grouped = int((groups.places >= 0).sum())
         yield (

@@ -199,7 +199,7 @@ def test_wide_integers_and_floats() -> None:
 
     assert grey([0, 100, 255], "int32") == [0, 100, 255]
     assert grey([0, 500000, 1000000], "int32") == [0, 128, 255]
-    assert grey([-1, 0, 0.5, 1], "float32") == [0, 0, 128, 255]
+    assert grey([-1, 0, 0.5, 1], "float32") == [0, 128, 191, 255]
     assert grey([0, 100, 255], "float32") == [0, 100, 255]
     assert grey([0, 257, 65535], "float32") == [0, 1, 255]
     assert grey([float("nan"), float("inf"), 1], "float32") == [0, 0, 255]
@@ -265,9 +265,8 @@ BROKEN = {
     "truncated tiff": encoded(Image.fromarray(NOISE), "TIFF")[:60],
     "truncated gif": encoded(Image.fromarray(NOISE), "GIF")[:30],
     "bad checksum": GOOD_PNG[:40] + bytes([GOOD_PNG[40] ^ 255]) + GOOD_PNG[41:],
-    "huge text": png(NOISE, 2, 8, chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"a" * 50_000_000))),
     "zero size": png(NOISE, 2, 8, size=(0, 0)),
-    "other format": b"P6\n2 2\n255\n" + bytes(12),
+    "other format": b"8BPS" + bytes(40),
 }
 
 
