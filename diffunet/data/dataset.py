@@ -36,7 +36,7 @@ from diffunet.data.folder import (
 )
 from diffunet.data.index import Index, Paths, index_hash, row
 from diffunet.errors import DataError, ResourceError, UsageError
-from diffunet.names import FITS, PagesName
+from diffunet.names import FITS, PAGES, PagesName
 from diffunet.pictures import images
 from diffunet.pictures.deep import KINDS, Kind
 from diffunet.pictures.images import Colour, Pixels
@@ -115,11 +115,13 @@ def open_dataset(
 
     Raises:
         DataError: `root` is not a folder, holds no images, or none of them can be decoded.
-        UsageError: `fit` or `channels` is not known, or the folder `cache` cannot be written.
+        UsageError: `fit`, `channels` or `pages` is not known, or the folder `cache` cannot be written.
         ResourceError: There is no space for the cache.
     """
     if fit not in FITS:
         raise UsageError(f"no fit {fit!r}; there are {', '.join(FITS)}")
+    if pages not in PAGES:
+        raise UsageError(f"pages are {' or '.join(PAGES)}, not {pages!r}")
     if channels not in images.MODES:
         raise UsageError(f"images have 1, 3 or 4 channels, not {channels}")
     layout = Layout(image_size, channels, fit, background, margin if fit == "random" else 1.0, ranges, pages, reading)

@@ -158,6 +158,9 @@ def _opened(image: Image | str | Path, name: str, max_pixels: int, page: int | N
             log.warning(_EIGHT_OF_SIXTEEN + "; give the file instead", name)
         if (pages := int(getattr(image, "n_frames", 1))) > 1 and image.format != "MPO":
             log.warning("of the %d pages of %s only number %d is filled in and kept", pages, name, image.tell() + 1)
+        if image.format == "TIFF":
+            image, bands = opening.as_its_tags_say(image.copy(), image)
+            _refuse_bands(bands)
         return image
     except TooLarge as error:
         raise DataError(f"{name}: {error}; a higher max_pixels lets it through") from None
@@ -180,12 +183,16 @@ def _page_of(path: Path, name: str, max_pixels: int, page: int | None) -> Image:
         raise UsageError(f"{name} has {len(places)} pages, and there is no page {page}")
     place = places[0] if len(places) == 1 else places[(page or 1) - 1]
     with images.decoding(content, name=path.name, max_pixels=max_pixels, page=place) as decoded:
-        if decoded.bands:
-            raise DataError(
-                f"has {decoded.bands} more band{'s' * (decoded.bands > 1)} than its colours, such as near infrared, "
-                "which the result would lack: save the colours as a file of their own"
-            )
+        _refuse_bands(decoded.bands)
         return decoded.image
+
+
+def _refuse_bands(count: int) -> None:
+    if count:
+        raise DataError(
+            f"has {count} more band{'s' * (count > 1)} than its colours, such as near infrared, which the result would "
+            "lack: save the colours as a file of their own"
+        )
 
 
 def parts(masked: Masked, size: int, fit: str = "auto") -> list[Part]:

@@ -39,7 +39,7 @@ def to_try(content: bytes, name: str = "") -> tuple[str, ...]:
         import pillow_heif
 
         pillow_heif.register_heif_opener()
-        return ("HEIF",)
+        return ("HEIF", "AVIF")
     is_tga = content[-18:-1] == _FOOTER or name.lower().endswith(FORMATS["TGA"])
     return tuple(kind for kind in FORMATS if kind != "TGA" or is_tga)
 
@@ -105,7 +105,7 @@ def _tiff(content: bytes) -> str:
         file = io.BytesIO(content)
         file.seek(tags.next)
         tags.load(file)
-        bands, bits = int(tags.get(277, 1)), tags.get(258, (1,))
+        _, bands, bits = tags[256], int(tags.get(277, 1)), tags.get(258, (1,))  # without a width it is none
         number = {1: "", 2: " signed", 3: " floating-point"}[(tags.get(339, (1,)) or (1,))[0]]
     except Exception:
         return "damaged: a TIFF that is cut off or whose beginning is broken"

@@ -252,7 +252,7 @@ def _decode(
         turned.info[deep.LOW] = low if low is None or turn is None else low.transpose(turn)
     bands = 0
     if reading > 1:
-        turned, bands = _as_its_tags_say(turned, image)
+        turned, bands = as_its_tags_say(turned, image)
     if kind == "PPM" and turned.mode == "I":  # Pillow gives 16 bits as 32
         turned = _changed(turned, Image.fromarray(np.asarray(turned).astype(np.uint16)))
     if turned_by_pillow or 5 <= orientation <= 8:
@@ -260,7 +260,7 @@ def _decode(
     return Decoded(turned, width, height, mode, kind, pages, bands)
 
 
-def _as_its_tags_say(image: Image.Image, opened: Image.Image) -> tuple[Image.Image, int]:
+def as_its_tags_say(image: Image.Image, opened: Image.Image) -> tuple[Image.Image, int]:
     """Return an image that was `opened` as a TIFF says, and how many bands it has beside colours and alpha.
 
     A fourth band that is not said to be alpha, such as near infrared, is none. Eight bits with a sign get their sign.

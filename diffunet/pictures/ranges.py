@@ -223,9 +223,8 @@ def scaled(image: Image.Image, of: Range) -> NDArray[np.uint8]:
 
 def unscaled(grey: NDArray[np.uint8], image: Image.Image, of: Range) -> NDArray[np.float64]:
     """Return the values that 0..255 have in an image of more than 8 bits; the inverse of `scaled`."""
-    share = (255.0 - grey if image.info.get(deep.WHITE_IS_ZERO) else grey) / 255.0
-    values: NDArray[np.float64] = of.low + share * (of.high - of.low)
-    return values
+    share = grey.astype(np.float64) / 255
+    return of.low + (1 - share if image.info.get(deep.WHITE_IS_ZERO) else share) * (of.high - of.low)
 
 
 def words(kind: deep.Kind, of: Range) -> str:

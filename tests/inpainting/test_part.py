@@ -278,6 +278,25 @@ def test_a_band_of_near_infrared_is_not_dropped_unsaid(tmp_path: Path) -> None:
         part.read(tmp_path / "x.tif", box=(1, 1, 3, 3))
 
 
+def test_zero_stays_white(tmp_path: Path) -> None:
+    """A TIFF of 16 bits in which zero is white, as a file and as an image that Pillow has opened."""
+    Image.fromarray(np.full((8, 8), 65535, np.uint16)).save(tmp_path / "x.tif", tiffinfo={262: 0})
+    for source in (tmp_path / "x.tif", Image.open(tmp_path / "x.tif")):
+        masked = part.read(source, box=(2, 2, 4, 4))
+        [one] = part.parts(masked, 8, "native")
+        pixels, gap = one.cut(1)
+        assert (pixels[~gap] == 0).all(), "black"
+        after = filled(masked, value=255)[0]
+        assert np.asarray(after)[2, 2] == 0
+        images.save(after, tmp_path / "y.tif")
+        with Image.open(tmp_path / "y.tif") as image:
+            assert image.tag_v2[262] == 0  # type: ignore[attr-defined]
+            assert image.getpixel((0, 0)) == 65535
+    with Image.open(tmp_path / "x.tif") as image:
+        part.read(image, box=(2, 2, 4, 4))
+        assert "white is zero" not in image.info, "the caller's image is left alone"
+
+
 def test_the_filling_gets_the_colours_of_the_profile(tmp_path: Path) -> None:
     """Red and blue are exchanged in the profile: the net sees sRGB, and the file gets what its viewers turn into it."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -98,6 +98,7 @@ OTHERS = {
     encoded(Image.fromarray(NOISE), "PNG")[:20]: "damaged",
     encoded(Image.fromarray(NOISE), "JPEG")[:20]: "damaged",
     tiff(np.zeros((4, 4, 5), np.uint16), 1, extra=(0,) * 4): "5 bands of 16 bits",
+    tiff(np.zeros((4, 4, 3), np.uint8), 2)[:20]: "damaged: a TIFF that is cut off",
     tiff(np.zeros((4, 4, 3), np.float32), 2, kind=3): "3 bands of 32 floating-point bits",
 }  # fmt: skip
 
