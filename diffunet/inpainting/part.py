@@ -121,7 +121,7 @@ def read(
         hole = masks.box_mask(box, height, width) != invert_mask
     elif mask is not None:
         mask_name = f"mask {mask}" if isinstance(mask, str | Path) else "the mask"
-        source = mask if isinstance(mask, np.ndarray) else _opened(mask, mask_name, max_pixels, page)
+        source = mask if isinstance(mask, np.ndarray) else _opened(mask, mask_name, max_pixels, page, is_mask=True)
         grey = masks.read_mask(source, invert=invert_mask)
         del source  # it may be large, and there are copies to come
         if grey.shape != (height, width):
@@ -144,11 +144,11 @@ def read(
     return Masked(picture, hole, weight, mask is None and box is None, stated)
 
 
-def _opened(image: Image | str | Path, name: str, max_pixels: int, page: int | None) -> Image:
+def _opened(image: Image | str | Path, name: str, max_pixels: int, page: int | None, *, is_mask: bool = False) -> Image:
     """Return a decoded image, if its header says that it is small enough. Raises DataError that begins with `name`."""
     try:
         if isinstance(image, str | Path):
-            return _page_of(Path(image), name, max_pixels, page)
+            return _page_of(Path(image), name, max_pixels, page, is_mask)
         width, height = image.size
         if width * height > max_pixels:
             raise TooLarge(f"too large: {width} x {height} pixels, at most {max_pixels:,} are read")
@@ -160,7 +160,8 @@ def _opened(image: Image | str | Path, name: str, max_pixels: int, page: int | N
             log.warning("of the %d pages of %s only number %d is filled in and kept", pages, name, image.tell() + 1)
         if image.format == "TIFF":
             image, bands = opening.as_its_tags_say(image.copy(), image)
-            _refuse_bands(bands)
+            if not is_mask:
+                _refuse_bands(bands)
         return image
     except TooLarge as error:
         raise DataError(f"{name}: {error}; a higher max_pixels lets it through") from None
@@ -170,8 +171,11 @@ def _opened(image: Image | str | Path, name: str, max_pixels: int, page: int | N
         raise DataError(f"{name}: damaged: {error}") from None
 
 
-def _page_of(path: Path, name: str, max_pixels: int, page: int | None) -> Image:
-    """Return the only page of a file, or number `page` of several, from 1 on; nothing of it is dropped unsaid."""
+def _page_of(path: Path, name: str, max_pixels: int, page: int | None, is_mask: bool) -> Image:
+    """Return the only page of a file, or number `page` of several, from 1 on; nothing of it is dropped unsaid.
+
+    A mask of one page goes with every page of an image.
+    """
     content = images.read_bytes(path)
     places = opening.page_places(content, path.name)
     if page is None and len(places) > 1:
@@ -179,11 +183,14 @@ def _page_of(path: Path, name: str, max_pixels: int, page: int | None) -> Image:
             f"{name} has {len(places)} pages or frames, and one picture is filled in at a time: page 1 to "
             f"{len(places)} (--page) takes one of them, and the result is that one alone"
         )
-    if page is not None and not (1 <= page <= len(places) or (len(places) == 1 and page >= 1)):
-        raise UsageError(f"{name} has {len(places)} pages, and there is no page {page}")
-    place = places[0] if len(places) == 1 else places[(page or 1) - 1]
+    if is_mask and len(places) == 1:
+        page = None
+    if page is not None and not 1 <= page <= len(places):
+        raise UsageError(f"{name} has {len(places)} page{'s' * (len(places) > 1)}, and there is no page {page}")
+    place = places[(page or 1) - 1]
     with images.decoding(content, name=path.name, max_pixels=max_pixels, page=place) as decoded:
-        _refuse_bands(decoded.bands)
+        if not is_mask:
+            _refuse_bands(decoded.bands)
         return decoded.image
 
 

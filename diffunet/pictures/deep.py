@@ -6,6 +6,7 @@ a negative, `info[WHITE_IS_ZERO]` is true.
 """
 
 import io
+import re
 import struct
 import sys
 import zlib
@@ -27,6 +28,21 @@ _OTHER_BYTES = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "
 def is_deep(image: Image.Image) -> bool:
     """Return whether an image that is opened but not loaded has 16 bits a colour, of which Pillow will keep 8."""
     return ";16" in _raw_mode(image) and not image.mode.startswith("I")
+
+
+def is_cut(kind: str | None, content: bytes) -> bool:
+    """Return whether a file of one of the formats that Pillow cuts to 8 bits a colour has more of them."""
+    if kind == "PPM":
+        numbers = re.match(rb"P[36](?:\s+|#[^\n]*\n)+" + rb"(\d+)(?:\s+|#[^\n]*\n)+" * 3, content[:10_000])
+        return numbers is not None and int(numbers[3]) > 255
+    if kind == "JPEG2000":  # the marker of the size has the bits of each component, less one, from its byte 38 on
+        place = content.find(b"\xff\x4f\xff\x51") + 2
+        components, first = content[place + 38 : place + 40], content[place + 40 : place + 41]
+        return place > 1 and int.from_bytes(components, "big") > 1 and bool(first) and first[0] & 0x7F > 7
+    if kind == "AVIF":
+        place = content.find(b"av1C")
+        return place > 0 and bool(content[place + 6 : place + 7]) and bool(content[place + 6] & 0x40)
+    return False
 
 
 def take_low(image: Image.Image) -> Image.Image | None:

@@ -170,9 +170,14 @@ def pages_of(image: Image.Image) -> list[int]:
 
 def page_places(source: Path | bytes, name: str = "") -> list[int]:
     """Return the places of the pages of a file or of its bytes, see `pages_of`; [0] where it cannot be opened."""
-    name = str(source) if isinstance(source, Path) else name
     with contextlib.suppress(Exception):
-        for content in _tries(read_bytes(source) if isinstance(source, Path) else source):
+        if isinstance(source, Path):  # of which most formats read the header alone
+            try:
+                with own_pixel_cap(), header(source) as image:
+                    return pages_of(image)
+            except ValueError:
+                return page_places(read_bytes(source), source.name)
+        for content in _tries(source):
             with contextlib.suppress(ValueError), own_pixel_cap():
                 return pages_of(header(content, name))
     return [0]
@@ -250,6 +255,8 @@ def _decode(
         with own_pixel_cap():
             low = deep.take_low(header(content, name, page))
         turned.info[deep.LOW] = low if low is None or turn is None else low.transpose(turn)
+    elif draft is None and deep.is_cut(image.format, content):
+        turned.info[deep.LOW] = None
     bands = 0
     if reading > 1:
         turned, bands = as_its_tags_say(turned, image)

@@ -260,6 +260,11 @@ def test_pages_are_not_dropped_unsaid(tmp_path: Path, caplog: pytest.LogCaptureF
         part.read(tmp_path / "x.tif", box=(1, 1, 3, 3))
     with pytest.raises(UsageError, match="there is no page 4"):
         part.read(tmp_path / "x.tif", box=(1, 1, 3, 3), page=4)
+    pages[0].save(tmp_path / "one.tif")
+    with pytest.raises(UsageError, match="has 1 page, and there is no page 2"):
+        part.read(tmp_path / "one.tif", box=(1, 1, 3, 3), page=2)
+    Image.fromarray(np.eye(8) > 0).save(tmp_path / "mask.png")
+    assert part.read(tmp_path / "x.tif", tmp_path / "mask.png", page=2).hole.sum() == 8
     for n, page in enumerate(pages, 1):
         assert np.array_equal(part.read(tmp_path / "x.tif", box=(1, 1, 3, 3), page=n).picture, page)
     with Image.open(tmp_path / "x.tif") as image:

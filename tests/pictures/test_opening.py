@@ -244,3 +244,22 @@ def test_reading_one_is_that_of_before() -> None:
 
 def test_what_is_written_has_known_endings() -> None:
     assert set(saving._KINDS) <= set(formats.EXTENSIONS)
+
+
+def test_where_pillow_cuts_colours_to_eight_bits_it_is_known() -> None:
+    colours = RNG.integers(0, 4096, (12, 9, 3)).astype(">u2").tobytes()
+    for content, cut in (
+        (b"P6\n# words\n9 12 4095\n" + colours, True),
+        (encoded(Image.fromarray(NOISE), "PPM"), False),
+    ):
+        assert (deep.LOW in images.open_image(content).info) == cut
+    for kind in ("JPEG2000", "AVIF", "PNG"):
+        assert not deep.is_cut(kind, encoded(Image.fromarray(NOISE), kind))
+    content = bytearray(encoded(Image.fromarray(NOISE), "JPEG2000"))
+    place = content.index(b"\xff\x4f\xff\x51") + 2
+    assert content[place + 40] == 7, "eight bits, less one"
+    content[place + 40] = 11
+    assert deep.is_cut("JPEG2000", bytes(content))
+    content = bytearray(encoded(Image.fromarray(NOISE), "AVIF"))
+    content[content.index(b"av1C") + 6] |= 0x40
+    assert deep.is_cut("AVIF", bytes(content))

@@ -104,3 +104,53 @@ def test_there_and_back() -> None:
     assert profile is not None
     back = profile.from_srgb(profile.to_srgb(image))
     assert np.abs(np.asarray(back).astype(int) - np.asarray(image)).max() <= 2
+
+
+def lut(inputs: int, nodes: np.ndarray) -> bytes:
+    """A table of a profile (lut8Type) from uint8 [nodes ... , outputs] on a regular grid of `inputs` dimensions."""
+    outputs, straight = nodes.shape[-1], bytes(range(256))
+    matrix = b"".join((65536 * (n % 4 == 0)).to_bytes(4, "big") for n in range(9))
+    head = b"mft1\0\0\0\0" + bytes([inputs, outputs, nodes.shape[0], 0]) + matrix
+    return head + straight * inputs + nodes.tobytes() + straight * outputs
+
+
+def inks() -> bytes:
+    """A profile of a printer of simple inks: what is not absorbed by C, M, Y and K is seen, as sRGB."""
+    amounts = np.stack(np.meshgrid(*[np.linspace(0, 1, 9)] * 4, indexing="ij"), axis=-1)
+    light = np.rint(255 * (1 - amounts[..., :3]) * (1 - amounts[..., 3:])).astype(np.uint8)
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    lab = ImageCms.applyTransform(Image.fromarray(light.reshape(1, -1, 3)), to_lab)
+    assert lab is not None
+    seen = np.asarray(lab).reshape(*light.shape).copy()
+    seen[..., 1:] ^= 128  # Pillow stores a and b with a sign, a profile with 128 as their zero
+    grid = np.stack(np.meshgrid(*[np.linspace(0, 255, 17).round()] * 3, indexing="ij"), axis=-1).astype(np.uint8)
+    grid[..., 1:] ^= 128
+    back = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+    rgb = ImageCms.applyTransform(Image.frombytes("LAB", (17**3, 1), grid.tobytes()), back)
+    assert rgb is not None
+    cmy = 255 - np.asarray(rgb).reshape(17, 17, 17, 3)
+    tags = {
+        b"wtpt": xyz(0.9642, 1.0, 0.8249),
+        b"A2B0": lut(4, seen),
+        b"B2A0": lut(3, np.dstack([cmy.reshape(17, -1, 3), np.zeros((17, 289, 1), np.uint8)]).reshape(17, 17, 17, 4)),
+    }
+    whole = icc(b"CMYK", tags)
+    return whole[:12] + b"prtrCMYKLab " + whole[24:]
+
+
+def test_cmyk_there_and_back() -> None:
+    """By simple inks a colour is about what Pillow makes of CMYK without a profile, which multiplies them."""
+    content = RNG.integers(0, 200, (12, 9, 4), dtype=np.uint8)
+    content[..., 3] //= 4
+    out = io.BytesIO()
+    Image.fromarray(content, "CMYK").save(out, "TIFF", icc_profile=inks())
+    image = images.open_image(out.getvalue())
+    assert profiles.state(image) == "converted"
+    light = 255 * (1 - content[..., :3] / 255) * (1 - content[..., 3:] / 255)
+    got = images.to_array(image, 3, srgb=True)
+    assert np.abs(got - light).mean() < 5
+    profile = profiles.of(image, both_ways=True)
+    assert profile is not None
+    back = profile.from_srgb(Image.fromarray(got))
+    assert back.mode == "CMYK"
+    assert np.abs(np.asarray(profile.to_srgb(back)).astype(int) - got).mean() < 5
