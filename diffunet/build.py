@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diffunet import draws, names
 from diffunet.compute import Compute
 from diffunet.config import Config, DataConfig, DiffusionConfig, TrainConfig, validated
-from diffunet.data import groups, index, labels, warp
+from diffunet.data import folder, groups, index, labels, splits, warp
 from diffunet.data.dataset import Dataset, open_dataset
 from diffunet.data.labels import Labels
 from diffunet.diffusion import losses, samplers, schedules
@@ -24,6 +24,7 @@ from diffunet.nn.footprint import Footprint
 from diffunet.nn.footprint import footprint as count
 from diffunet.nn.unet import UNet
 from diffunet.nn.unet2015 import UNet2015
+from diffunet.pictures.ranges import Range, Ranges
 
 
 class Sampler(NamedTuple):
@@ -238,8 +239,15 @@ def dataset(data: DataConfig, root: Path, progress: Callable[[int, int], None] |
         cache = None if data.cache is None else Path(data.cache)
     return open_dataset(
         root, image_size=data.image_size, channels=data.channels, fit=data.fit, background=data.background,
-        scales=data.scales, cache=cache, progress=progress,
+        scales=data.scales, cache=cache, progress=progress, ranges=ranges(data), pages=data.pages,
+        reading=data.reading or 1,
     )  # fmt: skip
+
+
+def ranges(data: DataConfig) -> Ranges:
+    """Return what is black and white in images of more than 8 bits, as far as the config says it."""
+    ints, floats = data.int_range or data.range, data.float_range or data.range
+    return Ranges(Range(*ints) if ints else None, Range(*floats) if floats else None)
 
 
 def classes(data: DataConfig, dataset: Dataset, root: Path, *, known: bool = False) -> Labels | None:
@@ -256,14 +264,18 @@ def classes(data: DataConfig, dataset: Dataset, root: Path, *, known: bool = Fal
 def split(data: DataConfig, files: index.Index, of: Labels | None = None) -> groups.Split:
     """Return which images of a folder are trained on and which are held out, as the config says.
 
-    Of each class `of` the images, if they are given, one image at least is trained on.
+    Of each class `of` the images, if they are given, one image at least is trained on. Pages of one file stay together
+    where the config says of no groups.
 
     Raises:
         UsageError: `data.group` finds no groups, or its file cannot be read, see `groups.find`; or the data set is
             divided by its folders.
     """
-    places = None if of is None else of.places
-    return groups.divide(files, data.group, data.held_out, index.HELD_OUT_MAX, places)
+    places, group = None if of is None else of.places, data.group
+    if group is None and data.pages == "all" and any(folder.page_of(path)[1] for path in files.paths):
+        # The pages of a file are often much alike.
+        group = r"(.*)#[0-9]+$" if splits.find(files.paths) is None else None
+    return groups.divide(files, group, data.held_out, index.HELD_OUT_MAX, places)
 
 
 def distinct(data: DataConfig, files: index.Index, chosen: NDArray[np.int64]) -> int:

@@ -20,6 +20,7 @@ ScheduleName = Literal[DDPMScheduleName, "edm", "flow", "flow-logit-normal"]
 TargetName = Literal["epsilon", "x0", "v", "flow", "edm"]
 WeightingName = Literal["simple", "min-snr", "soft-min-snr", "edm", "p2", "sigmoid"]
 FitName = Literal["crop", "random", "pad", "patch"]
+PagesName = Literal["first", "all"]
 MaskKind = Literal["box", "half", "wide", "narrow", "scratches", "lines", "grid"]
 MasksName = Literal["mixed", MaskKind]
 MethodName = Literal["trained", "repaint", "ddnm", "mmps", "replace"]
@@ -37,6 +38,7 @@ SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 TARGETS: tuple[TargetName, ...] = get_args(TargetName)
 WEIGHTINGS: tuple[WeightingName, ...] = get_args(WeightingName)
 FITS: tuple[FitName, ...] = get_args(FitName)
+PAGES: tuple[PagesName, ...] = get_args(PagesName)
 MASK_KINDS: tuple[MaskKind, ...] = get_args(MaskKind)
 """The kinds of masks. "mixed" draws a place in this list: a new kind changes the masks of runs that are resumed."""
 METHODS: tuple[MethodName, ...] = get_args(MethodName)

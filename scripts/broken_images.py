@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
 Draw = np.random.Generator
 Mutation = Callable[[bytes, Draw], bytes]
@@ -130,8 +130,20 @@ def _tiffs(
 def _others(
     rgb: Image.Image, rgba: Image.Image, grey: Image.Image, frames: dict[str, Any], exif: Image.Exif
 ) -> dict[str, bytes]:
-    palette = rgb.quantize(16)
+    palette, wide = rgb.quantize(16), np.asarray(grey).astype(np.uint16) * 16
     return {
+        "RGB.ppm": _saved(rgb, "PPM"),
+        "L16.pgm": b"P5 %d %d 4095\n" % SIZE + wide.astype(">u2").tobytes(),
+        "words.pgm": b"P2 # words\n%d %d 255\n" % SIZE + b" ".join(b"%d" % value for value in grey.tobytes()),
+        "1.pbm": _saved(grey.convert("1"), "PPM"),
+        "RGB.tga": _saved(rgb, "TGA"),
+        "RGBA.tga": _saved(rgba, "TGA", compression="tga_rle"),
+        "RGB.jp2": _saved(rgb, "JPEG2000"),
+        "L16.j2k": _saved(Image.fromarray(wide), "JPEG2000", no_jp2=True),
+        "RGB.avif": _saved(rgb, "AVIF", exif=exif.tobytes()),
+        "animated.avif": _saved(rgb, "AVIF", **frames),
+        "profile.jpg": _saved(rgb, "JPEG", icc_profile=_profile()),
+        "profile.png": _saved(rgba, "PNG", icc_profile=_profile()),
         "grey.jpg": _saved(grey, "JPEG"),
         "RGB.jpg": _saved(rgb, "JPEG", dpi=(72, 72), comment=b"a comment"),
         "CMYK.jpg": _saved(rgb.convert("CMYK"), "JPEG"),
@@ -153,6 +165,12 @@ def _others(
         "transparent.gif": _saved(palette, "GIF", transparency=3, interlace=1, comment=b"words"),
         "animated.gif": _saved(rgb, "GIF", duration=100, loop=0, **frames),
     }
+
+
+def _profile() -> bytes:
+    """A colour profile that is not sRGB: red and blue are exchanged."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile.replace(b"rXYZ", b"tmpX").replace(b"bXYZ", b"rXYZ").replace(b"tmpX", b"bXYZ")
 
 
 def chunk(name: bytes, content: bytes) -> bytes:

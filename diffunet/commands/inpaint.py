@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections import Counter
@@ -27,6 +28,8 @@ def inpaint(
     steps: Steps | None = None, jump_length: Steps | None = None, jump_n_sample: Steps | None = None, num: Number = 1,
     seed: Seed = 0, label: str | None = None, guidance: Finite = 1.0, invert_mask: bool = False,
     soft_mask: bool = False, resize_mask: bool = False, feather: Annotated[int, Field(ge=0, le=10_000)] = 0,
+    range: Annotated[tuple[Finite, Finite] | None, arg(metavar="LOW HIGH")] = None,
+    page: Annotated[int, Field(ge=1, le=10**9)] | None = None,
     lossy_ok: bool = False, max_pixels: Annotated[int, Field(ge=1, le=10**12)] = 200_000_000,
     computing: OmitArgPrefixes[Computing], overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
@@ -57,6 +60,9 @@ def inpaint(
         soft_mask: The mask's grey blends old and new.
         resize_mask: Take a mask of another size to the image's.
         feather: Blend old and new over so many pixels inside the edge of the hole.
+        range: The values that are black and white in images of more than 8 bits; those of the model's images, or else
+            of these, if not given.
+        page: Which page or frame of a file with several, from 1 on; the result is that one alone.
         lossy_ok: Allow an output such as .jpg, which changes known pixels.
         max_pixels: Larger images are refused, before they are decoded.
     """
@@ -78,15 +84,21 @@ def inpaint(
     jobs = _jobs(images, mask, out, num, overwrite)
     pipe = options.load(model, computing)
 
+    from diffunet import build
     from diffunet.inpainting import part
+    from diffunet.pictures import ranges
 
+    album = functools.cache(lambda: ranges.of_files(path for (path, _, _), _ in jobs))
     failed: list[str] = []
     for (path, mask_path, _), targets in jobs:
         try:  # errors of one image are raised here; those of the options, by the pipeline
             masked = part.read(
                 path, mask_path, box=corners, invert_mask=invert_mask, soft_mask=soft_mask, feather=feather,
-                resize_mask=resize_mask, max_pixels=max_pixels,
+                resize_mask=resize_mask, max_pixels=max_pixels, range=range, page=page,
             )  # fmt: skip
+            masked = masked.like(build.ranges(pipe.config.data))
+            if masked.lacks_range and len(jobs) > 1:
+                masked = masked.like(album(), "these images")
             part.parts(masked, pipe.image_size, fit)
         except (DataError, UsageError) as error:
             if len(jobs) == 1:

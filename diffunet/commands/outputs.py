@@ -79,17 +79,15 @@ def held_by(path: Path) -> tuple[str, ...]:
 
     Only the header of the image is read. An image that cannot be read gives none: its error comes when it is decoded.
     """
-    from PIL import Image as pillow
-
-    from diffunet.pictures import deep
-    from diffunet.pictures.formats import FORMATS
+    from diffunet.pictures import deep, opening
 
     try:
-        with pillow.open(path, formats=tuple(FORMATS)) as image:
+        with opening.own_pixel_cap(), opening.header(path) as image:
             if deep.is_deep(image):
                 return (".png",)
             clear = "transparency" in image.info and not image.mode.startswith("I")  # it becomes alpha
-            return _CLEAR if clear else _HELD_BY.get(image.mode, ())
+            mode = "I;16" if image.format == "PPM" and image.mode == "I" else image.mode
+            return _CLEAR if clear else _HELD_BY.get(mode, ())
     except Exception:
         return ()
 
@@ -121,10 +119,10 @@ def sheet(masked: Masked, fillings: list[Image]) -> Image:
     columns = count if count <= 5 else math.ceil(math.sqrt(count))
     scale = min(1.0, SHEET_WIDTH / (columns * picture.width))
     size = max(1, int(picture.width * scale)), max(1, int(picture.height * scale))
-    shown = images.to_array(picture, 3, white=masked.white)
+    shown = images.to_array(picture, 3, range=masked.range)
     shown[masked.hole] = HOLE  # before it is made smaller, which would mix erased pixels in beside the hole
     small = (image.resize(size, Resampling.BILINEAR) for image in (images.from_array(shown), *fillings))
-    laid = images.grid([images.to_array(image, 3, white=masked.white) for image in small], columns)
+    laid = images.grid([images.to_array(image, 3, range=masked.range) for image in small], columns)
     if picture.mode in ("RGB", "RGBA") and "icc_profile" in picture.info:
         laid.info["icc_profile"] = picture.info["icc_profile"]
     return laid

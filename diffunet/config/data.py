@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from diffunet import names
-from diffunet.config.fields import Byte, Section, Share
+from diffunet.config.fields import Byte, Section, Share, Value
 
 
 class DataConfig(Section):
@@ -26,6 +26,16 @@ class DataConfig(Section):
     """With fit patch: the scales at which windows are taken, in turn at random; 1 is the image's own resolution."""
     background: tuple[Byte, Byte, Byte] = (255, 255, 255)
     """What shows through transparent pixels, and the padding: R G B."""
+    range: tuple[Value, Value] | None = None
+    """The values that are black and white in images of more than 8 bits: LOW HIGH; found from all of them."""
+    int_range: tuple[Value, Value] | None = None
+    """That of integers alone; found."""
+    float_range: tuple[Value, Value] | None = None
+    """That of floats alone; found."""
+    pages: names.PagesName = "first"
+    """Of stacks and animations take the first page, or make every page an image."""
+    reading: Literal[1, 2] | None = None
+    """How files are read: 2, in new runs, minds colour profiles, ranges and what TIFFs say; 1 is as in diffunet 0.1."""
     flip: bool | None = None
     """Mirror images at random; on below 5,000 images, unless left and right differ in them, as in writing."""
     augment: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -52,6 +62,13 @@ class DataConfig(Section):
     """Share of the files that may be unusable; above it, training does not begin."""
     cache: str | None = None
     """Folder for decoded images ("off": decode every time); the user's cache folder."""
+
+    @field_validator("range", "int_range", "float_range")
+    @classmethod
+    def _range(cls, range: tuple[float, float] | None) -> tuple[float, float] | None:
+        if range is not None and not range[0] < range[1]:
+            raise ValueError(f"should be two values, LOW below HIGH, not {range[0]:g} and {range[1]:g}")
+        return range
 
     @field_validator("group")
     @classmethod

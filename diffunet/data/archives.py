@@ -26,7 +26,7 @@ from diffunet.data.index import Paths
 from diffunet.data.listing import LeftOut, Listing, composed, printable
 from diffunet.errors import DataError
 from diffunet.pictures.formats import EXTENSIONS
-from diffunet.pictures.images import MAX_BYTES
+from diffunet.pictures.opening import MAX_BYTES
 
 _PLACE = np.dtype(
     [("file", "<i4"), ("start", "<i8"), ("packed", "<i8"), ("size", "<i8"), ("method", "<i2"), ("crc", "<u4")]

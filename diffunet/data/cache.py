@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,20 +26,27 @@ from numpy.typing import NDArray
 
 from diffunet import files
 from diffunet.data import index
-from diffunet.data.folder import ImageFile, Rejected, printable
+from diffunet.data.facts import FACTS, Facts, of
+from diffunet.data.folder import ImageFile, Rejected, page_of, printable
 from diffunet.data.index import Paths
 from diffunet.data.sources import Source
 from diffunet.errors import DataError, UsageError
-from diffunet.pictures import images
+from diffunet.names import PagesName
+from diffunet.pictures import deep, images, ranges
 from diffunet.pictures.images import Pixels
+from diffunet.pictures.opening import page_places
+from diffunet.pictures.ranges import Ranges
 
-VERSION = 2  # of the files and of how pixels are made; each version has cache folders of its own
+VERSION = 3  # of the files and of how pixels are made; each version has cache folders of its own
 MAX_ASPECT = 4  # the largest ratio of the sides: of a longer image the middle is kept, for the fits that crop anyway
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The form in which the images of a data set are stored; see `open_dataset` for the fields."""
+    """The form in which the images of a data set are stored, and how files are read; see `open_dataset` for the fields.
+
+    Without `ranges` each file of more than 8 bits is read by its own values.
+    """
 
     image_size: int
     channels: int
@@ -46,6 +54,9 @@ class Layout:
     background: images.Colour
     margin: float
     scales: tuple[float, ...] = (1.0,)
+    ranges: Ranges | None = None
+    pages: PagesName = "first"
+    reading: int = 2
 
     @property
     def short(self) -> int:
@@ -75,16 +86,70 @@ class Layout:
         return images.resize(pixels, rows, columns)
 
 
+class RangeNeeded(Exception):
+    """A file has more than 8 bits, and it is not known yet what is black and white in the folder."""
+
+
 def decode_file(
     source: Source, path: str, layout: Layout, max_pixels: int = images.MAX_PIXELS
 ) -> tuple[ImageFile, Pixels]:
-    """Read a file and return the facts about it and its pixels as stored, or raise DataError with the reason."""
-    content = source.read(path)
+    """Read a file of a source, or a page of it, and return the facts about it and its pixels as stored.
+
+    Raises:
+        DataError: The file cannot be used; the message is the reason.
+        RangeNeeded: `layout.ranges` lacks the range of the file.
+    """
+    content, digest, page = content_of(source, path)
+    return decode(content, path, digest, page, layout, max_pixels)
+
+
+def content_of(source: Source, path: str) -> tuple[bytes, str, int]:
+    """Return the bytes of a file, the SHA-256 of what identifies its image, and the place of its page, 0 for the first.
+
+    Of a page that is the SHA-256 of the file's own and of the number of the page.
+    """
+    name, number = page_of(path)
+    if number is None:
+        content = source.read(name)
+        return content, hashlib.sha256(content).hexdigest(), 0
+    with _stack_lock:  # its pages are read one after the other, by several threads
+        key = source, name, source.stamp(name)
+        if not _stacks or _stacks[0][0] != key:
+            content = source.read(name)
+            _stacks[:] = [(key, content, hashlib.sha256(content).hexdigest(), page_places(content, name))]
+        _, content, digest, places = _stacks[0]
+    if number > len(places):
+        raise DataError(f"has no page {number} any more")
+    return content, hashlib.sha256(f"{digest}#{number}".encode()).hexdigest(), places[number - 1]
+
+
+_stack_lock = threading.Lock()
+_stacks: list[tuple[tuple[Source, str, tuple[int, int]], bytes, str, list[int]]] = []
+"""The newest file with several pages, of which all are read."""
+
+
+def forget_stack() -> None:
+    """Free the memory that the newest file with several pages takes."""
+    with _stack_lock:
+        _stacks.clear()
+
+
+def decode(
+    content: bytes, path: str, digest: str, page: int, layout: Layout, max_pixels: int = images.MAX_PIXELS
+) -> tuple[ImageFile, Pixels]:
+    """Decode the bytes of a file, and return as `decode_file` does."""
+    reading, name = layout.reading, page_of(path)[0]
     # Decoded at twice the size that is wanted at least, so that the better filter of `resize` does the last halving.
     draft = None if layout.fit == "patch" else 2 * layout.short
-    with images.decoding(content, max_pixels=max_pixels, draft=draft) as decoded:
-        file = ImageFile(path, hashlib.sha256(content).hexdigest(), *decoded[1:])
-        return file, layout.arrange(images.to_array(decoded.image, layout.channels, layout.background))
+    with images.decoding(content, name=name, max_pixels=max_pixels, draft=draft, page=page, reading=reading) as decoded:
+        image, range = decoded.image, None
+        if reading == 1:
+            range = ranges.earlier(image)
+        elif layout.ranges is not None and (range := layout.ranges.of(image)) is None and deep.kind_of(image):
+            raise RangeNeeded
+        facts = Facts() if reading == 1 else of(decoded, range, every_page=layout.pages == "all")
+        pixels = images.to_array(image, layout.channels, layout.background, range, srgb=reading > 1)
+        return ImageFile(path, digest, *decoded[1:5], facts), layout.arrange(pixels)
 
 
 def folder_of(chosen: Path | None, source: Path, layout: Layout) -> Path:
@@ -124,8 +189,8 @@ def _writable(folder: Path) -> bool:
 def row_type(channels: int) -> np.dtype:
     """Return the type of an image's row. `total` and `squares` are sums over its middle square, for each channel."""
     sums, stamp = ("<i8", (channels,)), ("<i8", (2,))  # a stamp is the size in bytes and the time of change in ns
-    return np.dtype([("file", index.FILE), ("stamp", *stamp), ("shape", "<i4", (3,)), ("crc32", "<u4"),
-                     ("total", *sums), ("squares", *sums)])  # fmt: skip
+    return np.dtype([("file", index.FILE), ("facts", FACTS), ("stamp", *stamp), ("shape", "<i4", (3,)),
+                     ("crc32", "<u4"), ("total", *sums), ("squares", *sums)])  # fmt: skip
 
 
 class Rows(NamedTuple):

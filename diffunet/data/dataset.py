@@ -6,12 +6,14 @@ change are those of last time is not read again.
 
 import contextlib
 import errno
+import hashlib
+import json
 import logging
 import os
 import secrets
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,17 +21,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffunet import files
-from diffunet.data import augment, cache, labels, readers
-from diffunet.data.cache import Layout, Rows, Stored, decode_file, folder_of, megabytes
-from diffunet.data.folder import Progress, Rejected, in_order, printable, threads
+from diffunet.data import augment, cache, facts, labels, readers
+from diffunet.data.cache import (
+    Layout,
+    RangeNeeded,
+    Rows,
+    Stored,
+    content_of,
+    decode_file,
+    folder_of,
+    forget_stack,
+    megabytes,
+)
+from diffunet.data.folder import Progress, Rejected, in_order, page_of, printable, threads, with_pages
 from diffunet.data.index import Index, Paths, index_hash, row
 from diffunet.data.labels import Labels
 from diffunet.data.listing import LeftOut
 from diffunet.data.sources import Source, open_source
 from diffunet.errors import DataError, ResourceError, UsageError
-from diffunet.names import FITS
+from diffunet.names import FITS, PAGES, PagesName
 from diffunet.pictures import images
+from diffunet.pictures.deep import KINDS, Kind
 from diffunet.pictures.images import Colour, Pixels
+from diffunet.pictures.ranges import UNKNOWN, Histogram, Range, Ranges, Tally, histogram
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +57,8 @@ class Dataset:
     of [-1, 1] and taken over the middle square of every image. `index_hash` depends on relative paths and contents
     alone, and on labels that are not in the paths, `classes`: the class of each path, where the source has such.
     `left_out` says what of the source is passed over. `images[i]` raises DataError for a damaged cached image, or
-    without a cache for a file that has changed.
+    without a cache for a file that has changed. `ranges` are what is black and white in images of more than 8 bits, and
+    `said` has lines about what files say.
     """
 
     images: augment.Images
@@ -54,6 +69,8 @@ class Dataset:
     index_hash: str
     left_out: LeftOut
     classes: dict[str, str] | None = None
+    ranges: Ranges = UNKNOWN
+    said: tuple[str, ...] = ()
 
     def class_names(self) -> tuple[str, ...]:
         """Return the sorted names of the classes, by the source's labels or else the subfolders; see `labels.find`."""
@@ -82,9 +99,12 @@ class _Decoding:
         expected = self._files[index]
         try:
             file, pixels = decode_file(self._source, expected.path, self._layout)
+            changed = file.sha256 != expected.sha256
         except DataError as error:
             raise DataError(f"{printable(expected.path)}: {error}") from None
-        if file.sha256 != expected.sha256:
+        except RangeNeeded:  # it had 8 bits before
+            changed = True
+        if changed:
             raise DataError(f"{printable(expected.path)}: has changed since the data was opened")
         pixels.setflags(write=False)
         return pixels
@@ -94,6 +114,7 @@ def open_dataset(
     root: Path, *, image_size: int, channels: int, fit: str, background: Colour = images.WHITE, margin: float = 1.125,
     scales: tuple[float, ...] = (1.0,),
     cache: Path | Literal["off"] | None = None, workers: int | None = None, progress: Progress | None = None,
+    ranges: Ranges = UNKNOWN, pages: PagesName = "first", reading: int = 2,
 ) -> Dataset:  # fmt: skip
     """Return a data set of all usable images of `root`, decoded or taken from the cache; see `sources.open_source`.
 
@@ -103,43 +124,91 @@ def open_dataset(
     unless `channels` is 4. `cache` is a folder for caches, None for the user's own, or "off", with which
     nothing is written and `images[i]` decodes the file each time. Of several processes that call this at once, one
     builds the cache and the others wait. `workers` is a number of threads, and `progress(done, total)` counts files.
+    Of images of more than 8 bits `ranges` says which values are black and white; where it does not, all of them are
+    read once before, to find it. With `pages` "all", every page of a stack or an animation is an image. `reading` 1 is
+    that of diffunet 0.1, without colour profiles and ranges.
 
     Raises:
         DataError: `root` is no source, holds no images, or none of them can be decoded.
-        UsageError: `fit` or `channels` is not known, or the folder `cache` cannot be written.
+        UsageError: `fit`, `channels` or `pages` is not known, or the folder `cache` cannot be written.
         ResourceError: There is no space for the cache.
     """
     if fit not in FITS:
         raise UsageError(f"no fit {fit!r}; there are {', '.join(FITS)}")
+    if pages not in PAGES:
+        raise UsageError(f"pages are {' or '.join(PAGES)}, not {pages!r}")
     if channels not in images.MODES:
         raise UsageError(f"images have 1, 3 or 4 channels, not {channels}")
-    layout = Layout(image_size, channels, fit, background, margin if fit == "random" else 1.0, scales)
+    margin = margin if fit == "random" else 1.0
+    layout = Layout(image_size, channels, fit, background, margin, scales, ranges, pages, reading)
     source, found = open_source(root)
     rejected, left_out = found.rejected, found.left_out
-    job = _Job(source, Paths.of(found.paths), layout, workers, progress)
-    del found  # a million strings are a lot of memory, and `job` has them in one piece
-    stored = None
-    if cache == "off":
-        rows, undecodable = job.collect(lambda pixels: None, {})
-    else:
-        folder = folder_of(cache, source.root, layout)
-        stamps = source.stamps(job.paths)  # not under the lock, which every process of a node takes in turn
+    paths = with_pages(source.read, found.paths, workers) if pages == "all" else found.paths
+    job = _Job(source, Paths.of(paths), layout, workers, progress)
+    del found, paths  # a million strings are a lot of memory, and `job` has them in one piece
+    chosen = None if cache == "off" else (cache, job.stamps())  # not under a lock, which processes take in turn
+    try:
+        rows, undecodable, stored = _opened(job, chosen)
+    except RangeNeeded:
+        layout = replace(layout, ranges=ranges.completed(_found(job, chosen)))
+        job = replace(job, layout=layout)
         try:
-            with files.lock(folder / "lock", wait=True):
-                with contextlib.suppress(OSError):
-                    os.utime(folder / "lock")  # when it was last used, see kept.py
-                rows, undecodable, stored = _bring_up_to_date(folder, job, stamps)
-        except OSError as error:
-            raise _no_room(folder, error) from error
+            rows, undecodable, stored = _opened(job, chosen)
+        except RangeNeeded:
+            raise DataError(f"{printable(str(root))}: changes while it is read; run the command again") from None
+    finally:
+        forget_stack()
     rejected += undecodable
     if not rows.paths:
         raise _nothing_usable(source.root, rejected)
     rejected = sorted((Rejected(printable(r.path), r.reason) for r in rejected), key=lambda r: r.path)
     mean, sigma_data = _statistics(rows.table, layout.image_size**2)
     index = Index(rows.paths, rows.table["file"].copy())  # a copy, which does not keep the rest of the table in memory
-    pixels = _Decoding(source, layout, index) if stored is None else stored
+    decoded = _Decoding(source, layout, index) if stored is None else stored
+    assert layout.ranges is not None, "they are given above"
+    said = tuple(facts.said(rows.table["facts"], layout.ranges))
     identity, classes = index_hash(index, source.classes), source.classes
-    return Dataset(pixels, index, tuple(rejected), mean, sigma_data, identity, left_out, classes)
+    return Dataset(decoded, index, tuple(rejected), mean, sigma_data, identity, left_out, classes, layout.ranges, said)
+
+
+_Chosen = tuple[Path | None, NDArray[np.int64]]
+"""Where decoded images are kept, and the size and time of change of every file."""
+
+
+def _opened(job: "_Job", chosen: _Chosen | None) -> tuple[Rows, list[Rejected], Stored | None]:
+    """Return the rows of all images, the files that cannot be decoded, and the stored images, if they are kept."""
+    if chosen is None:
+        return *job.collect(lambda pixels: None, {}), None
+    folder = folder_of(chosen[0], job.source.root, job.layout)
+    try:
+        with files.lock(folder / "lock", wait=True):
+            with contextlib.suppress(OSError):
+                os.utime(folder / "lock")  # when it was last used, see kept.py
+            return _bring_up_to_date(folder, job, chosen[1])
+    except OSError as error:
+        raise _no_room(folder, error) from error
+
+
+def _found(job: "_Job", chosen: _Chosen | None) -> Ranges:
+    """Return what is black and white in the images of more than 8 bits, which are all read for it.
+
+    Where decoded images are kept, this is kept too, for as long as no file changes.
+    """
+    if chosen is None:
+        return job.found()
+    folder = folder_of(chosen[0], job.source.root, job.layout)
+    key = hashlib.sha256(job.paths.blob + chosen[1].tobytes()).hexdigest()
+    try:
+        with files.lock(folder / "lock", wait=True):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                content = json.loads((folder / "ranges.json").read_bytes())
+                if content["of"] == key:
+                    return Ranges(*(None if content[kind] is None else Range(*content[kind]) for kind in KINDS))
+            found = job.found()
+            files.write_atomic(folder / "ranges.json", json.dumps({"of": key, **asdict(found)}))
+            return found
+    except OSError as error:
+        raise _no_room(folder, error) from error
 
 
 def _no_room(folder: Path, error: OSError, progress: str = "") -> ResourceError:
@@ -215,6 +284,22 @@ class _Job:
         places = np.flatnonzero(usable)
         return Rows(self.paths.take(places), table if usable.all() else table[places]), rejected
 
+    def found(self) -> Ranges:
+        """Return what is black and white in the images of more than 8 bits."""
+        tally = Tally()
+        for done, one in enumerate(in_order(self._histogram, self.paths, self.workers), 1):
+            if one is not None:
+                tally.add(*one)
+            if self.progress is not None:
+                self.progress(done, len(self.paths))
+        return tally.ranges()
+
+    def _histogram(self, path: str) -> tuple[Kind, Histogram] | None:
+        with contextlib.suppress(DataError):  # its reason is given when it is read again
+            content, _, page = content_of(self.source, path)
+            return histogram(content, path, page)
+        return None
+
     def read(self, places: NDArray[np.int64]) -> Generator[_Read | Rejected]:
         """Yield (row, pixels) of the paths at `places`, in order; for `progress` the other paths are done already."""
         skipped, paths = len(self.paths) - len(places), [self.paths[int(place)] for place in places]
@@ -229,7 +314,7 @@ class _Job:
         workers = self.workers or threads()
         if len(paths) < MANY or workers == 1 or not self.source.in_processes or not readers.available():
             return False
-        return float(np.median([self.source.stamp(path)[0] for path in paths[:: max(1, len(paths) // 100)]])) < SMALL
+        return float(np.median([self._stamp(path)[0] for path in paths[:: max(1, len(paths) // 100)]])) < SMALL
 
     def _by_processes(self, paths: Sequence[str]) -> Iterator[_Read | Rejected]:
         """Yield as `_read_one` for each path, read by as many processes as there are cores."""
@@ -250,11 +335,20 @@ class _Job:
     def _read(self, path: str, max_pixels: int = images.LARGE) -> _Read:
         """Return the row and the pixels of a file; processes read none that may be opened only one at a time."""
         layout = self.layout
-        stamp = self.source.stamp(path)  # before reading: a file that changes meanwhile is then read again next time
+        stamp = self._stamp(path)  # before reading: a file that changes meanwhile is then read again next time
         file, pixels = decode_file(self.source, path, layout, max_pixels)
         pixels = np.ascontiguousarray(pixels)
         sums = augment.sums(pixels, layout.image_size, layout.fit, layout.background, layout.scales)
-        return (row(file), stamp, pixels.shape, zlib.crc32(pixels.data), *sums), pixels
+        return (row(file), file.facts, stamp, pixels.shape, zlib.crc32(pixels.data), *sums), pixels
+
+    def stamps(self) -> NDArray[np.int64]:
+        """Return the stamps of all paths, int64 [N 2]; see `Source.stamps`."""
+        if self.layout.pages == "first":
+            return self.source.stamps(self.paths)
+        return np.fromiter(map(self._stamp, self.paths), np.dtype((np.int64, 2)), len(self.paths))
+
+    def _stamp(self, path: str) -> tuple[int, int]:
+        return self.source.stamp(page_of(path)[0])
 
 
 def _bring_up_to_date(folder: Path, job: _Job, stamps: NDArray[np.int64]) -> tuple[Rows, list[Rejected], Stored]:

@@ -80,6 +80,7 @@ def rows(survey: Survey, plan: Plan) -> list[Row]:
             Row("transparent", (f"{survey.transparent:,}",), survey.transparent),
             Row("grey", (), survey.all_grey),
             Row("duplicates", (f"{copies:,} repeat another file exactly",), copies),
+            Row("notes", survey.said, list(survey.said)),
             Row("subfolders", (_subfolders(survey),), {n: c for n, c in survey.classes.items() if n is not None}),
         ]
         files = _index(survey)

@@ -6,19 +6,22 @@ file's name, read as UTF-8.
 
 import contextlib
 import os
+import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from diffunet.data import listing
+from diffunet.data.facts import Facts
 from diffunet.data.listing import LeftOut, Listing
 from diffunet.data.listing import Rejected as Rejected
 from diffunet.data.listing import printable as printable
 from diffunet.errors import DataError
 from diffunet.pictures.formats import EXTENSIONS
+from diffunet.pictures.opening import page_places
 
 Progress = Callable[[int, int], None]  # (done, total)
 T = TypeVar("T")
@@ -27,7 +30,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A file that can be used. `width` and `height` are pixels after its EXIF rotation, `mode` is Pillow's."""
+    """A file that can be used, or with `data.pages` a page of it, whose `path` then ends in "#" and its number.
+
+    `width` and `height` are pixels after its EXIF rotation, `mode` is Pillow's.
+    """
 
     path: str
     sha256: str
@@ -35,6 +41,7 @@ class ImageFile:
     height: int
     mode: str
     format: str
+    facts: Facts = field(default=Facts(), compare=False)
 
 
 def list_images(root: Path) -> tuple[list[str], list[Rejected]]:
@@ -116,6 +123,30 @@ def _files_below(root: Path, left_out: LeftOut) -> Iterator[tuple[str, str | Non
         # two links to one folder the first gives the name: sorted, it is the same one on every file system.
         pending.extendleft(sorted(folders, key=os.fsencode))
         pending.extend(sorted(links, key=os.fsencode))
+
+
+_PAGE = re.compile(r"(.+)#([0-9]{4,})", re.DOTALL)
+
+
+def page_of(path: str) -> tuple[str, int | None]:
+    """Return the file of a path, and the number of the page that it means, from 1 on; None for the file as a whole."""
+    match = _PAGE.fullmatch(path)  # no file that is listed ends so, since its ending is one of `EXTENSIONS`
+    return (match[1], int(match[2])) if match else (path, None)
+
+
+def with_pages(read: Callable[[str], bytes], paths: Sequence[str], workers: int | None = None) -> list[str]:
+    """Return the sorted paths of all pages: those of a file with several end in "#" and their number, as a.tif#0001.
+
+    `read` returns the bytes of a file, or raises DataError, whose reason is given when the file is read again.
+    """
+
+    def pages(path: str) -> list[str]:
+        count = 1
+        with contextlib.suppress(DataError):
+            count = len(page_places(read(path), path))
+        return [path] if count == 1 else [f"{path}#{number:04}" for number in range(1, count + 1)]
+
+    return sorted(page for group in in_order(pages, paths, workers) for page in group)
 
 
 def native(path: str) -> str:

@@ -173,7 +173,7 @@ def _refuse_parts_as_classes(paths: Paths | Sequence[str], found: Sequence[str |
         )
 
 
-def _found(root: Path, paths: Iterable[str]) -> tuple[str | None, str | None]:
+def _found(root: Path, paths: Paths | Sequence[str]) -> tuple[str | None, str | None]:
     """Return the rule for a folder where none was given, and what to say of it."""
     folders = {class_of(path) for path in _within(paths)}
     are_classes = None not in folders and len(folders) > 1

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from diffunet.errors import DataError
-from diffunet.pictures.formats import EXTENSIONS, UNSUPPORTED
+from diffunet.pictures.formats import EXTENSIONS, UNSUPPORTED, unsupported
 
 RAW = (
     ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".k25", ".kdc", ".mef",
@@ -174,7 +174,7 @@ def of(
             rejected.append(Rejected(printable(name), problem))
         elif kind in _COMPANIONS:
             companions.append(name)
-        elif kind in EXTENSIONS or (kind not in _OTHERS and not name.endswith("~") and is_image(peek(name))):
+        elif kind in EXTENSIONS or (may_be_image(name, kind) and is_image(peek(name))):
             candidates.append(name)
         elif name.rpartition("/")[2].casefold() not in LABELS:
             left_out.others[kind] += 1
@@ -188,7 +188,7 @@ def of(
         elif kind in EXTENSIONS or peek(name).startswith(_PLAIN):
             candidates.append(name)
         else:
-            rejected.append(Rejected(printable(name), f"{kind} is not supported; convert it to PNG or JPEG"))
+            rejected.append(Rejected(printable(name), unsupported(kind)))
     paths, stored = _named(candidates, decode, rejected)
     if not paths:
         raise DataError(f"{whole}: {_nothing(rejected, left_out)}")
@@ -230,6 +230,11 @@ def _nothing(rejected: Sequence[Rejected], left_out: LeftOut) -> str:
     found = f"found: {_kinds(left_out.others) or 'nothing'}"
     made = f"; {passed}" if left_out.made or left_out.folders else ""
     return f"holds no images ({found}{made}); supported are {' '.join(EXTENSIONS)}"
+
+
+def may_be_image(name: str, kind: str) -> bool:
+    """Return whether a file with an ending of no list is looked into; names like a.tif#0001 are those of pages."""
+    return kind not in _OTHERS and "#" not in kind and not name.endswith("~")
 
 
 def ending(name: str) -> str:

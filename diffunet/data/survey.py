@@ -6,17 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
 
-from diffunet.data import splits
+from diffunet.data import facts, splits
 from diffunet.data.folder import ImageFile, Progress, Rejected, class_of, in_order, printable
 from diffunet.data.listing import LeftOut
 from diffunet.data.sources import Source, open_source
 from diffunet.errors import DataError
 from diffunet.pictures import images
+from diffunet.pictures.deep import Kind
+from diffunet.pictures.ranges import Histogram, Tally, histogram_of
 
 
 @dataclass(frozen=True)
 class Survey:
-    """The files below `root`, how many images have a pixel which is not opaque, and whether none has any colour."""
+    """The files below `root`, how many images have a pixel which is not opaque, and whether none has any colour.
+
+    `said` has lines about what the files say, see `facts.said`.
+    """
 
     root: Path
     images: tuple[ImageFile, ...]
@@ -25,6 +30,7 @@ class Survey:
     all_grey: bool
     left_out: LeftOut
     labels: dict[str, str] | None = None
+    said: tuple[str, ...] = ()
 
     @property
     def classes(self) -> Counter[str | None]:
@@ -65,28 +71,34 @@ def survey(root: Path, *, progress: Progress | None = None) -> Survey:
     source, found = open_source(root)
     paths, rejected = found.paths, list(found.rejected)
     good: list[tuple[ImageFile, bool, bool]] = []
+    tally = Tally()
     for done, result in enumerate(in_order(lambda path: _examine(source, path), paths), 1):
         if isinstance(result, Rejected):
             rejected.append(result)
         else:
-            good.append(result)
+            good.append(result[:3])
+            if (values := result[3]) is not None:
+                tally.add(*values)
         if progress is not None:
             progress(done, len(paths))
     rejected.sort(key=lambda file: file.path)
     files, transparent, grey = zip(*good, strict=True) if good else ((), (), ())
-    all_grey = bool(good) and all(grey)
-    return Survey(root, files, tuple(rejected), sum(transparent), all_grey, found.left_out, source.classes)
+    all_grey, said = bool(good) and all(grey), facts.said(facts.table([file.facts for file in files]), tally.ranges())
+    return Survey(
+        root, files, tuple(rejected), sum(transparent), all_grey, found.left_out, source.classes, tuple(said)
+    )  # fmt: skip
 
 
-def _examine(source: Source, path: str) -> tuple[ImageFile, bool, bool] | Rejected:
-    """Return an image file, whether any of its pixels is not opaque, and whether all of them are grey."""
+def _examine(source: Source, path: str) -> tuple[ImageFile, bool, bool, tuple[Kind, Histogram] | None] | Rejected:
+    """Return an image file, whether any of its pixels is not opaque, whether all are grey, and its deep values."""
     try:
         content = source.read(path)
-        with images.decoding(content) as decoded:
+        with images.decoding(content, name=path) as decoded:
             pixels = images.to_array(decoded.image, 4)
             visible = pixels[..., 3] > 0  # under transparent pixels editors leave any colour
             grey = bool((pixels[..., 1:3] == pixels[..., :1])[visible].all())
-            image = ImageFile(path, hashlib.sha256(content).hexdigest(), *decoded[1:])
-            return image, images.has_alpha(decoded.image), grey
+            said = facts.of(decoded, None, every_page=False)
+            image = ImageFile(path, hashlib.sha256(content).hexdigest(), *decoded[1:5], said)
+            return image, images.has_alpha(decoded.image), grey, histogram_of(decoded.image)
     except DataError as error:
         return Rejected(printable(path), str(error))

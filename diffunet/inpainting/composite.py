@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffunet.inpainting.masks import Hole, Mask
-from diffunet.pictures import deep, images, notes
+from diffunet.pictures import deep, images, notes, profiles, ranges
 
 SAME = ("L", "RGB", "LA", "RGBA", "I;16", "I", "F", "CMYK")
 """Modes of images that stay as they are. Others become the one of these that can hold the same pixels."""
@@ -33,56 +33,58 @@ def _editable(image: Image.Image) -> Image.Image:
     if image.mode in SAME:
         return image
     if image.mode in ("I;16B", "I;16L", "I;16N"):  # big-endian TIFF; Pillow's own conversion clips at 255
-        return from_pixels(np.asarray(image), "I;16")
+        return deep.from_values(np.asarray(image), "I;16")
     colours = "RGBA" if images.has_alpha(image) else "RGB"
     return image.convert({"1": "L", "La": "LA"}.get(image.mode, colours))
 
 
 def composite(
     image: Image.Image, filled: images.Pixels, hole: Hole, weight: Mask | None = None, opaque: bool = False,
-    white: float | None = None,
+    range: ranges.Range | None = None,
 ) -> Image.Image:  # fmt: skip
     """Return an image with its hole [H W] replaced by `filled`.
 
     Args:
         image: an image in one of the modes of `editable`.
-        filled: uint8 [H W C] with 1, 3 or 4 channels, whatever the mode of the image.
+        filled: uint8 [H W C] with 1, 3 or 4 channels, whatever the mode of the image, in sRGB; it gets the colours of
+            the image's profile.
         hole: where pixels change; all others keep every bit.
         weight: float32 [H W] in [0, 1], by which `filled` is blended in; None replaces the pixels.
         opaque: make the hole opaque; alpha stays as it is otherwise.
-        white: the value that is white in modes I and F, where the image is a part of a larger one; see `images.white`.
+        range: what is black and white in more than 8 bits, as of a larger image; by default by this image alone.
     """
-    pixels = np.array(image)
+    pixels = deep.values_of(image).copy()
     flat = pixels[..., None] if pixels.ndim == 2 else pixels
     colours = flat[..., : flat.shape[2] - (image.mode in ("LA", "RGBA"))]
-    new = _in_mode(filled, image.mode, images.white(image) if white is None else white)[hole]  # [n colours]
+    full = np.iinfo(pixels.dtype).max if image.mode in ("LA", "RGBA") else 0
+    new = _as_in(image, filled, range)[hole]  # [n colours]
     if weight is not None:
         w = weight[hole][:, None]
-        if opaque and image.mode in ("LA", "RGBA"):  # what could not be seen is not blended in
-            seen = flat[..., -1:][hole].astype(np.float32) / 255
+        if opaque and full:  # what could not be seen is not blended in
+            seen = flat[..., -1:][hole].astype(np.float32) / full
             w = np.subtract(1, (1 - w) * seen, dtype=np.float32)
         old = np.nan_to_num(colours[hole], posinf=0, neginf=0)  # floats may be missing where they are to be filled in
         new = old * (1 - w) + new * w
     colours[hole] = new if image.mode == "F" else np.rint(new).astype(pixels.dtype)
-    if opaque and image.mode in ("LA", "RGBA"):
-        flat[..., -1][hole] = 255
-    result = from_pixels(pixels, image.mode)
+    if opaque and full:
+        flat[..., -1][hole] = full
+    result = deep.from_values(pixels, image.mode)
     notes.put(result, notes.of(image))
     if image.mode == "I;16" and "transparency" in image.info and not opaque:  # no mode of 16 bits has alpha
         result.info["transparency"] = image.info["transparency"]
     return result
 
 
-def _in_mode(filled: images.Pixels, mode: str, white: float) -> NDArray[Any]:
-    """Convert pixels [H W C], without their alpha, to the colours of a mode, [H W colours]."""
-    rgb = images.from_array(filled).convert("RGB")
-    if mode in ("RGB", "RGBA", "CMYK"):
-        return np.asarray(rgb.convert("CMYK") if mode == "CMYK" else rgb)
-    grey = images.to_array(rgb, 1)
-    return grey if mode in ("L", "LA") else grey * (257.0 if mode == "I;16" else white / 255)
-
-
-def from_pixels(pixels: NDArray[Any], mode: str) -> Image.Image:
-    """Return an array [H W] or [H W C] of the values of a mode as an image of it."""
-    data = pixels.astype("<u2") if mode == "I;16" else pixels
-    return Image.frombytes(mode, (pixels.shape[1], pixels.shape[0]), data.tobytes())
+def _as_in(image: Image.Image, filled: images.Pixels, range: ranges.Range | None) -> NDArray[Any]:
+    """Convert pixels [H W C], without their alpha, to colours as those of an image, [H W colours]."""
+    rgb, grey = images.from_array(filled).convert("RGB"), image.mode not in ("RGB", "RGBA", "CMYK")
+    if (profile := profiles.of(image, both_ways=True)) is not None:
+        rgb = profile.from_srgb(rgb)  # which now has the mode of the profile
+    if image.mode == "CMYK":
+        return np.asarray(rgb if rgb.mode == "CMYK" else rgb.convert("CMYK"))
+    values = np.asarray(rgb.convert("L"))[..., None] if grey else np.asarray(rgb)
+    if deep.kind_of(image) is None:
+        return values
+    range = ranges.own(image) if range is None else range
+    assert range is not None, "the image has more than 8 bits"
+    return ranges.unscaled(values, image, range)

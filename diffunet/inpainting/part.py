@@ -16,7 +16,9 @@ from PIL.Image import Image
 from diffunet.compute import enough_memory
 from diffunet.errors import DataError, UsageError
 from diffunet.inpainting import composite, masks, regions
-from diffunet.pictures import deep, images
+from diffunet.pictures import deep, images, opening, profiles
+from diffunet.pictures.opening import TooLarge
+from diffunet.pictures.ranges import UNKNOWN, Range, Ranges, beyond, own
 
 log = logging.getLogger(__name__)
 _EIGHT_OF_SIXTEEN = "%s has 16 bits a colour, of which 8 can be read"
@@ -34,14 +36,32 @@ class Masked:
     weight: masks.Mask | None
     opaque: bool
 
+    ranges: Ranges = UNKNOWN
+    """What is black and what is white in images of more than 8 bits, where that is known."""
+
     @cached_property
-    def white(self) -> float:
-        """The value that is white, see `images.white`, judged by the known pixels: what is erased is not looked at."""
-        if self.picture.mode not in ("I", "F"):
-            return 255.0
-        pixels = np.asarray(self.picture)
-        known = np.where(self.hole, 0, pixels).astype(pixels.dtype)
-        return images.white(composite.from_pixels(known, self.picture.mode))
+    def range(self) -> Range | None:
+        """The values that are black and white, where there are more than 8 bits: as `ranges` says.
+
+        Where it does not, the known pixels decide, see `ranges.own`: what is erased is not looked at.
+        """
+        return self.ranges.of(self.picture) or own(self.picture, ~self.hole)
+
+    def like(self, ranges: Ranges, whose: str = "the images that the model learned") -> Masked:
+        """Return it with the `ranges` of other images, where its own are not known; warn if they do not fit it."""
+        masked = replace(self, ranges=self.ranges.completed(ranges))
+        range = masked.ranges.of(self.picture) if self.lacks_range else None
+        if range is not None and (share := beyond(self.picture, range)) > 0.01:
+            log.warning(
+                    "%.0f%% of the image's values lie beyond %g and %g, black and white in %s: --range LOW HIGH says "
+                    "other values", 100 * share, *range, whose,
+                )  # fmt: skip
+        return masked
+
+    @property
+    def lacks_range(self) -> bool:
+        """Whether it has more than 8 bits, and nobody has said which values are black and white."""
+        return deep.kind_of(self.picture) is not None and self.ranges.of(self.picture) is None
 
 
 class ReadingOptions(TypedDict, total=False):
@@ -59,13 +79,19 @@ class ReadingOptions(TypedDict, total=False):
     """A mask of another size than the image is resized to it, in place of an error."""
     max_pixels: int
     """Larger images and masks are refused, before they are decoded; `images.MAX_PIXELS` by default."""
+    range: tuple[float, float] | None
+    """The values that are black and white in images of more than 8 bits; by default those of the images that the model
+    learned, or else by the known pixels."""
+    page: int | None
+    """The page or frame, from 1 on, of a file that has several; the result is that page alone."""
 
 
 @enough_memory("while the image and its mask are read: smaller ones take less")
 def read(
     image: Image | str | Path, mask: Image | NDArray[Any] | str | Path | None = None, *,
     box: tuple[int, int, int, int] | None = None, invert_mask: bool = False, soft_mask: bool = False, feather: int = 0,
-    resize_mask: bool = False, max_pixels: int = images.MAX_PIXELS,
+    resize_mask: bool = False, max_pixels: int = images.MAX_PIXELS, range: tuple[float, float] | None = None,
+    page: int | None = None,
 ) -> Masked:  # fmt: skip
     """Read an image of any mode and size, or the file of one, and the hole in it.
 
@@ -74,7 +100,8 @@ def read(
     `masks.read_mask`), or of a box, or without both what is not opaque. The other arguments are `ReadingOptions`.
 
     Raises:
-        UsageError: arguments that do not go together; no mask; a mask of another size; a box outside of the image.
+        UsageError: arguments that do not go together; no mask; a mask of another size; a box outside of the image; a
+            file of several pages without `page`.
         DataError: an image or mask that cannot be read, or that is too large.
         ResourceError: out of memory.
     """
@@ -82,8 +109,10 @@ def read(
         raise UsageError("a mask and a box are both given, and one says what to fill in: leave one out")
     if feather < 0:
         raise UsageError(f"feather is a number of pixels from 0 on, not {feather}")
+    if range is not None and not range[0] < range[1]:
+        raise UsageError(f"range is two values, LOW below HIGH, not {range[0]:g} and {range[1]:g}")
     name = str(image) if isinstance(image, str | Path) else "the image"
-    picture = composite.editable(_opened(image, name, max_pixels))
+    picture = composite.editable(_opened(image, name, max_pixels, page))
     if picture.info.get(deep.LOW, picture) is None:
         log.warning(_EIGHT_OF_SIXTEEN, name)
     width, height = picture.size
@@ -92,7 +121,7 @@ def read(
         hole = masks.box_mask(box, height, width) != invert_mask
     elif mask is not None:
         mask_name = f"mask {mask}" if isinstance(mask, str | Path) else "the mask"
-        source = mask if isinstance(mask, np.ndarray) else _opened(mask, mask_name, max_pixels)
+        source = mask if isinstance(mask, np.ndarray) else _opened(mask, mask_name, max_pixels, page, is_mask=True)
         grey = masks.read_mask(source, invert=invert_mask)
         del source  # it may be large, and there are copies to come
         if grey.shape != (height, width):
@@ -111,27 +140,66 @@ def read(
     if feather:
         rising = masks.feather(hole, feather)
         weight = rising if weight is None else np.minimum(weight, rising)
-    return Masked(picture, hole, weight, opaque=mask is None and box is None)
+    stated = UNKNOWN if range is None else Ranges.stated(*range)
+    return Masked(picture, hole, weight, mask is None and box is None, stated)
 
 
-def _opened(image: Image | str | Path, name: str, max_pixels: int) -> Image:
+def _opened(image: Image | str | Path, name: str, max_pixels: int, page: int | None, *, is_mask: bool = False) -> Image:
     """Return a decoded image, if its header says that it is small enough. Raises DataError that begins with `name`."""
     try:
         if isinstance(image, str | Path):
-            return images.open_image(image, max_pixels=max_pixels)
+            return _page_of(Path(image), name, max_pixels, page, is_mask)
         width, height = image.size
         if width * height > max_pixels:
-            raise DataError(f"too large: {width} x {height} pixels, at most {max_pixels:,} are read")
+            raise TooLarge(f"too large: {width} x {height} pixels, at most {max_pixels:,} are read")
         is_deep = deep.is_deep(image)  # before it is loaded, which forgets it
         image.load()
         if is_deep:
             log.warning(_EIGHT_OF_SIXTEEN + "; give the file instead", name)
+        if (pages := int(getattr(image, "n_frames", 1))) > 1 and image.format != "MPO":
+            log.warning("of the %d pages of %s only number %d is filled in and kept", pages, name, image.tell() + 1)
+        if image.format == "TIFF":
+            image, bands = opening.as_its_tags_say(image.copy(), image)
+            if not is_mask:
+                _refuse_bands(bands)
         return image
+    except TooLarge as error:
+        raise DataError(f"{name}: {error}; a higher max_pixels lets it through") from None
     except DataError as error:
-        hint = "; a higher max_pixels lets it through" if "too large" in str(error) else ""
-        raise DataError(f"{name}: {error}{hint}") from None
+        raise DataError(f"{name}: {error}") from None
     except (OSError, SyntaxError, ValueError) as error:  # an Image whose file is damaged, which shows only now
         raise DataError(f"{name}: damaged: {error}") from None
+
+
+def _page_of(path: Path, name: str, max_pixels: int, page: int | None, is_mask: bool) -> Image:
+    """Return the only page of a file, or number `page` of several, from 1 on; nothing of it is dropped unsaid.
+
+    A mask of one page goes with every page of an image.
+    """
+    content = images.read_bytes(path)
+    places = opening.page_places(content, path.name)
+    if page is None and len(places) > 1:
+        raise UsageError(
+            f"{name} has {len(places)} pages or frames, and one picture is filled in at a time: page 1 to "
+            f"{len(places)} (--page) takes one of them, and the result is that one alone"
+        )
+    if is_mask and len(places) == 1:
+        page = None
+    if page is not None and not 1 <= page <= len(places):
+        raise UsageError(f"{name} has {len(places)} page{'s' * (len(places) > 1)}, and there is no page {page}")
+    place = places[(page or 1) - 1]
+    with images.decoding(content, name=path.name, max_pixels=max_pixels, page=place) as decoded:
+        if not is_mask:
+            _refuse_bands(decoded.bands)
+        return decoded.image
+
+
+def _refuse_bands(count: int) -> None:
+    if count:
+        raise DataError(
+            f"has {count} more band{'s' * (count > 1)} than its colours, such as near infrared, which the result would "
+            "lack: save the colours as a file of their own"
+        )
 
 
 def parts(masked: Masked, size: int, fit: str = "auto", scale: float | None = None) -> list[Part]:
@@ -153,7 +221,10 @@ class Part:
         Outside the hole that it returns, no pixel has a trace of what is in the hole of the image.
         """
         size, hole = (self.region.rows, self.region.columns), self.masked.hole[self.region.box]
-        pixels = images.to_array(self._crop(self.masked.picture), channels, white=self.masked.white)
+        profile = profiles.of(self.masked.picture, both_ways=True)
+        pixels = images.to_array(
+            self._crop(self.masked.picture), channels, range=self.masked.range, srgb=profile is not None
+        )
         if not self.region.resampled:
             return pixels, hole
         return masks.resize_known(pixels, hole, *size), masks.shrink(hole, *size)
@@ -166,10 +237,8 @@ class Part:
         weight = None if masked.weight is None else masked.weight[region.box]
         for picture, one in zip(pictures, filled, strict=True):
             new = images.resize(one, region.height, region.width)
-            for layer in (picture, deep.own_low(picture, masked.picture)):
-                if layer is not None:  # 257 times 8 bits are 16: high and low bytes are the same
-                    part = composite.composite(self._crop(layer), new, hole, weight, masked.opaque, masked.white)
-                    layer.paste(part, (region.left, region.top))
+            part = composite.composite(self._crop(picture), new, hole, weight, masked.opaque, masked.range)
+            deep.paste(picture, part, (region.left, region.top))
             if masked.opaque:
                 picture.info.pop("transparency", None)
 
@@ -179,4 +248,4 @@ class Part:
 
     def _crop(self, picture: Image) -> Image:
         rows, columns = self.region.box
-        return picture.crop((columns.start, rows.start, columns.stop, rows.stop))
+        return deep.crop(picture, (columns.start, rows.start, columns.stop, rows.stop))

@@ -1,19 +1,26 @@
-"""Colours of 16 bits, of which Pillow reads only the high bytes and writes none.
+"""Images of more than 8 bits; of colours of 16 bits Pillow reads only the high bytes, and writes none.
 
 When an image of mode RGB or RGBA is read from such a file, `info[LOW]` holds a second image of the same mode and size
-with the low bytes, or None where they could not be read.
+with the low bytes, or None where they could not be read. Grey images have a mode of their own; where they are stored as
+a negative, `info[WHITE_IS_ZERO]` is true.
 """
 
 import io
+import re
 import struct
 import sys
 import zlib
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 LOW = "low bytes"
+WHITE_IS_ZERO = "white is zero"
+
+Kind = Literal["integers", "floats"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _OTHER_BYTES = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
@@ -21,6 +28,21 @@ _OTHER_BYTES = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "
 def is_deep(image: Image.Image) -> bool:
     """Return whether an image that is opened but not loaded has 16 bits a colour, of which Pillow will keep 8."""
     return ";16" in _raw_mode(image) and not image.mode.startswith("I")
+
+
+def is_cut(kind: str | None, content: bytes) -> bool:
+    """Return whether a file of one of the formats that Pillow cuts to 8 bits a colour has more of them."""
+    if kind == "PPM":
+        numbers = re.match(rb"P[36](?:\s+|#[^\n]*\n)+" + rb"(\d+)(?:\s+|#[^\n]*\n)+" * 3, content[:10_000])
+        return numbers is not None and int(numbers[3]) > 255
+    if kind == "JPEG2000":  # the marker of the size has the bits of each component, less one, from its byte 38 on
+        place = content.find(b"\xff\x4f\xff\x51") + 2
+        components, first = content[place + 38 : place + 40], content[place + 40 : place + 41]
+        return place > 1 and int.from_bytes(components, "big") > 1 and bool(first) and first[0] & 0x7F > 7
+    if kind == "AVIF":
+        place = content.find(b"av1C")
+        return place > 0 and bool(content[place + 6 : place + 7]) and bool(content[place + 6] & 0x40)
+    return False
 
 
 def take_low(image: Image.Image) -> Image.Image | None:
@@ -52,18 +74,50 @@ def _set_raw_mode(image: Any, raw: str) -> None:
     image.tile = [t._replace(args=raw if isinstance(t.args, str) else (raw, *t.args[1:])) for t in image.tile]
 
 
-def own_low(image: Image.Image, original: Image.Image) -> Image.Image | None:
-    """Return the low bytes of `image`, a copy of `original`, after making them a copy, too, that can be changed."""
-    low: Image.Image | None = image.info.get(LOW)
-    if low is not None and low is original.info.get(LOW):
-        low = image.info[LOW] = image.info[LOW].copy()
-    return low
-
-
 def low_of(image: Image.Image) -> Image.Image | None:
     """Return the low bytes of an image, or None where there are none or they no longer fit its mode and size."""
     low = image.info.get(LOW)
     return low if isinstance(low, Image.Image) and (low.mode, low.size) == (image.mode, image.size) else None
+
+
+def kind_of(image: Image.Image) -> Kind | None:
+    """Return what the values of an image of more than 8 bits are, or None for an image that has 8 bits or fewer."""
+    if image.mode == "F":
+        return "floats"
+    return "integers" if image.mode.startswith("I") or low_of(image) is not None else None
+
+
+def values_of(image: Image.Image) -> NDArray[Any]:
+    """Return the values of an image, alpha among them, [H W] or [H W C], in all the bits that are known of them."""
+    values = np.asarray(image)
+    low = low_of(image)
+    return values if low is None else values.astype(np.uint16) << 8 | np.asarray(low)
+
+
+def from_values(values: NDArray[Any], mode: str) -> Image.Image:
+    """Return the values [H W] or [H W C] of a mode as an image of it; those of colours may have 16 bits."""
+    if mode not in ("RGB", "RGBA") or values.dtype == np.uint8:
+        data = values.astype("<u2") if mode == "I;16" else values
+        return Image.frombytes(mode, (values.shape[1], values.shape[0]), data.tobytes())
+    image, low = (Image.fromarray(np.ascontiguousarray(part.astype(np.uint8))) for part in (values >> 8, values & 255))
+    image.info[LOW] = low
+    return image
+
+
+def crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """Return a rectangle (left, top, right, bottom) of an image, with its low bytes."""
+    part = image.crop(box)
+    if (low := low_of(image)) is not None:
+        part.info[LOW] = low.crop(box)
+    return part
+
+
+def paste(image: Image.Image, part: Image.Image, place: tuple[int, int]) -> None:
+    """Put `part` into an image in place, left and top at `place`, with its low bytes where both have them."""
+    image.paste(part, place)
+    if (low := low_of(image)) is not None and (new := low_of(part)) is not None:
+        low = image.info[LOW] = low.copy()  # which a copy of the image has, too
+        low.paste(new, place)
 
 
 def png(image: Image.Image, low: Image.Image, options: dict[str, Any]) -> bytes:

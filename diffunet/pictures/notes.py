@@ -9,9 +9,11 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
+from diffunet.pictures.deep import WHITE_IS_ZERO
+
 NAMES = ("icc_profile", "exif", "xmp", "dpi")  # in `Image.info`
 
-_ORIENTATION, _EXIF, _GPS, _XMP = 0x0112, 0x8769, 0x8825, 700
+_ORIENTATION, _EXIF, _GPS, _XMP, _PHOTOMETRIC = 0x0112, 0x8769, 0x8825, 700, 262
 _DESCRIBING = (
     0x010E, 0x010F, 0x0110, _ORIENTATION, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x8298,
     *range(0x9C9B, 0x9CA0),
@@ -52,12 +54,14 @@ def of(image: Image.Image) -> dict[str, Any]:
         across, down = map(float, image.info["dpi"])
         if 1 < across < 2**16 and 1 < down < 2**16:  # 1 is what Pillow writes into a TIFF without a resolution
             notes["dpi"] = (across, down)
+    if image.info.get(WHITE_IS_ZERO) is True:
+        notes[WHITE_IS_ZERO] = True
     return notes
 
 
 def put(image: Image.Image, notes: dict[str, Any]) -> None:
     """Replace all notes of an image by these."""
-    for name in NAMES:
+    for name in (*NAMES, WHITE_IS_ZERO):
         image.info.pop(name, None)
     image.info.update(**notes)
 
@@ -68,9 +72,11 @@ def options(image: Image.Image, kind: str) -> dict[str, Any]:
     stored = "RGB" if kind == "WEBP" and image.mode == "L" else image.mode
     if stored not in _SPACES.get(notes.get("icc_profile", b"")[16:20], (stored,)):
         del notes["icc_profile"]
-    xmp = notes.pop("xmp", None)
+    xmp, negative = notes.pop("xmp", None), notes.pop(WHITE_IS_ZERO, False)
     match kind:
         case "PNG":
+            if len(notes.get("icc_profile", b"")) > PngImagePlugin.MAX_TEXT_CHUNK:
+                del notes["icc_profile"]
             if xmp is not None:
                 notes["pnginfo"] = PngImagePlugin.PngInfo()
                 notes["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
@@ -78,13 +84,13 @@ def options(image: Image.Image, kind: str) -> dict[str, Any]:
             notes |= {} if xmp is None else {"xmp": xmp}
             notes = {name: value for name, value in notes.items() if kind == "WEBP" or len(value) <= _LONGEST}
         case "TIFF":
-            notes |= _tags(notes.pop("exif", None), xmp)
+            notes |= _tags(notes.pop("exif", None), xmp, negative)
         case _:
             notes = {name: value for name, value in notes.items() if name == "dpi"}
     return {"icc_profile": None, **notes}  # without the None Pillow takes the image's own profile
 
 
-def _tags(exif: bytes | None, xmp: bytes | None) -> dict[str, Any]:
+def _tags(exif: bytes | None, xmp: bytes | None, negative: bool) -> dict[str, Any]:
     """Return the options for a TIFF. Pillow writes the tables of EXIF only into one that is not compressed."""
     tags = Image.Exif()
     with contextlib.suppress(Exception):
@@ -93,6 +99,8 @@ def _tags(exif: bytes | None, xmp: bytes | None) -> dict[str, Any]:
         tags.load(_described(original).tobytes())  # loaded again, since the writer asks for tables by their places
     if xmp is not None:
         tags[_XMP] = xmp
+    if negative:
+        tags[_PHOTOMETRIC] = 0
     if _EXIF in tags or _GPS in tags:
         return {"exif": tags, "compression": None}
     return {"exif": tags} if len(tags) else {}

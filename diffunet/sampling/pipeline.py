@@ -232,6 +232,7 @@ class Pipeline:
         check_counts(num=num, seed=seed, max_pixels=reading.get("max_pixels"), steps=steps)
         check_counts(jump_length=jump_length, jump_n_sample=jump_n_sample, feather=reading.get("feather"))
         masked = image if isinstance(image, part.Masked) else part.read(image, mask, **reading)
+        masked = masked.like(build.ranges(self.config.data))
         with compute.enough_memory(f"for {num} copies of the image: a smaller num, or image, takes less"):
             filled = [masked.picture.copy() for _ in range(num)]
         if not masked.hole.any():

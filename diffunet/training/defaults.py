@@ -14,6 +14,7 @@ from diffunet.config import Config, DataConfig
 from diffunet.data import augment, symmetry
 from diffunet.data.dataset import Dataset
 from diffunet.errors import UsageError
+from diffunet.pictures.ranges import Ranges
 from diffunet.training import best
 from diffunet.training.ema import WIDTHS
 from diffunet.training.memory import training_bytes
@@ -126,6 +127,13 @@ def one_sided(data: DataConfig, dataset: Dataset, training: NDArray[np.int64]) -
     if found := symmetry.one_sided(pictures):
         log.info("left and right differ in these images, as in writing: none is mirrored (--data.flip True does it)")
     return found
+
+
+def with_ranges(config: Config, found: Ranges) -> Config:
+    """Return `config` with what was found to be black and white in images of more than 8 bits, unless it states it."""
+    if config.data.range is not None:
+        return config
+    return config.changed("data", int_range=found.integers, float_range=found.floats)
 
 
 def scheduled(config: Config, expected: int) -> Config:

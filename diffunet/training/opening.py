@@ -284,9 +284,12 @@ def opened(
         limits = stop.Limits(folder / "stop", config.train.stop_after)
 
         # The cache is built before process groups exist: a long build would run into their timeouts.
+        if not (resume and checkpoint.steps(folder)):
+            config = config.changed("data", reading=config.data.reading or 2)
         dataset = build.dataset(config.data, data, progress=_reading() if main else None)
         for line in dataset.left_out.lines() if main else ():
             log.info("%s", line)
+        config = defaults.with_ranges(config, dataset.ranges)
         resuming.refuse_too_many_rejected(dataset, config.data.max_rejected, data)
         if resume and (latest := checkpoint.newest(folder)) is not None:
             resuming.refuse_shorter(
@@ -366,6 +369,7 @@ def opened(
         )  # fmt: skip
         if previous is not None:
             resuming.log_differences(state["environment"], run.environment())
+            resuming.log_earlier_reading(config)
             log.info("resuming %s at step %d", folder, run.first_step)
         elif resume:
             log.info("no checkpoint in %s yet: starting at step 0", folder)

@@ -37,6 +37,7 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
         )
     elif found is not None and (rare := findings.imbalance(found)) is not None:
         yield f"note: {rare}"
+    yield from dataset.said
     if (groups := run.split.groups) is not None:
         grouped = int((groups.places >= 0).sum())
         yield (

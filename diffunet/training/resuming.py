@@ -80,6 +80,15 @@ def log_differences(before: dict[str, Any], now: dict[str, Any]) -> None:
         log.warning("resuming sees the same images and noise, but bits may differ: %s", "; ".join(changes))
 
 
+def log_earlier_reading(config: Config) -> None:
+    """Say of a run of diffunet 0.1 that its images are read as they were then."""
+    if (config.data.reading or 1) == 1:
+        log.info(
+            "this run reads images as diffunet 0.1 did (data.reading = 1): colour profiles are not minded, and what is "
+            "white in images of more than 8 bits is guessed for each; a new run does better"
+        )
+
+
 def refuse_too_many_rejected(dataset: Dataset, most: float, data: Path) -> None:
     """Log the files of the folder `data` that cannot be used; raise DataError if their share is above `most`."""
     rejected = dataset.rejected

@@ -25,6 +25,7 @@ from diffunet.data.dataset import open_dataset
 from diffunet.data.findings import describe
 from diffunet.data.survey import survey
 from diffunet.errors import DataError
+from diffunet.pictures.formats import unsupported
 
 
 def picture(
@@ -70,12 +71,12 @@ def test_other_files_are_passed_over_and_unsupported_images_named(tmp_path: Path
     ]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    for name in ["phone.HEIC", "a/vector.svg", "b.avif", "c.psd", "d.jxl"]:
+    for name in ["phone.HEIC", "a/vector.svg", "b.exr", "c.psd", "d.jxl"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     paths, rejected = folder.list_images(tmp_path)
     assert paths == ["good.png"]
-    assert [r.path for r in rejected] == ["a/vector.svg", "b.avif", "c.psd", "d.jxl", "phone.HEIC"]
+    assert [r.path for r in rejected] == ["a/vector.svg", "b.exr", "c.psd", "d.jxl", "phone.HEIC"]
     assert all("convert" in r.reason for r in rejected)
 
 
@@ -159,17 +160,14 @@ BROKEN = {
     "empty.png": (b"", "empty file"),
     "half.png": (png()[:-30], "damaged"),
     "half.jpg": (jpeg()[:700], "damaged"),
-    "head only.png": (png()[:8], "not an image"),
+    "head only.png": (png()[:8], "damaged"),
     "text.png": (b"This is a letter, not a picture.\n" * 9, "not an image"),
-    "page.jpg": (b"<html><body>404 not found</body></html>", "not an image"),
-    "zeros.webp": (bytes(1000), "not an image"),
+    "page.jpg": (b"<html><body>404 not found</body></html>", "web page"),
+    "zeros.webp": (bytes(1000), "nothing but zeros"),
     "flipped.png": (png()[:-25] + b"\xff" + png()[-24:], "damaged"),
     "huge.png": (png((30_000, 30_000)), "too large: 30000 x 30000 pixels"),
     "absurd.png": (png((2**31 - 1, 2**31 - 1)), "too large"),
-    "no size.png": (png((0, 0)), "not an image"),
-    "bomb.png": (png(extra=chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(50_000_000)))), "damaged"),
-    "profile.png": (png(extra=chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(50_000_000)))), "damaged"),
-    "letters.png": (png(extra=chunk(b"tEXt", b"k\0" + b"a" * 70_000_000)), "damaged"),
+    "no size.png": (png((0, 0)), "damaged"),
 }
 FINE = {
     "plain.png": png(),
@@ -177,6 +175,9 @@ FINE = {
     "long note.png": png(extra=chunk(b"tEXt", b"k\0" + b"a" * 5_000_000)),
     "bad exif.png": png(extra=chunk(b"eXIf", b"MM" + b"a" * 5_000_000)),
     "odd chunk.png": png(extra=chunk(b"raNd", bytes(5_000_000))),
+    "bomb.png": png(extra=chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(50_000_000)))),
+    "profile.png": png(extra=chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(50_000_000)))),
+    "letters.png": png(extra=chunk(b"tEXt", b"k\0" + b"a" * 70_000_000)),
 }
 
 
@@ -207,7 +208,7 @@ def test_each_broken_file_has_its_reason_and_the_rest_is_used(tmp_path: Path, ca
             assert "\n" not in rejected.reason
     surveyed = survey(root)
     assert surveyed.rejected == data.rejected
-    assert f"5 images can be used, {len(reasons)} files cannot" in describe(surveyed)
+    assert f"8 images can be used, {len(reasons)} files cannot" in describe(surveyed)
 
 
 UNREADABLE = """
@@ -344,10 +345,10 @@ def test_names_are_the_same_in_every_locale(tmp_path: Path) -> None:
     assert results[0]["same"]
     assert dict(results[0]["rejected"]) == {
         "blå/kaputt ü.png": "empty file",
-        "blå/handy ü.heic": ".heic is not supported; convert it to PNG or JPEG",
+        "blå/handy ü.heic": unsupported(".heic"),
         "plain/latin-\\xfc.png": "its name is not valid text (UTF-8); rename it",
     }
-    for part in ("Ordner mit ümlaut: 5 images can be used, 3", "blå 2, grün 2, plain 1", "blå/kaputt ü.png: empty"):
+    for part in ("Ordner mit ümlaut: 8 images can be used, 3", "blå 2, grün 2, plain 1", "blå/kaputt ü.png: empty"):
         assert part in results[0]["survey"]
     assert (tmp_path / "cache" / "0.txt").read_bytes() == (tmp_path / "cache" / "1.txt").read_bytes()
 

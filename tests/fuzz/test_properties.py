@@ -280,7 +280,7 @@ def test_known_pixels_never_change(image: Image.Image, seed: int, size: int, fit
         masked = part.read(image, mask, soft_mask=soft, feather=seed % 3)
         if seed % 5 and masks.alpha_hole(masked.picture) is not None:
             masked = part.read(image)
-        before = images.to_array(image, 4, white=masked.white)  # in modes I and F, of what is known alone
+        before = images.to_array(image, 4, range=masked.range)  # in modes I and F, of what is known alone
     except DataError as error:
         is_line(str(error))
         assert "transparency" in image.info, image.mode
@@ -297,7 +297,7 @@ def test_known_pixels_never_change(image: Image.Image, seed: int, size: int, fit
     assert filled.size == image.size
     assert filled.mode == picture.mode
     assert np.asarray(filled)[~hole].tobytes() == np.asarray(picture)[~hole].tobytes()
-    after = images.to_array(filled, 4, white=masked.white)
+    after = images.to_array(filled, 4, range=masked.range)
     # Colours below what is transparent mean nothing, and premultiplied ones are rounded once.
     seen = ~hole & (before[..., 3] > 0)
     step = 2 + 255 // np.maximum(before[..., 3:][seen], 1) if image.mode in ("La", "RGBa") else 0

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from diffunet.inpainting import composite, masks
+from diffunet.pictures.ranges import Range
 
 MODES = ["L", "RGB", "LA", "RGBA", "I;16", "I", "F", "CMYK", "P", "1", "PA", "RGBX", "YCbCr", "HSV", "LAB"]
 FILL = (200, 100, 50)
@@ -38,8 +39,8 @@ def expected_fill(mode: str, before: np.ndarray) -> np.ndarray:
         "RGBA": FILL,
         "CMYK": [55, 155, 205, 0],
         "I;16": [LUMA * 257],
-        "I": [round(LUMA / 255 * float(np.nanmax(before)))],
-        "F": [LUMA / 255],
+        "I": [np.rint(np.nanmin(before) + LUMA / 255 * (float(np.nanmax(before)) - np.nanmin(before)))],
+        "F": [np.nanmin(before) + LUMA / 255 * (np.nanmax(before) - np.nanmin(before))],
     }[mode]
 
 
@@ -83,7 +84,9 @@ def test_a_weight_blends(mode: str) -> None:
 def test_missing_floats_are_filled_in() -> None:
     image = Image.fromarray(np.full((2, 3), np.nan, np.float32))
     weight = np.array([[1, 1, 1], [0.5, 0.5, 0.5]], np.float32)
-    out = np.asarray(composite.composite(image, np.full((2, 3, 1), 255, np.uint8), weight > 0, weight, white=2.0))
+    out = np.asarray(
+        composite.composite(image, np.full((2, 3, 1), 255, np.uint8), weight > 0, weight, range=Range(0, 2))
+    )
     assert out.tolist() == [[2, 2, 2], [1, 1, 1]]
 
 

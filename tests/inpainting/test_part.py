@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from diffunet.errors import DataError, UsageError
 from diffunet.inpainting import masks, part, regions
 from diffunet.pictures import images
+from diffunet.pictures.ranges import Range, Ranges
 
 RNG = np.random.default_rng(0)
 
@@ -179,14 +181,15 @@ def test_every_part_fills_its_own_and_sees_nothing_of_the_others(data: st.DataOb
 def test_wide_values_have_one_white_for_the_whole_image() -> None:
     """A dark part of a bright image is not stretched to white."""
     values = np.full((100, 100), 10.0, np.float32)
-    values[0, 0] = 1000
+    values[:10] = 1000
     masked = part.read(Image.fromarray(values), box=(60, 60, 64, 64))
+    assert masked.range == (10, 1000)
     [one] = part.parts(masked, 16, "crop")
     pixels, gap = one.cut(1)
-    assert (pixels[~gap] == round(10 / 65535 * 255)).all()
+    assert (pixels[~gap] == 0).all()
     done = [masked.picture.copy()]
     one.paste(done, [np.full_like(pixels, 51)])
-    assert np.asarray(done[0])[61, 61] == 65535 / 5
+    assert np.asarray(done[0])[61, 61] == 10 + 990 / 5
 
 
 def test_damage_and_size_name_the_file(tmp_path: Path) -> None:
@@ -207,26 +210,114 @@ def test_what_is_erased_says_nothing_of_what_is_white(mode: str, values: tuple[f
     hole = np.zeros((20, 30), bool)
     hole[4:12, 5:16] = True
     pixels[0, 0] = 255
-    seen, done = [], []
+    seen, done, seen_least = [], [], float(pixels[~hole].min())
     for value in values:
         pixels[hole] = value
         masked = part.read(Image.fromarray(pixels), hole)
         assert masked.picture.mode == mode
-        assert masked.white == 255
+        assert masked.range == ((0, 255) if mode == "I" else (seen_least, 255))
         seen.append([(cut[~gap], gap) for cut, gap in (one.cut(1) for one in part.parts(masked, 8, fit))])
         done.append(np.asarray(filled(masked, fit=fit)[0]))
     for each, after in zip(seen, done, strict=True):
         for (cut, gap), (first_cut, first_gap) in zip(each, seen[0], strict=True):
             assert np.array_equal(gap, first_gap)
             assert np.array_equal(cut, first_cut)
-        assert (after[hole] == 77).all()
+        assert np.allclose(after[hole], 77 if mode == "I" else seen_least + 77 / 255 * (255 - seen_least))
         assert np.array_equal(after[~hole], pixels[~hole])
 
 
-def test_white_is_that_of_the_known_pixels() -> None:
-    for mode, values, white in (("F", [0, 0.5], 1), ("F", [0, 2.0], 255), ("F", [0, 256.0], 65535), ("I", [7], 255),
-                                ("I", [70_000], 70_000), ("F", [np.nan], 1)):  # fmt: skip
+def test_the_range_is_that_of_the_known_pixels() -> None:
+    for mode, values, range in (("F", [0, 0.5], (0, 1)), ("F", [0, 2.0], (0, 2)), ("F", [-1, 1.0], (-1, 1)),
+                                ("I", [7], (0, 255)), ("I", [256], (0, 1023)), ("I", [70_000, 3], (3, 70_000)),
+                                ("I", [-5, 9], (-5, 9)), ("F", [np.nan], (0, 1))):  # fmt: skip
         pixels = np.resize(np.array(values, np.float32), (6, 6)).astype(np.float32 if mode == "F" else np.int32)
         pixels[2, 2] = 100_000
-        assert part.read(Image.fromarray(pixels), box=(2, 2, 3, 3)).white == white
-    assert part.read(Image.fromarray(noise(4, 4, 3)), box=(0, 0, 1, 1)).white == 255
+        assert part.read(Image.fromarray(pixels), box=(2, 2, 3, 3)).range == range
+    assert part.read(Image.fromarray(noise(4, 4, 3)), box=(0, 0, 1, 1)).range is None
+
+
+def test_a_range_that_is_stated_or_of_other_images(caplog: pytest.LogCaptureFixture) -> None:
+    image = Image.fromarray(np.full((8, 8), 4000, np.uint16))
+    stated = part.read(image, box=(1, 1, 5, 5), range=(100, 8100))
+    assert not stated.lacks_range
+    assert stated.like(Ranges.stated(0, 1)).range == (100, 8100)
+    assert np.asarray(filled(stated, value=255)[0])[2, 2] == 8100
+    alone = part.read(image, box=(1, 1, 5, 5))
+    assert alone.lacks_range
+    assert alone.like(Ranges(floats=Range(0, 1))).range == (0, 4095)
+    assert alone.like(Ranges(Range(0, 65535))).range == (0, 65535)
+    assert caplog.text == ""
+    assert alone.like(Ranges(Range(0, 1023))).range == (0, 1023)
+    assert "100% of the image's values lie beyond 0 and 1023" in caplog.text
+    with pytest.raises(UsageError, match="LOW below HIGH, not 5 and 5"):
+        part.read(image, box=(1, 1, 5, 5), range=(5, 5))
+
+
+def test_pages_are_not_dropped_unsaid(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pages = [Image.fromarray(noise(8, 8)) for _ in range(3)]
+    pages[0].save(tmp_path / "x.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(UsageError, match=r"x\.tif has 3 pages or frames.*page 1 to 3"):
+        part.read(tmp_path / "x.tif", box=(1, 1, 3, 3))
+    with pytest.raises(UsageError, match="there is no page 4"):
+        part.read(tmp_path / "x.tif", box=(1, 1, 3, 3), page=4)
+    pages[0].save(tmp_path / "one.tif")
+    with pytest.raises(UsageError, match="has 1 page, and there is no page 2"):
+        part.read(tmp_path / "one.tif", box=(1, 1, 3, 3), page=2)
+    Image.fromarray(np.eye(8) > 0).save(tmp_path / "mask.png")
+    assert part.read(tmp_path / "x.tif", tmp_path / "mask.png", page=2).hole.sum() == 8
+    for n, page in enumerate(pages, 1):
+        assert np.array_equal(part.read(tmp_path / "x.tif", box=(1, 1, 3, 3), page=n).picture, page)
+    with Image.open(tmp_path / "x.tif") as image:
+        image.seek(1)
+        assert np.array_equal(part.read(image, box=(1, 1, 3, 3)).picture, pages[1])
+    assert "of the 3 pages of the image only number 2 is filled in" in caplog.text
+
+
+def test_a_band_of_near_infrared_is_not_dropped_unsaid(tmp_path: Path) -> None:
+    Image.fromarray(noise(8, 8, 4)).save(tmp_path / "x.tif")
+    content = (tmp_path / "x.tif").read_bytes()
+    alpha, unspecified = (struct.pack("<HHIH", 338, 3, 1, value) for value in (2, 0))
+    assert alpha in content
+    (tmp_path / "x.tif").write_bytes(content.replace(alpha, unspecified))
+    with pytest.raises(DataError, match="1 more band than its colours, such as near infrared"):
+        part.read(tmp_path / "x.tif", box=(1, 1, 3, 3))
+
+
+def test_zero_stays_white(tmp_path: Path) -> None:
+    """A TIFF of 16 bits in which zero is white, as a file and as an image that Pillow has opened."""
+    Image.fromarray(np.full((8, 8), 65535, np.uint16)).save(tmp_path / "x.tif", tiffinfo={262: 0})
+    for source in (tmp_path / "x.tif", Image.open(tmp_path / "x.tif")):
+        masked = part.read(source, box=(2, 2, 4, 4))
+        [one] = part.parts(masked, 8, "native")
+        pixels, gap = one.cut(1)
+        assert (pixels[~gap] == 0).all(), "black"
+        after = filled(masked, value=255)[0]
+        assert np.asarray(after)[2, 2] == 0
+        images.save(after, tmp_path / "y.tif")
+        with Image.open(tmp_path / "y.tif") as image:
+            assert image.tag_v2[262] == 0  # type: ignore[attr-defined]
+            assert image.getpixel((0, 0)) == 65535
+    with Image.open(tmp_path / "x.tif") as image:
+        part.read(image, box=(2, 2, 4, 4))
+        assert "white is zero" not in image.info, "the caller's image is left alone"
+
+
+def test_the_filling_gets_the_colours_of_the_profile(tmp_path: Path) -> None:
+    """Red and blue are exchanged in the profile: the net sees sRGB, and the file gets what its viewers turn into it."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = profile.replace(b"rXYZ", b"tmpX").replace(b"bXYZ", b"rXYZ").replace(b"tmpX", b"bXYZ")
+    before = noise(20, 20, 3)
+    before[:] = 200, 30, 60
+    Image.fromarray(before).save(tmp_path / "x.png", icc_profile=profile)
+    masked = part.read(tmp_path / "x.png", box=(4, 4, 9, 9))
+    [one] = part.parts(masked, 16, "native")
+    pixels, gap = one.cut(3)
+    assert np.abs(pixels[~gap].astype(int) - (60, 30, 200)).max() <= 2
+    done = [masked.picture.copy()]
+    one.paste(done, [np.broadcast_to(np.uint8([10, 240, 120]), pixels.shape).copy()])
+    images.save(done[0], tmp_path / "y.png")
+    with Image.open(tmp_path / "y.png") as image:
+        assert image.info["icc_profile"] == profile
+        after = np.asarray(image)
+    assert np.abs(after[5, 5].astype(int) - (120, 240, 10)).max() <= 2
+    assert np.array_equal(after[~masked.hole], before[~masked.hole])

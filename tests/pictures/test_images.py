@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 
 from diffunet.errors import DataError
-from diffunet.pictures import images
+from diffunet.pictures import images, opening
+from diffunet.pictures.formats import FORMATS
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -198,7 +199,7 @@ def test_wide_integers_and_floats() -> None:
 
     assert grey([0, 100, 255], "int32") == [0, 100, 255]
     assert grey([0, 500000, 1000000], "int32") == [0, 128, 255]
-    assert grey([-1, 0, 0.5, 1], "float32") == [0, 0, 128, 255]
+    assert grey([-1, 0, 0.5, 1], "float32") == [0, 128, 191, 255]
     assert grey([0, 100, 255], "float32") == [0, 100, 255]
     assert grey([0, 257, 65535], "float32") == [0, 1, 255]
     assert grey([float("nan"), float("inf"), 1], "float32") == [0, 0, 255]
@@ -264,9 +265,8 @@ BROKEN = {
     "truncated tiff": encoded(Image.fromarray(NOISE), "TIFF")[:60],
     "truncated gif": encoded(Image.fromarray(NOISE), "GIF")[:30],
     "bad checksum": GOOD_PNG[:40] + bytes([GOOD_PNG[40] ^ 255]) + GOOD_PNG[41:],
-    "huge text": png(NOISE, 2, 8, chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"a" * 50_000_000))),
     "zero size": png(NOISE, 2, 8, size=(0, 0)),
-    "other format": b"P6\n2 2\n255\n" + bytes(12),
+    "other format": b"8BPS" + bytes(40),
 }
 
 
@@ -285,7 +285,7 @@ def test_broken_files_have_a_reason_on_one_line(name: str, tmp_path: Path) -> No
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_random_damage_never_escapes() -> None:
-    sources = [encoded(Image.fromarray(NOISE), kind) for kind in images.FORMATS]
+    sources = [encoded(Image.fromarray(NOISE), kind) for kind in FORMATS]
     generator = np.random.default_rng(1)
     reasons: list[str] = []
     for source in sources:
@@ -369,7 +369,7 @@ def test_large_images_are_converted_in_strips(mode: str, monkeypatch: pytest.Mon
 
 
 def test_of_large_images_there_is_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "LARGE", 50)
+    monkeypatch.setattr(opening, "LARGE", 50)
     large, small = encoded(Image.fromarray(NOISE), "PNG"), encoded(Image.fromarray(NOISE[:3]), "PNG")
     broken = large[: len(large) // 2]
     inside: list[int] = []

@@ -5,11 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers.runs import stop_at
 from helpers.small import tiny
 from PIL import Image
 
 from diffunet.config import read_toml
-from diffunet.errors import DataError, UsageError
+from diffunet.errors import DataError, Stopped, UsageError
+from diffunet.interop.models import read_config
 from diffunet.training import checkpoint
 from diffunet.training.batches import AHEAD
 from diffunet.training.loop import train
@@ -149,3 +151,61 @@ def test_options_that_decide_about_images_may_change_on_resume(tmp_path):
     train(allowing, data, tmp_path / "run", resume=True)  # unusable files are not among the images
     with pytest.raises(UsageError, match=r"data\.image_size = 8"):
         train(tiny(data={"image_size": 16}), data, tmp_path / "run", resume=True)
+
+
+def deep(root, count, scale, first=0):
+    root.mkdir(exist_ok=True)
+    for i in range(first, first + count):
+        values = np.random.default_rng(i).integers(0, 256, (9, 9)) * scale
+        Image.fromarray(values.astype(np.uint16)).save(root / f"{i:02}.png")
+    return root
+
+
+def test_what_is_white_is_found_once_and_stays(tmp_path, caplog):
+    caplog.set_level("INFO")
+    data, one = deep(tmp_path / "data", 6, 16), {"classes": False, "channels": 1}
+    with pytest.raises(Stopped):
+        train(tiny(data=one), data, tmp_path / "run", on_step=stop_at(4))
+    config = read_toml(tmp_path / "run/config.toml")
+    assert (config.data.reading, config.data.int_range, config.data.float_range) == (2, (0, 4095), None)
+    assert "6 images have integers of more than 8 bits, nothing above 4,095: taken as 12 bits" in caplog.text
+    train(config, data, tmp_path / "whole")
+    deep(data, 3, 256, first=6)
+    with pytest.raises(UsageError, match="cannot become"):
+        train(tiny(data=one | {"range": (0, 65535)}), data, tmp_path / "run", resume=True, accept_new_data=True)
+    caplog.clear()
+    train(tiny(data=one), data, tmp_path / "run", resume=True, accept_new_data=True)
+    assert read_toml(tmp_path / "run/config.toml").data.int_range == (0, 4095)
+    assert "3 images have values beyond that range, which are clipped" in caplog.text
+    model = read_config(tmp_path / "whole")
+    assert model.data.int_range == (0, 4095)
+
+
+def test_a_stated_range_is_kept_as_it_is(tmp_path):
+    data = deep(tmp_path / "data", 3, 16)
+    config = tiny(data={"classes": False, "channels": 1, "range": (0, 8190)}, train={"steps": 1})
+    train(config, data, tmp_path / "run")
+    resolved = read_toml(tmp_path / "run/config.toml")
+    assert (resolved.data.range, resolved.data.int_range) == ((0, 8190), None)
+    assert resolved.diffusion.mean[0] < -0.4
+
+
+def test_a_run_without_the_field_goes_on_reading_as_before(tmp_path, caplog):
+    caplog.set_level("INFO")
+    data = deep(tmp_path / "data", 4, 16)
+    old = tiny(data={"classes": False, "channels": 1, "reading": 1})
+    with pytest.raises(Stopped):
+        train(old, data, tmp_path / "run", on_step=stop_at(4))
+    assert "reads images as diffunet 0.1 did" not in caplog.text
+    path = tmp_path / "run/config.toml"
+    config = read_toml(path)
+    path.write_text(config.to_toml().replace("reading = 1\n", ""))
+    before = read_toml(path)
+    assert before.data.reading is None
+    assert before.diffusion.mean[0] < -0.8, "16 times too dark"
+    train(tiny(data={"classes": False, "channels": 1}), data, tmp_path / "run", resume=True)
+    assert caplog.text.count("reads images as diffunet 0.1 did") == 1
+    after = read_toml(path)
+    assert after.data.reading is None
+    assert after.data.int_range is None
+    assert after.hash() == before.hash()
