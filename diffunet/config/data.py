@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -42,6 +43,11 @@ class DataConfig(Section):
     """Share of the files that may be unusable; above it, training does not begin."""
     cache: str | None = None
     """Folder for decoded images ("off": decode every time); the user's cache folder."""
+
+    @field_validator("cache", "group", mode="before")
+    @classmethod
+    def _path(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
 
     @field_validator("group")
     @classmethod
