@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ from pydantic import Field
 from tyro.conf import OmitArgPrefixes, arg
 
 from diffunet.commands import options, outputs
+from diffunet.commands.film import Film, refuse_still
 from diffunet.commands.options import Computing, Model, Number, Overwrite, Sampling, Seed
 from diffunet.commands.progress import progress, say, tell
 from diffunet.commands.records import Record, content, fingerprint
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 def sample(
     model: Model, /, *, out: str, num: Number = 16, seed: Seed = 0, label: str | None = None,
     sampling: OmitArgPrefixes[Sampling], from_: Annotated[Path | None, arg(name="from", metavar="PICTURE")] = None,
-    strength: Annotated[float, Field(gt=0, le=1)] = 0.5, grid: bool = False, batch_size: Number | None = None,
+    strength: Annotated[float, Field(gt=0, le=1)] | None = None, grid: bool = False, animate: bool = False,
+    batch_size: Number | None = None,
     computing: OmitArgPrefixes[Computing], resume: bool = False, overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
     """Generate images with a model.
@@ -34,8 +37,9 @@ def sample(
         seed: The same seed gives the same images.
         label: Class, by name or number; without, the classes in turn.
         from_: Make variations of this picture.
-        strength: How far they go from it: the share of the steps that are taken.
+        strength: How far they go from it: the share of the steps that are taken, 0.5 if not given.
         grid: One picture of them all.
+        animate: The file shows how they come out of the noise: a .gif, .webp or .png with a frame for each step.
         batch_size: Images at a time.
         resume: Make what is missing in the folder, after an interrupt or with a larger --num.
     """
@@ -46,28 +50,42 @@ def sample(
         raise UsageError(f"--out {out} is one file for {num} images: add --grid or --num 1, or give a folder")
     if is_file and resume:
         raise UsageError(f"--resume goes with a folder of pictures, and --out {out} is one file")
+    if strength is not None and from_ is None:
+        raise UsageError("--strength says how far to go from a picture, and there is no --from")
+    if animate:
+        if not is_file:
+            raise UsageError(f"--animate makes one file, and --out {out} is a folder: --out {target}.gif")
+        refuse_still(target)
     outputs.claim(target, file=is_file, overwrite=overwrite or not is_file)
 
     pipe = options.load(model, computing)
     if is_file:
         outputs.refuse_misfit(target, pipe.channels)
     keywords: dict[str, Any] = {**options.for_pipeline(sampling, pipe), "seed": seed, "labels": label}
+    share = 1.0 if from_ is None else strength or 0.5
     if from_ is not None:
-        keywords |= {"start": from_, "strength": strength}
+        keywords |= {"start": from_, "strength": share}
     chosen = {name: getattr(sampling, name) or getattr(pipe.config.diffusion, option) for name, option in CONFIGURED}
     say(
         f"{num} {'image' if num == 1 else 'images'} of {pipe.image_size}x{pipe.image_size}, {chosen['steps']} steps of "
-        f"{chosen['sampler']}" + ("" if from_ is None else f", {strength:g} of them from {from_}")
+        f"{chosen['sampler']}" + ("" if from_ is None else f", {share:g} of them from {from_}")
     )
     with progress("sampling") as show:
         keywords["on_step"] = lambda p: show(p.step, p.steps)
+        if animate:
+            film = Film(math.ceil(share * chosen["steps"]))
+            for _ in pipe.stream(num, batch_size=batch_size, **keywords | {"on_step": film.and_tell(show)}):
+                pass
+            film.save(target)
+            tell(str(target))
+            return
         if is_file:
             pictures = pipe.sample(num, batch_size=batch_size, **keywords)
             outputs.save(pictures.grid() if grid else pictures[0], target)
             return
         made_by = {
             "command": "sample", "seed": seed, "model": fingerprint(pipe), "label": label,
-            "from": None if from_ is None else content(from_), "strength": None if from_ is None else strength,
+            "from": None if from_ is None else content(from_), "strength": share,
             **chosen, **_guidance(keywords["guidance"], pipe), "precision": pipe.how.precision,
             "compile": computing.compile, "kernels": computing.kernels,
         }  # fmt: skip

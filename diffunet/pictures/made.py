@@ -53,6 +53,12 @@ def file_name(label: str) -> str:
     return "".join(c if c.isalnum() or c in "-_ ." else "_" for c in known)[:60]
 
 
+def name_of(image: Any) -> str:
+    """Return the name that fillings of an image are saved under: that of its file, where it has one."""
+    name = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", None)
+    return (Path(name).stem if isinstance(name, str | os.PathLike) else "") or "filled"
+
+
 def suffix_for(picture: Image.Image) -> str:
     """Return the suffix of the format that holds all of a picture: .png, or .tif for CMYK and 32 bits."""
     return ".png" if picture.mode in _IN_PNG else ".tif"

@@ -28,7 +28,7 @@ from diffunet.inpainting import filling, methods, part, regions
 from diffunet.interop import models
 from diffunet.nn import kernels as native
 from diffunet.pictures import images
-from diffunet.pictures.made import Picture, Pictures
+from diffunet.pictures.made import Picture, Pictures, name_of
 from diffunet.sampling import conditions
 from diffunet.sampling.batching import batches
 from diffunet.sampling.conditions import Guidance as Guidance
@@ -147,7 +147,7 @@ class Pipeline:
 
     def sample(
         self, num: int | None = None, *, seed: int = 0, labels: Label | Iterable[Label] = None,
-        batch_size: int | None = None, noise: Any = None, start: Any = None, strength: float = 0.5,
+        batch_size: int | None = None, noise: Any = None, start: Any = None, strength: float | None = None,
         on_step: OnStep | None = None, **options: Unpack[SamplingOptions],
     ) -> Pictures:  # fmt: skip
         """Generate `num` images, by default 16, or as many as there is `noise` for.
@@ -159,8 +159,8 @@ class Pipeline:
                 more is no faster. Where memory runs out, half of it is used from then on.
             noise: standard normal noise to start from in place of the seed's, an array or tensor [num C H W].
             start: a picture, in any form that `inpaint` takes, to make variations of: its middle, at the model's size.
-            strength: with `start`, the share of the steps that are taken, above 0 up to 1: how far an image goes from
-                it. Noise is added to the picture as of there (SDEdit, Meng et al. 2022).
+            strength: with `start`, the share of the steps that are taken, above 0 up to 1, by default a half: how far
+                an image goes from it. Noise is added to the picture as of there (SDEdit, Meng et al. 2022).
             on_step: called after every step with a `Progress`; it cancels by returning False.
             options: how to sample; see `SamplingOptions`.
 
@@ -181,7 +181,7 @@ class Pipeline:
     @own_defaults()
     def stream(
         self, num: int | None = None, *, seed: int = 0, labels: Label | Iterable[Label] = None,
-        batch_size: int | None = None, noise: Any = None, start: Any = None, strength: float = 0.5,
+        batch_size: int | None = None, noise: Any = None, start: Any = None, strength: float | None = None,
         skip: Container[int] = (), on_step: OnStep | None = None, **options: Unpack[SamplingOptions],
     ) -> Iterator[Picture]:  # fmt: skip
         """Generate images as `sample` does, and yield each once its batch is made, so that memory holds one batch.
@@ -209,10 +209,13 @@ class Pipeline:
         sigmas = build.ladder(d, self.denoiser.schedule, steps or d.sample_steps)
         middle = build.prior_mean(self.config)
         if start is not None:
-            middle, share = conditions.given_start(start, shape), plain.number("strength", strength)
+            share = plain.number("strength", 0.5 if strength is None else strength)
+            middle = conditions.given_start(start, shape)
             if not 0 < share <= 1:
                 raise UsageError(f"strength is above 0 and at most 1, not {share:g}")
             sigmas = sigmas[-1 - ceil(share * (len(sigmas) - 1)) :]
+        elif strength is not None:
+            raise UsageError("strength says how far to go from a picture, and there is no start")
         count = min(plain.count("batch_size", batch_size) or self.batch(guidance.scale != 1), num)
         step, watch = build.step(d), Watch(on_step)
         needed = range(num) if skip == () else [i for i in range(num) if i not in skip]
@@ -295,7 +298,7 @@ class Pipeline:
             masked = part.read(image, mask, **reading)
         with compute.enough_memory(f"for {num} copies of the image: a smaller num, or image, takes less"):
             filled = [masked.picture.copy() for _ in range(num)]
-        name = _name_of(image)
+        name = name_of(image)
         made = Pictures(Picture.of(one, name if num == 1 else f"{name}-{i}") for i, one in enumerate(filled))
         if not masked.hole.any():
             return made
@@ -404,9 +407,3 @@ class Pipeline:
     def __reduce__(self) -> Any:
         """Refuse to be pickled."""
         raise UsageError("a Pipeline is not pickled: in another process, load the model there by diffunet.load")
-
-
-def _name_of(image: Any) -> str:
-    """Return the name that fillings of an image are saved under: that of its file, where it has one."""
-    name = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", None)
-    return (Path(name).stem if isinstance(name, str | os.PathLike) else "") or "filled"

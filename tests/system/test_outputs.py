@@ -163,6 +163,21 @@ def test_a_gif_is_said_to_have_few_colours(run, tmp_path, capsys):
     assert "a GIF has 256 colours" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
+def test_an_animation_ends_with_the_pictures(suffix, run, tmp_path, capsys):
+    diffunet(*sample(run, tmp_path / "x.png", "--grid", num=5))
+    diffunet(*sample(run, tmp_path / f"film{suffix}", "--grid", "--animate", num=5))
+    film, still = Image.open(tmp_path / f"film{suffix}"), np.asarray(Image.open(tmp_path / "x.png"))
+    assert film.n_frames == 2
+    first = np.asarray(film.convert("RGB")).astype(int)
+    film.seek(1)
+    last = np.asarray(film.convert("RGB")).astype(int)
+    assert abs(last - still).mean() <= (8 if suffix == ".gif" else 0)
+    assert abs(first - still).max() > 40
+    assert "holds no animation" in refused(capsys, *sample(run, tmp_path / "x.jpg", "--grid", "--animate"))
+    assert "is a folder" in refused(capsys, *sample(run, tmp_path / "x", "--animate"))
+
+
 def test_variations_of_a_picture(run, tmp_path, capsys):
     picture = next(run.glob("samples/*.png"))
     near = [*sample(run, tmp_path / "near", num=2), "--from", picture, "--strength", 0.5]
