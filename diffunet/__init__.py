@@ -18,6 +18,7 @@ _NAMES = {
     "errors": "Cancelled CheckpointError DataError DivergedError Error ResourceError Stopped UsageError",
     "nn.unet": "UNet",
     "nn.unet2015": "UNet2015",
+    "pictures.made": "Pictures save",
     "sampling.pipeline": "Guidance Pipeline Progress load",
     "training.loop": "train",
 }
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from diffunet.errors import UsageError as UsageError
     from diffunet.nn.unet import UNet as UNet
     from diffunet.nn.unet2015 import UNet2015 as UNet2015
+    from diffunet.pictures.made import Pictures as Pictures
+    from diffunet.pictures.made import save as save
     from diffunet.sampling.pipeline import Guidance as Guidance
     from diffunet.sampling.pipeline import Pipeline as Pipeline
     from diffunet.sampling.pipeline import Progress as Progress

@@ -20,13 +20,19 @@ SLOT = 16
 
 def seed_of(*parts: int | str) -> int:
     """Return a 32-bit seed for a key, which is hashed since torch's CPU generator uses only 32 bits of its seed."""
+    _refuse_others(parts)
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")
 
 
 def key_of(*parts: int | str) -> int:
-    """Return a 128-bit seed for `streams`, so that no two keys have the same. Numpy's integers count as Python's."""
-    plain = tuple(part if isinstance(part, str) else int(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(repr(plain).encode(), digest_size=16).digest(), "little")
+    """Return a 128-bit seed for `streams`, so that no two keys have the same."""
+    _refuse_others(parts)
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=16).digest(), "little")
+
+
+def _refuse_others(parts: tuple[int | str, ...]) -> None:
+    # A key is hashed as it is written, and numpy's 3 is written np.int64(3): what a program gives is made plain before.
+    assert all(type(part) in (int, str) for part in parts), parts
 
 
 def generator(seed: int, step: int, sample: int) -> np.random.Generator:

@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from PIL.Image import Image
 
 import diffunet
 from diffunet import build, compute, draws
@@ -51,7 +52,7 @@ def main() -> None:
     for i, picture in enumerate(pictures):
         kind = options.masks[i % len(options.masks)]
         hole = masks.random_mask(kind, d.image_size, d.image_size, draws.generator(options.seed, 0, i))
-        filled = []
+        filled: list[Image] = []
         for method in options.method:
             jumps = {"jump_length": options.jump_length, "jump_n_sample": options.jump_n_sample}
             filled += pipe.inpaint(

@@ -140,8 +140,10 @@ def _options(target: Any) -> dict[str, Any]:
             fields = kind.model_fields.items()
             options |= {f"--{dashed}.{inner.replace('_', '-')}": field.annotation for inner, field in fields}
         elif name != "return":
-            metavars = (getattr(extra, "metavar", None) for extra in getattr(hint, "__metadata__", ()))
-            options[next(filter(None, metavars), f"--{dashed}")] = kind
+            extras = getattr(hint, "__metadata__", ())
+            named = next(filter(None, (getattr(extra, "name", None) for extra in extras)), None)  # --from is a keyword
+            metavars = (getattr(extra, "metavar", None) for extra in extras)
+            options[f"--{named}" if named else next(filter(None, metavars), f"--{dashed}")] = kind
     return options
 
 

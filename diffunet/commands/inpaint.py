@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from diffunet.commands import options, outputs
+from diffunet.commands import options, outputs, records
 from diffunet.commands.options import Computing, Finite, Model, Number, Overwrite, Seed, Steps
 from diffunet.commands.progress import progress, say, tell
 from diffunet.errors import DataError, UsageError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def inpaint(
-    model: Model, images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE")], /, *, out: Path,
+    model: Model, images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE")], /, *, out: str,
     mask: Path | None = None, box: str | None = None, method: MethodChoice = "auto", fit: InpaintFitName = "auto",
     steps: Steps | None = None, jump_length: Steps | None = None, jump_n_sample: Steps | None = None, num: Number = 1,
     seed: Seed = 0, label: str | None = None, guidance: Finite = 1.0, invert_mask: bool = False,
@@ -31,7 +31,7 @@ def inpaint(
     range: Annotated[tuple[Finite, Finite] | None, arg(metavar="LOW HIGH")] = None,
     page: Annotated[int, Field(ge=1, le=10**9)] | None = None,
     lossy_ok: bool = False, max_pixels: Annotated[int, Field(ge=1, le=10**12)] = 200_000_000,
-    computing: OmitArgPrefixes[Computing], overwrite: Overwrite = False,
+    computing: OmitArgPrefixes[Computing], resume: bool = False, overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
     """Fill in the masked part of images; every pixel outside the mask comes back as it was.
 
@@ -65,7 +65,12 @@ def inpaint(
         page: Which page or frame of a file with several, from 1 on; the result is that one alone.
         lossy_ok: Allow an output such as .jpg, which changes known pixels.
         max_pixels: Larger images are refused, before they are decoded.
+        resume: Fill only the images that a run which was broken off has not filled.
     """
+    made_by = records.asked(
+        locals(), "model", "images", "out", "mask", "computing", "max_pixels", "resume", "overwrite"
+    )
+    is_file, target = outputs.is_file(out), Path(out)
     jumps = jump_length is not None or jump_n_sample is not None
     for refused, message in (
         (not images, "IMAGE is missing (images of any size; see diffunet inpaint --help)"),
@@ -75,14 +80,20 @@ def inpaint(
         (invert_mask and mask is None and box is None, "--invert-mask goes with --mask or --box, and there is neither"),
         (jumps and method not in ("auto", *JUMPING),
          f"--method {method} does not jump back: --jump-length and --jump-n-sample go with repaint, ddnm"),
+        (is_file and resume, f"--resume goes with a folder of pictures, and --out {out} is one file"),
     ):  # fmt: skip
         if refused:
             raise UsageError(message)
-    if out.suffix and not outputs.lossless(out) and not lossy_ok:
+    if is_file and not outputs.lossless(target) and not lossy_ok:
         raise UsageError(f"--out {out} is lossy: known pixels would change. Take .png, or say --lossy-ok")
     corners = None if box is None else _corners(box)
-    jobs = _jobs(images, mask, out, num, overwrite)
+    jobs = _jobs(images, mask, target, is_file, num, overwrite or resume)
     pipe = options.load(model, computing)
+    made_by |= {"command": "inpaint", "model": records.fingerprint(pipe), "precision": pipe.how.precision}
+    record = None if is_file else records.Record(target, made_by)
+    left = [job for job in jobs if record is None or not _is_filled(job, record, resume, overwrite)]
+    if len(left) < len(jobs):
+        say(f"{len(jobs) - len(left)} of {len(jobs)} images are filled")
 
     from diffunet import build
     from diffunet.inpainting import part
@@ -90,7 +101,7 @@ def inpaint(
 
     album = functools.cache(lambda: ranges.of_files(path for (path, _, _), _ in jobs))
     failed: list[str] = []
-    for (path, mask_path, _), targets in jobs:
+    for (path, mask_path, _), targets in left:
         try:  # errors of one image are raised here; those of the options, by the pipeline
             masked = part.read(
                 path, mask_path, box=corners, invert_mask=invert_mask, soft_mask=soft_mask, feather=feather,
@@ -111,8 +122,10 @@ def inpaint(
                 masked, num=num, seed=seed, method=method, fit=fit, steps=steps, jump_length=jump_length,
                 jump_n_sample=jump_n_sample, label=label, guidance=guidance, on_step=lambda p: show(p.step, p.steps),
             )  # fmt: skip
-        for picture, target in zip(filled, targets, strict=False):
-            outputs.save(picture, target)
+        if record is not None:
+            record.note(record.names(targets), records.content(path, mask_path))
+        for picture, file in zip(filled, targets, strict=False):
+            outputs.save(picture, file)
         if num > 1:  # the target that is left is of the sheet
             outputs.save(outputs.sheet(masked, filled), targets[-1])
     if len(jobs) > 1 or any(path.is_dir() for path in images):
@@ -122,8 +135,17 @@ def inpaint(
         raise DataError(f"{len(failed)} of {len(jobs)} images could not be filled: {', '.join(failed)}")
 
 
+def _is_filled(job: tuple[Pair, list[Path]], record: records.Record, resume: bool, overwrite: bool) -> bool:
+    """Return whether all pictures of an image are there, by this run. Raises UsageError where they are another's."""
+    (path, mask, _), targets = job
+    if not any(target.exists() for target in targets):
+        return False
+    of, names = records.content(path, mask), record.names(targets)
+    return len(record.finished(names, resume=resume, overwrite=overwrite, of=of)) == len(names)
+
+
 def _jobs(
-    images: tuple[Path, ...], mask: Path | None, out: Path, num: int, overwrite: bool
+    images: tuple[Path, ...], mask: Path | None, out: Path, is_file: bool, num: int, overwrite: bool
 ) -> list[tuple[Pair, list[Path]]]:
     """Return each image with its mask and the files to write: one for each filling, then a sheet if there are several.
 
@@ -132,18 +154,18 @@ def _jobs(
     """
     from diffunet.inpainting.pairs import pairs
 
-    outputs.claim(out, file=bool(out.suffix), overwrite=overwrite or not out.suffix)
+    outputs.claim(out, file=is_file, overwrite=overwrite or not is_file)
     masked = pairs(images, mask)
-    if out.suffix and len(masked) * num > 1:
+    if is_file and len(masked) * num > 1:
         raise UsageError(f"--out {out} is one file for {len(masked) * num} pictures: give a folder")
     jobs = []
     for pair in masked:
         held_by = outputs.held_by(pair.image)
-        if out.suffix and held_by and out.suffix.lower() not in held_by:
+        if is_file and held_by and out.suffix.lower() not in held_by:
             raise UsageError(f"--out {out}: {out.suffix} cannot hold {pair.image} as it is; take {held_by[0]}")
         stem, suffix = out / pair.name, held_by[0] if held_by else ".png"
         ends = [suffix] if num == 1 else [*(f"-{i}{suffix}" for i in range(num)), "-sheet.png"]
-        jobs.append((pair, [out] if out.suffix else [stem.with_name(stem.name + end) for end in ends]))
+        jobs.append((pair, [out] if is_file else [stem.with_name(stem.name + end) for end in ends]))
     targets = [target for _, files in jobs for target in files]
     if several := [name for name, times in Counter(map(os.path.normcase, targets)).items() if times > 1]:
         raise UsageError(f"several images would be written to {several[0]}: rename one")

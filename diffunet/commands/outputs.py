@@ -6,11 +6,10 @@ import contextlib
 import errno
 import math
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffunet.commands.progress import tell
+from diffunet.commands.progress import say, tell
 from diffunet.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
@@ -67,6 +66,31 @@ def lossless(out: Path) -> bool:
         raise UsageError(f"--out {error}") from None
 
 
+def is_file(out: str | Path) -> bool:
+    """Return whether --out is one file, or a folder, as `made.names_file` says. Raises UsageError as it does."""
+    from diffunet.pictures import made
+
+    try:
+        return made.names_file(out)
+    except UsageError as error:
+        raise UsageError(f"--out {error}; or end it in / for a folder") from None
+
+
+def refuse_misfit(out: Path, channels: int) -> None:
+    """Refuse a file that cannot hold pictures of so many channels; say it of one that holds fewer colours.
+
+    Raises:
+        UsageError: it names the suffix to take.
+    """
+    from diffunet.pictures import images
+
+    suffix, suffixes = out.suffix.lower(), _HELD_BY.get(images.MODES[channels], ())
+    if suffixes and suffix not in suffixes:
+        raise UsageError(f"--out {out}: {suffix} holds no transparency, which this model makes; take {suffixes[0]}")
+    if suffix == ".gif" and channels > 1:
+        say(f"{out}: a GIF has 256 colours, so this is not exactly what the model makes; a .png is")
+
+
 _DEEP, _CLEAR = (".tif", ".tiff"), (".png", ".webp", ".tif", ".tiff", ".gif")
 _HELD_BY = {
     "I;16": (".png", *_DEEP), "I;16B": (".png", *_DEEP), "I": _DEEP, "F": _DEEP, "CMYK": (*_DEEP, ".jpg", ".jpeg"),
@@ -90,12 +114,6 @@ def held_by(path: Path) -> tuple[str, ...]:
             return _CLEAR if clear else _HELD_BY.get(mode, ())
     except Exception:
         return ()
-
-
-def file_name(label: str) -> str:
-    """Return a label as part of a file name that every system takes: its letters and digits, 60 characters at most."""
-    known = label.encode(sys.getfilesystemencoding(), "replace").decode(sys.getfilesystemencoding())
-    return "".join(c if c.isalnum() or c in "-_ ." else "_" for c in known)[:60]
 
 
 def save(picture: Image, path: Path) -> None:

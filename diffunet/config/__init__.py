@@ -6,15 +6,18 @@ string below each field of a section is its help on the command line.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError, model_validator
 
+from diffunet import plain
 from diffunet.config.data import DataConfig as DataConfig
 from diffunet.config.diffusion import DiffusionConfig as DiffusionConfig
 from diffunet.config.fields import Section as Section
@@ -37,13 +40,50 @@ MAX_BYTES = 2**24
 """The size above which a file is not read as a config."""
 
 
-class Config(Section):
+@contextlib.contextmanager
+def _in_words(where: str = "") -> Iterator[None]:
+    """Raise what pydantic complains of as one UsageError, which ends with `where`."""
+    try:
+        yield
+    except ValidationError as error:
+        problems = [_problem(item) for item in error.errors()]
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UsageError("; ".join(problems[:5]) + more + where) from None
+
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass as _InWords
+else:
+
+    class _InWords(type(Section)):
+        """What makes a Config: of `Config(...)`, too, a person is told in words what is wrong."""
+
+        def __call__(cls, *args: Any, **sections: Any) -> Any:
+            if args:
+                raise UsageError(f"Config takes its sections by name, Config(**sections), not {plain.shown(args[0])}")
+            with _in_words():
+                return super().__call__(**sections)
+
+
+class Config(Section, metaclass=_InWords):
     """A whole run: the net, the diffusion process, the images and the training."""
 
     model: ModelConfig = ModelConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Config:
+        """Return a Config of plain values. Raises UsageError as `validated` does, in place of pydantic's own error."""
+        with _in_words():
+            return super().model_validate(obj, **options)
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Config:
+        """Return the Config that a JSON text holds. Raises UsageError as `validated` does."""
+        with _in_words():
+            return super().model_validate_json(json_data, **options)
 
     @model_validator(mode="before")
     @classmethod
@@ -68,7 +108,7 @@ class Config(Section):
             UsageError: for a value that is not allowed.
         """
         content = self.model_dump(exclude_unset=True)
-        content.setdefault(section, {}).update(values)
+        content.setdefault(plain.text("section", section), {}).update(values)
         return validated(content, "the command line")
 
     def hash(self) -> str:
@@ -94,12 +134,21 @@ def validated(content: Any, where: str) -> Config:
         UsageError: for options that do not exist or values that are not allowed. The message names each with its value,
             what is allowed, and the closest existing name.
     """
-    try:
-        return Config.model_validate(content)
-    except ValidationError as error:
-        problems = [_problem(item) for item in error.errors()]
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise UsageError("; ".join(problems[:5]) + f"{more} (in {where})") from None
+    with _in_words(f" (in {where})"):
+        return super(Config, Config).model_validate(content)
+
+
+def config_of(content: Any) -> Config:
+    """Return what a program gives as a config: a Config as it is, a dict of its sections validated.
+
+    Raises:
+        UsageError: something else, or as `validated`.
+    """
+    if isinstance(content, Config):
+        return content
+    if isinstance(content, Mapping):
+        return validated(dict(content), "the config")
+    raise UsageError(f"config is a diffunet.Config or a dict of its sections, not {plain.shown(content)}")
 
 
 def _problem(item: Any) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -69,6 +70,11 @@ class DataConfig(Section):
         if range is not None and not range[0] < range[1]:
             raise ValueError(f"should be two values, LOW below HIGH, not {range[0]:g} and {range[1]:g}")
         return range
+
+    @field_validator("cache", "group", "labels", mode="before")
+    @classmethod
+    def _path(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
 
     @field_validator("group")
     @classmethod

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from diffunet.errors import UsageError
 
 Positive = Annotated[int, Field(ge=1, le=10**12)]
 Count = Annotated[int, Field(ge=0, le=10**12)]
@@ -21,3 +23,7 @@ class Section(BaseModel):
     """The base of the sections: they are frozen, and refuse unknown names, infinities and NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to change: what is made from a config may be kept by it."""
+        raise UsageError(f"a config does not change: config.changed(section, {name}=...) returns another one")

@@ -18,13 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffunet import build, draws
+from diffunet import build, draws, plain
 from diffunet.diffusion import guidance, likelihood
 from diffunet.diffusion.denoiser import Denoise, bind
 from diffunet.diffusion.schedules import DDPMSchedule, Schedule
 from diffunet.errors import Cancelled, UsageError
 from diffunet.pictures.images import Pixels, to_float
-from diffunet.sampling.conditions import check_counts
 from diffunet.sampling.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -176,7 +175,7 @@ def ode(
     """
     schedule, config = pipeline.denoiser.schedule, pipeline.config
     check(schedule, "ode", steps)
-    check_counts(dequantisations=dequantisations)
+    dequantisations = plain.integer("dequantisations", dequantisations)
     steps, sigma_data = 50 if steps is None else steps, config.diffusion.sigma_data or 0.5
     low, high = lowest(schedule), highest(schedule, sigma_data)
     sigmas = torch.linspace(math.log(low), math.log(high), steps + 1, dtype=torch.float64).exp()
@@ -222,8 +221,7 @@ def _measure(
     `bits_of` turns a denoiser, x0 [B C H W], the numbers of its images, and a function to call after every call of the
     net into bits per dimension, float64 [B].
     """
-    check_counts(batch_size=batch_size)
-    size = min(len(images), batch_size or max(1, pipeline.fits(learn=kind == "ode")))
+    size = min(len(images), plain.count("batch_size", batch_size) or max(1, pipeline.fits(learn=kind == "ode")))
     classes = None if labels is None else torch.tensor(list(labels), device=pipeline.device)
     done, total = 0, 0
     measured: list[NDArray[np.float64]] = []
@@ -231,7 +229,7 @@ def _measure(
     def called() -> None:
         nonlocal done
         done += 1
-        if on_step is not None and on_step(done, total) is False:
+        if on_step is not None and not plain.goes_on(on_step(done, total)):
             raise Cancelled(f"cancelled after call {done} of {total}")
 
     def make(first: int, count: int) -> None:

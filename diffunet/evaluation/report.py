@@ -12,17 +12,17 @@ import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from diffunet import build
+from diffunet import build, plain
 from diffunet.config import Config
 from diffunet.data import augment, folder, labels
 from diffunet.data.labels import Labels
-from diffunet.errors import DataError, Error, UsageError
+from diffunet.errors import DataError, Error
 from diffunet.evaluation import bits_per_dimension
 from diffunet.evaluation.denoising import DenoisingError, denoising_error
 from diffunet.evaluation.distances import frechet
 from diffunet.evaluation.features import Trained, train_classifier
 from diffunet.pictures import images
-from diffunet.sampling.conditions import SamplingOptions, check_counts, refuse_unknown
+from diffunet.sampling.conditions import SamplingOptions, refuse_unknown
 from diffunet.sampling.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ def denoising(
     The second value is False where training on this folder holds out none, so that the model may know the images.
     """
     real, tell = RealImages(pipeline.config, data), on_step or (lambda what, done, of: None)
-    check_counts(num=num, seed=seed)
+    num, seed = plain.integer("num", num), plain.integer("seed", seed, least=0)
     some, held_out = real.unseen(num, seed)
     x0 = images.to_float(torch.from_numpy(real.gather(some))).to(pipeline.device)
     label = None
@@ -279,13 +279,10 @@ def evaluate(
         UsageError: `num` below 2, and as `Pipeline.sample` and `bits_per_dimension.check`.
     """
     refuse_unknown("evaluate()", options, SamplingOptions)
-    if num < 2:
-        raise UsageError(f"num is at least 2, not {num}: a distance is one of distributions")
-    if not 0 <= seed < 2**63:
-        raise UsageError(f"seed is at least 0 and below 2**63, not {seed}")
+    num, seed = plain.integer("num", num, least=2), plain.integer("seed", seed, least=0)
     if likelihood is not None:
         bits_per_dimension.check(pipeline.denoiser.schedule, likelihood, likelihood_steps)
-    check_counts(likelihood_num=likelihood_num)
+    likelihood_num = plain.integer("likelihood_num", likelihood_num)
     tell = on_step or (lambda what, done, of: None)
     reference = Reference(pipeline.config, data, num, seed, pipeline.device, partial(tell, "learning features"))
     # Sampling comes first: it refuses arguments that cannot be, before anything is learned.

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL.Image import Image
 
+from diffunet import plain
 from diffunet.compute import enough_memory
 from diffunet.errors import DataError, UsageError
 from diffunet.inpainting import composite, masks, regions
-from diffunet.pictures import deep, images, opening, profiles
+from diffunet.pictures import deep, given, images, opening, profiles
 from diffunet.pictures.opening import TooLarge
 from diffunet.pictures.ranges import UNKNOWN, Range, Ranges, beyond, own
 
@@ -88,12 +88,12 @@ class ReadingOptions(TypedDict, total=False):
 
 @enough_memory("while the image and its mask are read: smaller ones take less")
 def read(
-    image: Image | str | Path, mask: Image | NDArray[Any] | str | Path | None = None, *,
+    image: Any, mask: Any = None, *,
     box: tuple[int, int, int, int] | None = None, invert_mask: bool = False, soft_mask: bool = False, feather: int = 0,
     resize_mask: bool = False, max_pixels: int = images.MAX_PIXELS, range: tuple[float, float] | None = None,
     page: int | None = None,
 ) -> Masked:  # fmt: skip
-    """Read an image of any mode and size, or the file of one, and the hole in it.
+    """Read an image of any mode and size, in any form of `given.picture`, such as a file's path, and the hole in it.
 
     A file is turned as its EXIF says, and keeps its EXIF but for thumbnails, which show the erased content; an
     Image keeps its `info`. The hole is that of a mask of the image's size (from half on it is hole, see
@@ -105,10 +105,13 @@ def read(
         DataError: an image or mask that cannot be read, or that is too large.
         ResourceError: out of memory.
     """
+    max_pixels, feather = plain.integer("max_pixels", max_pixels), plain.integer("feather", feather, least=0)
+    invert_mask, soft_mask = plain.flag("invert_mask", invert_mask), plain.flag("soft_mask", soft_mask)
+    resize_mask, box = plain.flag("resize_mask", resize_mask), plain_box(box)
+    image, mask = given.picture(image, max_pixels=max_pixels), given.opened(mask, "the mask", max_pixels)
     if mask is not None and box is not None:
         raise UsageError("a mask and a box are both given, and one says what to fill in: leave one out")
-    if feather < 0:
-        raise UsageError(f"feather is a number of pixels from 0 on, not {feather}")
+    page, range = plain.count("page", page), None if range is None else plain.pair("range", range)
     if range is not None and not range[0] < range[1]:
         raise UsageError(f"range is two values, LOW below HIGH, not {range[0]:g} and {range[1]:g}")
     name = str(image) if isinstance(image, str | Path) else "the image"
@@ -142,6 +145,20 @@ def read(
         weight = rising if weight is None else np.minimum(weight, rising)
     stated = UNKNOWN if range is None else Ranges.stated(*range)
     return Masked(picture, hole, weight, mask is None and box is None, stated)
+
+
+def plain_box(box: Any) -> tuple[int, int, int, int] | None:
+    """Return a box in Python's integers. Raises UsageError for anything but four whole numbers, or None."""
+    if box is None:
+        return None
+    try:
+        corners = [] if isinstance(box, str | bytes | dict | set) else list(box)
+    except TypeError:
+        corners = []
+    if len(corners) != 4:
+        raise UsageError(f"box is four whole numbers (x0, y0, x1, y1), not {plain.shown(box)}")
+    x0, y0, x1, y1 = (plain.integer("a corner of box", corner, least=-(2**31)) for corner in corners)
+    return x0, y0, x1, y1
 
 
 def _opened(image: Image | str | Path, name: str, max_pixels: int, page: int | None, *, is_mask: bool = False) -> Image:

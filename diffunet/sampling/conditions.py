@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import difflib
 import math
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, SupportsIndex, TypedDict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict
 
 import torch
+from PIL import ImageOps
+from PIL.Image import Resampling
 from torch import Tensor
 
+from diffunet import plain
 from diffunet.diffusion.denoiser import Conditional, Denoise, Denoiser, bind
 from diffunet.diffusion.guidance import Pair, WithAndWithoutLabel, guided, threshold
-from diffunet.errors import UsageError
+from diffunet.errors import DataError, UsageError
+from diffunet.pictures import given, images, made
 
 if TYPE_CHECKING:
     from diffunet.sampling.pipeline import Pipeline
@@ -71,20 +76,22 @@ def refuse_unknown(function: str, options: Mapping[str, object], known: type) ->
             raise TypeError(f"{function} got an unexpected keyword argument {name!r}")
 
 
-def check_counts(**values: int | None) -> None:
-    """Raise UsageError for a number below 1 (`seed` and `feather` may be 0), or 2**63 and above."""
-    for name, value in values.items():
-        least = 0 if name in ("seed", "feather") else 1
-        if value is not None and not least <= value < 2**63:
-            raise UsageError(f"{name} is at least {least}{' and below 2**63' if value > 0 else ''}, not {value}")
-
-
 def chosen(guidance: float | Guidance | None, model: Pipeline) -> Guidance:
-    """Return the guidance that a model is sampled with; None is none.
+    """Return the guidance that a model is sampled with, in plain numbers; None is none.
 
     A scale for a model without classes, which cannot be guided by a label, is that of the weaker model beside it.
+
+    Raises:
+        UsageError: no number, or no pipeline as the weaker model.
     """
     found = guidance if isinstance(guidance, Guidance) else Guidance(1.0 if guidance is None else guidance)
+    found = Guidance(
+        plain.number("guidance", found.scale), found.weaker,
+        None if found.interval is None else plain.pair("the interval of guidance", found.interval),
+        plain.number("the rescale of guidance", found.rescale, "from 0 to 1"),
+    )  # fmt: skip
+    if found.weaker is not None and not hasattr(found.weaker, "denoiser"):
+        raise UsageError(f"the weaker model of guidance is one from diffunet.load, not {plain.shown(found.weaker)}")
     if found.scale == 1 or found.weaker is not None or model.weaker is None or model.class_names:
         return found
     return replace(found, weaker=model.weaker, interval=found.interval or OWN_INTERVAL)
@@ -100,21 +107,22 @@ def class_number(label: Label, names: Sequence[str]) -> int | None:
         return len(names) if names else None
     if not names:
         raise UsageError("this model has no classes; train with --classes to have labels")
-    index = names.index(label) if isinstance(label, str) and label in names else _as_integer(label)
+    index = names.index(label) if isinstance(label, str) and label in names else _number_of(label)
     if index is not None and 0 <= index < len(names):
         return index
-    hint = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(str(label), names, n=1))
-    shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
-    raise UsageError(f"there is no class {label!r}; {hint}there are {shown}")
+    close = difflib.get_close_matches(label, names, n=1) if isinstance(label, str) else []
+    hint = "".join(f"did you mean {name}? " for name in close)
+    listed = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
+    raise UsageError(f"there is no class {plain.shown(label)}; {hint}there are {listed}")
 
 
-def _as_integer(label: object) -> int | None:
+def _number_of(label: object) -> int | None:
     """Return the integer that a label is or spells ("3"); None for anything else, including True and "²"."""
     if isinstance(label, str):
         return int(label) if label.isdecimal() and len(label) < 10 else None
     try:
-        return None if isinstance(label, bool) else operator.index(label)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):
+        return plain.integer("label", label, least=0)
+    except UsageError:
         return None
 
 
@@ -128,12 +136,53 @@ def class_numbers(labels: Label | Iterable[Label], num: int, names: Sequence[str
     """
     if labels is None:
         return torch.arange(num) % len(names) if names else None
-    if isinstance(labels, str) or _as_integer(labels) is not None or not isinstance(labels, Iterable):
+    one = isinstance(labels, str | bytes | Mapping | set) or getattr(labels, "ndim", None) == 0
+    if one or not isinstance(labels, Iterable):
         labels = [labels] * num  # type: ignore[list-item]
-    numbers = [class_number(label, names) for label in labels]
-    if len(numbers) != num:
-        raise UsageError(f"{len(numbers)} labels for {num} images")
-    return torch.tensor(numbers)
+    listed = list(islice(labels, num + 1))  # an iterator may go on for ever
+    if len(listed) != num:
+        found = str(len(labels)) if isinstance(labels, Sized) else str(len(listed)) if len(listed) < num else "more"
+        raise UsageError(f"{found} labels for {num} images")
+    numbers = [class_number(label, names) for label in listed]
+    return torch.tensor(numbers) if names else None
+
+
+def picture_name(seed: int, number: int, classes: Tensor | None, names: Sequence[str]) -> str:
+    """Return the name, without suffix, of the file of an image of a seed; `classes` [num] are as of `class_numbers`."""
+    label = len(names) if classes is None else int(classes[number])
+    return f"{seed}-{number:05d}" + (f"-{made.file_name(names[label])}" if label < len(names) else "")
+
+
+def given_noise(noise: Any, shape: tuple[int, ...]) -> Tensor:
+    """Return noise that a program gives, an array or tensor [num C H W] with `shape` = (C, H, W), as float32.
+
+    Raises:
+        UsageError: another shape, or values that are not finite numbers.
+    """
+    try:
+        tensor = torch.as_tensor(noise, device="cpu").detach()
+        if not tensor.is_floating_point():
+            raise TypeError
+        tensor = tensor.to(torch.float32)
+    except Exception:
+        raise UsageError(f"noise is an array or tensor of floats [num C H W], not {plain.shown(noise)}") from None
+    if tensor.ndim != 4 or tuple(tensor.shape[1:]) != shape or not len(tensor):
+        raise UsageError(f"noise is [num {' '.join(map(str, shape))}] for this model, not {[*tensor.shape]}")
+    if not tensor.isfinite().all():
+        raise UsageError("noise has values that are not finite")
+    return tensor
+
+
+def given_start(start: Any, shape: tuple[int, int, int]) -> Tensor:
+    """Return the middle of a picture in any form of `given.picture`, at the size of `shape`, float32 [C H W]."""
+    picture, (channels, height, width) = given.picture(start, "start"), shape
+    try:
+        opened = images.open_image(picture) if isinstance(picture, Path) else picture
+        whole = images.from_array(images.to_array(opened, channels))
+    except (DataError, OSError, SyntaxError, ValueError) as error:  # an Image whose file is damaged shows it only now
+        raise DataError(f"{picture if isinstance(picture, Path) else 'start'}: {error}") from None
+    fitted = ImageOps.fit(whole, (width, height), Resampling.BICUBIC)
+    return images.to_float(images.to_array(fitted, channels)[None])[0]
 
 
 def denoising(model: Pipeline, guidance: Guidance, threshold_kind: str) -> Callable[..., Denoise]:

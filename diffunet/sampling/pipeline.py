@@ -3,55 +3,43 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any, Unpack
 
 import torch
-from numpy.typing import NDArray
-from PIL.Image import Image
-from torch import Tensor
 
-from diffunet import build, compute, draws
+from diffunet import build, compute, draws, plain
 from diffunet.compiler import Unavailable
 from diffunet.compute import Compute
 from diffunet.config import Config
+from diffunet.defaults import own_defaults
 from diffunet.diffusion import samplers, tiling
 from diffunet.diffusion.denoiser import Denoiser
-from diffunet.errors import Cancelled, DivergedError, UsageError
+from diffunet.errors import UsageError
 from diffunet.inpainting import filling, methods, part, regions
 from diffunet.interop import models
 from diffunet.nn import kernels as native
 from diffunet.pictures import images
+from diffunet.pictures.made import Picture, Pictures, name_of
 from diffunet.sampling import conditions
+from diffunet.sampling.batching import batches
 from diffunet.sampling.conditions import Guidance as Guidance
-from diffunet.sampling.conditions import Label, SamplingOptions, check_counts, refuse_unknown
+from diffunet.sampling.conditions import Label, SamplingOptions, refuse_unknown
+from diffunet.sampling.watching import OnStep, Watch
+from diffunet.sampling.watching import Progress as Progress
 
 log = logging.getLogger(__name__)
 
 INPAINT_BATCH = 16
 """The most fillings of the model's size that are made at a time."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What `on_step` receives: step `step` of `steps` is done, and the images of the batch look like `denoised`.
-
-    `denoised` is the model's present prediction of them, [B C H W] in [-1, 1].
-    """
-
-    step: int
-    steps: int
-    denoised: Tensor
-
-
-OnStep = Callable[[Progress], Any]
-"""A function that is called after every step; it cancels by returning False."""
 
 
 def load(
@@ -81,9 +69,12 @@ def load(
     """
     precision = "auto" if dtype is None else next((name for name, t in compute.PRECISIONS.items() if t is dtype), None)
     if precision is None:
-        raise UsageError(f"dtype is torch.float32, torch.bfloat16 or torch.float16, not {dtype}")
-    with torch.inference_mode(False):  # as in `Pipeline.working`
-        how = replace(compute.choose(device, precision, compiled=compile), native=kernels)
+        raise UsageError(f"dtype is torch.float32, torch.bfloat16 or torch.float16, not {plain.shown(dtype)}")
+    plain.path("model", model)  # a web address is no path, whose slashes would be made fewer
+    model, net = os.fspath(model), plain.function("net", net)
+    compile, kernels = plain.flag("compile", compile), plain.flag("kernels", kernels)
+    with torch.inference_mode(False), own_defaults():  # as in `Pipeline.working`
+        how = replace(compute.choose(plain.device(device), precision, compiled=compile), native=kernels)
         if kernels:
             _refuse_without_kernels(how)
         read = models.read_model(model, net)
@@ -125,6 +116,11 @@ class Pipeline:
         self, config: Config, denoiser: Denoiser, how: compute.Compute | None = None, net: build.NetFactory = build.net,
         weaker: Pipeline | None = None,
     ) -> None:  # fmt: skip
+        if not isinstance(config, Config) or not isinstance(denoiser, Denoiser):
+            wrong = denoiser if isinstance(config, Config) else config
+            raise UsageError(
+                f"a Pipeline is of a Config and a Denoiser, as diffunet.load makes it: {plain.shown(wrong)}"
+            )
         self.config, self.denoiser = config, denoiser.eval().requires_grad_(False)
         if how is None:
             types = {parameter.dtype for parameter in denoiser.parameters()}
@@ -150,60 +146,118 @@ class Pipeline:
         return self.config.data.class_names
 
     def sample(
-        self, num: int = 16, *, seed: int = 0, labels: Label | Iterable[Label] = None, batch_size: int | None = None,
+        self, num: int | None = None, *, seed: int = 0, labels: Label | Iterable[Label] = None,
+        batch_size: int | None = None, noise: Any = None, start: Any = None, strength: float | None = None,
         on_step: OnStep | None = None, **options: Unpack[SamplingOptions],
-    ) -> list[Image]:  # fmt: skip
-        """Generate `num` images.
+    ) -> Pictures:  # fmt: skip
+        """Generate `num` images, by default 16, or as many as there is `noise` for.
 
         Args:
             seed: image i of a seed starts from the same noise at any `num` and `batch_size`, on any device.
             labels: a class name or number, or one for each image (list, array, tensor); by default the classes in turn.
             batch_size: how many images to make at a time; by default as many as fit by estimate, up to where
                 more is no faster. Where memory runs out, half of it is used from then on.
+            noise: standard normal noise to start from in place of the seed's, an array or tensor [num C H W].
+            start: a picture, in any form that `inpaint` takes, to make variations of: its middle, at the model's size.
+            strength: with `start`, the share of the steps that are taken, above 0 up to 1, by default a half: how far
+                an image goes from it. Noise is added to the picture as of there (SDEdit, Meng et al. 2022).
             on_step: called after every step with a `Progress`; it cancels by returning False.
             options: how to sample; see `SamplingOptions`.
 
         Raises:
-            UsageError: arguments with impossible values, or which this model cannot do.
+            UsageError: arguments of wrong types or with impossible values, or which this model cannot do.
+            DataError: `start` is no picture.
             ResourceError: out of memory with one image at a time.
             DivergedError: the images are not finite, as where float16 is too narrow for the model.
             Cancelled: `on_step` returned False.
         """
         refuse_unknown("Pipeline.sample()", options, SamplingOptions)
-        check_counts(num=num, batch_size=batch_size, seed=seed)
+        made = self.stream(
+            num, seed=seed, labels=labels, batch_size=batch_size, noise=noise, start=start, strength=strength,
+            on_step=on_step, **options,
+        )  # fmt: skip
+        return Pictures(made)
+
+    @own_defaults()
+    def stream(
+        self, num: int | None = None, *, seed: int = 0, labels: Label | Iterable[Label] = None,
+        batch_size: int | None = None, noise: Any = None, start: Any = None, strength: float | None = None,
+        skip: Container[int] = (), on_step: OnStep | None = None, **options: Unpack[SamplingOptions],
+    ) -> Iterator[Picture]:  # fmt: skip
+        """Generate images as `sample` does, and yield each once its batch is made, so that memory holds one batch.
+
+        Arguments are checked at once, and a batch is made when its first image is asked for.
+
+        Args:
+            skip: numbers of images that are not needed. They are not yielded, and a batch of such alone is not made;
+                the others are, to the last bit, what they are without `skip`.
+            num, seed, labels, batch_size, noise, start, strength, on_step, options: as for `sample`, with its errors.
+        """
+        refuse_unknown("Pipeline.stream()", options, SamplingOptions)
+        shape = (self.channels, self.image_size, self.image_size)
+        given = None if noise is None else conditions.given_noise(noise, shape)
+        num = plain.integer("num", (16 if given is None else len(given)) if num is None else num)
+        if given is not None and len(given) != num:
+            raise UsageError(f"noise is for {len(given)} images, and num is {num}")
+        seed, steps = plain.integer("seed", seed, least=0), plain.count("steps", options.get("steps"))
         classes = conditions.class_numbers(labels, num, self.class_names)
-        sampler, ladder, threshold = options.get("sampler"), options.get("ladder"), options.get("threshold")
-        d = build.sampling(self.config.diffusion, sampler=sampler, ladder=ladder, threshold=threshold)
+        named = {name: options.get(name) for name in ("sampler", "ladder", "threshold")}
+        chosen = {name: plain.text(name, value) for name, value in named.items() if value is not None}
+        d = build.sampling(self.config.diffusion, **chosen)
         guidance = conditions.chosen(options.get("guidance"), self)
         denoise_for = conditions.denoising(self, guidance, d.threshold)
-        check_counts(steps=options.get("steps"))
-        sigmas = build.ladder(d, self.denoiser.schedule, options.get("steps") or d.sample_steps)
-        batch_size = batch_size or max(1, self.fits(2 if guidance.scale != 1 else 1))
-        shape = (self.channels, self.image_size, self.image_size)
-        step, watch = build.step(d), _Watch(on_step)
-        made: list[Image] = []
+        sigmas = build.ladder(d, self.denoiser.schedule, steps or d.sample_steps)
+        middle = build.prior_mean(self.config)
+        if start is not None:
+            share = plain.number("strength", 0.5 if strength is None else strength)
+            middle = conditions.given_start(start, shape)
+            if not 0 < share <= 1:
+                raise UsageError(f"strength is above 0 and at most 1, not {share:g}")
+            sigmas = sigmas[-1 - ceil(share * (len(sigmas) - 1)) :]
+        elif strength is not None:
+            raise UsageError("strength says how far to go from a picture, and there is no start")
+        count = min(plain.count("batch_size", batch_size) or self.batch(guidance.scale != 1), num)
+        step, watch = build.step(d), Watch(on_step)
+        needed = range(num) if skip == () else [i for i in range(num) if i not in skip]
+        planned = 0
 
-        def make(first: int, count: int) -> None:
-            watch.total = watch.done + ceil((num - first) / count) * (len(sigmas) - 1)
+        def make(first: int, count: int) -> list[Picture]:
+            nonlocal planned
+            if count != planned:
+                left = {(i - first) // count for i in needed if i >= first} if skip != () else range(first, num, count)
+                planned, watch.total = count, watch.done + len(left) * (len(sigmas) - 1)
+            wanted = watch.images = range(first, min(first + count, num))
+            if skip != () and all(i in skip for i in wanted):
+                return []
             # A compiled net sees batches of one size: the last is filled up with images that nobody asked for.
-            batch = range(first, first + count) if self.how.compiled else range(first, min(first + count, num))
-            noise = draws.streams(seed, batch, shape, self.device)
-            label = None if classes is None else classes[[i % num for i in batch]].to(self.device)
-            first_noise = noise()  # mean + sigma * noise: the distribution of real images at the first noise level
-            x = build.prior_mean(self.config).to(first_noise) + sigmas[0] * first_noise
-            walk = samplers.sample(denoise_for(label), x, sigmas, step, noise)
-            made.extend(images.from_array(array) for array in images.to_uint8(watch(walk, num - first)))
+            batch = range(first, first + count) if self.how.compiled else wanted
+            with self._at_work():
+                draw = draws.streams(seed, batch, shape, self.device)
+                label = None if classes is None else classes[[i % num for i in batch]].to(self.device)
+                first_noise = draw()  # mean + sigma * noise: the distribution of real images at the first noise level
+                if given is not None:
+                    first_noise = given[[i % num for i in batch]].to(first_noise)
+                x = middle.to(first_noise) + sigmas[0] * first_noise
+                arrays = images.to_uint8(watch(samplers.sample(denoise_for(label), x, sigmas, step, draw)))
+            return [
+                Picture.of(images.from_array(array), conditions.picture_name(seed, i, classes, self.class_names))
+                for i, array in zip(wanted, arrays, strict=True) if skip == () or i not in skip
+            ]  # fmt: skip
 
-        with self.working("with one image at a time"):
-            self.in_batches(num, min(batch_size, num), make)
-        return made
+        def pictures() -> Iterator[Picture]:
+            with compute.enough_memory("with one image at a time"):
+                for batch in batches(num, count, make):
+                    yield from batch
 
+        return pictures()
+
+    @own_defaults()
     def inpaint(
-        self, image: Image | str | Path | part.Masked, mask: Image | NDArray[Any] | str | Path | None = None, *,
+        self, image: Any, mask: Any = None, *,
         num: int = 1, seed: int = 0, method: str = "auto", fit: str = "auto", steps: int | None = None,
         jump_length: int | None = None, jump_n_sample: int | None = None, label: Label = None,
         guidance: float | Guidance | None = None, on_step: OnStep | None = None, **reading: Unpack[part.ReadingOptions],
-    ) -> list[Image]:  # fmt: skip
+    ) -> Pictures:  # fmt: skip
         """Fill in the masked part of an image; every pixel outside it comes back as it was.
 
         The results have the size of the image, and its mode where pixels of that mode can be set one by one. Holes that
@@ -212,7 +266,8 @@ class Pipeline:
 
         Args:
             image, mask, reading: the image and what of it to fill in; see `part.read` and `part.ReadingOptions`. An
-                image that `part.read` has returned is taken as it is.
+                image is a path, a Pillow image, an array [H W] or [H W C], a tensor [C H W], an open binary file or
+                bytes, see `given.picture`. One that `part.read` has returned is taken as it is, with its hole.
             num, seed: the number of different fillings; filling i of a seed starts from the same noise at any `num`.
             method: trained (the net has the known pixels as a condition: for a model trained with --task inpaint),
                 repaint (resampling, Lugmayr et al. 2022), ddnm (Wang et al. 2022), mmps (gradients, Rozet et al. 2024),
@@ -229,20 +284,31 @@ class Pipeline:
             UsageError, ResourceError, DivergedError, Cancelled: as for `sample` and `part.read`.
         """
         refuse_unknown("Pipeline.inpaint()", reading, part.ReadingOptions)
-        check_counts(num=num, seed=seed, max_pixels=reading.get("max_pixels"), steps=steps)
-        check_counts(jump_length=jump_length, jump_n_sample=jump_n_sample, feather=reading.get("feather"))
-        masked = image if isinstance(image, part.Masked) else part.read(image, mask, **reading)
+        num, seed, steps = plain.integer("num", num), plain.integer("seed", seed, least=0), plain.count("steps", steps)
+        jump_length = plain.count("jump_length", jump_length)
+        jump_n_sample = plain.count("jump_n_sample", jump_n_sample)
+        method, fit, watch = plain.text("method", method), plain.text("fit", fit), Watch(on_step)
+        if isinstance(image, part.Masked):
+            if mask is not None or reading:
+                raise UsageError(
+                    "an image from part.read has its hole already: leave out the mask and what goes with it"
+                )
+            masked = image
+        else:
+            masked = part.read(image, mask, **reading)
         masked = masked.like(build.ranges(self.config.data))
         with compute.enough_memory(f"for {num} copies of the image: a smaller num, or image, takes less"):
             filled = [masked.picture.copy() for _ in range(num)]
+        name = name_of(image)
+        made = Pictures(Picture.of(one, name if num == 1 else f"{name}-{i}") for i, one in enumerate(filled))
         if not masked.hole.any():
-            return filled
+            return made
         if (share := float(masked.hole.mean())) > 0.9:
             log.warning("the mask fills %.0f%% of the image; for masks with black = fill: --invert-mask", 100 * share)
         guided = conditions.chosen(guidance, self)
         if label is None and guided.weaker is None and guided.scale != 1:
             raise UsageError(f"guidance {guided.scale:g} needs a label to go towards")
-        choice, watch = methods.Choice(method, steps, jump_length, jump_n_sample), _Watch(on_step)
+        choice = methods.Choice(method, steps, jump_length, jump_n_sample)
         with torch.inference_mode(False):  # gradients, which mmps takes, need tensors that were made outside of it
             choose = partial(methods.choose, self.config.diffusion, self.denoiser.schedule, choice)
             filler = filling.Filler(
@@ -257,9 +323,9 @@ class Pipeline:
             # Methods differ in what they do with known pixels, and here are none: all that is left of each is sampling,
             # on its own ladder. So take `sample`, whose ladder suits the model and whose images a user may know.
             log.info("nothing is known of the image: plain sampling")
-            made = self.sample(num, seed=seed, labels=label, guidance=guidance, steps=steps, on_step=on_step)
-            parts[0].paste(filled, [images.to_array(one, self.channels) for one in made])
-            return filled
+            plainly = self.sample(num, seed=seed, labels=label, guidance=guidance, steps=steps, on_step=on_step)
+            parts[0].paste(made, [images.to_array(one, self.channels) for one in plainly])
+            return made
         fits = self.fits(2 if guided.scale != 1 else 1, learn=filler.whole.has_gradients, most=tiling.AT_ONCE)
         filler.at_once = max(1, fits)
         levels = [one.levels(self.image_size) for one in parts]
@@ -271,12 +337,12 @@ class Pipeline:
         for i, one in enumerate(parts):
             own_seed, later = draws.key_of("part", seed, i) if i else seed, sum(steps_of[i + 1 :])
             new = self._fill(filler, levels[i], num, own_seed, at_once=counts[i], later=later, watch=watch)
-            one.paste(filled, new)
-        return filled
+            one.paste(made, new)
+        return made
 
     def _fill(
         self, filler: filling.Filler, levels: list[part.Part], num: int, seed: int, *, at_once: int, later: int,
-        watch: _Watch,
+        watch: Watch,
     ) -> list[images.Pixels]:  # fmt: skip
         """Return `num` fillings of a part, given its levels, `at_once` together; `later` steps follow for others."""
         made: list[images.Pixels] = []
@@ -284,7 +350,8 @@ class Pipeline:
 
         def make(first: int, count: int) -> None:
             watch.total = watch.done + ceil((num - first) / count) * filler.steps(levels) + later
-            made.extend(filler.fill(levels, range(first, min(first + count, num)), seed))
+            watch.images = range(first, min(first + count, num))
+            made.extend(filler.fill(levels, watch.images, seed))
 
         with self.working(f"with one filling of {region.columns}x{region.rows} at a time: fit crop takes less"):
             self.in_batches(num, at_once, make, filler.halve_windows if region.fit == "tile" else None)
@@ -293,10 +360,15 @@ class Pipeline:
     @contextmanager
     def working(self, needs: str) -> Iterator[None]:
         """Lock the net, with the pipeline's autocast whatever the caller's; `needs` ends an out-of-memory message."""
+        with compute.enough_memory(needs), self._at_work():
+            yield
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
         with (
-            compute.enough_memory(needs), self._lock,
+            self._lock,
             torch.inference_mode(False),  # a caller's inference mode would forbid the gradients of mmps
-            torch.no_grad(), self.how.kernels(), self.how.autocast(), self.how.compiling(),
+            torch.no_grad(), own_defaults(), self.how.kernels(), self.how.autocast(), self.how.compiling(),
         ):  # fmt: skip
             yield
 
@@ -308,47 +380,32 @@ class Pipeline:
         counted = partial(build.footprint, self.config, self.how, learn=learn, make=self._net)  # this is slow
         return self.how.at_once(self.image_size, lambda n: counted().peak(n * copies), most)
 
+    def batch(self, guided: bool) -> int:
+        """Return how many images are sampled at a time where that is not said."""
+        return max(1, self.fits(2 if guided else 1))
+
     def in_batches(
         self, num: int, count: int, make: Callable[[int, int], None], smaller: Callable[[], bool] | None = None
     ) -> None:
         """Call `make(first, count)` for batch after batch until `num` images are made.
 
-        Where memory runs out, `count` is halved from then on. With one image at a time `smaller`, which makes the work
-        on each image smaller and returns whether it could, is the last resort.
+        See `batching.batches`.
         """
-        first = 0
-        while first < num:
-            try:
-                make(first, count)
-            except (MemoryError, RuntimeError) as error:
-                halved = count > 1
-                if not compute.is_out_of_memory(error) or not (halved or (smaller is not None and smaller())):
-                    raise
-                count = max(1, count // 2)
-                log.warning("out of memory; going on with %s", f"{count} at a time" if halved else "smaller pieces")
-                compute.give_back(error)
-            else:
-                first += count
+        for _ in batches(num, count, make, smaller):
+            pass
 
+    def __copy__(self) -> Pipeline:
+        """Return the pipeline itself, which calls do not change."""
+        return self
 
-class _Watch:
-    """Runs walks of a sampler to their end, one after another, and reports each of their steps to `on_step`."""
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pipeline:
+        """Return a pipeline with weights and a lock of its own: threads that use it do not wait for this one."""
+        copied = Pipeline(
+            self.config, deepcopy(self.denoiser, memo), self.how, self._net, deepcopy(self.weaker, memo)
+        )  # fmt: skip
+        self.how.compile(copied.denoiser.net)
+        return copied
 
-    def __init__(self, on_step: OnStep | None) -> None:
-        self.on_step, self.total, self.done = on_step, 0, 0
-
-    def __call__(self, walk: samplers.Walk, wanted: int | None = None) -> Tensor:
-        """Return the last x of a walk, float32 [B C H W], of the first `wanted` images, or of all."""
-        x: Tensor | None = None
-        for _, x, denoised in walk:  # noqa: B007
-            self.done += 1
-            progress = Progress(self.done, self.total, denoised.x0[:wanted].float())
-            if self.on_step is not None and self.on_step(progress) is False:
-                raise Cancelled(f"cancelled after step {self.done} of {self.total}")
-        assert x is not None, "a ladder has at least two sigmas"
-        if not x[:wanted].isfinite().all():
-            raise DivergedError(
-                "the model's images are not finite: float16 may be too narrow for it (precision fp32 is not; in "
-                "Python, dtype=torch.float32), or it is damaged"
-            )
-        return x[:wanted].float()
+    def __reduce__(self) -> Any:
+        """Refuse to be pickled."""
+        raise UsageError("a Pipeline is not pickled: in another process, load the model there by diffunet.load")

@@ -7,7 +7,8 @@ keyed (draws.py): so a run that is stopped anywhere and resumed gives the same w
 import contextlib
 import logging
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -17,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffunet import build, draws
-from diffunet.config import Config
+from diffunet import build, draws, plain
+from diffunet.config import Config, config_of
+from diffunet.defaults import own_defaults
 from diffunet.diffusion.losses import DenoisingLoss, Loss
 from diffunet.errors import Cancelled, DivergedError, Stopped
 from diffunet.pictures import images
@@ -52,10 +54,11 @@ class TrainProgress:
     seconds: float
 
 
+@own_defaults()
 def train(
-    config: Config, data: str | Path, out: str | Path, *, net: build.NetFactory = build.net, loss: Loss | None = None,
-    resume: bool = False, init: str | Path | None = None, accept_new_data: bool = False, device: str | None = None,
-    on_step: Callable[[TrainProgress], Any] | None = None,
+    config: Config | Mapping[str, Any], data: str | Path, out: str | Path, *, net: build.NetFactory = build.net,
+    loss: Loss | None = None, resume: bool = False, init: str | Path | None = None, accept_new_data: bool = False,
+    device: str | torch.device | None = None, on_step: Callable[[TrainProgress], Any] | None = None,
 ) -> Path:  # fmt: skip
     """Train a model on a folder of images.
 
@@ -64,7 +67,8 @@ def train(
     `train.deterministic` on CUDA it has to set `CUBLAS_WORKSPACE_CONFIG=:4096:8` before it first uses the GPU.
 
     Args:
-        config: what to train; None in it means "chosen for you", and `RUN/config.toml` has what was chosen.
+        config: what to train, a Config or a dict of its sections; None in it means "chosen for you", and
+            `RUN/config.toml` has what was chosen.
         data: the folder of images, searched recursively.
         out: the run folder, made here.
         net: makes the net from the resolved config, see `build.NetFactory`. It is called when torch's random generator
@@ -76,7 +80,8 @@ def train(
         init: start from the weights of this model, with its architecture.
         accept_new_data: resume with images that are not those that the run began with.
         device: cpu, cuda, cuda:1 or mps; the best there is by default.
-        on_step: called after every step on the main process; returning False stops the run with everything saved.
+        on_step: called after every step on the main process; returning False, or another false value but None, stops
+            the run with everything saved.
 
     Returns:
         The model folder, `out/model`.
@@ -90,9 +95,17 @@ def train(
         Stopped: by SIGINT, SIGTERM, SIGHUP, `on_step`, `train.stop_after` or a file `out/stop`; everything is saved.
     """
     began = budget.now()
+    config, data, out = config_of(config), plain.path("data", data), plain.path("out", out)
+    for name, function in (("net", net), ("loss", loss), ("on_step", on_step)):
+        if function is not None or name == "net":
+            plain.function(name, function)
+    if init is not None:
+        plain.path("init", init)  # a web address is no path, whose slashes would be made fewer
+        init = os.fspath(init)
     opened = opening.opened(
-        config, Path(data), Path(out), net=net, loss=loss, resume=resume, init=init, accept_new_data=accept_new_data,
-        device=device, began=began,
+        config, data, out, net=net, loss=loss, resume=plain.flag("resume", resume), init=init,
+        accept_new_data=plain.flag("accept_new_data", accept_new_data), device=plain.device(device),
+        began=began,
     )  # fmt: skip
     with opened as run, contextlib.ExitStack() as stack:
         how, flag, status, first_step = run.how, run.flag, run.status, run.first_step
@@ -190,10 +203,8 @@ def train(
                         except DivergedError as error:  # the averages draw bad pictures, but may recover
                             log.warning("no preview of step %d: %s", done, error)
                 seconds = budget.now() - began
-                if (
-                    on_step is not None
-                    and on_step(TrainProgress(done, run.end_in_sight(done), last_loss, seconds)) is False
-                ):
+                progress = TrainProgress(done, run.end_in_sight(done), last_loss, seconds)
+                if on_step is not None and not plain.goes_on(on_step(progress)):
                     flag.set("on_step")
             if cooling:  # after what was measured and saved of the run whose end was open
                 run.cool(learner, done)

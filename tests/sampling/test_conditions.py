@@ -102,7 +102,9 @@ def test_guidance_goes_away_from_what_the_weaker_model_says_of_all_windows():
     assert torch.allclose(guided, theirs + 2.5 * (ours - theirs), atol=1e-5)
 
 
-@pytest.mark.parametrize("label", [1, "1", np.int64(1), np.uint8(1), torch.tensor(1), np.array(1), "b"])
+@pytest.mark.parametrize(
+    "label", [1, "1", np.int64(1), np.uint8(1), torch.tensor(1), np.array(1), "b", 1.0, np.float32(1)]
+)
 def test_a_label_of_any_kind_of_integer(label):
     assert conditions.class_number(label, ("a", "b", "c")) == 1
     assert conditions.class_numbers(label, 2, ("a", "b", "c")).tolist() == [1, 1]
@@ -119,7 +121,8 @@ def test_labels_as_a_list_an_array_or_a_tensor(labels):
 
 
 @pytest.mark.parametrize(
-    "label", ["²", "\uff11\uff12", True, 1.0, np.float32(1), torch.tensor([0, 1]), -1, 3, "d", "9" * 5000]
+    "label",
+    ["²", "\uff11\uff12", True, np.True_, 1.5, np.float32(0.5), b"a", torch.tensor([0, 1]), -1, 3, "d", "9" * 5000],
 )
 def test_a_label_that_there_is_not_is_one_line(label):
     with pytest.raises(UsageError, match="there is no class"):

@@ -97,7 +97,7 @@ def test_sampling_to_a_grid_a_file_and_a_folder(trained, tmp_path, capsys):
     assert Image.open(tmp_path / "one.png").size == (8, 8)
     diffunet("sample", trained / "model", "--out", tmp_path / "many", "--num", 3, "--steps", 2, "--guidance", 2)
     assert sorted(path.name for path in (tmp_path / "many").iterdir()) == [
-        "0-00000-disc.png", "0-00001-square.png", "0-00002-disc.png",
+        "0-00000-disc.png", "0-00001-square.png", "0-00002-disc.png", "made.jsonl",
     ]  # fmt: skip
     for words, why in (
         (["--out", tmp_path / "many"], "exists"),
@@ -419,11 +419,15 @@ def test_a_parent_that_is_a_file(command, trained, tmp_path, capsys):
 
 @pytest.mark.parametrize("command", WRITERS)
 def test_a_folder_where_a_file_is_wanted_and_the_other_way_round(command, trained, tmp_path, capsys):
-    if command in ("sample", "inpaint"):
+    if command == "sample":
         (tmp_path / "out/x.png").mkdir(parents=True)
         assert "is a folder" in refused_before_work(
-            capsys, [*writers(trained, tmp_path / "out")[command], "--overwrite"]
+            capsys, [*writers(trained, tmp_path / "out")[command], "--overwrite", "--grid"]
         )
+    elif command == "inpaint":  # a folder where it is one
+        (tmp_path / "out/x.png").mkdir(parents=True)
+        diffunet(*writers(trained, tmp_path / "out")[command])
+        assert [path.name for path in (tmp_path / "out/x.png").glob("*.png")] == ["step-00000004.png"]
     else:
         (tmp_path / "out").write_text("here")
         line = refused_before_work(capsys, writers(trained, tmp_path / "out")[command])

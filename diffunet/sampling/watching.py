@@ -1,0 +1,61 @@
+"""What is told of each step of sampling while it goes on, and how a caller ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from diffunet import plain
+from diffunet.diffusion import samplers
+from diffunet.errors import Cancelled, DivergedError
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What `on_step` receives: step `step` of `steps` is done, of all batches together.
+
+    The batch at work is of the images numbered `images`; those that it makes up to now look like `denoised`, the
+    model's present prediction of them, [B C H W] in [-1, 1]. `noisy` is what it was predicted from, one step on.
+    """
+
+    step: int
+    steps: int
+    denoised: Tensor
+    noisy: Tensor
+    images: range
+
+
+OnStep = Callable[[Progress], Any]
+"""A function that is called after every step; it cancels by returning False, or any false value but None."""
+
+
+class Watch:
+    """Runs walks of a sampler to their end, one after another, and reports each of their steps to `on_step`.
+
+    `total` is the number of all steps, as far as it is known, and `images` are those of the walk to come.
+    """
+
+    def __init__(self, on_step: OnStep | None) -> None:
+        self.on_step = None if on_step is None else plain.function("on_step", on_step)
+        self.total, self.done, self.images = 0, 0, range(0)
+
+    def __call__(self, walk: samplers.Walk) -> Tensor:
+        """Return the last x of a walk, float32 [B C H W], of its first images, as many as there are in `images`."""
+        x: Tensor | None = None
+        wanted = len(self.images)
+        for _, x, denoised in walk:
+            self.done += 1
+            if self.on_step is not None:
+                now, noisy = denoised.x0[:wanted].float(), x[:wanted].float()
+                if not plain.goes_on(self.on_step(Progress(self.done, self.total, now, noisy, self.images))):
+                    raise Cancelled(f"cancelled after step {self.done} of {self.total}")
+        assert x is not None, "a ladder has at least two sigmas"
+        if not x[:wanted].isfinite().all():
+            raise DivergedError(
+                "the model's images are not finite: float16 may be too narrow for it (precision fp32 is not; in "
+                "Python, dtype=torch.float32), or it is damaged"
+            )
+        return x[:wanted].float()

@@ -1,0 +1,212 @@
+"""Where pictures go: written as they are made, completed after an interrupt, never mixed with those of another run."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from helpers.small import tiny
+from PIL import Image
+
+from diffunet.commands import records
+from diffunet.commands.cli import main
+from diffunet.pictures import images
+from diffunet.training.loop import train
+
+
+def diffunet(*words, code=0):
+    """Run a command in this process."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    assert stop.value.code == code
+
+
+def refused(capsys, *words, code=2):
+    """Run a command that must end with `code`; gives its last line."""
+    capsys.readouterr()
+    diffunet(*words, code=code)
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("diffunet: ")
+    return line
+
+
+def pictures(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
+@pytest.fixture
+def killed(monkeypatch):
+    """`killed(n)`: the next command is interrupted when it is about to write picture n, counted from 0."""
+    plain = images.save
+
+    def at(n):
+        left = [n]
+
+        def save(picture, path):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            plain(picture, path)
+
+        monkeypatch.setattr(images, "save", save)
+        return lambda: monkeypatch.setattr(images, "save", plain)
+
+    return at
+
+
+def sample(run, out, *more, num=7):
+    return ["sample", run, "--out", out, "--num", num, "--steps", 2, "--batch-size", 3, "--sampler", "ddpm", *more]
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+@pytest.mark.parametrize("n", [1, 3, 5])
+def test_an_interrupted_sampling_is_completed_to_the_bit(n, resume, run, killed, tmp_path, capsys):
+    diffunet(*sample(run, tmp_path / "whole"))
+    revive = killed(n)
+    diffunet(*sample(run, tmp_path / "part"), code=130)
+    assert f"{n} of 7 images are in" in capsys.readouterr().err
+    before = pictures(tmp_path / "part")
+    assert len(before) == n
+    revive()
+    diffunet(*sample(run, tmp_path / "part", *resume))
+    assert f"{n} of 7 are there" in capsys.readouterr().err
+    assert pictures(tmp_path / "part") == pictures(tmp_path / "whole")
+    assert {path.suffix for path in (tmp_path / "part").iterdir()} == {".png", ".jsonl"}
+
+
+def test_more_of_the_same_and_another_seed_go_beside_it(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    diffunet(*sample(run, out, num=3))
+    times = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    assert "exists" in refused(capsys, *sample(run, out, num=3))
+    diffunet(*sample(run, out, "--resume", num=3))
+    diffunet(*sample(run, out, "--resume", num=6))
+    diffunet(*sample(run, out, "--seed", 1, num=2))
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}.items() >= times.items()
+    diffunet(*sample(run, tmp_path / "whole", num=6))
+    diffunet(*sample(run, tmp_path / "whole", "--seed", 1, num=2))
+    assert pictures(out) == pictures(tmp_path / "whole")
+
+
+def test_two_runs_never_mix(run, folder, tmp_path, capsys):
+    out, other = tmp_path / "out", tmp_path / "other"
+    train(tiny(train={"seed": 5, "steps": 2, "validate_every": 2}), folder, other)
+    diffunet(*sample(run, out, num=4))
+    before = pictures(out)
+    for words, why in (
+        (sample(other, out, num=4), "made by another model"),
+        (sample(run, out, "--guidance", 2, num=4), "made with another guidance, 1.0, not 2.0"),
+        (sample(run, out, "--threshold", "static", num=8), "made with another threshold, none, not static"),
+    ):
+        for more in ([], ["--resume"]):
+            assert why in refused(capsys, *words, *more)
+    assert pictures(out) == before
+    diffunet(*sample(other, out, "--overwrite", num=2))  # and none of the other model's stay
+    diffunet(*sample(other, tmp_path / "alone", num=2))
+    assert pictures(out) == pictures(tmp_path / "alone")
+    Image.new("RGB", (4, 4)).save(out / "0-00004-disc.png")
+    assert "made.jsonl does not say" in refused(capsys, *sample(other, out, "--resume", num=5))
+
+
+def test_what_overwriting_left_behind_is_not_taken_for_the_new(run, killed, tmp_path):
+    out = tmp_path / "out"
+    diffunet(*sample(run, out, num=5))
+    revive = killed(2)
+    diffunet(*sample(run, out, "--threshold", "static", "--overwrite", num=5), code=130)
+    revive()
+    diffunet(*sample(run, out, "--threshold", "static", "--overwrite", "--resume", num=5))
+    diffunet(*sample(run, tmp_path / "alone", "--threshold", "static", num=5))
+    assert pictures(out) == pictures(tmp_path / "alone")
+
+
+def test_a_torn_note_and_a_changed_batch(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    diffunet(*sample(run, out, num=4))
+    with (out / records.NAME).open("a") as file:
+        file.write('{"run": "x", "pict')
+    (out / "0-00001-square.png").unlink()
+    diffunet(*sample(run, out, "--resume", "--batch-size", 2, num=4))
+    assert "2 at a time and not 3" in capsys.readouterr().err
+    assert len(pictures(out)) == 4
+    lines = (out / records.NAME).read_text().splitlines()
+    assert json.loads(lines[-1])["pictures"] == ["0-00001-square.png"]
+
+
+def test_folders_with_dots(run, tmp_path, capsys):
+    (tmp_path / "w1.5").mkdir()
+    picture = next(run.glob("samples/*.png"))
+    for out in (tmp_path / "w1.5", f"{tmp_path}/new.v2/", tmp_path / "run-2026.11.26"):
+        diffunet(*sample(run, out, num=2))
+        assert len(pictures(tmp_path / os.path.basename(str(out).rstrip("/")))) == 2
+    box = ["--box", "2,2,5,5", "--steps", 1, "--method", "replace"]
+    for out in (tmp_path / "w1.5", tmp_path / "mended.v2", f"{tmp_path}/x.png/"):
+        diffunet("inpaint", run, picture, *box, "--out", out)
+    assert (tmp_path / "x.png" / picture.name).is_file()
+    assert "must end in one of" in refused(capsys, *sample(run, tmp_path / "x.pgn", num=1))
+    assert "--resume goes with a folder" in refused(capsys, *sample(run, tmp_path / "x.png.png", "--resume", num=1))
+
+
+def test_a_file_that_cannot_hold_the_pictures_is_refused_before_they_are_made(folder, tmp_path, capsys, monkeypatch):
+    from diffunet.sampling.pipeline import Pipeline
+
+    clear = tiny(data={"channels": 4}, train={"steps": 2, "validate_every": 2, "previews": 0})
+    train(clear, folder, tmp_path / "run")
+    monkeypatch.setattr(Pipeline, "stream", lambda *a, **k: pytest.fail("it samples"))
+    for suffix in (".jpg", ".bmp", ".JPEG"):
+        out = tmp_path / f"x{suffix}"
+        assert "holds no transparency" in refused(capsys, "sample", tmp_path / "run", "--out", out, "--grid")
+        assert not out.exists()
+
+
+def test_a_gif_is_said_to_have_few_colours(run, tmp_path, capsys):
+    diffunet(*sample(run, tmp_path / "x.gif", "--grid", num=2))
+    assert "a GIF has 256 colours" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
+def test_an_animation_ends_with_the_pictures(suffix, run, tmp_path, capsys):
+    diffunet(*sample(run, tmp_path / "x.png", "--grid", num=5))
+    diffunet(*sample(run, tmp_path / f"film{suffix}", "--grid", "--animate", num=5))
+    film, still = Image.open(tmp_path / f"film{suffix}"), np.asarray(Image.open(tmp_path / "x.png"))
+    assert film.n_frames == 2
+    first = np.asarray(film.convert("RGB")).astype(int)
+    film.seek(1)
+    last = np.asarray(film.convert("RGB")).astype(int)
+    assert abs(last - still).mean() <= (8 if suffix == ".gif" else 0)
+    assert abs(first - still).max() > 40
+    assert "holds no animation" in refused(capsys, *sample(run, tmp_path / "x.jpg", "--grid", "--animate"))
+    assert "is a folder" in refused(capsys, *sample(run, tmp_path / "x", "--animate"))
+
+
+def test_variations_of_a_picture(run, tmp_path, capsys):
+    picture = next(run.glob("samples/*.png"))
+    near = [*sample(run, tmp_path / "near", num=2), "--from", picture, "--strength", 0.5]
+    diffunet(*near)
+    assert "another from" in refused(capsys, *sample(run, tmp_path / "near", num=2)).replace(", ", " ")
+    assert "strength" in refused(capsys, *near[:-1], 1.5)
+    assert "cannot be read" in refused(capsys, *sample(run, tmp_path / "no", "--from", tmp_path / "none.png"))
+
+
+def test_inpainting_goes_on_where_it_was_broken_off(run, tmp_path, capsys):
+    album, out = tmp_path / "album", tmp_path / "out"
+    (album / "deeper").mkdir(parents=True)
+    for i, name in enumerate(("a.png", "b.png", "deeper/c.png")):
+        pixels = np.random.default_rng(i).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(album / name)
+    words = ["inpaint", run, album, "--box", "2,2,6,6", "--steps", 1, "--method", "replace", "--out"]
+    diffunet(*words, tmp_path / "whole")
+    diffunet(*words, out)
+    (out / "b.png").unlink()
+    kept = (out / "a.png").stat().st_mtime_ns
+    assert "exists" in refused(capsys, *words, out)
+    diffunet(*words, out, "--resume")
+    assert "2 of 3 images are filled" in capsys.readouterr().err
+    assert pictures(out) == pictures(tmp_path / "whole")
+    assert (out / "a.png").stat().st_mtime_ns == kept
+    assert "another seed, 0, not 1" in refused(capsys, *words, out, "--resume", "--seed", 1)
+    Image.new("RGB", (12, 12)).save(album / "a.png")
+    (out / "b.png").unlink()
+    assert "another image or mask" in refused(capsys, *words, out, "--resume")
+    assert not (out / "b.png").exists()
+    diffunet(*words, out, "--resume", "--overwrite")
+    assert np.asarray(Image.open(out / "a.png"))[0, 0].tolist() == [0, 0, 0]
