@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffunet import plain
 from diffunet.errors import DataError, UsageError
-from diffunet.pictures import deep, images
+from diffunet.pictures import deep, images, opening
 
 TAKES = (
     "a picture is a path, a Pillow image, an array [H W] or [H W C], a tensor [C H W], an open binary file or its bytes"
@@ -68,12 +68,12 @@ def _content(file: Any, name: str) -> bytes:
     try:
         if callable(getattr(file, "seek", None)) and getattr(file, "seekable", lambda: True)():
             file.seek(0)
-        content = file.read(images.MAX_BYTES + 1)
+        content = file.read(opening.MAX_BYTES + 1)
     except Exception as error:
         raise DataError(f"{name}: the file cannot be read: {error or type(error).__name__}") from None
     if not isinstance(content, bytes):
         raise UsageError(f"{name}: the file is opened as text; open it with mode 'rb'")
-    if len(content) > images.MAX_BYTES:
+    if len(content) > opening.MAX_BYTES:
         raise DataError(f"{name}: larger than 1 GiB")
     return content
 

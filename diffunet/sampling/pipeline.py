@@ -288,14 +288,9 @@ class Pipeline:
         jump_length = plain.count("jump_length", jump_length)
         jump_n_sample = plain.count("jump_n_sample", jump_n_sample)
         method, fit, watch = plain.text("method", method), plain.text("fit", fit), Watch(on_step)
-        if isinstance(image, part.Masked):
-            if mask is not None or reading:
-                raise UsageError(
-                    "an image from part.read has its hole already: leave out the mask and what goes with it"
-                )
-            masked = image
-        else:
-            masked = part.read(image, mask, **reading)
+        if isinstance(image, part.Masked) and (mask is not None or reading):
+            raise UsageError("an image from part.read has its hole already: leave out the mask and what goes with it")
+        masked = image if isinstance(image, part.Masked) else part.read(image, mask, **reading)
         masked = masked.like(build.ranges(self.config.data))
         with compute.enough_memory(f"for {num} copies of the image: a smaller num, or image, takes less"):
             filled = [masked.picture.copy() for _ in range(num)]
