@@ -177,7 +177,7 @@ def _advice(survey: Survey, classes: Labels | None, plan: Plan) -> Iterator[Advi
     """Yield the options that a folder asks for, the most useful ones first."""
     total, given, size = len(survey.images), plan.given, plan.layout.image_size
     asked, short = plan.classes or plan.labels is not None, survey.size_range()[1]
-    if classes is not None and not asked:
+    if classes is not None and not asked and not survey.is_divided:
         what = "subfolders" if classes.rule is None else f"classes in {classes.rule}"
         yield Advice("--classes", f"the {len(classes.names)} {what} become labels")
     elif classes is not None and imbalance(classes) is not None and not plan.balance:

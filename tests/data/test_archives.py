@@ -21,7 +21,8 @@ from diffunet import build
 from diffunet.config import Config
 from diffunet.data import archives, dataset
 from diffunet.data.dataset import Dataset, open_dataset
-from diffunet.data.survey import describe, survey
+from diffunet.data.findings import describe
+from diffunet.data.survey import survey
 from diffunet.errors import DataError
 
 

@@ -12,8 +12,9 @@ from PIL import Image
 
 from diffunet.data import folder, listing
 from diffunet.data.dataset import open_dataset
+from diffunet.data.findings import describe
 from diffunet.data.sources import open_source
-from diffunet.data.survey import describe, survey
+from diffunet.data.survey import survey
 from diffunet.errors import DataError
 
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 from diffunet import build
 from diffunet.config import Config
-from diffunet.data import index, splits
+from diffunet.data import index, labels, splits
 from diffunet.data.dataset import Dataset, open_dataset
-from diffunet.data.folder import class_names
-from diffunet.data.survey import describe, survey
+from diffunet.data.findings import describe
+from diffunet.data.survey import survey
 from diffunet.errors import DataError, UsageError
 
 
@@ -75,11 +75,11 @@ def test_what_is_not_divided(paths: list[str]) -> None:
 
 def test_parts_are_never_classes() -> None:
     with pytest.raises(DataError, match="test, val are named as parts of a data set"):
-        class_names(["test/a.png", "val/b.png"])
+        labels.find(Path(), ["test/a.png", "val/b.png"])
     with pytest.raises(DataError, match="dog is in val and not in train"):
-        class_names(["train/cat/a.png", "train/cow/a.png", "val/cat/b.png", "val/dog/b.png"])
-    with pytest.raises(DataError, match=r"train/b\.png: lies in no class folder"):
-        class_names(["train/cat/a.png", "train/b.png", "val/cat/b.png"])
+        labels.find(Path(), ["train/cat/a.png", "train/cow/a.png", "val/cat/b.png", "val/dog/b.png"])
+    with pytest.raises(DataError, match=r"1 of 3 images lie in no class folder \(train/b\.png\)"):
+        labels.find(Path(), ["train/cat/a.png", "train/b.png", "val/cat/b.png"])
 
 
 def test_check_says_what_it_saw_and_advises_no_classes(tmp_path: Path) -> None:
