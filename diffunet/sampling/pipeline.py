@@ -116,11 +116,9 @@ class Pipeline:
         self, config: Config, denoiser: Denoiser, how: compute.Compute | None = None, net: build.NetFactory = build.net,
         weaker: Pipeline | None = None,
     ) -> None:  # fmt: skip
-        if not isinstance(config, Config) or not isinstance(denoiser, Denoiser):
-            wrong = denoiser if isinstance(config, Config) else config
-            raise UsageError(
-                f"a Pipeline is of a Config and a Denoiser, as diffunet.load makes it: {plain.shown(wrong)}"
-            )
+        if not isinstance(config, Config) or not isinstance(denoiser, torch.nn.Module):
+            wrong = plain.shown(denoiser if isinstance(config, Config) else config)
+            raise UsageError(f"a Pipeline is of a Config and a Denoiser, as diffunet.load makes it: {wrong}")
         self.config, self.denoiser = config, denoiser.eval().requires_grad_(False)
         if how is None:
             types = {parameter.dtype for parameter in denoiser.parameters()}

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from diffunet.data import cache, dataset, folder, survey
+from diffunet.data import cache, dataset, findings, folder, survey
 from diffunet.data.dataset import Dataset, open_dataset
+from diffunet.data.sources import open_source
 from diffunet.pictures.ranges import UNKNOWN, Range, Ranges
 
 RNG = np.random.default_rng(0)
@@ -173,12 +174,14 @@ def test_check_says_the_same(tmp_path: Path) -> None:
     deep(tmp_path / "data", count=3)
     pages = [Image.fromarray(RNG.integers(0, 256, (16, 16), dtype=np.uint8)) for _ in range(3)]
     pages[0].save(tmp_path / "data/x.gif", save_all=True, append_images=pages[1:])
-    text = survey.describe(survey.survey(tmp_path / "data"))
+    text = findings.describe(survey.survey(tmp_path / "data"))
     for line in opened(tmp_path / "data").said:
         assert line in text
 
 
 def test_a_layout_without_ranges_reads_each_file_by_itself(tmp_path: Path) -> None:
     eight = deep(tmp_path / "data", count=1)
-    _, pixels = cache.decode_file(tmp_path / "data", "0.png", cache.Layout(16, 1, "crop", (255, 255, 255), 1.0))
+    _, pixels = cache.decode_file(
+        open_source(tmp_path / "data")[0], "0.png", cache.Layout(16, 1, "crop", (255, 255, 255), 1.0)
+    )
     assert np.abs(pixels[..., 0].astype(int) - eight[0]).max() <= 1
