@@ -34,6 +34,7 @@ def asked(steps=2, **data):
 
 @pytest.mark.seconds
 def test_a_pattern_and_a_table_train_what_folders_train_and_changed_labels_are_noticed(flat, tmp_path, caplog):
+    caplog.set_level("INFO")
     by_name, by_table = tmp_path / "by-name", tmp_path / "by-table"
     train(asked(labels=r"(.+)_\d+"), flat, by_name)
     assert diffunet.load(by_name).class_names == ("disc", "square")
