@@ -254,8 +254,13 @@ def classes(data: DataConfig, dataset: Dataset, root: Path, *, known: bool = Fal
     """Return the classes of the images below `root`, or None where the config asks for none; see `labels.find`.
 
     Where it has names of classes already and says nothing of where they are from, subfolders are classes.
+
+    Raises:
+        DataError, UsageError: as `labels.find`; or `data.balance` is to draw classes equally often, and there are none.
     """
     if not (data.classes or data.labels is not None):
+        if data.balance:
+            raise UsageError("--data.balance draws classes equally often, and there are none without --classes")
         return None
     rule = data.labels or (labels.FOLDERS if data.class_names and dataset.classes is None else None)
     return labels.find(root, dataset.files.paths, rule, given=dataset.classes, least=1 if known else 2)

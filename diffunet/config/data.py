@@ -101,6 +101,4 @@ class DataConfig(Section):
     def _check(self) -> DataConfig:
         if self.fit != "patch" and self.scales != (1.0,):
             raise ValueError(f"scales are those of fit patch, and fit is {self.fit}")
-        if self.balance and not (self.classes or self.labels is not None or self.class_names):
-            raise ValueError("balance draws classes equally often, and there are none without --classes")
         return self

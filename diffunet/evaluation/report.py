@@ -139,7 +139,8 @@ class RealImages:
                 reason = reason or str(error)
         if found is None or not d.class_names:
             if d.class_names:
-                log.info("measured without labels, since not all images have a class: %s", reason)
+                short = reason.removeprefix("--classes: ").partition(". ")[0].partition("; with")[0]
+                log.info("measured without labels: %s", short)
             return found
         counts = found.counts()
         strange = [name for name in found.names if name not in d.class_names]

@@ -303,7 +303,7 @@ def opened(
         names: tuple[str, ...] = ()
         if classes is not None:
             names = classes.names if previous is None else config.data.class_names
-            config = config.changed("data", classes=True, labels=config.data.labels or classes.rule)
+            config = config.changed("data", labels=config.data.labels or classes.rule)
         labels = None if classes is None else classes.known(names)
         split = resuming.same_split(state, config.data, dataset, classes)
         thinned, expected = False, 0

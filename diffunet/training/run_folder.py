@@ -93,15 +93,16 @@ def _way_round(section: str, name: str, value: Any, stored: Config) -> str:
     """Return what to do in place of changing an option of a run that goes on, as the end of a sentence."""
     if (section, name) == ("train", "batch_size") and isinstance(value, int) and type(stored.train.batch_size) is int:
         batch, passes = stored.train.batch_size, stored.train.grad_accumulation or 1
-        each = min(value, batch // passes)
+        each = max(1, value // passes)
         more = next((n for n in range(passes + 1, batch + 1) if batch % n == 0 and batch // n <= each), None)
         if value < batch and more is not None:
             return (
                 f". For less memory --train.grad-accumulation {more} divides each step into passes of {batch // more} "
                 "images, of which bits may differ"
             )
-    if section == "model" or (section, name) in (("data", "channels"), ("diffusion", "target")):
-        return ": it says what the weights are; begin another run with it"
+    of_weights = section in ("model", "diffusion") and name not in transfer.FREE_WITH_INIT | transfer.OWN
+    if of_weights or (section, name) == ("data", "channels"):
+        return ": it decides what the weights mean; begin another run with it"
     option = f"--{section}.{name}".replace("_", "-")
     return f". Another run that starts from its weights may have it: --init RUN --out OTHER {option} ..."
 

@@ -15,6 +15,7 @@ from helpers.small import tiny
 from diffunet import build
 from diffunet.config import read_toml
 from diffunet.errors import CheckpointError, ResourceError, UsageError
+from diffunet.training import run_folder
 from diffunet.training.loop import train
 
 ENDLESS = {"steps": 10**6, "log_every": 1, "checkpoint_every": 10**6, "validate_every": 10**6, "previews": 0}
@@ -136,3 +137,20 @@ def test_before_its_first_checkpoint_a_run_may_change_everything(folder, tmp_pat
         train(tiny(train={"batch_size": 3}, model={"channels": 16}), folder, tmp_path / "run", resume=True, loss=fail)
     assert "half" not in str(begun.value)
     assert "--train.grad-accumulation" in str(begun.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "wanted"),
+    [
+        ("train", {"batch_size": 3}, r"train\.batch_size = 6; it cannot become 3\. .*--train\.grad-accumulation 2 "),
+        ("train", {"batch_size": 2}, r"--train\.grad-accumulation 3 divides each step into passes of 2 images"),
+        ("train", {"batch_size": 12}, r"--init RUN --out OTHER --train\.batch-size"),
+        ("data", {"fit": "pad"}, r"--init RUN --out OTHER --data\.fit"),
+        ("model", {"channels": 12}, "begin another run with it"),
+        ("diffusion", {"target": "v"}, "begin another run with it"),
+    ],
+)
+def test_a_refusal_to_change_an_option_names_a_way_round(section, change, wanted):
+    before = tiny().changed("train", grad_accumulation=1)
+    with pytest.raises(UsageError, match=wanted):
+        run_folder._same_run(before.changed(section, **change), before)
