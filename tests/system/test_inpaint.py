@@ -164,14 +164,14 @@ def test_several_fillings_and_their_sheet(model, tmp_path):
 COLOUR = (200, 100, 50)
 GREY = 150
 MODES = {
-    # a picture of one colour, and that colour on a sheet; the brightest pixel of 32 bits, which is white, is lost there
+    # a picture of one colour, and that colour on a sheet; a black and a white pixel of 32 bits are lost there
     "L": (Image.new("L", (90, 60), GREY), (GREY,) * 3),
     "LA": (Image.merge("LA", [Image.new("L", (90, 60), v) for v in (0, 105)]), (GREY,) * 3),  # over white
     "RGB": (Image.new("RGB", (90, 60), COLOUR), COLOUR),
     "RGBA": (Image.new("RGBA", (90, 60), (*COLOUR, 255)), COLOUR),
     "CMYK": (Image.new("CMYK", (90, 60), (55, 155, 205, 0)), COLOUR),
     "I;16": (Image.fromarray(np.full((60, 90), GREY * 257, np.uint16)), (GREY,) * 3),
-    "I": (Image.fromarray(400 * np.where(np.arange(5400).reshape(60, 90), GREY, 255).astype(np.int32)), (GREY,) * 3),
+    "I": (Image.fromarray(np.array([0, 102_000, *[400 * GREY] * 5398], np.int32).reshape(60, 90)), (GREY,) * 3),
     "F": (Image.fromarray(np.full((60, 90), GREY / 255, np.float32)), (GREY,) * 3),
 }
 
