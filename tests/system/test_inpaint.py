@@ -446,13 +446,14 @@ def test_options_reach_the_pipeline(model, tmp_path, monkeypatch):
     diffunet(
         *words, "--mask", tmp_path / "mask.png", "--method", "ddnm", "--fit", "tile", "--steps", 7, "--jump-length", 3,
         "--jump-n-sample", 2, "--seed", 5, "--label", "disc", "--guidance", 2, "--invert-mask", "--soft-mask",
-        "--resize-mask", "--feather", 4, "--max-pixels", 1000,
+        "--resize-mask", "--feather", 4, "--max-pixels", 1000, "--range", -5, 5.5, "--page", 1,
     )  # fmt: skip
     del seen["on_step"]
     assert seen == {
         "image": tmp_path / "photo.png", "mask": tmp_path / "mask.png", "num": 1, "method": "ddnm", "fit": "tile",
         "steps": 7, "jump_length": 3, "jump_n_sample": 2, "seed": 5, "label": "disc", "guidance": 2.0, "box": None,
         "invert_mask": True, "soft_mask": True, "resize_mask": True, "feather": 4, "max_pixels": 1000,
+        "range": (-5.0, 5.5), "page": 1,
     }  # fmt: skip
     diffunet(*words, "--box", "1,2,3,4")
     assert (seen["box"], seen["mask"], seen["fit"], seen["method"]) == ((1, 2, 3, 4), None, "auto", "auto")
