@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import math
 import os
 from pathlib import Path
@@ -139,8 +140,9 @@ def sheet(masked: Masked, fillings: list[Image]) -> Image:
     size = max(1, int(picture.width * scale)), max(1, int(picture.height * scale))
     shown = images.to_array(picture, 3, range=masked.range)
     shown[masked.hole] = HOLE  # before it is made smaller, which would mix erased pixels in beside the hole
-    small = (image.resize(size, Resampling.BILINEAR) for image in (images.from_array(shown), *fillings))
-    laid = images.grid([images.to_array(image, 3, range=masked.range) for image in small], columns)
+    arrays = itertools.chain([shown], (images.to_array(image, 3, range=masked.range) for image in fillings))
+    small = (images.from_array(array).resize(size, Resampling.BILINEAR) for array in arrays)
+    laid = images.grid([images.to_array(image, 3) for image in small], columns)
     if picture.mode in ("RGB", "RGBA") and "icc_profile" in picture.info:
         laid.info["icc_profile"] = picture.info["icc_profile"]
     return laid

@@ -65,7 +65,9 @@ def composite(
             w = np.subtract(1, (1 - w) * seen, dtype=np.float32)
         old = np.nan_to_num(colours[hole], posinf=0, neginf=0)  # floats may be missing where they are to be filled in
         new = old * (1 - w) + new * w
-    colours[hole] = new if image.mode == "F" else np.rint(new).astype(pixels.dtype)
+    if image.mode != "F":  # a range may be wider than what the image can hold
+        new = np.rint(new).clip(np.iinfo(pixels.dtype).min, np.iinfo(pixels.dtype).max)
+    colours[hole] = new
     if opaque and full:
         flat[..., -1][hole] = full
     result = deep.from_values(pixels, image.mode)

@@ -25,7 +25,7 @@ BEYOND = 1e-4
 """The share of pixels that may be above white, and that lie beyond each end of a range which is found as quantiles."""
 SLACK = 0.05
 """By how much floats in [0, 1] and [-1, 1] may exceed their range, as those do which a filter has sharpened."""
-_MOST, _BINS, _ZERO = 2**20, 2**20, 2**19
+_MOST, _BINS, _ZERO, _LARGE = 2**20, 2**20, 2**19, 2**23
 
 
 class Range(NamedTuple):
@@ -172,7 +172,7 @@ def histogram(content: bytes, name: str = "", page: int = 0) -> tuple[deep.Kind,
 def histogram_of(image: Image.Image) -> tuple[deep.Kind, Histogram] | None:
     """Return the kind and the histogram of the values of an image, or None for one of 8 bits."""
     kind = deep.kind_of(image)
-    return None if kind is None else (kind, Histogram.of(colours_of(image)))
+    return None if kind is None else (kind, Histogram.of(_some(image)[0]))
 
 
 def of_files(paths: Iterable[Path]) -> Ranges:
@@ -185,12 +185,20 @@ def of_files(paths: Iterable[Path]) -> Ranges:
     return tally.ranges()
 
 
+def _some(image: Image.Image) -> tuple[NDArray[Any], int]:
+    """Return the values of every nth row of an image, and n, which is 1 but for very large ones: they take GiB."""
+    if (step := image.width * image.height // _LARGE) < 2:
+        return colours_of(image), 1
+    rows = [deep.crop(image, (0, row, image.width, row + 1)) for row in range(0, image.height, step)]
+    return np.concatenate([colours_of(row) for row in rows]), step
+
+
 def own(image: Image.Image, known: NDArray[np.bool_] | None = None) -> Range | None:
     """Return the range by the values of one image alone, or by those `known`, bool [H W]; None for one of 8 bits."""
     if (kind := deep.kind_of(image)) is None:
         return None
-    values = colours_of(image)
-    return found(kind, Histogram.of(values if known is None else values[known]))
+    values, step = _some(image)
+    return found(kind, Histogram.of(values if known is None else values[known[::step]]))
 
 
 def earlier(image: Image.Image) -> Range | None:
@@ -209,7 +217,7 @@ def earlier(image: Image.Image) -> Range | None:
 
 def beyond(image: Image.Image, of: Range) -> float:
     """Return the share of an image's values that lie beyond a range by more than `SLACK` of it."""
-    values, slack = colours_of(image), SLACK * (of.high - of.low)
+    values, slack = _some(image)[0], SLACK * (of.high - of.low)
     return float(np.mean((values < of.low - slack) | (values > of.high + slack)))
 
 

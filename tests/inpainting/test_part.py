@@ -242,6 +242,8 @@ def test_a_range_that_is_stated_or_of_other_images(caplog: pytest.LogCaptureFixt
     assert not stated.lacks_range
     assert stated.like(Ranges.stated(0, 1)).range == (100, 8100)
     assert np.asarray(filled(stated, value=255)[0])[2, 2] == 8100
+    wider = part.read(image, box=(1, 1, 5, 5), range=(-1000, 100_000))
+    assert [np.asarray(filled(wider, value=value)[0])[2, 2] for value in (0, 255)] == [0, 65535]
     alone = part.read(image, box=(1, 1, 5, 5))
     assert alone.lacks_range
     assert alone.like(Ranges(floats=Range(0, 1))).range == (0, 4095)

@@ -98,6 +98,18 @@ def test_there_and_back() -> None:
             assert np.array_equal(ranges.scaled(values, range), grey)
 
 
+def test_of_very_large_images_some_rows_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = RNG.normal(-800, 300, (700, 90)).round().astype(np.int32)
+    image, known = Image.fromarray(values), np.ones(values.shape, bool)
+    whole = ranges.own(image)
+    monkeypatch.setattr(ranges, "_LARGE", 15_000)
+    assert whole is not None
+    for part in (ranges.own(image), ranges.own(image, known)):
+        assert part is not None
+        assert np.allclose(part, whole, atol=0.1 * np.ptp(values))
+    assert ranges.beyond(image, Range(-2000, -800)) == pytest.approx((values > -740).mean(), abs=0.02)
+
+
 def test_words() -> None:
     assert ranges.words("integers", Range(0, 4095)) == "nothing above 4,095: taken as 12 bits"
     assert ranges.words("integers", Range(-1000, 2060)) == "-1,000 is taken as black and 2,060 as white"

@@ -164,14 +164,14 @@ def test_several_fillings_and_their_sheet(model, tmp_path):
 COLOUR = (200, 100, 50)
 GREY = 150
 MODES = {
-    # a picture of one colour, and that colour on a sheet; the brightest pixel of 32 bits, which is white, is lost there
+    # a picture of one colour, and that colour on a sheet; a black and a white pixel of 32 bits are lost there
     "L": (Image.new("L", (90, 60), GREY), (GREY,) * 3),
     "LA": (Image.merge("LA", [Image.new("L", (90, 60), v) for v in (0, 105)]), (GREY,) * 3),  # over white
     "RGB": (Image.new("RGB", (90, 60), COLOUR), COLOUR),
     "RGBA": (Image.new("RGBA", (90, 60), (*COLOUR, 255)), COLOUR),
     "CMYK": (Image.new("CMYK", (90, 60), (55, 155, 205, 0)), COLOUR),
     "I;16": (Image.fromarray(np.full((60, 90), GREY * 257, np.uint16)), (GREY,) * 3),
-    "I": (Image.fromarray(400 * np.where(np.arange(5400).reshape(60, 90), GREY, 255).astype(np.int32)), (GREY,) * 3),
+    "I": (Image.fromarray(np.array([0, 102_000, *[400 * GREY] * 5398], np.int32).reshape(60, 90)), (GREY,) * 3),
     "F": (Image.fromarray(np.full((60, 90), GREY / 255, np.float32)), (GREY,) * 3),
 }
 
@@ -446,13 +446,14 @@ def test_options_reach_the_pipeline(model, tmp_path, monkeypatch):
     diffunet(
         *words, "--mask", tmp_path / "mask.png", "--method", "ddnm", "--fit", "tile", "--steps", 7, "--jump-length", 3,
         "--jump-n-sample", 2, "--seed", 5, "--label", "disc", "--guidance", 2, "--invert-mask", "--soft-mask",
-        "--resize-mask", "--feather", 4, "--max-pixels", 1000,
+        "--resize-mask", "--feather", 4, "--max-pixels", 1000, "--range", -5, 5.5, "--page", 1,
     )  # fmt: skip
     del seen["on_step"]
     assert seen == {
         "image": tmp_path / "photo.png", "mask": tmp_path / "mask.png", "num": 1, "method": "ddnm", "fit": "tile",
         "steps": 7, "jump_length": 3, "jump_n_sample": 2, "seed": 5, "label": "disc", "guidance": 2.0, "box": None,
         "invert_mask": True, "soft_mask": True, "resize_mask": True, "feather": 4, "max_pixels": 1000,
+        "range": (-5.0, 5.5), "page": 1,
     }  # fmt: skip
     diffunet(*words, "--box", "1,2,3,4")
     assert (seen["box"], seen["mask"], seen["fit"], seen["method"]) == ((1, 2, 3, 4), None, "auto", "auto")
