@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -47,14 +48,15 @@ class Member(NamedTuple):
 
 
 class Archives:
-    """The members of zip and tar files that are candidates, in the order of their paths."""
+    """The members of zip and tar files that are candidates, in the order of their paths, and files of labels."""
 
     in_processes = True
 
     def __init__(
-        self, root: Path, files: Sequence[Path], paths: Paths, places: NDArray[np.void], classes: dict[str, str] | None
-    ) -> None:
-        self.root, self.classes = root, classes
+        self, root: Path, files: Sequence[Path], paths: Paths, places: NDArray[np.void],
+        others: dict[str, tuple[int, int, int, int, int, int]], classes: dict[str, str] | None,
+    ) -> None:  # fmt: skip
+        self.root, self.classes, self._others = root, classes, others
         self._files, self._paths, self._places = files, paths, places
         self._times = [file.stat().st_mtime_ns for file in files]
 
@@ -64,9 +66,9 @@ class Archives:
     def read(self, path: str) -> bytes:
         """Return the bytes of a member, as `Source.read`."""
         number = self._paths.find(path)
-        if number is None:
+        if number is None and path not in self._others:
             raise DataError("no such file in the archive")
-        return read_member(self._files, self._places[number].item())
+        return read_member(self._files, self._others[path] if number is None else self._places[number].item())
 
     def stamp(self, path: str) -> tuple[int, int]:
         """Return its size and the time of change of its archive, as `Source.stamp`."""
@@ -141,8 +143,9 @@ def open_archives(root: Path, files: Sequence[Path]) -> tuple[Archives, Listing]
     by_text = {_text(name): name for name in places if not name.isascii()}
     rows = [places[by_text.get(text, text)] for text in stored.values()]
     classes = _classes(files, places, found.paths)
-    source = Archives(root, files, Paths.of(found.paths), np.array(rows, _PLACE), classes)
-    return source, Listing(found.paths, found.rejected, {}, left_out)
+    others = {name: places[name] for name in found.label_files}
+    source = Archives(root, files, Paths.of(found.paths), np.array(rows, _PLACE), others, classes)
+    return source, replace(found, stored={})
 
 
 def _text(name: str) -> str:

@@ -99,13 +99,15 @@ class Listing:
     """The candidates of a source, what of it cannot be used, and what is passed over.
 
     `paths` are sorted, and each is in Unicode's composed form (NFC), so that a file has one name on all systems;
-    `stored` has the name by which the source knows it, for those where that is another.
+    `stored` has the name by which the source knows it, for those where that is another. `label_files` are the names of
+    files of `LABELS`.
     """
 
     paths: list[str]
     rejected: list[Rejected]
     stored: dict[str, str]
     left_out: LeftOut
+    label_files: list[str] = field(default_factory=list)
 
 
 def printable(text: str) -> str:
@@ -160,7 +162,7 @@ def of(
     Raises:
         DataError: the source cannot be read, or there is no candidate.
     """
-    candidates, rejected, companions = list[str](), list[Rejected](), list[str]()
+    candidates, rejected, companions, label_files = list[str](), list[Rejected](), list[str](), list[str]()
     for name, problem in names:
         kind = ending(name)
         if problem is not None:
@@ -171,7 +173,9 @@ def of(
             companions.append(name)
         elif kind in EXTENSIONS or (kind not in _OTHERS and not name.endswith("~") and is_image(peek(name))):
             candidates.append(name)
-        elif name.rpartition("/")[2].casefold() not in LABELS:
+        elif name.rpartition("/")[2].casefold() in LABELS:
+            label_files.append(name)
+        else:
             left_out.others[kind] += 1
     stems = set(map(_stem, candidates)) if companions else set()
     for name in companions:
@@ -187,7 +191,7 @@ def of(
     paths, stored = _named(candidates, decode, rejected)
     if not paths:
         raise DataError(f"{whole}: {_nothing(rejected, left_out)}")
-    return Listing(sorted(paths), sorted(rejected, key=lambda file: file.path), stored, left_out)
+    return Listing(sorted(paths), sorted(rejected, key=lambda file: file.path), stored, left_out, sorted(label_files))
 
 
 def _named(
