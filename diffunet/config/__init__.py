@@ -27,7 +27,7 @@ PRESETS = Path(__file__).parents[1] / "presets"
 VERSION = 1
 """The version of the format of config files; files of another version are refused."""
 
-LATER: dict[str, Any] = {"group": None}
+LATER: dict[str, Any] = {"group": None, "mask_folder": None}
 """Options of the data that came later, with the value that leaves a config's hash as it was without them."""
 
 MAX_BYTES = 2**24

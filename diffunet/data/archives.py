@@ -124,7 +124,13 @@ def open_archives(root: Path, files: Sequence[Path]) -> tuple[Archives, Listing]
         members = {name.removeprefix(f"{top}/"): member for name, member in members.items()}
     if listing.made_here("", _Names(members).exists):
         raise DataError(f"{whole}: is a run or a model of diffunet, and no data set; its previews are not trained on")
-    shown = _without_made(members, left_out)
+    outputs = set[str]()
+    for name, member in members.items():
+        if name.rpartition("/")[2] == listing.RECORD and member.place is not None:
+            within = name.removesuffix(listing.RECORD)
+            outputs |= {within + output for output in listing.noted(read_member(files, member.place))}
+    left_out.outputs = len(outputs & members.keys())
+    shown = [name for name in _without_made(members, left_out) if name not in outputs]
     places = {name: place for name in shown if (place := _place(name, members, top)) is not None}
 
     def peek(name: str) -> bytes:
@@ -239,7 +245,9 @@ def _members(number: int, file: Path, left_out: LeftOut) -> Iterator[Member]:
             )
         else:
             raise DataError(f"{shown}: is damaged, or neither a zip nor a tar file")
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
+    except DataError:
+        raise
+    except Exception as error:  # on damaged files zipfile and tarfile raise anything, IndexError among others
         raise DataError(f"{shown}: is damaged or not whole ({error}): copy or download it again") from None
 
 
@@ -251,7 +259,7 @@ def _zip_members(number: int, file: Path) -> Iterator[Member]:
             name = info.filename
             if not info.flag_bits & 0x800:  # names without a code page are UTF-8 on all systems but the oldest
                 with suppress(UnicodeError):
-                    name = info.orig_filename.encode("cp437").decode()
+                    name = name.encode("cp437").decode()
             if info.create_system == 0:
                 name = name.replace("\\", "/")
             problem = _leads_out(name)
@@ -310,7 +318,7 @@ def _leads_out(name: str) -> str | None:
     """Return why a name is refused, though nothing is unpacked: its path would mean another file in a folder."""
     if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
         return "its name leads out of the archive"
-    return None
+    return "its name is no name of a file" if "\0" in name or not name else None
 
 
 def _target(name: str, link: str) -> str:

@@ -30,7 +30,8 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
             "group are held out together"
         )
     if run.config.diffusion.task == "inpaint":
-        yield f"it learns to inpaint, with random masks ({d.masks}); a tenth are all hole, so that it generates too"
+        kind = f"random masks ({d.masks})" if d.mask_folder is None else f"the masks of {d.mask_folder}"
+        yield f"it learns to inpaint, with {kind}; a tenth are all hole, so that it generates too"
     small = dataset.files.smaller_than(size)
     if small > len(dataset.files) // 2:
         yield f"note: {small} of {len(dataset.files)} images are smaller than {size} pixels and are enlarged"
