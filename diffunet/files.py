@@ -7,13 +7,14 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import filelock
 
-from diffunet.errors import CheckpointError
+from diffunet.errors import CheckpointError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,38 @@ def replacing_all(folder: Path, names: Iterable[str]) -> Iterator[Path]:
             replace(temporary / name, folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+MADE = ".diffunet-prepared"
+"""The file by which a folder that `making` made is known, and that says what it was made of."""
+
+
+@contextlib.contextmanager
+def making(folder: Path, what: str, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder, within a temporary one beside `folder`, that becomes `folder` on success, and only then.
+
+    Args:
+        folder: must be empty, or not be there.
+        what: it is made of.
+        overwrite: replace a folder that was made so before.
+
+    Raises:
+        UsageError: `folder` is a file or holds something else.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        if not overwrite:
+            raise UsageError(f"{folder}: exists and is not an empty folder; choose another name, or say --overwrite")
+        if not (folder / MADE).is_file():
+            raise UsageError(f"{folder}: was not made by this command, and is not overwritten; remove it yourself")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True) as parts:
+        made = Path(parts, "made")
+        made.mkdir()
+        yield made
+        (made / MADE).write_text(f"{what}\n", encoding="utf-8")
+        if folder.exists():
+            os.replace(folder, Path(parts, "before"))
+        replace(made, folder)
 
 
 def sweep(folder: Path) -> None:

@@ -22,7 +22,7 @@ COMMANDS = {
     "inpaint": ("inpaint", "fill in the masked part of images"),
     "evaluate": ("evaluate", "compare generated images with real ones"),
     "check": ("check", "what is in a folder of images, and what cannot be used"),
-    "prepare": ("folders", "a known data set as a folder of images"),
+    "prepare": ("folders", "a data set from elsewhere as a folder of images"),
     "masks": ("folders", "random masks, to try inpainting with"),
     "convert": ("convert", "from and to other forms: diffusers, guided-diffusion, ONNX, the hub, averages"),
     "info": ("info", "shapes, parameters, MACs, memory and time of a net"),

@@ -1,5 +1,6 @@
 """`diffunet prepare` and `diffunet masks` write folders of images."""
 
+import contextlib
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -18,26 +19,41 @@ Side = Annotated[int, Field(ge=1, le=20_000)]
 
 def prepare(
     name: Annotated[Positional[str], arg(metavar="NAME")], out: Annotated[Positional[Path], arg(metavar="OUT")], /,
-    limit: Number | None = None, download_root: Path | None = None,
+    limit: Number | None = None, download_root: Path | None = None, sha256: str | None = None,
+    overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
-    """Write a known data set as a folder of images, a subfolder for each class.
+    """Write a data set as a folder of images, a subfolder for each class.
 
     Example: diffunet prepare digits data/digits
 
+    Example: diffunet prepare https://example.org/photos.zip photos
+
     Args:
-        name: digits (built in), mnist, fashion-mnist, cifar10, cifar100, svhn, flowers102, stl10 (downloaded).
+        name: digits (built in), mnist, fashion-mnist, cifar10, cifar100, svhn, flowers102, stl10 (downloaded); a web
+            address of an archive, of arrays or of an image; s3://..., gs://... (with fsspec's driver for it); a data
+            set of images on the hub, owner/name or owner/name:config (with pyarrow); or such a file here.
         out: Folder to make.
         limit: Write only so many images.
-        download_root: Where downloads are kept.
+        download_root: Where downloads are kept. A download that broke off is gone on with by the same command.
+        sha256: Of the file at a web address, to check it by.
     """
-    from diffunet.data.builtin import prepare as run
+    from diffunet.data import folder
+    from diffunet.data.download import sha256_of
+    from diffunet.data.prepare import prepare as run
 
     outputs.claim(out, file=False, option="OUT")
     if download_root is not None:
         outputs.claim(download_root, file=False, option="--download-root")
+    checked = None if sha256 is None else sha256_of(sha256)
     with progress("writing") as show:
-        count = run(name, out, download_root=download_root, limit=limit, progress=show)
-    tell(f"{count} images in {out}. Try: diffunet train {out} --out runs/{name} --classes")
+        count = run(
+            name, out, download_root=download_root, limit=limit, overwrite=overwrite, sha256=checked, progress=show
+        )
+    classes = ""
+    with contextlib.suppress(DataError):
+        folder.class_names(folder.list_images(out)[0])
+        classes = " --classes"
+    tell(f"{count} images in {out}. Try: diffunet train {out} --out runs/{out.name}{classes}")
 
 
 def masks(

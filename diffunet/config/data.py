@@ -43,6 +43,9 @@ class DataConfig(Section):
     """Probability of each change (flip, turn, scale, stretch, shift) that the net is told of; for few images, 0.12."""
     masks: names.MasksName = "mixed"
     """Kind of random masks that inpainting is trained with."""
+    mask_folder: str | None = None
+    """Folder of masks, white = fill, that inpainting is trained with in place of random ones; they are turned and
+    mirrored at random."""
     classes: bool = False
     """Subfolders are classes, or what --data.labels says."""
     labels: str | None = None

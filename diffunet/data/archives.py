@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -47,14 +48,15 @@ class Member(NamedTuple):
 
 
 class Archives:
-    """The members of zip and tar files that are candidates, in the order of their paths."""
+    """The members of zip and tar files that are candidates, in the order of their paths, and files of labels."""
 
     in_processes = True
 
     def __init__(
-        self, root: Path, files: Sequence[Path], paths: Paths, places: NDArray[np.void], classes: dict[str, str] | None
-    ) -> None:
-        self.root, self.classes = root, classes
+        self, root: Path, files: Sequence[Path], paths: Paths, places: NDArray[np.void],
+        others: dict[str, tuple[int, int, int, int, int, int]], classes: dict[str, str] | None,
+    ) -> None:  # fmt: skip
+        self.root, self.classes, self._others = root, classes, others
         self._files, self._paths, self._places = files, paths, places
         self._times = [file.stat().st_mtime_ns for file in files]
 
@@ -64,9 +66,9 @@ class Archives:
     def read(self, path: str) -> bytes:
         """Return the bytes of a member, as `Source.read`."""
         number = self._paths.find(path)
-        if number is None:
+        if number is None and path not in self._others:
             raise DataError("no such file in the archive")
-        return read_member(self._files, self._places[number].item())
+        return read_member(self._files, self._others[path] if number is None else self._places[number].item())
 
     def stamp(self, path: str) -> tuple[int, int]:
         """Return its size and the time of change of its archive, as `Source.stamp`."""
@@ -122,7 +124,13 @@ def open_archives(root: Path, files: Sequence[Path]) -> tuple[Archives, Listing]
         members = {name.removeprefix(f"{top}/"): member for name, member in members.items()}
     if listing.made_here("", _Names(members).exists):
         raise DataError(f"{whole}: is a run or a model of diffunet, and no data set; its previews are not trained on")
-    shown = _without_made(members, left_out)
+    outputs = set[str]()
+    for name, member in members.items():
+        if name.rpartition("/")[2] == listing.RECORD and member.place is not None:
+            within = name.removesuffix(listing.RECORD)
+            outputs |= {within + output for output in listing.noted(read_member(files, member.place))}
+    left_out.outputs = len(outputs & members.keys())
+    shown = [name for name in _without_made(members, left_out) if name not in outputs]
     places = {name: place for name in shown if (place := _place(name, members, top)) is not None}
 
     def peek(name: str) -> bytes:
@@ -141,8 +149,9 @@ def open_archives(root: Path, files: Sequence[Path]) -> tuple[Archives, Listing]
     by_text = {_text(name): name for name in places if not name.isascii()}
     rows = [places[by_text.get(text, text)] for text in stored.values()]
     classes = _classes(files, places, found.paths)
-    source = Archives(root, files, Paths.of(found.paths), np.array(rows, _PLACE), classes)
-    return source, Listing(found.paths, found.rejected, {}, left_out)
+    others = {name: places[name] for name in found.label_files}
+    source = Archives(root, files, Paths.of(found.paths), np.array(rows, _PLACE), others, classes)
+    return source, replace(found, stored={})
 
 
 def _text(name: str) -> str:
@@ -236,7 +245,9 @@ def _members(number: int, file: Path, left_out: LeftOut) -> Iterator[Member]:
             )
         else:
             raise DataError(f"{shown}: is damaged, or neither a zip nor a tar file")
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
+    except DataError:
+        raise
+    except Exception as error:  # on damaged files zipfile and tarfile raise anything, IndexError among others
         raise DataError(f"{shown}: is damaged or not whole ({error}): copy or download it again") from None
 
 
@@ -248,7 +259,7 @@ def _zip_members(number: int, file: Path) -> Iterator[Member]:
             name = info.filename
             if not info.flag_bits & 0x800:  # names without a code page are UTF-8 on all systems but the oldest
                 with suppress(UnicodeError):
-                    name = info.orig_filename.encode("cp437").decode()
+                    name = name.encode("cp437").decode()
             if info.create_system == 0:
                 name = name.replace("\\", "/")
             problem = _leads_out(name)
@@ -307,7 +318,7 @@ def _leads_out(name: str) -> str | None:
     """Return why a name is refused, though nothing is unpacked: its path would mean another file in a folder."""
     if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
         return "its name leads out of the archive"
-    return None
+    return "its name is no name of a file" if "\0" in name or not name else None
 
 
 def _target(name: str, link: str) -> str:

@@ -2,7 +2,6 @@
 
 import difflib
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffunet import files
 from diffunet.data.folder import Progress, printable
 from diffunet.errors import DataError, Error, ResourceError, UsageError
-from diffunet.files import replace
 from diffunet.pictures import images
 from diffunet.pictures.images import Pixels
 
@@ -64,39 +63,40 @@ def load_digits_arrays() -> tuple[Pixels, NDArray[np.int64]]:
 
 
 def prepare(
-    name: str, out: Path, *, download_root: Path | None = None, limit: int | None = None,
+    name: str, out: Path, *, download_root: Path | None = None, limit: int | None = None, overwrite: bool = False,
     progress: Progress | None = None,
 ) -> int:  # fmt: skip
     """Write the data set `name` to the folder `out` and return the number of images.
 
     A download is kept in `download_root`, or else deleted. With `limit` only so many images are written, spread evenly
-    over the data set. The folder `out` appears only when all is written.
+    over the data set. The folder `out` appears only when all is written; see `files.making` for `overwrite`.
 
     Raises:
         UsageError: `name` is not in `DATASETS`, or `out` is a file or holds something.
         DataError: The download failed.
         ResourceError: The disk is full or the folder cannot be written.
     """
-    if name not in DATASETS:
-        close = difflib.get_close_matches(name, DATASETS, cutoff=0.4) or list(DATASETS)
-        raise UsageError(f"no data set {name!r}; did you mean {' or '.join(close)}? (all: {', '.join(DATASETS)})")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"{printable(str(out))}: exists and is not an empty folder; choose another name or remove it")
+    refuse(name)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", ignore_cleanup_errors=True) as parts:
-            temporary = Path(parts)
-            data = _load(name, download_root or temporary / "download")
+        with files.making(out, name, overwrite=overwrite) as made:
+            data = _load(name, download_root or made.parent / "download")
             classes = DATASETS[name].names or getattr(data, "classes", None)
             if not classes:
                 classes = [str(n) for n in range(1 + max(int(label) for _, label in data))]
-            count = _write(data, classes, temporary / "images", limit, progress)
-            if out.exists():
-                out.rmdir()  # empty; Windows does not rename over a folder
-            replace(temporary / "images", out)
+            count = _write(data, classes, made, limit, progress)
     except OSError as error:
         raise ResourceError(f"{printable(str(out))}: cannot be written: {error.strerror or error}") from error
     return count
+
+
+def refuse(name: str) -> None:
+    """Raise UsageError for a name that is not in `DATASETS`."""
+    if name not in DATASETS:
+        close = difflib.get_close_matches(name, DATASETS, cutoff=0.4) or list(DATASETS)
+        raise UsageError(
+            f"no data set {name!r}, and no such file or folder; did you mean {' or '.join(close)}? (all: "
+            f"{', '.join(DATASETS)}; or a web address, s3://..., or owner/name on the hub)"
+        )
 
 
 def _load(name: str, download_root: Path) -> Any:

@@ -89,7 +89,7 @@ def _files_below(root: Path, left_out: LeftOut) -> Iterator[tuple[str, str | Non
     Names are relative to `root`, in the form that this process uses; that of `root` itself is empty. Folders that are
     passed over are noted.
     """
-    visited, pending = set[str](), deque([""])
+    visited, pending, outputs = set[str](), deque([""]), set[str]()
     while pending:
         folder = pending.popleft()
         if (target := os.path.realpath(root / folder)) in visited:
@@ -99,6 +99,7 @@ def _files_below(root: Path, left_out: LeftOut) -> Iterator[tuple[str, str | Non
             left_out.made[folder] = what
             continue
         folders, links = list[str](), list[str]()
+        outputs |= _outputs(root, folder)
         try:
             with os.scandir(root / folder) as entries:
                 for entry in entries:  # never all at once: one folder may hold a million
@@ -111,6 +112,8 @@ def _files_below(root: Path, left_out: LeftOut) -> Iterator[tuple[str, str | Non
                                 left_out.folders[entry.name] += 1
                             else:
                                 (links if entry.is_symlink() else folders).append(name)
+                        elif name in outputs:
+                            left_out.outputs += 1
                         elif entry.is_file():
                             yield name, None
                         elif os.path.splitext(name)[1].lower() in EXTENSIONS:
@@ -147,6 +150,19 @@ def with_pages(read: Callable[[str], bytes], paths: Sequence[str], workers: int 
         return [path] if count == 1 else [f"{path}#{number:04}" for number in range(1, count + 1)]
 
     return sorted(page for group in in_order(pages, paths, workers) for page in group)
+
+
+def _outputs(root: Path, folder: str) -> set[str]:
+    """Return the names of the pictures that diffunet noted in a folder; none where `root` holds nothing else."""
+    path = root / folder / listing.RECORD
+    if not path.is_file():
+        return set()
+    with contextlib.suppress(OSError):
+        names = listing.noted(path.read_bytes())
+        others = (name for name in os.listdir(root) if name not in names and not listing.is_hidden(name))
+        if folder or any(listing.ending(name) in EXTENSIONS or (root / name).is_dir() for name in others):
+            return {f"{folder}/{name}" if folder else name for name in names}
+    return set()
 
 
 def native(path: str) -> str:

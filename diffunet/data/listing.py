@@ -4,6 +4,8 @@ Which are images, which of them cannot be used, and what is passed over: that is
 names and, where a name says nothing, by the first bytes.
 """
 
+import contextlib
+import json
 import os
 import unicodedata
 from collections import Counter
@@ -32,7 +34,6 @@ _OTHERS = frozenset((
     ".xml", ".xz", ".yaml", ".yml", ".zip", ".zst",
 ))  # fmt: skip
 """Endings that say that a file is no image, or half of one. Files with an ending of no list are looked into."""
-_NOISE = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
 LABELS = ("metadata.jsonl", "metadata.csv", "dataset.json")
 """Names of files that may say the classes of images."""
 _SYSTEM = frozenset((
@@ -41,8 +42,10 @@ _SYSTEM = frozenset((
     "network trash folder", "temporary items", "__pycache__",
 ))  # fmt: skip
 """Folders that network disks and systems keep, in small letters; others (.Trashes, .thumbnails) are hidden."""
-OUTPUT = ".diffunet-output"
-"""The file by which a folder that diffunet made for its pictures is known."""
+RECORD = "made.jsonl"
+"""The file in which diffunet notes the pictures that it writes to a folder."""
+_MOST = 2**26  # bytes of it that are read
+_NOISE = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", RECORD)
 _SHOWN = 5  # kinds that are named in a line
 
 Exists = Callable[[str], bool]  # whether there is a file or folder of this name
@@ -61,15 +64,16 @@ class LeftOut:
     """What is passed over, by kind: it is none of the data set, where what is `Rejected` would be if it could be read.
 
     `others` and `twins` count files by their ending: those that are no images, and those beside an image of the same
-    name. `folders` counts by their names those that systems keep, `made` names those that diffunet made, with what they
-    are. `test` counts the images of a divided data set that are neither trained on nor held out, by folder. `notes` are
-    lines that say how the source was understood.
+    name. `folders` counts by their names those that systems keep, `made` names the runs and models of diffunet, and
+    `outputs` counts pictures that it noted as its own. `test` counts the images of a divided data set that are neither
+    trained on nor held out, by folder. `notes` are lines that say how the source was understood.
     """
 
     others: Counter[str] = field(default_factory=Counter)
     twins: Counter[str] = field(default_factory=Counter)
     folders: Counter[str] = field(default_factory=Counter)
     made: dict[str, str] = field(default_factory=dict)
+    outputs: int = 0
     test: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
@@ -88,10 +92,18 @@ class LeftOut:
             what = "1 folder" if len(self.made) == 1 else f"{len(self.made):,} folders"
             yield f"{what} of diffunet's own {_are(len(self.made))} passed over ({named}{_more(self.made)})"
 
-    def plain(self) -> dict[str, dict[str, int] | dict[str, str] | list[str]]:
+        if self.outputs:
+            what = (
+                "1 picture that diffunet made is"
+                if self.outputs == 1
+                else f"{self.outputs:,} pictures that diffunet made are"
+            )
+            yield f"{what} passed over"
+
+    def plain(self) -> dict[str, object]:
         """Return all of it for programs, as JSON can express it."""
         counted = {name: dict(getattr(self, name)) for name in ("others", "twins", "folders", "test", "made")}
-        return {**counted, "notes": self.notes}
+        return {**counted, "outputs": self.outputs, "notes": self.notes}
 
     def of_other_kinds(self) -> Iterator[str]:
         """Yield the line that counts the files that are no images, where there are any."""
@@ -104,13 +116,15 @@ class Listing:
     """The candidates of a source, what of it cannot be used, and what is passed over.
 
     `paths` are sorted, and each is in Unicode's composed form (NFC), so that a file has one name on all systems;
-    `stored` has the name by which the source knows it, for those where that is another.
+    `stored` has the name by which the source knows it, for those where that is another. `label_files` are the names of
+    files of `LABELS`.
     """
 
     paths: list[str]
     rejected: list[Rejected]
     stored: dict[str, str]
     left_out: LeftOut
+    label_files: list[str] = field(default_factory=list)
 
 
 def printable(text: str) -> str:
@@ -138,7 +152,7 @@ def is_kept_by_systems(folder: str) -> bool:
 
 
 def made_here(folder: str, exists: Exists) -> str | None:
-    """Return what diffunet made a folder for (a run, a model, pictures), by the files in it; None for other folders."""
+    """Return what of diffunet a folder is, a run or a model, by the files in it; None for other folders."""
     within = f"{folder}/" if folder else ""
     if exists(f"{within}config.toml") and (exists(f"{within}checkpoints") or exists(f"{within}model")):
         return "a run"
@@ -146,7 +160,16 @@ def made_here(folder: str, exists: Exists) -> str | None:
         return "a model"
     if exists(f"{within}model_index.json") and (exists(f"{within}unet") or exists(f"{within}scheduler")):
         return "a model"
-    return "pictures that it made" if exists(f"{within}{OUTPUT}") else None
+    return None
+
+
+def noted(record: bytes) -> set[str]:
+    """Return the names of the pictures that a `RECORD` notes, within its folder."""
+    names = set[str]()
+    for line in record[:_MOST].splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):  # torn by a kill
+            names |= {str(name) for name in json.loads(line).get("pictures", ())}
+    return names
 
 
 def of(
@@ -165,7 +188,7 @@ def of(
     Raises:
         DataError: the source cannot be read, or there is no candidate.
     """
-    candidates, rejected, companions = list[str](), list[Rejected](), list[str]()
+    candidates, rejected, companions, label_files = list[str](), list[Rejected](), list[str](), list[str]()
     for name, problem in names:
         kind = ending(name)
         if problem is not None:
@@ -176,7 +199,9 @@ def of(
             companions.append(name)
         elif kind in EXTENSIONS or (may_be_image(name, kind) and is_image(peek(name))):
             candidates.append(name)
-        elif name.rpartition("/")[2].casefold() not in LABELS:
+        elif name.rpartition("/")[2].casefold() in LABELS:
+            label_files.append(name)
+        else:
             left_out.others[kind] += 1
     stems = set(map(_stem, candidates)) if companions else set()
     for name in companions:
@@ -192,7 +217,7 @@ def of(
     paths, stored = _named(candidates, decode, rejected)
     if not paths:
         raise DataError(f"{whole}: {_nothing(rejected, left_out)}")
-    return Listing(sorted(paths), sorted(rejected, key=lambda file: file.path), stored, left_out)
+    return Listing(sorted(paths), sorted(rejected, key=lambda file: file.path), stored, left_out, sorted(label_files))
 
 
 def _named(
@@ -228,7 +253,7 @@ def _nothing(rejected: Sequence[Rejected], left_out: LeftOut) -> str:
         example = f"{rejected[0].path}: {rejected[0].reason}"
         return f"holds no images that can be used, and {len(rejected):,} that cannot ({example}). {passed}"
     found = f"found: {_kinds(left_out.others) or 'nothing'}"
-    made = f"; {passed}" if left_out.made or left_out.folders else ""
+    made = f"; {passed}" if left_out.made or left_out.folders or left_out.outputs else ""
     return f"holds no images ({found}{made}); supported are {' '.join(EXTENSIONS)}"
 
 

@@ -26,6 +26,7 @@ from diffunet.data import augment, warp
 from diffunet.data.dataset import Dataset
 from diffunet.diffusion.schedules import Schedule
 from diffunet.inpainting import masks
+from diffunet.inpainting.own_masks import OwnMasks
 from diffunet.pictures.images import Pixels
 
 AHEAD = 3
@@ -131,6 +132,7 @@ class Batches:
         data: how images are cropped, mirrored and augmented, and the names of their classes.
         label_dropout: the share of images whose label becomes the null label.
         masks: the kind of random masks, see `masks.random_mask`; None for a run that does not learn to inpaint.
+        own_masks: masks of one's own in place of random ones.
         pin, store: whether batches are in memory that a GPU reads from; and the images on the device, see `stored`.
         labels: the class of each image of the data set, int64 [N]; by default its subfolder among the classes.
     """
@@ -142,6 +144,7 @@ class Batches:
     data: DataConfig
     label_dropout: float = 0.0
     masks: str | None = None
+    own_masks: OwnMasks | None = None
     pin: bool = False
     store: Tensor | None = None
     labels: NDArray[np.int64] | None = None
@@ -149,12 +152,14 @@ class Batches:
     @classmethod
     def of(
         cls, config: Config, dataset: Dataset, chosen: NDArray[np.int64], schedule: Schedule, share: Share,
-        how: Compute, labels: NDArray[np.int64] | None = None,
+        how: Compute, own_masks: OwnMasks | None = None, labels: NDArray[np.int64] | None = None,
     ) -> Batches:  # fmt: skip
         """Return the batches of a run with this resolved config, its images on the device where they fit there."""
         kind = config.data.masks if config.diffusion.task == "inpaint" else None
         dropout, pin = config.diffusion.label_dropout, how.device.type == "cuda"
-        return cls(dataset, chosen, schedule, share, config.data, dropout, kind, pin, None, labels).stored(how)
+        return cls(dataset, chosen, schedule, share, config.data, dropout, kind, own_masks, pin, None, labels).stored(
+            how
+        )
 
     def stored(self, how: Compute) -> Batches:
         """Return the batches with their images on a GPU, where they take little of its memory and have but one crop."""
@@ -272,7 +277,11 @@ class Batches:
         """Draw which pixels of each image are known, bool [b 1 H W]; None for a run that does not learn to inpaint."""
         if self.masks is None:
             return None
-        kind, size = self.masks, self.data.image_size
+        kind, size, own = self.masks, self.data.image_size, self.own_masks
         all_hole = np.ones((size, size), bool)
-        drawn = (all_hole if g.random() < ALL_HOLE else masks.random_mask(kind, size, size, g) for g in generators)
-        return torch.from_numpy(~np.stack(list(drawn))[:, None])
+
+        def draw(generator: np.random.Generator) -> masks.Hole:
+            return masks.random_mask(kind, size, size, generator) if own is None else own.draw(generator)
+
+        drawn = [all_hole if generator.random() < ALL_HOLE else draw(generator) for generator in generators]
+        return torch.from_numpy(~np.stack(drawn)[:, None])

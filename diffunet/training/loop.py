@@ -25,7 +25,7 @@ from diffunet.diffusion.losses import DenoisingLoss, Loss
 from diffunet.errors import Cancelled, DivergedError, Stopped
 from diffunet.pictures import images
 from diffunet.sampling.pipeline import Pipeline
-from diffunet.training import budget, earlier, failures, opening, snapshots, stop, transfer
+from diffunet.training import budget, earlier, failures, opening, resuming, snapshots, stop, transfer
 from diffunet.training.batches import Batch, Batches
 from diffunet.training.learner import Learner
 from diffunet.training.meters import Meters, Record
@@ -130,7 +130,8 @@ def train(
         validate_every, sample_every = t.validate_every, t.sample_every
         assert validate_every, "the config is resolved"
         assert sample_every, "the config is resolved"
-        batches = Batches.of(config, run.dataset, run.split.training, denoiser.schedule, share, how, run.labels)
+        own = resuming.own_masks(config, run.folder, Path(data), accept=accept_new_data, main=run.is_main)
+        batches = Batches.of(config, run.dataset, run.split.training, denoiser.schedule, share, how, own, run.labels)
         # Of a few pictures that windows are taken of there are as many windows as there would be images.
         many = VALIDATION_IMAGES if config.data.fit == "patch" and len(held_out) else len(held_out)
         few = np.linspace(0, len(held_out) - 1, min(VALIDATION_IMAGES, many)).astype(np.int64)

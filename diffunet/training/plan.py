@@ -45,7 +45,8 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
             "group are held out together"
         )
     if run.config.diffusion.task == "inpaint":
-        yield f"it learns to inpaint, with random masks ({d.masks}); a tenth are all hole, so that it generates too"
+        kind = f"random masks ({d.masks})" if d.mask_folder is None else f"the masks of {d.mask_folder}"
+        yield f"it learns to inpaint, with {kind}; a tenth are all hole, so that it generates too"
     small = dataset.files.smaller_than(size)
     if d.fit == "patch":
         of = "" if d.scales == (1.0,) else f", at scales {' '.join(f'{scale:g}' for scale in d.scales)}"

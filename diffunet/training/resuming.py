@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffunet import build, compute
+from diffunet import build, compute, files
 from diffunet.config import Config, DataConfig, TrainConfig
 from diffunet.data import index
 from diffunet.data.dataset import Dataset
@@ -13,6 +13,7 @@ from diffunet.data.folder import printable
 from diffunet.data.groups import Split
 from diffunet.data.labels import Labels
 from diffunet.errors import DataError, UsageError
+from diffunet.inpainting.own_masks import OwnMasks
 from diffunet.training import run_folder
 
 log = logging.getLogger(__name__)
@@ -179,3 +180,31 @@ def refuse_other_split(state: dict[str, Any], dataset: Dataset, split: Split, ru
             f"{rule} (data.group) back as it was, or go on with it as it is by --accept-new-data"
         )
     log.warning("going on with other groups of images: some that are held out now have been trained on")
+
+
+def own_masks(config: Config, run: Path, data: Path, *, accept: bool, main: bool) -> OwnMasks | None:
+    """Return the masks of one's own that the run learns to inpaint with, if any, and list them in the run folder.
+
+    Raises:
+        UsageError: the task is another one, or they lie within the data, and would be trained on.
+        DataError: they are not those that the run began with, and `accept` does not say to go on with them.
+    """
+    if config.data.mask_folder is None:
+        return None
+    root, path = Path(config.data.mask_folder), run / run_folder.MASKS
+    if config.diffusion.task != "inpaint":
+        raise UsageError("data.mask_folder has the masks of --task inpaint, and this run has another task")
+    if root.resolve().is_relative_to(data.resolve()):
+        raise UsageError(f"data.mask_folder: {root} lies within {data}, so that masks would be images: move it out")
+    found = OwnMasks(root, config.data.image_size)
+    if path.is_file() and path.read_text(encoding="utf-8") != found.index:
+        if not accept:
+            raise DataError(
+                f"the masks in {root} are not those that this run began with ({path} lists them): put them back, or go "
+                "on with them as they are by --accept-new-data"
+            )
+        log.warning("going on with other masks: from here on, not as the run would have been")
+    if main:
+        files.write_atomic(path, found.index)
+    log.info("%d masks of %s are drawn from", len(found), root)
+    return found

@@ -14,6 +14,9 @@ from diffunet.training import best, checkpoint, transfer
 IMAGES = "images.index"
 """The file of a run folder that lists the images which the run began with."""
 
+MASKS = "masks.index"
+"""The file of a run folder that lists the masks of one's own which the run began with."""
+
 FREE_ON_RESUME = {
     "model": {"checkpointing"},
     "diffusion": {"sampler", "sample_steps", "ladder", "threshold"},

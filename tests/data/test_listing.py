@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 import unicodedata
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -122,22 +124,40 @@ def test_runs_models_and_outputs_are_passed_over(tmp_path: Path) -> None:
     put(tmp_path, ["a.png", "b/c.png"])
     made_run(tmp_path / "run")
     made_run(tmp_path / "b" / "older run")
-    put(tmp_path, ["model/samples.png", "outputs/0.png", "piped/samples.png"])
+    put(tmp_path, ["model/samples.png", "piped/samples.png"])
     put(tmp_path, ["model/config.json", "model/model.safetensors"], b"x")
-    put(tmp_path, ["piped/model_index.json", "piped/unet/config.json", f"outputs/{listing.OUTPUT}"], b"x")
+    put(tmp_path, ["piped/model_index.json", "piped/unet/config.json"], b"x")
     source, found = open_source(tmp_path)
     assert found.paths == ["a.png", "b/c.png"]
-    assert found.left_out.made == {
-        "run": "a run", "b/older run": "a run", "model": "a model", "piped": "a model",
-        "outputs": "pictures that it made",
-    }  # fmt: skip
+    made = {"run": "a run", "b/older run": "a run", "model": "a model", "piped": "a model"}
+    assert found.left_out.made == made
     (line,) = found.left_out.lines()
-    assert line.startswith("5 folders of diffunet's own are passed over (")
+    assert line.startswith("4 folders of diffunet's own are passed over (")
     assert source.read("b/c.png") == (tmp_path / "b/c.png").read_bytes()
     for part in ("run", "run/samples", "b/older run", "model"):
         with pytest.raises(DataError, match="of diffunet"):
             open_source(tmp_path / part)
-    assert open_source(tmp_path / "outputs")[1].paths == ["0.png"], "who names them means them"
+
+
+def test_pictures_that_are_noted_as_made_are_passed_over(tmp_path: Path) -> None:
+    put(tmp_path, ["a.png", "mended/a.png", "mended/deep/b.png", "mended/mine.png", "sample-0.png"])
+    lines = [{"run": "x", "options": {}}, {"run": "x", "pictures": ["a.png", "deep/b.png"]}]
+    record = "\n".join(map(json.dumps, lines)) + '\n{"run": "x", "pict'
+    (tmp_path / "mended" / listing.RECORD).write_text(record)
+    (tmp_path / listing.RECORD).write_text(json.dumps({"run": "y", "pictures": ["sample-0.png"]}))
+    found = folder.candidates(tmp_path)
+    assert found.paths == ["a.png", "mended/mine.png"]
+    assert list(found.left_out.lines()) == ["3 pictures that diffunet made are passed over"]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for path in (path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".zip"):
+            archive.write(path, path.relative_to(tmp_path).as_posix())
+    archived = open_source(tmp_path / "a.zip")[1]
+    assert (archived.paths, archived.left_out.outputs) == (found.paths, 3)
+    (tmp_path / "mended" / "mine.png").unlink()
+    (tmp_path / "mended" / "deep" / "b.png").rename(tmp_path / "mended" / "b.png")
+    (tmp_path / "mended" / "deep").rmdir()
+    (tmp_path / "mended" / listing.RECORD).write_text(json.dumps({"pictures": ["a.png", "b.png"]}))
+    assert folder.candidates(tmp_path / "mended").paths == ["a.png", "b.png"], "who names nothing else means them"
 
 
 def test_a_config_alone_makes_no_run(tmp_path: Path) -> None:

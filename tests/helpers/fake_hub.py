@@ -48,6 +48,8 @@ class Hub:
         """Answer one request, as huggingface.co would."""
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         parts = request.path.split("?")[0].strip("/").split("/")
+        if parts[0] == "datasets":  # as models, but for the beginning of the addresses of their files
+            del parts[0]
         self.asked.append((request.command, request.path))
         if self.down:
             return send(request, 503)
