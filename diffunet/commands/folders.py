@@ -37,7 +37,7 @@ def prepare(
         download_root: Where downloads are kept. A download that broke off is gone on with by the same command.
         sha256: Of the file at a web address, to check it by.
     """
-    from diffunet.data import folder
+    from diffunet.data import folder, labels
     from diffunet.data.download import sha256_of
     from diffunet.data.prepare import prepare as run
 
@@ -51,7 +51,7 @@ def prepare(
         )
     classes = ""
     with contextlib.suppress(DataError):
-        folder.class_names(folder.list_images(out)[0])
+        labels.find(out, folder.list_images(out)[0])
         classes = " --classes"
     tell(f"{count} images in {out}. Try: diffunet train {out} --out runs/{out.name}{classes}")
 

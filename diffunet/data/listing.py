@@ -34,7 +34,7 @@ _OTHERS = frozenset((
     ".xml", ".xz", ".yaml", ".yml", ".zip", ".zst",
 ))  # fmt: skip
 """Endings that say that a file is no image, or half of one. Files with an ending of no list are looked into."""
-LABELS = ("metadata.jsonl", "metadata.csv", "dataset.json")
+LABELS = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "dataset.json")
 """Names of files that may say the classes of images."""
 _SYSTEM = frozenset((
     "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "#recycle", "#snapshot", "$recycle.bin",
