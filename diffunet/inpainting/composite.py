@@ -39,47 +39,70 @@ def _editable(image: Image.Image) -> Image.Image:
 
 
 def composite(
-    image: Image.Image, filled: images.Pixels, hole: Hole, weight: Mask | None = None, opaque: bool = False,
-    white: float | None = None,
-) -> Image.Image:  # fmt: skip
-    """Return an image with its hole [H W] replaced by `filled`.
+    image: Image.Image, filled: images.Pixels, hole: Hole, weight: Mask | None = None, white: float | None = None
+) -> Image.Image:
+    """Return an image with its hole [H W] replaced by `filled`, or lying over it, as far as it stays.
+
+    Of the old image a share (1 - weight) * alpha stays, behind which the filling shows. So a weight of 0 fills in what
+    is transparent and keeps soft shadows, and one of 1 (or None) leaves nothing of what was there. What is filled in is
+    opaque, unless `filled` has an alpha of its own and the image can hold it; else that is laid over white.
 
     Args:
-        image: an image in one of the modes of `editable`.
+        image: an image in one of the modes of `editable`, with the low bytes of its colours, if any; see `deep`.
         filled: uint8 [H W C] with 1, 3 or 4 channels, whatever the mode of the image.
         hole: where pixels change; all others keep every bit.
         weight: float32 [H W] in [0, 1], by which `filled` is blended in; None replaces the pixels.
-        opaque: make the hole opaque; alpha stays as it is otherwise.
         white: the value that is white in modes I and F, where the image is a part of a larger one; see `images.white`.
     """
-    pixels = np.array(image)
+    pixels, low = np.array(image), deep.low_of(image)
     flat = pixels[..., None] if pixels.ndim == 2 else pixels
-    colours = flat[..., : flat.shape[2] - (image.mode in ("LA", "RGBA"))]
+    clear = image.mode in ("LA", "RGBA")
     new = _in_mode(filled, image.mode, images.white(image) if white is None else white)[hole]  # [n colours]
+    old: NDArray[Any] = flat[hole]
+    if low is not None:  # 257 times 8 bits are 16
+        deeper = np.asarray(low)[hole]
+        old, new = old.astype(np.uint16) * 256 + deeper, new * np.uint16(257)
+    opaque = 65535 if low is not None else 255
+    made: NDArray[Any] | None = filled[hole][:, 3:] / np.float32(255) if clear and filled.shape[2] == 4 else None
     if weight is not None:
-        w = weight[hole][:, None]
-        if opaque and image.mode in ("LA", "RGBA"):  # what could not be seen is not blended in
-            seen = flat[..., -1:][hole].astype(np.float32) / 255
-            w = np.subtract(1, (1 - w) * seen, dtype=np.float32)
-        old = np.nan_to_num(colours[hole], posinf=0, neginf=0)  # floats may be missing where they are to be filled in
-        new = old * (1 - w) + new * w
-    colours[hole] = new if image.mode == "F" else np.rint(new).astype(pixels.dtype)
-    if opaque and image.mode in ("LA", "RGBA"):
-        flat[..., -1][hole] = 255
+        kept = (1 - weight[hole][:, None]) * (old[:, -1:] / np.float32(opaque) if clear else 1)
+        colours = np.nan_to_num(old[:, : new.shape[1]], posinf=0, neginf=0)  # floats may be missing in a hole
+        if made is None:
+            new = colours * kept + new * (1 - kept)
+        else:
+            alpha = kept + made * (1 - kept)
+            over = np.divide(kept, alpha, out=np.zeros_like(kept), where=alpha > 0)
+            new, made = colours * over + new * (1 - over), alpha
+    if clear:
+        new = np.concatenate([new, np.full((len(new), 1), opaque) if made is None else made * opaque], axis=1)
+    if image.mode != "F":
+        new = np.rint(new).astype(np.uint16 if low is not None else pixels.dtype)
+    key = image.info.get("transparency") if image.mode == "I;16" else None  # no mode of 16 bits has alpha
+    if isinstance(key, int):
+        new[new == key] += -1 if key == 65535 else 1
+    if low is not None:
+        flat[hole], deeper_pixels = new >> 8, np.array(low)
+        deeper_pixels[hole] = new & 255
+    else:
+        flat[hole] = new
     result = from_pixels(pixels, image.mode)
     notes.put(result, notes.of(image))
-    if image.mode == "I;16" and "transparency" in image.info and not opaque:  # no mode of 16 bits has alpha
-        result.info["transparency"] = image.info["transparency"]
+    if low is not None:
+        result.info[deep.LOW] = from_pixels(deeper_pixels, image.mode)
+    if key is not None:
+        result.info["transparency"] = key
     return result
 
 
 def _in_mode(filled: images.Pixels, mode: str, white: float) -> NDArray[Any]:
-    """Convert pixels [H W C], without their alpha, to the colours of a mode, [H W colours]."""
-    rgb = images.from_array(filled).convert("RGB")
-    if mode in ("RGB", "RGBA", "CMYK"):
-        return np.asarray(rgb.convert("CMYK") if mode == "CMYK" else rgb)
-    grey = images.to_array(rgb, 1)
-    return grey if mode in ("L", "LA") else grey * (257.0 if mode == "I;16" else white / 255)
+    """Convert pixels [H W C] to the colours of a mode, without alpha, [H W colours]."""
+    if mode in ("LA", "RGBA"):
+        filled = filled[..., :3]  # its alpha is kept apart
+    grey = mode not in ("RGB", "RGBA", "CMYK")
+    colours = images.to_array(images.from_array(filled), 1 if grey else 3)
+    if mode == "CMYK":
+        return np.asarray(images.from_array(colours).convert("CMYK"))
+    return colours * (257.0 if mode == "I;16" else white / 255) if mode in ("I;16", "I", "F") else colours
 
 
 def from_pixels(pixels: NDArray[Any], mode: str) -> Image.Image:

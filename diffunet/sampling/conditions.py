@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 OWN_INTERVAL = (0.2, 4.0)
 """The noise levels between which a model is guided by the weaker model beside it: see samples/recipe.md."""
 
+FROM_ZERO = ("seed", "feather", "grow", "shrink")
+"""The counts among the arguments that may be 0."""
+
 Label = SupportsIndex | str | None
 """A class by its name or by its number (an integer of Python, numpy or torch), or None for an image without a label."""
 
@@ -72,9 +75,9 @@ def refuse_unknown(function: str, options: Mapping[str, object], known: type) ->
 
 
 def check_counts(**values: int | None) -> None:
-    """Raise UsageError for a number below 1 (`seed` and `feather` may be 0), or 2**63 and above."""
+    """Raise UsageError for a number below 1 (`FROM_ZERO` may be 0), or 2**63 and above."""
     for name, value in values.items():
-        least = 0 if name in ("seed", "feather") else 1
+        least = 0 if name in FROM_ZERO else 1
         if value is not None and not least <= value < 2**63:
             raise UsageError(f"{name} is at least {least}{' and below 2**63' if value > 0 else ''}, not {value}")
 
