@@ -28,6 +28,7 @@ from diffunet.data.dataset import open_dataset
 from diffunet.data.sources import Folder
 from diffunet.errors import DataError, Error
 from diffunet.inpainting import composite, masks
+from diffunet.inpainting.reading import read_mask
 from diffunet.pictures import images
 from diffunet.training import checkpoint
 
@@ -63,14 +64,16 @@ def read_image(path: Path) -> None:
         _, pixels = cache.decode_file(source, name, cache.Layout(16, channels, fit, (1, 2, 3), 1.125))
         assert pixels.dtype == np.uint8, pixels.dtype
         assert pixels.shape[2] == channels, pixels.shape
+    with contextlib.suppress(DataError):  # not every image may be a mask
+        for soft in (False, True):
+            mask = read_mask(path, soft=soft).mask
+            assert mask.shape == (file.height, file.width), (mask.shape, file)
+            assert mask.min() >= 0, mask.min()
+            assert mask.max() <= 1, mask.max()
     try:
-        mask = masks.read_mask(path)
-        assert mask.shape == (file.height, file.width), (mask.shape, file)
-        assert mask.min() >= 0, mask.min()
-        assert mask.max() <= 1, mask.max()
         picture = composite.editable(images.open_image(path))
         masks.alpha_hole(picture)
-        hole = np.zeros(mask.shape, bool)
+        hole = np.zeros((file.height, file.width), bool)
         hole[0, 0] = True
         filled = composite.composite(picture, np.zeros((*hole.shape, 3), np.uint8), hole)
         assert filled.size == picture.size == (file.width, file.height), (filled, picture, file)

@@ -6,7 +6,7 @@ draws images of cells that touch, of many shapes and brightnesses, unevenly lit,
 them for `--minutes` on a CPU, and prints how the others come out, beside thresholds: the mean intersection over union
 (IoU) of the cells' pixels, and the share of cells that are found apart from their neighbours (a connected part of the
 answer has an IoU above a half with it). `--images DIR --masks DIR` takes grey images of yours instead, and masks of the
-same names, white for what is wanted.
+same names, white for what is wanted, or with labels; they are read as those of `diffunet inpaint` are.
 
 Thresholds are chosen on the images that the net learns from: one for all, Otsu's of each image, and one of what is left
 when a blurred copy is taken off, against uneven light. The picture has a row for each of some held-out images: image,
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +31,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from diffunet.errors import DataError, Error, UsageError
+from diffunet.inpainting.masks import hole_of
 from diffunet.inpainting.pairs import pairs
+from diffunet.inpainting.reading import read_mask
 from diffunet.nn.overlap_tile import mirrored, overlap_tile
 from diffunet.nn.unet2015 import UNet2015, input_size, margin, output_size
 from diffunet.pictures import images
@@ -86,6 +89,11 @@ def main() -> None:
     if not 0 < num_held_out < len(examples):
         raise UsageError(f"--held-out: {num_held_out} of {len(examples)} images; some are to learn from, and some not")
     held_out, learned = [[examples[i] for i in part] for part in (order[:num_held_out], order[num_held_out:])]
+    for part, words in ((learned, "to learn from"), (held_out, "held out")):
+        for wanted in (True, False):
+            if not any((x.mask == wanted).any() for x in part):
+                what = "has anything that is wanted" if wanted else "has a pixel that is not wanted"
+                raise DataError(f"no mask of the {len(part)} images {words} {what}: there are not two classes")
 
     torch.manual_seed(options.seed)
     net = UNet2015(1, 2, options.layers, options.base_channels, dropout=0.1).to(memory_format=torch.channels_last)
@@ -108,7 +116,7 @@ def main() -> None:
 
 
 def read(folder: Path, masks: Path | None) -> list[Example]:
-    """The images of a folder as grey, each with its mask, which is white above a half; others are named and left out.
+    """The images of a folder as grey, each with its mask, see `reading.read_mask`; others are named and left out.
 
     Raises:
         UsageError: no folder of masks.
@@ -116,18 +124,24 @@ def read(folder: Path, masks: Path | None) -> list[Example]:
     """
     if masks is None or not masks.is_dir():
         raise UsageError("--images DIR needs --masks DIR, a folder with a mask for each image, by its name")
-    examples = []
+    examples, understood = [], Counter[str]()
     for image, mask, name in pairs([folder], masks):
         assert mask is not None
         try:
-            pixels, wanted = (images.to_array(images.open_image(path), 1)[..., 0] for path in (image, mask))
+            picture = images.open_image(image)
+            read = read_mask(mask, picture=picture)
+            pixels, wanted = images.to_array(picture, 1)[..., 0], hole_of(read.mask)
         except DataError as error:
             print(f"left out: {name}: {error}")
             continue
         if pixels.shape != wanted.shape:
             print(f"left out: {name}: the image is {pixels.shape[::-1]}, its mask {wanted.shape[::-1]} pixels")
             continue
-        examples.append(Example(pixels, wanted > 127))
+        examples.append(Example(pixels, wanted))
+        understood[read.understood.partition(": ")[2]] += 1
+    for words, times in understood.items():
+        if words:
+            print(f"{times} of the masks: {words}")
     if not examples:
         raise DataError(f"no image of {folder} can be used with its mask")
     return examples

@@ -115,7 +115,7 @@ def _like(folder: Path, out: Path) -> list[tuple[Path, Path]]:
     """Return each image of a folder, and the mask that is to have its name. Raises UsageError where these clash."""
     from diffunet.inpainting.pairs import pairs
 
-    targets = [(pair.image, out / f"{pair.name}.png") for pair in pairs([folder], None)]
+    targets = [(pair.image, out / f"{pair.name}.png") for pair in pairs([folder], None, out)]
     if several := [target for target, times in Counter(target for _, target in targets).items() if times > 1]:
         raise UsageError(f"--like {folder}: several images would have the mask {several[0]}; rename one")
     taken = {path.resolve() for path, _ in targets}

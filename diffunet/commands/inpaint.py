@@ -21,13 +21,16 @@ from diffunet.names import JUMPING, InpaintFitName, MethodChoice
 if TYPE_CHECKING:
     from diffunet.inpainting.pairs import Pair
 
+Pixels = Annotated[int, Field(ge=0, le=10_000)]
+
 
 def inpaint(
     model: Model, images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE")], /, *, out: str,
     mask: Path | None = None, box: str | None = None, method: MethodChoice = "auto", fit: InpaintFitName = "auto",
     steps: Steps | None = None, jump_length: Steps | None = None, jump_n_sample: Steps | None = None, num: Number = 1,
     seed: Seed = 0, label: str | None = None, guidance: Finite = 1.0, invert_mask: bool = False,
-    soft_mask: bool = False, resize_mask: bool = False, feather: Annotated[int, Field(ge=0, le=10_000)] = 0,
+    soft_mask: bool = False, mask_values: tuple[Finite, ...] | None = None, resize_mask: bool = False,
+    grow: Pixels = 0, shrink: Pixels = 0, feather: Pixels = 0, extend: str | None = None,
     range: Annotated[tuple[Finite, Finite] | None, arg(metavar="LOW HIGH")] = None,
     page: Annotated[int, Field(ge=1, le=10**9)] | None = None,
     lossy_ok: bool = False, max_pixels: Annotated[int, Field(ge=1, le=10**12)] = 200_000_000,
@@ -40,8 +43,8 @@ def inpaint(
     Args:
         images: Images of any size, and folders of them; with several, --out is a folder.
         out: A file for one picture, else a folder.
-        mask: White = fill, of the image's size; or a folder of masks with the images' names. Without it, what is
-            transparent is filled.
+        mask: White = fill, of the image's size; or a folder of masks with the images' names, or with these and "mask"
+            (a_mask.png), which may be the folder of the images. Without it, what is transparent is filled.
         box: Fill this rectangle: x0,y0,x1,y1 in pixels from the top left corner, x1 and y1 not included.
         method: trained is for a model trained with --task inpaint; for any model mmps (by gradients), repaint (up and
             down), ddnm and replace (once down, plain). auto is trained where the model is, else mmps.
@@ -58,8 +61,12 @@ def inpaint(
             off.
         invert_mask: Black = fill; with --box, what is outside.
         soft_mask: The mask's grey blends old and new.
+        mask_values: Fill what has these values in the mask, as labels do: of a palette the indices.
         resize_mask: Take a mask of another size to the image's.
+        grow: Grow the hole by so many pixels, over the rim of what is masked.
+        shrink: Shrink it by so many pixels, after growing it.
         feather: Blend old and new over so many pixels inside the edge of the hole.
+        extend: Add to the image, and fill in: left,top,right,bottom in pixels.
         range: The values that are black and white in images of more than 8 bits; those of the model's images, or else
             of these, if not given.
         page: Which page or frame of a file with several, from 1 on; the result is that one alone.
@@ -77,6 +84,7 @@ def inpaint(
         (box is not None and mask is not None, "--box and --mask both say what to fill; take one"),
         (soft_mask and mask is None, "--soft-mask is about a mask, and there is no --mask"),
         (resize_mask and mask is None, "--resize-mask is about a mask, and there is no --mask"),
+        (mask_values is not None and mask is None, "--mask-values is about a mask, and there is no --mask"),
         (invert_mask and mask is None and box is None, "--invert-mask goes with --mask or --box, and there is neither"),
         (jumps and method not in ("auto", *JUMPING),
          f"--method {method} does not jump back: --jump-length and --jump-n-sample go with repaint, ddnm"),
@@ -87,6 +95,7 @@ def inpaint(
     if is_file and not outputs.lossless(target) and not lossy_ok:
         raise UsageError(f"--out {out} is lossy: known pixels would change. Take .png, or say --lossy-ok")
     corners = None if box is None else _corners(box)
+    sides = None if extend is None else _numbers("--extend", extend, "left,top,right,bottom, such as 0,0,64,0")
     jobs = _jobs(images, mask, target, is_file, num, overwrite or resume)
     pipe = options.load(model, computing)
     made_by |= {"command": "inpaint", "model": records.fingerprint(pipe), "precision": pipe.how.precision}
@@ -100,23 +109,29 @@ def inpaint(
     from diffunet.pictures import ranges
 
     album = functools.cache(lambda: ranges.of_files(path for (path, _, _), _ in jobs))
-    failed: list[str] = []
+    failed, empty, notes = list[str](), list[tuple[str, str]](), _Notes()
     for (path, mask_path, _), targets in left:
         try:  # errors of one image are raised here; those of the options, by the pipeline
             masked = part.read(
-                path, mask_path, box=corners, invert_mask=invert_mask, soft_mask=soft_mask, feather=feather,
-                resize_mask=resize_mask, max_pixels=max_pixels, range=range, page=page,
+                path, mask_path, box=corners, invert_mask=invert_mask, soft_mask=soft_mask, mask_values=mask_values,
+                grow=grow, shrink=shrink, feather=feather, extend=sides, resize_mask=resize_mask, max_pixels=max_pixels,
+                range=range, page=page,
             )  # fmt: skip
             masked = masked.like(build.ranges(pipe.config.data))
             if masked.lacks_range and len(jobs) > 1:
                 masked = masked.like(album(), "these images")
             part.parts(masked, pipe.image_size, fit)
         except (DataError, UsageError) as error:
+            words = as_typed(str(error))
             if len(jobs) == 1:
-                raise
-            say(str(error))
+                raise type(error)(words) from None
+            if isinstance(error, part.NothingToFill):
+                empty.append((str(path), words))
+            else:
+                say(words)
             failed.append(str(path))
             continue
+        notes.say(masked.said, len(jobs) == 1)
         with progress(f"filling {path.name}") as show:
             filled = pipe.inpaint(
                 masked, num=num, seed=seed, method=method, fit=fit, steps=steps, jump_length=jump_length,
@@ -128,6 +143,9 @@ def inpaint(
             outputs.save(picture, file)
         if num > 1:  # the target that is left is of the sheet
             outputs.save(outputs.sheet(masked, filled), targets[-1])
+    notes.count()
+    if empty:
+        say(f"nothing was to be filled in {len(empty)} of {len(jobs)} images; the first: {empty[0][1]}")
     if len(jobs) > 1 or any(path.is_dir() for path in images):
         count = len(jobs) - len(failed)
         tell(f"{count} {'image' if count == 1 else 'images'} in {out}")
@@ -144,6 +162,40 @@ def _is_filled(job: tuple[Pair, list[Path]], record: records.Record, resume: boo
     return len(record.finished(names, resume=resume, overwrite=overwrite, of=of)) == len(names)
 
 
+def as_typed(message: str) -> str:
+    """Return a message with options as they are typed on the command line, in place of Python's keywords."""
+    from diffunet.inpainting.part import ReadingOptions
+
+    named = "|".join(ReadingOptions.__annotations__)
+
+    def option(match: re.Match[str]) -> str:
+        value = "" if match[2] == "=True" else match[2].replace("=", " ", 1)
+        return f"--{match[1].replace('_', '-')}{value}"
+
+    return re.sub(rf"\b({named})(=(?:True|[-\w.]+))", option, message)
+
+
+class _Notes:
+    """What is said of masks: the first of each kind when it is read, and in the end how many there were."""
+
+    def __init__(self) -> None:
+        self.kinds: Counter[str] = Counter()
+
+    def say(self, lines: tuple[str, ...], alone: bool) -> None:
+        for line in lines:
+            kind = line.partition(": ")[2] or line.partition(" fills ")[2]
+            kind = re.sub(r"[0-9][0-9.,]*", "N", kind)
+            self.kinds[kind] += 1
+            if self.kinds[kind] == 1:
+                say(as_typed(line) + ("" if alone else " (others like it are counted)"))
+
+    def count(self) -> None:
+        """Say how often each kind came that came more than once."""
+        for kind, times in self.kinds.items():
+            if times > 1:
+                say(f"{times} masks: {as_typed(kind)}")
+
+
 def _jobs(
     images: tuple[Path, ...], mask: Path | None, out: Path, is_file: bool, num: int, overwrite: bool
 ) -> list[tuple[Pair, list[Path]]]:
@@ -155,7 +207,7 @@ def _jobs(
     from diffunet.inpainting.pairs import pairs
 
     outputs.claim(out, file=is_file, overwrite=overwrite or not is_file)
-    masked = pairs(images, mask)
+    masked = pairs(images, mask, None if is_file else out)
     if is_file and len(masked) * num > 1:
         raise UsageError(f"--out {out} is one file for {len(masked) * num} pictures: give a folder")
     jobs = []
@@ -170,18 +222,27 @@ def _jobs(
     if several := [name for name, times in Counter(map(os.path.normcase, targets)).items() if times > 1]:
         raise UsageError(f"several images would be written to {several[0]}: rename one")
     masks = {pair.mask.resolve() for pair in masked if pair.mask is not None}
-    for target in targets:
-        outputs.claim(target, file=True, overwrite=overwrite)
-        if target.resolve() in masks:
-            raise UsageError(f"--out {out}: {target} is a mask, and would be replaced; choose another folder")
+    images_of = {pair.image.resolve() for pair in masked}
+    for pair, files in jobs:
+        for target in files:
+            outputs.claim(target, file=True, overwrite=overwrite)
+            if (place := target.resolve()) in masks:
+                raise UsageError(f"--out {out}: {target} is a mask, and would be replaced; choose another folder")
+            if place in images_of and place != pair.image.resolve():
+                raise UsageError(f"--out {out}: {target} is an image, and would be replaced; choose another folder")
     return jobs
 
 
 def _corners(box: str) -> tuple[int, int, int, int]:
     """Return x0, y0, x1, y1 of --box, in pixels. Raises UsageError for anything else, and for an empty box."""
-    if re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9}){3}", box) is None:
-        raise UsageError(f"--box takes four whole numbers x0,y0,x1,y1, such as 40,30,120,90, not {box!r}")
-    x0, y0, x1, y1 = map(int, box.split(","))
+    x0, y0, x1, y1 = _numbers("--box", box, "x0,y0,x1,y1, such as 40,30,120,90")
     if x0 >= x1 or y0 >= y1:
         raise UsageError(f"--box {box} is empty: x0,y0,x1,y1 with x0 < x1 and y0 < y1")
     return x0, y0, x1, y1
+
+
+def _numbers(option: str, text: str, example: str) -> tuple[int, int, int, int]:
+    if re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9}){3}", text) is None:
+        raise UsageError(f"{option} takes four whole numbers {example}, not {text!r}")
+    first, second, third, fourth = map(int, text.split(","))
+    return first, second, third, fourth

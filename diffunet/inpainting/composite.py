@@ -39,51 +39,63 @@ def _editable(image: Image.Image) -> Image.Image:
 
 
 def composite(
-    image: Image.Image, filled: images.Pixels, hole: Hole, weight: Mask | None = None, opaque: bool = False,
-    range: ranges.Range | None = None,
-) -> Image.Image:  # fmt: skip
-    """Return an image with its hole [H W] replaced by `filled`.
+    image: Image.Image, filled: images.Pixels, hole: Hole, weight: Mask | None = None, range: ranges.Range | None = None
+) -> Image.Image:
+    """Return an image with its hole [H W] replaced by `filled`, or lying over it, as far as it stays.
+
+    Of the old image a share (1 - weight) * alpha stays, behind which the filling shows. So a weight of 0 fills in what
+    is transparent and keeps soft shadows, and one of 1 (or None) leaves nothing of what was there. What is filled in is
+    opaque, unless `filled` has an alpha of its own and the image can hold it; else that is laid over white.
 
     Args:
-        image: an image in one of the modes of `editable`.
+        image: an image in one of the modes of `editable`, with the low bytes of its colours, if any; see `deep`.
         filled: uint8 [H W C] with 1, 3 or 4 channels, whatever the mode of the image, in sRGB; it gets the colours of
             the image's profile.
         hole: where pixels change; all others keep every bit.
         weight: float32 [H W] in [0, 1], by which `filled` is blended in; None replaces the pixels.
-        opaque: make the hole opaque; alpha stays as it is otherwise.
         range: what is black and white in more than 8 bits, as of a larger image; by default by this image alone.
     """
     pixels = deep.values_of(image).copy()
     flat = pixels[..., None] if pixels.ndim == 2 else pixels
-    colours = flat[..., : flat.shape[2] - (image.mode in ("LA", "RGBA"))]
-    full = np.iinfo(pixels.dtype).max if image.mode in ("LA", "RGBA") else 0
-    new = _as_in(image, filled, range)[hole]  # [n colours]
+    clear = image.mode in ("LA", "RGBA")
+    opaque = np.iinfo(pixels.dtype).max if clear else 0
+    new: NDArray[Any] = _as_in(image, filled, range)[hole]  # [n colours]
+    old: NDArray[Any] = flat[hole]
+    made: NDArray[Any] | None = filled[hole][:, 3:] / np.float32(255) if clear and filled.shape[2] == 4 else None
     if weight is not None:
-        w = weight[hole][:, None]
-        if opaque and full:  # what could not be seen is not blended in
-            seen = flat[..., -1:][hole].astype(np.float32) / full
-            w = np.subtract(1, (1 - w) * seen, dtype=np.float32)
-        old = np.nan_to_num(colours[hole], posinf=0, neginf=0)  # floats may be missing where they are to be filled in
-        new = old * (1 - w) + new * w
+        kept = (1 - weight[hole][:, None]) * (old[:, -1:] / np.float32(opaque) if clear else 1)
+        colours = np.nan_to_num(old[:, : new.shape[1]], posinf=0, neginf=0)  # floats may be missing in a hole
+        if made is None:
+            new = colours * kept + new * (1 - kept)
+        else:
+            alpha = kept + made * (1 - kept)
+            over = np.divide(kept, alpha, out=np.zeros_like(kept), where=alpha > 0)
+            new, made = colours * over + new * (1 - over), alpha
+    if clear:
+        new = np.concatenate([new, np.full((len(new), 1), opaque) if made is None else made * opaque], axis=1)
     if image.mode != "F":  # a range may be wider than what the image can hold
-        new = np.rint(new).clip(np.iinfo(pixels.dtype).min, np.iinfo(pixels.dtype).max)
-    colours[hole] = new
-    if opaque and full:
-        flat[..., -1][hole] = full
+        new = np.rint(new).clip(np.iinfo(pixels.dtype).min, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
+    key = image.info.get("transparency") if image.mode == "I;16" else None  # no mode of 16 bits has alpha
+    if isinstance(key, int):
+        new[new == key] += -1 if key == 65535 else 1
+    flat[hole] = new
     result = deep.from_values(pixels, image.mode)
     notes.put(result, notes.of(image))
-    if image.mode == "I;16" and "transparency" in image.info and not opaque:  # no mode of 16 bits has alpha
-        result.info["transparency"] = image.info["transparency"]
+    if key is not None:
+        result.info["transparency"] = key
     return result
 
 
 def _as_in(image: Image.Image, filled: images.Pixels, range: ranges.Range | None) -> NDArray[Any]:
     """Convert pixels [H W C], without their alpha, to colours as those of an image, [H W colours]."""
-    rgb, grey = images.from_array(filled).convert("RGB"), image.mode not in ("RGB", "RGBA", "CMYK")
+    if image.mode in ("LA", "RGBA"):
+        filled = filled[..., :3]  # its alpha is kept apart
+    rgb = images.from_array(images.to_array(images.from_array(filled), 3))
     if (profile := profiles.of(image, both_ways=True)) is not None:
         rgb = profile.from_srgb(rgb)  # which now has the mode of the profile
     if image.mode == "CMYK":
         return np.asarray(rgb if rgb.mode == "CMYK" else rgb.convert("CMYK"))
+    grey = image.mode not in ("RGB", "RGBA")
     values = np.asarray(rgb.convert("L"))[..., None] if grey else np.asarray(rgb)
     if deep.kind_of(image) is None:
         return values

@@ -1,11 +1,11 @@
-"""Masks: reading them, resizing them, softening their edges, and drawing random ones.
+"""Masks: resizing them, growing them, softening their edges, and drawing random ones; `reading` reads them.
 
 A mask is float32 [H W] in [0, 1], 1 where the image is to be filled; a hole is its boolean form, True there.
 """
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from diffunet.errors import DataError, UsageError
+from diffunet.errors import UsageError
 from diffunet.names import MASK_KINDS
 from diffunet.pictures import images
 
@@ -21,47 +21,9 @@ Mask = NDArray[np.float32]
 Hole = NDArray[np.bool_]
 RINGING = 1 / 16
 """Values of a soft mask this near to 0 or 1 count as 0 or 1: JPEG leaves such ripples beside edges."""
-_BLACK = (0, 0, 0)
+OPAQUE = 250
+"""From this alpha on, of 255, a pixel counts as opaque: what an editor or a filter left almost so is no hole."""
 _STRIP = 2**22  # pixels whose distances, float64, are measured at a time
-
-
-def read_mask(source: str | Path | Image.Image | NDArray[Any], *, invert: bool = False) -> Mask:
-    """Read a mask, float32 [H W] in [0, 1], 1 = fill.
-
-    Args:
-        source: an image of any mode (alpha is laid over black), the path of one, or an array [H W] or [H W C] that is
-            boolean, float in [0, 1], or of integers (0 to 255, of uint16 to 65535, or 0 and 1).
-        invert: for masks with black = fill.
-
-    Raises:
-        DataError: a file that is no image, or an array of another shape, type or range; the message names the file.
-    """
-    try:
-        image = source if isinstance(source, np.ndarray | Image.Image) else images.open_image(source)
-    except DataError as error:
-        raise DataError(f"mask {source}: {error}") from None
-    mask = _from_array(image) if isinstance(image, np.ndarray) else _from_image(image)
-    return np.subtract(1, mask, dtype=np.float32) if invert else mask
-
-
-def _from_image(image: Image.Image) -> Mask:
-    return np.divide(images.to_array(image, 1, _BLACK)[..., 0], 255, dtype=np.float32)
-
-
-def _from_array(array: NDArray[Any]) -> Mask:
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] in (3, 4):
-        return _from_image(images.from_array(array))
-    if array.ndim != 2 or array.size == 0:
-        raise DataError(f"a mask has the shape [H W], and this array is {list(array.shape)}")
-    if array.dtype.kind not in "biuf":
-        raise DataError(f"a mask is boolean, uint8 or float, and this array is {array.dtype}")
-    if array.dtype.kind in "iu" and array.max() > 1:
-        array = np.divide(array, 65535 if array.dtype == np.uint16 else 255, dtype=np.float32)
-    if not (array.min() >= 0 and array.max() <= 1):  # false for NaN, too
-        raise DataError("the values of a mask are False and True, 0 to 255 or 0.0 to 1.0, and this array has others")
-    return array.astype(np.float32)
 
 
 def box_mask(box: tuple[int, int, int, int], height: int, width: int) -> Hole:
@@ -92,8 +54,9 @@ def without_ringing(mask: Mask) -> Mask:
 
 
 def alpha_hole(image: Image.Image) -> Hole | None:
-    """Return where an image is less than opaque, bool [H W]; None if it cannot be."""
-    return images.to_array(image, 4)[..., 3] < 255 if images.has_alpha(image) else None
+    """Return where an image is less than opaque, see `OPAQUE`, bool [H W]; None if it is so nowhere."""
+    hole = images.to_array(image, 4)[..., 3] < OPAQUE if images.has_alpha(image) else None
+    return None if hole is None or not hole.any() else hole
 
 
 def shrink(hole: Hole, height: int, width: int) -> Hole:
@@ -129,6 +92,31 @@ def _largest(values: NDArray[Any], size: int) -> NDArray[Any]:
     first, end = np.maximum((centre - reach - m) // (2 * m) + 1, 0), np.minimum(-((m - centre - reach) // (2 * m)), n)
     rows = np.ascontiguousarray(values)
     return np.stack([rows[a:b].max(axis=0) for a, b in zip(first, end, strict=True)])
+
+
+def grow(mask: NDArray[Any], n: int) -> NDArray[Any]:
+    """Return a mask or hole [H W] of which each pixel has the largest value within `n` pixels (Euclidean distance).
+
+    A negative `n` shrinks it: each pixel has the smallest value. The border of the image is no edge.
+    """
+    if mask.dtype == bool:
+        return grow(mask.view(np.uint8), n).view(bool)
+    if n < 0:
+        return np.subtract(1, grow(np.subtract(1, mask, dtype=mask.dtype), -n), dtype=mask.dtype)
+    there = [np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0)]
+    if n == 0 or not len(there[0]):
+        return mask
+    box = tuple(slice(max(0, at[0] - n), at[-1] + 1 + n) for at in there)
+    before = mask[box]
+    after, (height, width) = before.copy(), before.shape
+    for up in range(min(n, height - 1) + 1):  # the rows of the disc, of which those above and below are equally long
+        side = min(isqrt(n * n - up * up), width - 1)
+        wide = ndimage.maximum_filter1d(before, 2 * side + 1, axis=1, mode="constant")
+        for source, target in ((wide[: height - up], after[up:]), (wide[up:], after[: height - up])):
+            np.maximum(source, target, out=target)
+    grown = mask.copy()
+    grown[box] = after
+    return grown
 
 
 def feather(hole: Hole, n: int) -> Mask:

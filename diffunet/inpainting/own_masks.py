@@ -12,6 +12,7 @@ from diffunet.data import folder
 from diffunet.errors import DataError, UsageError
 from diffunet.inpainting import masks
 from diffunet.inpainting.masks import Hole
+from diffunet.inpainting.reading import read_mask
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class OwnMasks:
         for path in paths:
             file = root / folder.native(path)
             try:
-                hole = masks.hole_of(masks.read_mask(file))
+                hole = masks.hole_of(read_mask(file).mask)
             except DataError as error:
                 rejected.append(folder.Rejected(folder.printable(path), str(error)))
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as pillow
 from PIL.Image import Image
 
 from diffunet import plain
 from diffunet.compute import enough_memory
 from diffunet.errors import DataError, UsageError
 from diffunet.inpainting import composite, masks, regions
+from diffunet.inpainting.reading import read_mask
 from diffunet.pictures import deep, given, images, opening, profiles
 from diffunet.pictures.opening import TooLarge
 from diffunet.pictures.ranges import UNKNOWN, Range, Ranges, beyond, own
@@ -24,17 +28,22 @@ log = logging.getLogger(__name__)
 _EIGHT_OF_SIXTEEN = "%s has 16 bits a colour, of which 8 can be read"
 
 
+class NothingToFill(UsageError):
+    """The hole of an image is empty."""
+
+
 @dataclass(frozen=True)
 class Masked:
     """An image in one of the modes of `composite.editable`, the hole in it, bool [H W], and how to fill it.
 
-    For `weight` and `opaque` see `composite.composite`.
+    For `weight` see `composite.composite`. `said` is what a person should know of how the mask was understood, in lines
+    that name options as Python does.
     """
 
     picture: Image
     hole: masks.Hole
-    weight: masks.Mask | None
-    opaque: bool
+    weight: masks.Mask | None = None
+    said: tuple[str, ...] = ()
 
     ranges: Ranges = UNKNOWN
     """What is black and what is white in images of more than 8 bits, where that is known."""
@@ -73,6 +82,14 @@ class ReadingOptions(TypedDict, total=False):
     """The mask is black where it is to be filled; with a box, what is outside of it is the hole."""
     soft_mask: bool
     """The mask's grey is the weight of the filling, and all that is not 0 is hole."""
+    mask_values: Sequence[float] | None
+    """The values of the mask that are to be filled, of one with labels; see `reading.read_mask`."""
+    grow: int
+    """The hole is grown by so many pixels (a disc), as over the rim of a tightly masked thing."""
+    shrink: int
+    """The hole is shrunk by so many pixels, after it was grown: both together close gaps in it."""
+    extend: tuple[int, int, int, int] | None
+    """(left, top, right, bottom) in pixels: so much is added to the image's sides, and filled in."""
     feather: int
     """Over how many pixels inside the edge of the hole the image turns into the filling; see `masks.feather`."""
     resize_mask: bool
@@ -88,27 +105,30 @@ class ReadingOptions(TypedDict, total=False):
 
 @enough_memory("while the image and its mask are read: smaller ones take less")
 def read(
-    image: Any, mask: Any = None, *,
-    box: tuple[int, int, int, int] | None = None, invert_mask: bool = False, soft_mask: bool = False, feather: int = 0,
-    resize_mask: bool = False, max_pixels: int = images.MAX_PIXELS, range: tuple[float, float] | None = None,
-    page: int | None = None,
+    image: Any, mask: Any = None, *, box: tuple[int, int, int, int] | None = None,
+    invert_mask: bool = False, soft_mask: bool = False, mask_values: Sequence[float] | None = None, grow: int = 0,
+    shrink: int = 0, feather: int = 0, extend: tuple[int, int, int, int] | None = None, resize_mask: bool = False,
+    max_pixels: int = images.MAX_PIXELS, range: tuple[float, float] | None = None, page: int | None = None,
 ) -> Masked:  # fmt: skip
     """Read an image of any mode and size, in any form of `given.picture`, such as a file's path, and the hole in it.
 
     A file is turned as its EXIF says, and keeps its EXIF but for thumbnails, which show the erased content; an
-    Image keeps its `info`. The hole is that of a mask of the image's size (from half on it is hole, see
-    `masks.read_mask`), or of a box, or without both what is not opaque. The other arguments are `ReadingOptions`.
+    Image keeps its `info`. The hole is that of a mask of the image's size, of any kind that `reading.read_mask` takes,
+    or of a box, or without both what is transparent, which is filled in behind what shows of the image. The other
+    arguments are `ReadingOptions`.
 
     Raises:
         UsageError: arguments that do not go together; no mask; a mask of another size; a box outside of the image; a
-            file of several pages without `page`.
-        DataError: an image or mask that cannot be read, or that is too large.
+            file of several pages without `page`; NothingToFill, which is one, for an empty hole.
+        DataError: an image or mask that cannot be read, or that is too large; a mask that may mean several things.
         ResourceError: out of memory.
     """
     max_pixels, feather = plain.integer("max_pixels", max_pixels), plain.integer("feather", feather, least=0)
+    grow, shrink = plain.integer("grow", grow, least=0), plain.integer("shrink", shrink, least=0)
     invert_mask, soft_mask = plain.flag("invert_mask", invert_mask), plain.flag("soft_mask", soft_mask)
     resize_mask, box = plain.flag("resize_mask", resize_mask), plain_box(box)
-    image, mask = given.picture(image, max_pixels=max_pixels), given.opened(mask, "the mask", max_pixels)
+    extend = plain_box(extend, "extend", "(left, top, right, bottom)")
+    image = given.picture(image, max_pixels=max_pixels)
     if mask is not None and box is not None:
         raise UsageError("a mask and a box are both given, and one says what to fill in: leave one out")
     page, range = plain.count("page", page), None if range is None else plain.pair("range", range)
@@ -119,35 +139,91 @@ def read(
     if picture.info.get(deep.LOW, picture) is None:
         log.warning(_EIGHT_OF_SIXTEEN, name)
     width, height = picture.size
-    weight = None
+    soft, behind, said, lacking = False, False, list[str](), ""
     if box is not None:
-        hole = masks.box_mask(box, height, width) != invert_mask
+        grey: NDArray[Any] = masks.box_mask(box, height, width) != invert_mask
+        lacking = "the box is all of it, and with invert_mask=True what is outside of it would be filled"
     elif mask is not None:
-        mask_name = f"mask {mask}" if isinstance(mask, str | Path) else "the mask"
-        source = mask if isinstance(mask, np.ndarray) else _opened(mask, mask_name, max_pixels, page, is_mask=True)
-        grey = masks.read_mask(source, invert=invert_mask)
+        mask_name, soft = f"mask {mask}" if isinstance(mask, str | os.PathLike) else "the mask", soft_mask
+        source = _opened(mask, mask_name, max_pixels, page, is_mask=True) if isinstance(mask, Image) else mask
+        grey, understood, lacking = read_mask(
+            source, invert=invert_mask, soft=soft, values=mask_values, picture=picture, name=mask_name,
+            max_pixels=max_pixels, page=page,
+        )  # fmt: skip
         del source  # it may be large, and there are copies to come
         if grey.shape != (height, width):
             if not resize_mask:
                 raise UsageError(
                     f"{mask_name} is {grey.shape[1]}x{grey.shape[0]}, and {name} {width}x{height}: make them one size, "
-                    "or have the mask resized (--resize-mask)"
+                    "or have the mask resized (resize_mask=True)"
                 )
             grey = masks.resize_mask(grey, height, width)
-        weight = masks.without_ringing(grey) if soft_mask else None
-        hole = masks.hole_of(grey) if weight is None else weight > 0
+        grey = masks.without_ringing(grey) if soft else masks.hole_of(grey)
+        if understood:
+            said.append(understood)
+        if (share := float((grey > 0).mean())) > 0.9:
+            hint = "white = fill: leave out invert_mask=True" if invert_mask else "black = fill: invert_mask=True"
+            said.append(f"{mask_name} fills {share:.0%} of {name}; for masks with {hint}")
     elif (clear := masks.alpha_hole(picture)) is not None:
-        hole = clear
+        grey, behind = clear, not grow and picture.mode in ("LA", "RGBA")
+    elif extend is not None:
+        grey = np.zeros((height, width), bool)
     else:
         raise UsageError(f"{name} has no transparent part to fill in: give a mask (white = fill)")
-    if feather:
+    if extend is None and not grey.any():
+        raise NothingToFill(f"there is nothing to fill in {name}: {lacking}")
+    picture, grey, added = (picture, grey, None) if extend is None else _extended(picture, grey, extend, max_pixels)
+    grey = masks.grow(masks.grow(grey, grow), -shrink)
+    if added is not None:
+        grey[added] = 1
+    hole, weight = grey > 0, grey if soft else None
+    if not hole.any():
+        raise NothingToFill(f"there is nothing to fill in {name}: shrink={shrink} leaves nothing of the hole")
+    if behind:
+        weight = np.broadcast_to(np.float32(0), hole.shape)  # what shows of the image stays
+        if feather:
+            said.append("feather does nothing here: what is transparent is filled, and blends by its own alpha")
+    elif feather:
         rising = masks.feather(hole, feather)
         weight = rising if weight is None else np.minimum(weight, rising)
+        if added is not None:
+            weight[added] = 1
     stated = UNKNOWN if range is None else Ranges.stated(*range)
-    return Masked(picture, hole, weight, mask is None and box is None, stated)
+    return Masked(picture, hole, weight, tuple(said), stated)
 
 
-def plain_box(box: Any) -> tuple[int, int, int, int] | None:
+def _extended(
+    picture: Image, grey: NDArray[Any], extend: tuple[int, int, int, int], max_pixels: int
+) -> tuple[Image, NDArray[Any], masks.Hole]:
+    """Return a picture and its mask or hole [H W] on a larger canvas, and where that is new, bool [H W].
+
+    Raises UsageError for sides that are no numbers from 0 on, all 0, or too large together.
+    """
+    left, top, right, bottom = extend
+    width, height = picture.width + left + right, picture.height + top + bottom
+    if min(extend) < 0 or not any(extend):
+        raise UsageError(f"extend is left, top, right, bottom: pixels from 0 on, and not all 0, not {tuple(extend)}")
+    if width * height > max_pixels:
+        raise UsageError(
+            f"extend makes {width} x {height} pixels, and at most {max_pixels:,} are made; max_pixels=... allows more"
+        )
+
+    def on_canvas(layer: Image) -> Image:
+        canvas = pillow.new(picture.mode, (width, height))
+        canvas.info = dict(layer.info)
+        canvas.paste(layer, (left, top))
+        return canvas
+
+    larger, low = on_canvas(picture), deep.low_of(picture)
+    if low is not None:
+        larger.info[deep.LOW] = on_canvas(low)
+    added, around = np.ones((height, width), bool), np.ones((height, width), grey.dtype)
+    within = slice(top, top + picture.height), slice(left, left + picture.width)
+    added[within], around[within] = False, grey
+    return larger, around, added
+
+
+def plain_box(box: Any, name: str = "box", sides: str = "(x0, y0, x1, y1)") -> tuple[int, int, int, int] | None:
     """Return a box in Python's integers. Raises UsageError for anything but four whole numbers, or None."""
     if box is None:
         return None
@@ -156,16 +232,16 @@ def plain_box(box: Any) -> tuple[int, int, int, int] | None:
     except TypeError:
         corners = []
     if len(corners) != 4:
-        raise UsageError(f"box is four whole numbers (x0, y0, x1, y1), not {plain.shown(box)}")
-    x0, y0, x1, y1 = (plain.integer("a corner of box", corner, least=-(2**31)) for corner in corners)
-    return x0, y0, x1, y1
+        raise UsageError(f"{name} is four whole numbers {sides}, not {plain.shown(box)}")
+    one, two, three, four = (plain.integer(f"a side of {name}", corner, least=-(2**31)) for corner in corners)
+    return one, two, three, four
 
 
 def _opened(image: Image | str | Path, name: str, max_pixels: int, page: int | None, *, is_mask: bool = False) -> Image:
     """Return a decoded image, if its header says that it is small enough. Raises DataError that begins with `name`."""
     try:
         if isinstance(image, str | Path):
-            return _page_of(Path(image), name, max_pixels, page, is_mask)
+            return _page_of(Path(image), name, max_pixels, page)
         width, height = image.size
         if width * height > max_pixels:
             raise TooLarge(f"too large: {width} x {height} pixels, at most {max_pixels:,} are read")
@@ -181,33 +257,19 @@ def _opened(image: Image | str | Path, name: str, max_pixels: int, page: int | N
                 _refuse_bands(bands)
         return image
     except TooLarge as error:
-        raise DataError(f"{name}: {error}; a higher max_pixels lets it through") from None
+        raise DataError(f"{name}: {error}; max_pixels=... lets larger ones through") from None
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
     except (OSError, SyntaxError, ValueError) as error:  # an Image whose file is damaged, which shows only now
         raise DataError(f"{name}: damaged: {error}") from None
 
 
-def _page_of(path: Path, name: str, max_pixels: int, page: int | None, is_mask: bool) -> Image:
-    """Return the only page of a file, or number `page` of several, from 1 on; nothing of it is dropped unsaid.
-
-    A mask of one page goes with every page of an image.
-    """
+def _page_of(path: Path, name: str, max_pixels: int, page: int | None) -> Image:
+    """Return the only page of a file, or number `page` of several, from 1 on; nothing of it is dropped unsaid."""
     content = images.read_bytes(path)
-    places = opening.page_places(content, path.name)
-    if page is None and len(places) > 1:
-        raise UsageError(
-            f"{name} has {len(places)} pages or frames, and one picture is filled in at a time: page 1 to "
-            f"{len(places)} (--page) takes one of them, and the result is that one alone"
-        )
-    if is_mask and len(places) == 1:
-        page = None
-    if page is not None and not 1 <= page <= len(places):
-        raise UsageError(f"{name} has {len(places)} page{'s' * (len(places) > 1)}, and there is no page {page}")
-    place = places[(page or 1) - 1]
+    place = opening.place_of_page(content, path.name, page, name)
     with images.decoding(content, name=path.name, max_pixels=max_pixels, page=place) as decoded:
-        if not is_mask:
-            _refuse_bands(decoded.bands)
+        _refuse_bands(decoded.bands)
         return decoded.image
 
 
@@ -254,10 +316,10 @@ class Part:
         weight = None if masked.weight is None else masked.weight[region.box]
         for picture, one in zip(pictures, filled, strict=True):
             new = images.resize(one, region.height, region.width)
-            part = composite.composite(self._crop(picture), new, hole, weight, masked.opaque, masked.range)
+            part = composite.composite(self._crop(picture), new, hole, weight, masked.range)
             deep.paste(picture, part, (region.left, region.top))
-            if masked.opaque:
-                picture.info.pop("transparency", None)
+            if "transparency" in picture.info and not images.has_alpha(picture):
+                del picture.info["transparency"]  # of 16 bits, whose last transparent pixel was filled
 
     def levels(self, size: int) -> list[Part]:
         """Return coarser versions of this part, the coarsest first, and last the part itself: see `regions.pyramid`."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from diffunet.errors import DataError
+from diffunet.errors import DataError, UsageError
 from diffunet.pictures import deep, formats, notes
 
 MAX_PIXELS, MAX_BYTES = 200_000_000, 2**30  # the most of an image and of its file that are read
@@ -307,3 +307,24 @@ def own_pixel_cap() -> Iterator[None]:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = before
+
+
+def place_of_page(content: bytes, filename: str, page: int | None, name: str, *, one_for_all: bool = False) -> int:
+    """Return the place of the page that is meant in a file: its only one, or number `page`, from 1 on.
+
+    With `one_for_all` the only page is meant whatever number is given, as of a mask for each page of an image.
+
+    Raises:
+        UsageError: the file, which messages call `name`, has several pages and none is given, or not so many.
+    """
+    places = page_places(content, filename)
+    if page is None and len(places) > 1:
+        raise UsageError(
+            f"{name} has {len(places)} pages or frames, and one picture is filled in at a time: page 1 to "
+            f"{len(places)} (--page) takes one of them, and the result is that one alone"
+        )
+    if one_for_all and len(places) == 1:
+        page = None
+    if page is not None and not 1 <= page <= len(places):
+        raise UsageError(f"{name} has {len(places)} page{'s' * (len(places) > 1)}, and there is no page {page}")
+    return places[(page or 1) - 1]

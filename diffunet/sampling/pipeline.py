@@ -258,7 +258,8 @@ class Pipeline:
     ) -> Pictures:  # fmt: skip
         """Fill in the masked part of an image; every pixel outside it comes back as it was.
 
-        The results have the size of the image, and its mode where pixels of that mode can be set one by one. Holes that
+        The results have the size of the image, and its mode where pixels of that mode can be set one by one. What is
+        filled in is opaque, unless the model makes alpha and the image can hold it. Holes that
         are far from each other are filled in one by one. A hole that is the whole image is plain sampling, of the same
         images as `sample` gives for this seed.
 
@@ -279,7 +280,8 @@ class Pipeline:
 
         Raises:
             DataError: an image or mask that cannot be read, or that is too large.
-            UsageError, ResourceError, DivergedError, Cancelled: as for `sample` and `part.read`.
+            UsageError: a hole of nothing; and what `sample` and `part.read` raise it for.
+            ResourceError, DivergedError, Cancelled: as for `sample` and `part.read`.
         """
         refuse_unknown("Pipeline.inpaint()", reading, part.ReadingOptions)
         num, seed, steps = plain.integer("num", num), plain.integer("seed", seed, least=0), plain.count("steps", steps)
@@ -289,15 +291,16 @@ class Pipeline:
         if isinstance(image, part.Masked) and (mask is not None or reading):
             raise UsageError("an image from part.read has its hole already: leave out the mask and what goes with it")
         masked = image if isinstance(image, part.Masked) else part.read(image, mask, **reading)
+        if not isinstance(image, part.Masked):
+            for line in masked.said:
+                log.warning("%s", line)
+        if not masked.hole.any():
+            raise part.NothingToFill("there is nothing to fill in the image: its hole is empty")
         masked = masked.like(build.ranges(self.config.data))
         with compute.enough_memory(f"for {num} copies of the image: a smaller num, or image, takes less"):
             filled = [masked.picture.copy() for _ in range(num)]
         name = name_of(image)
         made = Pictures(Picture.of(one, name if num == 1 else f"{name}-{i}") for i, one in enumerate(filled))
-        if not masked.hole.any():
-            return made
-        if (share := float(masked.hole.mean())) > 0.9:
-            log.warning("the mask fills %.0f%% of the image; for masks with black = fill: --invert-mask", 100 * share)
         guided = conditions.chosen(guidance, self)
         if label is None and guided.weaker is None and guided.scale != 1:
             raise UsageError(f"guidance {guided.scale:g} needs a label to go towards")

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from diffunet.inpainting import composite, masks
+from diffunet.pictures import deep
 from diffunet.pictures.ranges import Range
 
 MODES = ["L", "RGB", "LA", "RGBA", "I;16", "I", "F", "CMYK", "P", "1", "PA", "RGBX", "YCbCr", "HSV", "LAB"]
@@ -58,7 +59,7 @@ def test_composites_change_the_hole_alone(mode: str) -> None:
     assert before[~mask].tobytes() == after[~mask].tobytes()
     new = after[mask].reshape(mask.sum(), -1)
     if image.mode in ("LA", "RGBA"):
-        assert np.array_equal(new[:, -1], before[mask][:, -1])
+        assert (new[:, -1] == 255).all(), "what was filled in is opaque"
         new = new[:, :-1]
     assert np.allclose(new, expected_fill(image.mode, before), rtol=1e-6)
 
@@ -74,11 +75,13 @@ def test_a_weight_blends(mode: str) -> None:
     hole[0, :2] = weight[0, :2] = False
     out = composite.composite(image, np.full((9, 7, 3), FILL, np.uint8), hole, weight)
     before, after = (np.asarray(one).astype(float).reshape(9, 7, -1) for one in (image, out))
-    colours = before.shape[2] - (mode in ("LA", "RGBA"))
-    w = weight[..., None]
+    clear = mode in ("LA", "RGBA")
+    colours = before.shape[2] - clear
+    w = 1 - (1 - weight[..., None]) * (before[..., -1:] / 255 if clear else 1)
     expected = before[..., :colours] * (1 - w) + np.array(expected_fill(mode, np.asarray(image))) * w
     assert np.allclose(after[..., :colours][hole], expected[hole], rtol=1e-6, atol=0.51 if mode != "F" else 1e-6)
     assert np.array_equal(after[~hole], before[~hole], equal_nan=True)
+    assert not clear or (after[hole][:, -1] == 255).all()
 
 
 def test_missing_floats_are_filled_in() -> None:
@@ -91,13 +94,58 @@ def test_missing_floats_are_filled_in() -> None:
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
-def test_opaque_is_about_the_hole(mode: str) -> None:
-    image = picture(mode)
-    hole = np.eye(9, 7, dtype=bool)
-    out = composite.composite(image, np.zeros((9, 7, 1), np.uint8), hole, opaque=True)
-    before, after = np.asarray(image)[..., -1], np.asarray(out)[..., -1]
-    assert (after[hole] == 255).all()
+@pytest.mark.parametrize("weighed", [False, True])
+def test_the_alpha_that_a_model_makes_lies_behind_what_stays(mode: str, weighed: bool) -> None:
+    """By Porter and Duff's "over", in premultiplied colours; where nothing stays it is the model's, to the bit."""
+    image, random = picture(mode), np.random.default_rng(2)
+    hole = random.random((9, 7)) < 0.7
+    weight = random.choice(np.array([0, 0.25, 1], np.float32), (9, 7)) if weighed else None
+    made = random.integers(0, 256, (9, 7, 4), dtype=np.uint8)
+    made[0, :, 3] = 0
+    out = composite.composite(image, made, hole, weight)
+    before, after = (np.asarray(one).astype(float) for one in (image, out))
     assert np.array_equal(after[~hole], before[~hole])
+    colours = made[..., :3] if mode == "RGBA" else np.asarray(Image.fromarray(made[..., :3]).convert("L"))[..., None]
+    if weight is None:
+        assert np.array_equal(after[hole], np.concatenate([colours, made[..., 3:]], axis=2)[hole])
+        return
+    kept = (1 - weight) * before[..., -1] / 255
+    alpha = kept + made[..., 3] / 255 * (1 - kept)
+    assert np.abs(after[..., -1] - 255 * alpha)[hole].max() <= 0.51
+    shown = before[..., :-1] * kept[..., None] + colours * (alpha - kept)[..., None]
+    assert np.abs(after[..., :-1] * alpha[..., None] - shown)[hole].max() <= 0.51
+
+
+def test_the_alpha_of_a_model_is_laid_over_white_where_an_image_holds_none() -> None:
+    made = np.full((9, 7, 4), (200, 100, 50, 51), np.uint8)
+    out = composite.composite(picture("RGB"), made, np.ones((9, 7), bool))
+    assert np.abs(np.asarray(out).astype(int) - (244, 224, 214)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colours_of_16_bits_are_blended_as_such(mode: str) -> None:
+    random, channels = np.random.default_rng(3), len(mode)
+    deeps = random.integers(0, 65536, (9, 7, channels))
+    image, low = (Image.fromarray(one.astype(np.uint8), mode) for one in (deeps >> 8, deeps & 255))
+    image.info[deep.LOW] = low
+    weight, hole = random.random((9, 7)).astype(np.float32), random.random((9, 7)) < 0.5
+    out = composite.composite(image, np.full((9, 7, 3), FILL, np.uint8), hole, weight)
+    lower = deep.low_of(out)
+    assert lower is not None
+    after = np.asarray(out).astype(int) * 256 + np.asarray(lower)
+    assert np.array_equal(after[~hole], deeps[~hole])
+    kept = ((1 - weight) * (deeps[..., -1] / 65535 if channels == 4 else 1))[..., None]
+    expected = deeps[..., :3] * kept + 257 * np.array(FILL) * (1 - kept)
+    assert np.abs(after[..., :3] - expected)[hole].max() < 0.6
+    assert channels == 3 or (after[hole][:, -1] == 65535).all()
+
+
+def test_a_filling_never_has_the_colour_that_is_transparent() -> None:
+    image = Image.fromarray(np.full((9, 7), LUMA * 257, np.uint16))
+    image.info["transparency"] = LUMA * 257
+    out = composite.composite(image, np.full((9, 7, 3), FILL, np.uint8), np.eye(9, 7, dtype=bool))
+    assert set(np.asarray(out)[np.eye(9, 7, dtype=bool)].tolist()) == {LUMA * 257 + 1}
+    assert out.info["transparency"] == LUMA * 257
 
 
 def test_palettes_bits_and_byte_orders_say_the_same_pixels() -> None:
@@ -126,21 +174,17 @@ def test_what_a_mode_of_its_own_says_is_kept() -> None:
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_what_could_not_be_seen_is_not_blended_in(mode: str) -> None:
-    """Where transparency is the hole: what shows of the old colour is its weight, times its alpha."""
-    alpha = np.array([[0, 51, 128, 255]] * 3, np.uint8)
-    weight = np.array([[0.25] * 4, [0.5] * 4, [1] * 4], np.float32)
-    hole = np.ones((3, 4), bool)
-    outs = []
+    """What shows of the old colour is what its weight leaves, times its alpha; at a weight of 0 it lies in front."""
+    alpha = np.array([[0, 51, 128, 255]] * 4, np.uint8)
+    weight = np.array([[0] * 4, [0.25] * 4, [0.5] * 4, [1] * 4], np.float32)
+    hole, outs = np.ones((4, 4), bool), []
     for hidden in (0, 255):
-        colours = np.full((3, 4, len(mode) - 1), hidden, np.uint8)
+        colours = np.full((4, 4, len(mode) - 1), hidden, np.uint8)
         image = Image.fromarray(np.concatenate([colours, alpha[..., None]], axis=2), mode)
-        new = np.full((3, 4, 3), 100, np.uint8)
-        opaque, plain = (np.asarray(composite.composite(image, new, hole, weight, o)) for o in (True, False))
+        out = np.asarray(composite.composite(image, np.full((4, 4, 3), 100, np.uint8), hole, weight))
         shown = ((1 - weight) * alpha / 255)[..., None]
-        assert np.abs(opaque[..., :-1] - (hidden * shown + 100 * (1 - shown))).max() <= 0.51
-        assert (opaque[..., -1] == 255).all()
-        assert np.abs(plain[..., :-1] - (hidden * (1 - weight) + 100 * weight)[..., None]).max() <= 0.51
-        assert np.array_equal(plain[..., -1], alpha)
-        outs.append(opaque)
+        assert np.abs(out[..., :-1] - (hidden * shown + 100 * (1 - shown))).max() <= 0.51
+        assert (out[..., -1] == 255).all()
+        outs.append(out)
     assert np.array_equal(outs[0][:, 0], outs[1][:, 0])
-    assert not np.array_equal(outs[0][:2, 1], outs[1][:2, 1])
+    assert not np.array_equal(outs[0][:3, 1], outs[1][:3, 1])

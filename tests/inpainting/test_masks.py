@@ -3,78 +3,25 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
 
-from diffunet.errors import DataError, UsageError
+from diffunet.errors import UsageError
 from diffunet.inpainting import masks
-
-VALUES = np.array([[0, 127, 128, 255]], np.uint8)
-
-
-def test_any_mode_reads_as_grey_over_255(tmp_path: Path) -> None:
-    grey = Image.fromarray(VALUES)
-    sixteen = Image.fromarray(VALUES.astype(np.uint16) * 257)
-    for image in (grey, grey.convert("RGB"), grey.convert("RGBA"), grey.convert("LA"), grey.convert("P"), sixteen):
-        mask = masks.read_mask(image)
-        assert mask.dtype == np.float32
-        assert np.allclose(mask, VALUES / 255, atol=1e-6), image.mode
-    assert masks.read_mask(grey.convert("1", dither=Image.Dither.NONE)).tolist() == [[0, 0, 1, 1]]
-    grey.save(tmp_path / "m.png")
-    assert np.allclose(masks.read_mask(tmp_path / "m.png"), VALUES / 255)
-    assert np.allclose(masks.read_mask(str(tmp_path / "m.png"), invert=True), 1 - VALUES / 255, atol=1e-6)
-    assert masks.hole_of(masks.read_mask(grey)).tolist() == [[False, False, True, True]]
-
-
-def test_transparent_parts_of_a_mask_are_black() -> None:
-    rgba = Image.fromarray(np.array([[[255, 255, 255, 0], [255, 255, 255, 255]]], np.uint8))
-    assert masks.read_mask(rgba).tolist() == [[0, 1]]
-
-
-@pytest.mark.filterwarnings("error")
-def test_arrays() -> None:
-    for array in (
-        VALUES,
-        VALUES / 255,
-        (VALUES / 255).astype(np.float32),
-        VALUES[..., None],
-        VALUES[..., None].repeat(3, 2),
-    ):
-        assert np.allclose(masks.read_mask(array), VALUES / 255, atol=1e-6)
-    truth = np.array([[True, False]])
-    for flags in (truth, truth.astype(np.uint8), truth.astype(np.int64), truth.astype(float)):
-        mask = masks.read_mask(flags)
-        assert mask.tolist() == [[1, 0]]
-        assert mask.dtype == np.float32
-    wrong = [
-        np.zeros(3),
-        np.zeros((2, 2, 2)),
-        np.full((2, 2), np.nan),
-        np.full((2, 2), 7.0),
-        np.full((2, 2), 1e300),
-        np.full((2, 2), -1),
-        np.zeros((0, 3)),
-    ]
-    for bad in (*wrong, np.array([["a"]])):
-        with pytest.raises(DataError):
-            masks.read_mask(bad)
-
-
-def test_a_file_that_is_no_mask_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone\.png: no such file"):
-        masks.read_mask(tmp_path / "gone.png")
+from diffunet.inpainting.reading import read_mask
 
 
 def test_alpha_hole() -> None:
-    alpha = np.array([[0, 254, 255]], np.uint8)
-    rgba = np.dstack([np.zeros((1, 3, 3), np.uint8), alpha])
+    alpha = np.array([[0, 249, 250, 254, 255]], np.uint8)
+    rgba = np.dstack([np.zeros((1, 5, 3), np.uint8), alpha])
     hole = masks.alpha_hole(Image.fromarray(rgba))
     assert hole is not None
-    assert hole.tolist() == [[True, True, False]]
+    assert hole.tolist() == [[True, True, False, False, False]]
+    rgba[..., 3] = 250  # almost opaque is no hole
+    assert masks.alpha_hole(Image.fromarray(rgba)) is None
     rgba[..., 3] = 255
     assert masks.alpha_hole(Image.fromarray(rgba)) is None
     assert masks.alpha_hole(Image.new("RGB", (2, 2))) is None
@@ -236,7 +183,7 @@ def test_jpeg_ringing(quality: int) -> None:
     y, x = np.mgrid[:120, :160]
     truth = (y - 40) ** 2 + (x - 50) ** 2 < 30**2
     truth[71:102, 93:150] = True
-    mask = masks.read_mask(as_jpeg(np.where(truth, 255, 0).astype(np.uint8), quality))
+    mask = read_mask(as_jpeg(np.where(truth, 255, 0).astype(np.uint8), quality)).mask
     assert len(np.unique(mask)) > 10, "it does ring"
     assert np.array_equal(masks.hole_of(mask), truth)
     settled = masks.without_ringing(mask)
@@ -310,3 +257,21 @@ def test_feather_of_all_and_of_none() -> None:
     assert (masks.feather(np.zeros((5, 6), bool), 3) == 0).all()
     hole = np.eye(6, dtype=bool)
     assert np.array_equal(masks.feather(hole, 0), hole)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5, 40])
+def test_growing_and_shrinking_by_discs(n: int) -> None:
+    """Each pixel has the largest, or the smallest, of those within n of it, looked for one by one."""
+    random = np.random.default_rng(n)
+    mask = (random.random((23, 17)) * (random.random((23, 17)) < 0.03)).astype(np.float32)
+    rest = (1 - mask).astype(np.float32)
+    rows, columns = np.mgrid[:23, :17]
+    grown, shrunk = masks.grow(mask, n), masks.grow(rest, -n)
+    for y, x in np.ndindex(23, 17):
+        near = (rows - y) ** 2 + (columns - x) ** 2 <= n * n
+        assert grown[y, x] == mask[near].max()
+        assert shrunk[y, x] == pytest.approx(rest[near].min(), abs=1e-6)
+    for amount in (n, -n):
+        assert np.array_equal(masks.grow(mask > 0.2, amount), masks.grow((mask > 0.2).astype(np.float32), amount) > 0)
+    assert not masks.grow(np.zeros((5, 6), np.float32), n).any()
+    assert (masks.grow(np.ones((5, 6), np.float32), -n) == 1).all(), "the border is no edge"

@@ -41,7 +41,7 @@ def test_a_mask_is_read_as_asked() -> None:
     plain = part.read(image, grey)
     assert np.array_equal(plain.hole, grey >= 0.5)
     assert plain.weight is None
-    assert not plain.opaque
+    assert plain.said == ()
     assert np.array_equal(part.read(image, grey, invert_mask=True).hole, grey <= 0.5)
     soft = part.read(image, grey, soft_mask=True)
     assert np.array_equal(soft.hole, grey > masks.RINGING)
@@ -82,7 +82,7 @@ def test_a_mask_of_another_size(tmp_path: Path) -> None:
     mask = np.zeros((3, 4), bool)
     mask[1, 1] = True
     Image.fromarray(mask).save(tmp_path / "m.png")
-    with pytest.raises(UsageError, match=r"m\.png is 4x3, and the image 8x6: .*--resize-mask"):
+    with pytest.raises(UsageError, match=r"m\.png is 4x3, and the image 8x6: .*resize_mask=True"):
         part.read(image, tmp_path / "m.png")
     hole = part.read(image, tmp_path / "m.png", resize_mask=True).hole
     assert np.array_equal(np.argwhere(hole), [[2, 2], [2, 3], [3, 2], [3, 3]])
@@ -98,24 +98,121 @@ def test_a_mask_from_a_jpeg_leaves_known_pixels_alone(tmp_path: Path) -> None:
 
 
 def test_the_images_own_transparency(tmp_path: Path) -> None:
+    """It is filled in behind what shows of the image: a shadow stays one, and what is almost opaque is no hole."""
     pixels = noise(9, 9, 4)
     pixels[..., 3] = 255
     pixels[2:5, 3:7, 3] = [0, 100, 254, 7]
     Image.fromarray(pixels).save(tmp_path / "x.png")
     own = part.read(tmp_path / "x.png")
-    assert own.opaque
-    assert np.array_equal(own.hole, pixels[..., 3] < 255)
+    assert np.array_equal(own.hole, pixels[..., 3] < 250)
     after = np.asarray(filled(own)[0])
-    assert (after[..., 3] == 255).all()
+    share = pixels[..., 3:] / 255
+    assert np.abs(after[..., :3] - (pixels[..., :3] * share + 77 * (1 - share)))[own.hole].max() <= 0.51
+    assert (after[own.hole][:, 3] == 255).all()
     assert np.array_equal(after[~own.hole], pixels[~own.hole])
-    kept = np.asarray(filled(part.read(tmp_path / "x.png", box=(0, 0, 9, 9)))[0])
-    assert np.array_equal(kept[..., 3], pixels[..., 3])
+    replaced = np.asarray(filled(part.read(tmp_path / "x.png", box=(0, 0, 9, 9)))[0])
+    assert (replaced == (77, 77, 77, 255)).all()
     with pytest.raises(UsageError, match="has no transparent part"):
         part.read(Image.fromarray(noise(4, 4)))
+    pixels[..., 3] = 251
+    with pytest.raises(UsageError, match="has no transparent part"):
+        part.read(Image.fromarray(pixels))
 
 
-def test_parts_of_nothing() -> None:
-    assert part.parts(part.read(Image.fromarray(noise(4, 4)), np.zeros((4, 4))), 8, "auto") == []
+def test_a_grown_hole_of_transparency_replaces_its_rim() -> None:
+    pixels = noise(20, 20, 4)
+    pixels[..., 3] = 255
+    pixels[8:12, 8:12, 3] = 0
+    pixels[7, 8:12, 3] = 90
+    masked = part.read(Image.fromarray(pixels), grow=2)
+    assert np.array_equal(masked.hole, masks.grow((pixels[..., 3] < 250).astype(np.float32), 2) > 0)
+    assert (np.asarray(filled(masked)[0])[masked.hole] == (77, 77, 77, 255)).all()
+    less = part.read(Image.fromarray(pixels), shrink=1)
+    assert np.array_equal(less.hole, masks.grow((pixels[..., 3] < 250).astype(np.float32), -1) > 0)
+
+
+def test_growing_and_shrinking_a_mask_and_a_box() -> None:
+    image, hole = Image.fromarray(noise(20, 30)), np.zeros((20, 30), np.float32)
+    hole[6:12, 8:20] = 1
+    for options, n in (({"grow": 3}, 3), ({"shrink": 2}, -2)):
+        expected = masks.grow(hole, n) > 0
+        assert np.array_equal(part.read(image, hole, **options).hole, expected)
+        assert np.array_equal(part.read(image, box=(8, 6, 20, 12), **options).hole, expected)
+        assert np.array_equal(part.read(image, hole, soft_mask=True, **options).hole, expected)
+    hole[8, 10] = 0
+    assert part.read(image, hole, grow=2, shrink=2).hole[8, 10], "both close a gap"
+    with pytest.raises(part.NothingToFill, match="shrink=3 leaves nothing"):
+        part.read(image, hole, shrink=3)
+    with pytest.raises(UsageError, match="grow is a number of pixels from 0 on, not -1"):
+        part.read(image, hole, grow=-1)
+
+
+@pytest.mark.parametrize(
+    ("mask", "options", "words"),
+    [
+        (np.zeros((4, 6)), {}, "the mask is black all over.*invert_mask=True"),
+        (np.ones((4, 6)), {"invert_mask": True}, "white all over"),
+        (None, {"box": (0, 0, 6, 4), "invert_mask": True}, "the box is all of it"),
+        (np.full((4, 6), 0.01), {"soft_mask": True, "mask_values": [0.7]}, "has no pixel of the value 0.7"),
+    ],
+)
+def test_nothing_to_fill_is_an_event(mask: Any, options: Any, words: str) -> None:
+    with pytest.raises(part.NothingToFill, match=f"there is nothing to fill in the image: .*{words}") as raised:
+        part.read(Image.fromarray(noise(4, 6)), mask, **options)
+    assert raised.value.exit_code == 2
+
+
+def test_what_is_said_of_a_mask(tmp_path: Path) -> None:
+    image, hole = Image.fromarray(noise(20, 30, 3)), np.zeros((20, 30), np.uint8)
+    hole[3:9, 5:20] = 7
+    Image.fromarray(hole).save(tmp_path / "m.png")
+    [line] = part.read(image, tmp_path / "m.png").said
+    assert line == f"mask {tmp_path / 'm.png'}: its values are 0 and 7, and 7 is filled"
+    assert part.read(image, tmp_path / "m.png", mask_values=[7]).said == ()
+    [line] = part.read(image, np.ones((20, 30))).said
+    assert line == "the mask fills 100% of the image; for masks with black = fill: invert_mask=True"
+    [line] = part.read(image, np.zeros((20, 30)), invert_mask=True).said
+    assert line == "the mask fills 100% of the image; for masks with white = fill: leave out invert_mask=True"
+    assert part.read(image, box=(0, 0, 30, 20)).said == ()
+    assert part.read(Image.new("RGBA", (9, 9))).said == ()
+    with pytest.raises(DataError, match="the image itself"):
+        part.read(image, image)
+
+
+MODES_EXTENDED = ["L", "RGB", "RGBA", "I;16", "F"]
+
+
+@pytest.mark.parametrize("mode", MODES_EXTENDED)
+def test_an_extended_image_keeps_what_it_has_and_is_filled_around(mode: str, tmp_path: Path) -> None:
+    before = written(tmp_path / "x.tif", mode)
+    if mode == "RGBA":
+        before[..., 3] = 255
+        Image.fromarray(before).save(tmp_path / "x.tif")
+    masked = part.read(tmp_path / "x.tif", extend=(3, 0, 20, 7), feather=4)
+    assert (masked.picture.mode, masked.picture.size) == (mode, (50 + 23, 40 + 7))
+    inside = np.zeros((47, 73), bool)
+    inside[:40, 3:53] = True
+    assert np.array_equal(masked.hole, ~inside)
+    [done] = filled(masked)
+    after = np.asarray(done)
+    assert after[inside].tobytes() == before.tobytes()
+    [plain] = filled(part.read(tmp_path / "x.tif", extend=(3, 0, 20, 7)))
+    assert np.array_equal(after, np.asarray(plain)), "there is nothing to blend with"
+    assert mode != "RGBA" or (after[~inside] == (77, 77, 77, 255)).all()
+    both = part.read(tmp_path / "x.tif", box=(5, 5, 9, 9), extend=(3, 0, 20, 7), grow=2)
+    assert np.array_equal(both.hole, masks.grow((~inside | box_at(8, 5)).astype(np.float32), 2) > 0)
+
+
+def box_at(left: int, top: int) -> np.ndarray:
+    hole = np.zeros((47, 73), bool)
+    hole[top : top + 4, left : left + 4] = True
+    return hole
+
+
+@pytest.mark.parametrize("extend", [(0, 0, 0, 0), (-1, 0, 0, 3), (9_999, 0, 9_999, 99_999)])
+def test_extensions_that_cannot_be(extend: tuple[int, int, int, int]) -> None:
+    with pytest.raises(UsageError, match="extend"):
+        part.read(Image.fromarray(noise(4, 4)), extend=extend)
 
 
 def written(path: Path, mode: str) -> np.ndarray:
@@ -162,6 +259,7 @@ def test_every_part_fills_its_own_and_sees_nothing_of_the_others(data: st.DataOb
     fit = data.draw(st.sampled_from(regions.FITS))
     random = np.random.default_rng(data.draw(st.integers(0, 99)))
     hole = random.random((height, width)) < data.draw(st.sampled_from([0.003, 0.02, 0.5]))
+    hole[-1, -1] |= not hole.any()
     pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
     other = np.where(hole[..., None], 255 - pixels, pixels)
     one, two = (part.parts(part.read(Image.fromarray(each), hole), 8, fit) for each in (pixels, other))

@@ -116,3 +116,43 @@ def test_a_folder_of_pairs(tmp_path, monkeypatch, capsys):
         segment.read(tmp_path / "images", tmp_path / "masks")
     with pytest.raises(UsageError, match="--masks"):
         segment.read(tmp_path / "images", None)
+
+
+def of_labels(folder, labels):
+    """Six images of a bright box on dark, and masks of it by these two values."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(exist_ok=True)
+    random = np.random.default_rng(0)
+    for i in range(6):
+        mask = np.zeros((60, 60), bool)
+        mask[10 + i : 30 + i, 15:40] = True
+        Image.fromarray((random.integers(0, 60, (60, 60)) + 120 * mask).astype(np.uint8)).save(
+            folder / f"images/{i}.png"
+        )
+        Image.fromarray(np.where(mask, labels[1], labels[0]).astype(np.uint8)).save(folder / f"masks/{i}.png")
+    small = ["--layers=1", "--base-channels=2", "--tile=30", "--steps=2", "--held-out=0.4", "--rows=2"]
+    return [
+        "segment.py",
+        f"--images={folder / 'images'}",
+        f"--masks={folder / 'masks'}",
+        *small,
+        f"--out={folder / 'o.png'}",
+    ]
+
+
+@pytest.mark.filterwarnings("error")
+def test_masks_of_0_and_1_are_read_as_those_of_inpainting_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", of_labels(tmp_path, (0, 1)))
+    segment.main()
+    printed = capsys.readouterr().out
+    assert "6 of the masks: its values are 0 and 1, and 1 is filled" in printed
+    assert "| one threshold for all | 1.000 | 1.000 |" in printed
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [0, 255])
+def test_a_class_of_nothing_is_refused(value, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", of_labels(tmp_path, (value, value)))
+    with pytest.raises(DataError, match="there are not two classes"):
+        segment.main()
+    assert not (tmp_path / "o.png").exists()

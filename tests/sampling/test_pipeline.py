@@ -19,7 +19,7 @@ import diffunet
 from diffunet import Cancelled, DataError, Guidance, UsageError, build
 from diffunet.compute import is_out_of_memory
 from diffunet.diffusion import samplers
-from diffunet.inpainting import masks, methods, part
+from diffunet.inpainting import filling, masks, methods, part
 from diffunet.names import LADDERS, SAMPLERS
 
 pytestmark = pytest.mark.seconds
@@ -381,7 +381,7 @@ def test_known_pixels_come_back_byte_for_byte_and_the_hole_changes(inpainter, me
         assert np.array_equal(pixels[~hole], before[~hole])
         assert not np.array_equal(pixels[hole], before[hole])
     if mode in ("LA", "RGBA"):
-        assert np.array_equal(after[0][..., -1], before[..., -1])
+        assert (after[0][..., -1] == 255).all()
     assert not np.array_equal(*after)
 
 
@@ -397,6 +397,7 @@ def test_known_pixels_are_exact_whatever_is_asked_for(inpainter, data):
     kind, seed = data.draw(st.sampled_from(["mixed", "dots", *masks.KINDS])), data.draw(st.integers(0, 99))
     random = np.random.default_rng(seed)
     dots = random.random((height, width)) < 0.03
+    dots[0, 0] |= not dots.any()
     hole = dots if kind == "dots" else masks.random_mask(kind, height, width, random)
     if mode in ("I;16", "I"):
         picture = Image.fromarray(random.integers(0, 65536, (height, width)).astype({"I": "<i4"}.get(mode, "<u2")))
@@ -435,8 +436,8 @@ def test_transparency_is_the_hole_and_comes_back_opaque(pipe):
     pixels = np.array(noise_picture(8, 8, "RGBA"))
     pixels[2:5, 3:7, 3] = [0, 100, 254, 7]
     out = np.asarray(pipe.inpaint(Image.fromarray(pixels), steps=3)[0])
-    assert (out[..., 3] == 255).all()
-    hole = pixels[..., 3] < 255
+    hole = pixels[..., 3] < 250
+    assert (out[hole][:, 3] == 255).all()
     assert np.array_equal(out[~hole], pixels[~hole])
     with pytest.raises(UsageError, match="no transparent part"):
         pipe.inpaint(noise_picture(8, 8))
@@ -468,13 +469,49 @@ def test_masks_of_other_habits(pipe, tmp_path):
     before = np.asarray(picture).astype(int)
     assert np.array_equal(blended[~hole], before[~hole])
     assert abs(blended - (before + expected.astype(int)) / 2)[hole].max() <= 0.51
-    with pytest.raises(UsageError, match=r"7x8.*8x8.*--resize-mask"):
-        pipe.inpaint(picture, np.zeros((8, 7), bool))
+    with pytest.raises(UsageError, match=r"7x8.*8x8.*resize_mask=True"):
+        pipe.inpaint(picture, np.ones((8, 7), bool))
 
 
-def test_an_empty_mask_gives_the_image_back(pipe):
+def test_an_empty_mask_is_refused_and_what_was_understood_is_said(pipe, caplog):
     picture = noise_picture(8, 8)
-    assert [np.array_equal(one, picture) for one in pipe.inpaint(picture, np.zeros((8, 8), bool), num=2)] == [True] * 2
+    with pytest.raises(UsageError, match="nothing to fill in the image: the mask is black all over"):
+        pipe.inpaint(picture, np.zeros((8, 8), bool))
+    with pytest.raises(UsageError, match="nothing to fill"):
+        pipe.inpaint(part.Masked(picture, np.zeros((8, 8), bool)))
+    pipe.inpaint(picture, Image.fromarray(np.eye(8, dtype=np.uint8)), steps=1)
+    assert "the mask: its values are 0 and 1, and 1 is filled" in caplog.text
+
+
+def test_the_alpha_of_a_model_with_transparency(pipe, monkeypatch):
+    """It is that of what is filled in, with a mask and without, and of the same pictures as `sample` where all is."""
+    content = pipe.config.model_dump()
+    content["data"]["channels"], content["diffusion"]["mean"] = 4, [0.0] * 4
+    config = type(pipe.config).model_validate(content)
+    torch.manual_seed(0)
+    denoiser = build.denoiser(config)
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    clear = diffunet.Pipeline(config, denoiser.requires_grad_(False))
+    pixels = np.array(noise_picture(8, 8, "RGBA"))
+    pixels[2:5, 3:7, 3] = 0
+    whole = clear.inpaint(Image.fromarray(pixels), np.ones((8, 8), bool), num=2, seed=3)
+    plain = clear.sample(2, seed=3)
+    assert all(np.array_equal(a, b) for a, b in zip(whole, plain, strict=True))
+    assert len(np.unique(np.asarray(plain[0])[..., 3])) > 5
+    fill = filling.Filler.fill
+
+    def painted(self, *arguments):
+        made = [one.copy() for one in fill(self, *arguments)]
+        for one in made:
+            one[..., 3] = 77
+        return made
+
+    monkeypatch.setattr(filling.Filler, "fill", painted)
+    for options, hole in (({"box": (0, 0, 4, 8)}, np.arange(8) < 4), ({}, pixels[..., 3] == 0)):
+        out = np.asarray(clear.inpaint(Image.fromarray(pixels), steps=2, **options)[0])
+        expected = np.where(np.broadcast_to(hole, (8, 8)), 77, pixels[..., 3])
+        assert np.array_equal(out[..., 3], expected)
 
 
 @pytest.mark.parametrize("method", methods.METHODS)
@@ -487,7 +524,7 @@ def test_a_full_mask_warns_and_is_plain_sampling(inpainter, method, caplog):
             )
             plain = inpainter.sample(2, seed=2, steps=steps, labels=labels)
             assert all(np.array_equal(a, b) for a, b in zip(filled, plain, strict=True))
-    assert "--invert-mask" in caplog.text
+    assert "invert_mask=True" in caplog.text
 
 
 def test_holes_far_from_each_other_are_filled_one_by_one_at_full_resolution(pipe):

@@ -184,7 +184,7 @@ def test_a_sheet_shows_every_mode(mode, monkeypatch):
     hole = box(60, 90, 30, 20, 60, 40)
     filled = picture.copy()
     filled.paste(Image.new(mode, (2, 2), 1), (0, 0))
-    sheet = outputs.sheet(part.Masked(picture, hole, None, False), [filled, picture])
+    sheet = outputs.sheet(part.Masked(picture, hole), [filled, picture])
     assert (sheet.mode, sheet.size) == ("RGB", (3 * 30 + 4 * 2, 20 + 2 * 2))
     for tile in range(3):
         at = 2 + tile * 32
@@ -195,10 +195,10 @@ def test_a_sheet_shows_every_mode(mode, monkeypatch):
 
 def test_a_sheet_of_large_or_many_pictures_stays_readable():
     large = Image.new("RGB", (3000, 1500), COLOUR)
-    sheet = outputs.sheet(part.Masked(large, np.zeros((1500, 3000), bool), None, False), [large, large])
+    sheet = outputs.sheet(part.Masked(large, np.zeros((1500, 3000), bool)), [large, large])
     assert sheet.size == (3 * 666 + 4 * 2, 333 + 2 * 2)
     small = Image.new("L", (10, 20), GREY)
-    sheet = outputs.sheet(part.Masked(small, np.zeros((20, 10), bool), None, False), [small] * 15)
+    sheet = outputs.sheet(part.Masked(small, np.zeros((20, 10), bool)), [small] * 15)
     assert sheet.size == (4 * 10 + 5 * 2, 4 * 20 + 5 * 2)
 
 
@@ -245,7 +245,7 @@ def test_a_mask_of_another_size_only_where_it_is_asked_for(model, tmp_path, caps
     write(tmp_path / "mask.png", box(8, 10, 2, 2, 5, 6))
     words = ("inpaint", model, tmp_path / "photo.png", "--mask", tmp_path / "mask.png", "--out", tmp_path / "out.png")
     line = refused(capsys, *words, *FAST)
-    for piece in ("10x8", "20x16", "--resize-mask"):
+    for piece in ("10x8", "20x16", "--resize-mask)"):
         assert piece in line
     assert not (tmp_path / "out.png").exists()
     diffunet(*words, *FAST, "--resize-mask")
@@ -365,6 +365,9 @@ def test_masks_like_a_folder_go_with_that_folder(model, album, capsys):
         ("--invert-mask", ["--invert-mask goes with --mask or --box"]),
         ("--soft-mask", ["--soft-mask", "no --mask"]),
         ("--box 1,1,3,3 --resize-mask", ["--resize-mask", "no --mask"]),
+        ("--box 1,1,3,3 --mask-values 1", ["--mask-values", "no --mask"]),
+        ("--box 1,1,3,3 --grow -1", ["--grow", at_least(0)]),
+        ("--extend 1,2,3", ["--extend takes four whole numbers left,top,right,bottom", "'1,2,3'"]),
         ("--mask MASK --method replace --jump-length 3", ["--method replace", "--jump-length"]),
         ("--mask MASK --method mmps --jump-n-sample 3", ["--method mmps", "--jump-n-sample"]),
         ("--mask MASK --num 2", ["give a folder"]),
@@ -446,14 +449,15 @@ def test_options_reach_the_pipeline(model, tmp_path, monkeypatch):
     diffunet(
         *words, "--mask", tmp_path / "mask.png", "--method", "ddnm", "--fit", "tile", "--steps", 7, "--jump-length", 3,
         "--jump-n-sample", 2, "--seed", 5, "--label", "disc", "--guidance", 2, "--invert-mask", "--soft-mask",
-        "--resize-mask", "--feather", 4, "--max-pixels", 1000, "--range", -5, 5.5, "--page", 1,
+        "--resize-mask", "--feather", 4, "--max-pixels", 1000, "--mask-values", 255, 3.5, "--grow", 2, "--shrink", 1,
+        "--extend", "1,2,3,4", "--range", -5, 5.5, "--page", 1,
     )  # fmt: skip
     del seen["on_step"]
     assert seen == {
         "image": tmp_path / "photo.png", "mask": tmp_path / "mask.png", "num": 1, "method": "ddnm", "fit": "tile",
         "steps": 7, "jump_length": 3, "jump_n_sample": 2, "seed": 5, "label": "disc", "guidance": 2.0, "box": None,
         "invert_mask": True, "soft_mask": True, "resize_mask": True, "feather": 4, "max_pixels": 1000,
-        "range": (-5.0, 5.5), "page": 1,
+        "mask_values": (255.0, 3.5), "grow": 2, "shrink": 1, "extend": (1, 2, 3, 4), "range": (-5.0, 5.5), "page": 1,
     }  # fmt: skip
     diffunet(*words, "--box", "1,2,3,4")
     assert (seen["box"], seen["mask"], seen["fit"], seen["method"]) == ((1, 2, 3, 4), None, "auto", "auto")
@@ -470,7 +474,7 @@ def test_a_sheet_that_is_made_smaller_shows_nothing_of_what_was_erased(mode):
     for value in (0, 255):
         pixels = known.copy()
         pixels[hole] = value
-        shown.append(outputs.sheet(part.Masked(Image.fromarray(pixels), hole, None, False), [filled]))
+        shown.append(outputs.sheet(part.Masked(Image.fromarray(pixels), hole), [filled]))
     assert shown[0].size == (2 * 1000 + 3 * 2, 100 + 2 * 2)
     assert np.array_equal(*shown)
     [red, green, blue] = np.asarray(shown[0]).astype(int)[2 + 90, 2 + 250]
@@ -520,4 +524,74 @@ def test_a_transparent_colour_is_alpha_in_a_file_that_can_hold_it(given, mode, m
     with Image.open(tmp_path / "out/photo.png") as after:
         assert after.mode == ("LA" if mode == "L" else "RGBA")
         alpha = np.asarray(after)[..., -1]
-        assert np.array_equal(alpha, np.where(box(10, 10, 2, 2, 6, 6), 0, 255) if given else np.full((10, 10), 255))
+        clear = box(10, 10, 2, 2, 6, 6) & ~box(10, 10, 3, 3, 8, 8) if given else np.zeros((10, 10), bool)
+        assert np.array_equal(alpha, np.where(clear, 0, 255)), "what was filled in is opaque"
+
+
+def test_masks_among_the_images_and_results_among_them(model, tmp_path, capsys):
+    """Cases of one folder for all, run twice: nothing is filled but the boxes of the masks."""
+    hole, root = box(10, 12, 2, 3, 8, 7), tmp_path / "all"
+    for name in "ab":
+        write(root / f"{name}.jpg", noise(10, 12, 3))
+        write(root / f"{name}_mask.png", hole * np.uint8(1))
+    words = ("inpaint", model, root, "--mask", root, "--out", root / "mended", *FAST)
+    for more in ((), ("--overwrite", "--seed", 1)):
+        diffunet(*words, *more)
+        said = capsys.readouterr()
+        assert said.out.splitlines()[-1] == f"2 images in {root / 'mended'}"
+        assert said.err.count("its values are 0 and 1, and 1 is filled") == 1
+        assert "2 masks: its values are N and N" in said.err
+    assert files(root / "mended") == ["a.png", "b.png"]
+    for name in "ab":
+        changed = (read(root / f"{name}.jpg") != read(root / f"mended/{name}.png")).any(axis=2)
+        assert np.array_equal(changed, hole) or (changed[hole].mean() > 0.9 and not changed[~hole].any())
+    write(root / "a-0.png", noise(4, 4, 3))
+    line = refused(capsys, *words[:2], root, "--box", "0,0,2,2", "--out", root, "--num", 2, "--overwrite")
+    assert "a-0.png is an image, and would be replaced" in line
+
+
+def test_nothing_to_fill_is_said_and_counted(model, album, capsys):
+    root, _ = album
+    write(root / "black.png", np.zeros((10, 12), np.uint8))
+    words = ("inpaint", model, root / "images/a.png", "--out", root / "x.png", *FAST)
+    line = refused(capsys, *words, "--mask", root / "black.png")
+    check(line, ["nothing to fill in", "a.png", "black.png", "largest value is 0", "say --invert-mask"])
+    assert "all of it" in refused(capsys, *words, "--box", "0,0,12,10", "--invert-mask")
+    assert "may be labels" in refused(capsys, *words, "--mask", labels(root), code=3)
+    assert "has no pixel of the value 9" in refused(capsys, *words, "--mask", labels(root), "--mask-values", 9)
+    assert not (root / "x.png").exists()
+    write(root / "masks/a.png", np.zeros((10, 12), np.uint8))
+    write(root / "masks/deep/a.png", np.zeros((8, 8), np.uint8))
+    diffunet("inpaint", model, root / "images", "--mask", root / "masks", "--out", root / "out", *FAST, code=3)
+    said = capsys.readouterr()
+    assert files(root / "out") == ["b.png"]
+    assert [line for line in said.err.splitlines() if "nothing was to be filled in 2 of 3 images" in line]
+    assert said.err.count("there is nothing to fill in") == 1
+    diffunet(*words, "--mask", labels(root), "--mask-values", 100, 200, "--grow", 1, "--overwrite")
+    changed = (read(root / "images/a.png") != read(root / "x.png")).any(axis=2)
+    assert not changed[~box(10, 12, 1, 1, 9, 9)].any()
+    assert changed[2:8, 2:8].mean() > 0.9
+
+
+def labels(root):
+    pixels = np.zeros((10, 12), np.uint8)
+    pixels[2:8, 2:5], pixels[2:8, 5:8], pixels[:, 10:] = 100, 200, 255
+    write(root / "labels.png", pixels)
+    return root / "labels.png"
+
+
+def test_options_in_messages_are_those_of_the_command_line():
+    words = "say invert_mask=True, mask_values=255 or soft_mask=True in soft_mask.png; max_pixels=... lets it, grow=3"
+    assert inpaint.as_typed(words) == (
+        "say --invert-mask, --mask-values 255 or --soft-mask in soft_mask.png; --max-pixels ... lets it, --grow 3"
+    )
+
+
+def test_an_image_is_extended(model, tmp_path):
+    pixels = noise(16, 20, 3)
+    write(tmp_path / "photo.png", pixels)
+    diffunet("inpaint", model, tmp_path / "photo.png", "--extend", "0,4,16,0", "--out", tmp_path / "wide.png", *FAST)
+    after = read(tmp_path / "wide.png")
+    assert after.shape == (20, 36, 3)
+    assert np.array_equal(after[4:, :20], pixels)
+    assert (after[:4].any(axis=2)).mean() > 0.9
