@@ -176,7 +176,7 @@ def test_inpainting_files(trained, tmp_path, capsys):
     assert not np.array_equal(out[hole], pixels[hole])
     diffunet("inpaint", trained, tmp_path / "a.png", tmp_path / "b.webp", *mask, "--out", tmp_path / "all", "--num", 2)
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == [
-        "a-0.png", "a-1.png", "a-sheet.png", "b-0.png", "b-1.png", "b-sheet.png",
+        "a-0.png", "a-1.png", "a-sheet.png", "b-0.png", "b-1.png", "b-sheet.png", "made.jsonl",
     ]  # fmt: skip
     first = ["inpaint", trained, tmp_path / "a.png"]
     assert "exists" in refused(capsys, *first, *mask, "--out", tmp_path / "out.png")

@@ -76,7 +76,9 @@ def box(height, width, x0, y0, x1, y1):
 
 
 def files(root):
-    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+    return sorted(
+        str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.name != "made.jsonl"
+    )
 
 
 @pytest.fixture
