@@ -66,11 +66,13 @@ def draw(found: Points, out: Path) -> None:
                 )  # fmt: skip
             if name == "median":
                 panel.set_yscale("log")
+                panel.yaxis.set_major_formatter("{x:g}")
+                panel.yaxis.set_minor_formatter("{x:g}")
             panel.set_title(f"{size} x {size} pixels: {title}", fontsize=9, loc="left")
             panel.spines[["top", "right"]].set_visible(False)
             panel.tick_params(labelsize=8)
         axes[-1, column].set_xlabel("minutes of training", fontsize=8)
-    axes[0, 0].legend(fontsize=7)
+    axes[-1, 0].legend(fontsize=7)
     figure.savefig(out, dpi=110)
     pyplot.close(figure)
 
