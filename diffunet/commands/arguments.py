@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import inspect
 import itertools
 import os
 import re
@@ -132,6 +133,8 @@ def _tyro(target: Any, options: Mapping[str, Any], args: Sequence[str], command:
 def _options(target: Any) -> dict[str, Any]:
     """Return the type of each option and argument of a function or dataclass, by its name on the command line."""
     options: dict[str, Any] = {}
+    parameters = inspect.signature(target).parameters.values()
+    positional = {each.name for each in parameters if each.kind is inspect.Parameter.POSITIONAL_ONLY}
     for name, hint in get_type_hints(target, include_extras=True).items():
         dashed, kind = name.replace("_", "-"), _bare(hint)
         if dataclasses.is_dataclass(kind):
@@ -142,7 +145,7 @@ def _options(target: Any) -> dict[str, Any]:
         elif name != "return":
             extras = getattr(hint, "__metadata__", ())
             named = next(filter(None, (getattr(extra, "name", None) for extra in extras)), None)  # --from is a keyword
-            metavars = (getattr(extra, "metavar", None) for extra in extras)
+            metavars = (getattr(extra, "metavar", None) for extra in extras if name in positional)
             options[f"--{named}" if named else next(filter(None, metavars), f"--{dashed}")] = kind
     return options
 

@@ -322,6 +322,7 @@ BAD = [
     ("masks", ["OUT is missing"]),
     ("info", ["MODEL_OR_PRESET is missing"]),
     (TRAIN_ + "more", ["'more' is one too many", "--out"]),
+    ("inpaint MODEL DATA --out NEW --range 1", ["--range takes 2 values, each a number", "'1'"]),
     ("check DATA more", ["'more' is one too many", "diffunet check takes DATA"]),
     ("demo more", ["'more' is one too many", "diffunet demo takes none"]),
     ("sample MODEL --grid more --out NEW.png", ["'more' is one too many", "--grid takes no value"]),

@@ -47,8 +47,8 @@ def home(tmp_path, monkeypatch):
 def short(words, reached):
     """A training command with few steps and a small net; a run that goes on goes on by one step."""
     out = words[words.index("--out") + 1]
-    if "--steps" in words:
-        at = words.index("--steps")
+    for option in {"--steps", "--minutes"} & {*words}:
+        at = words.index(option)
         words = words[:at] + words[at + 2 :]
     reached[out] = reached.get(out, 1) + 1
     words = [*words, "--steps", str(reached[out])]
