@@ -38,7 +38,7 @@ def test_a_run_that_is_stopped_and_resumed_is_the_run_that_was_not(run, folder, 
 def test_samples_have_a_size_a_class_and_a_seed(run, tmp_path, capsys):
     for name in ("a", "b"):
         diffunet("sample", run, "--out", tmp_path / name, "--num", 2, "--steps", 2, "--seed", 5, "--guidance", 2)
-    files = [sorted((tmp_path / name).iterdir()) for name in ("a", "b")]
+    files = [sorted((tmp_path / name).glob("*.png")) for name in ("a", "b")]
     assert [path.name for path in files[0]] == ["5-00000-disc.png", "5-00001-square.png"]
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
     assert Image.open(files[0][0]).size == (8, 8)

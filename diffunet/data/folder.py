@@ -155,7 +155,7 @@ def with_pages(read: Callable[[str], bytes], paths: Sequence[str], workers: int 
 def _outputs(root: Path, folder: str) -> set[str]:
     """Return the names of the pictures that diffunet noted in a folder; none where `root` holds nothing else."""
     path = root / folder / listing.RECORD
-    if not path.is_file():
+    if not os.path.isfile(path):
         return set()
     with contextlib.suppress(OSError):
         names = listing.noted(path.read_bytes())

@@ -133,9 +133,9 @@ def _opened(data: Path) -> tuple[Source, Listing]:
 
 def _folder(root: Path) -> tuple[Source, Listing]:
     shown = printable(str(root))
-    if what := listing.made_here("", lambda name: (root / name).exists()):
+    if what := listing.made_here("", lambda name: os.path.exists(root / name)):
         raise DataError(f"{shown}: is {what} of diffunet, and no folder of images; its previews are not trained on")
-    if root.name in SMALL_PARTS and listing.made_here("", lambda name: (root.parent / name).exists()) == "a run":
+    if root.name in SMALL_PARTS and listing.made_here("", lambda name: os.path.exists(root.parent / name)) == "a run":
         raise DataError(f"{shown}: is part of a run of diffunet; its previews are not trained on")
     try:
         found = folder.candidates(root)

@@ -112,7 +112,8 @@ def _of_array(source: Any) -> Content:
         array = np.moveaxis(array, 0, 2)
     if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] <= 4)):
         raise DataError(f"a mask has the shape [H W] or [H W C] with 1 to 4 channels, and this one is {shape}")
-    array = array.astype(np.float32) if array.dtype == np.float16 else array
+    if array.dtype.kind == "f" and array.dtype.itemsize < 4:
+        array = array.astype(np.float32)
     if array.ndim == 2:
         return Content(array, made=True)
     channels = array.shape[2]

@@ -348,7 +348,7 @@ def test_names_are_the_same_in_every_locale(tmp_path: Path) -> None:
         "blå/handy ü.heic": unsupported(".heic"),
         "plain/latin-\\xfc.png": "its name is not valid text (UTF-8); rename it",
     }
-    for part in ("Ordner mit ümlaut: 8 images can be used, 3", "blå 2, grün 2, plain 1", "blå/kaputt ü.png: empty"):
+    for part in ("Ordner mit ümlaut: 5 images can be used, 3", "blå 2, grün 2, plain 1", "blå/kaputt ü.png: empty"):
         assert part in results[0]["survey"]
     assert (tmp_path / "cache" / "0.txt").read_bytes() == (tmp_path / "cache" / "1.txt").read_bytes()
 

@@ -20,8 +20,8 @@ import pytest
 from helpers.fake_hub import Hub
 from PIL import Image
 
-from diffunet.data import download
-from diffunet.data.folder import class_names, list_images
+from diffunet.data import download, labels
+from diffunet.data.folder import list_images
 from diffunet.data.prepare import prepare
 from diffunet.errors import DataError, ResourceError, UsageError
 
@@ -218,7 +218,7 @@ def test_files_here(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **parts, val_images=images[8:], val_labels=np.arange(4) % 2)
     assert prepare(str(tmp_path / "a.npz"), tmp_path / "arrays") == 12
     assert sorted(written(tmp_path / "arrays"))[:3] == ["train/0/0.png", "train/0/2.png", "train/0/4.png"]
-    assert class_names(list_images(tmp_path / "arrays")[0]) == ("0", "1")
+    assert labels.find(tmp_path / "arrays", list_images(tmp_path / "arrays")[0]).names == ("0", "1")
     with Image.open(tmp_path / "arrays" / "val" / "1" / "3.png") as image:
         assert np.array_equal(np.asarray(image), images[11])
     (tmp_path / "one").write_bytes(photo(3))
@@ -294,7 +294,7 @@ def test_a_data_set_on_the_hub(hub: Hub, tmp_path: Path) -> None:
         map(photo, range(8))
     )
     assert files["test/big dog/03.png"] == photo(11)
-    assert class_names(list_images(tmp_path / "out")[0]) == ("big dog", "cat")
+    assert labels.find(tmp_path / "out", list_images(tmp_path / "out")[0]).names == ("big dog", "cat")
     assert sum(name.startswith("test/") for name in files) == 4
     assert prepare("https://huggingface.co/datasets/someone/animals", tmp_path / "few", limit=3) == 3
 

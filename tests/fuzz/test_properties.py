@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from PIL import Image
 
 from diffunet import config
 from diffunet.config import Config
-from diffunet.data import findings, folder, survey
+from diffunet.data import findings, survey
 from diffunet.data.dataset import open_dataset
 from diffunet.errors import DataError, Error, UsageError
 from diffunet.inpainting import masks, part, regions
@@ -399,15 +400,27 @@ def test_every_file_of_a_folder_is_used_or_refused(tree: Any, empty: list[list[s
         ending = {path: os.path.splitext(path)[1].lower() for path in seen}
         candidates = [path for path in seen if ending[path] in (".png", ".jpg", ".tiff", ".gif")]
         unsupported = [path for path in seen if ending[path] in (".heic", ".svg")]
-        sound = [path for path in candidates if seen[path] in (CONTENTS[0], CONTENTS[1]) and is_text(path)]
+        candidates += [  # whose names say nothing, and whose first bytes are those of an image
+            path
+            for path, content in seen.items()
+            if path not in (*candidates, *unsupported) and ending[path] != ".txt" and content.startswith(b"\x89PNG")
+            if "#" not in ending[path] and not path.endswith("~")
+        ]
+        stems = {stem(path) for path in candidates}
+        twins = [path for path in unsupported if stem(path) in stems]
+        # An image whose name has a wrong ending is used, too; of two names that differ in form alone, one is.
+        named = [path for path in (*candidates, *unsupported) if path not in twins and is_text(path)]
+        sound = {composed(path) for path in named if seen[path] in (CONTENTS[0], CONTENTS[1])}
         try:
             found = survey.survey(root)
         except DataError as error:
             is_line(str(error))
+            assert not sound
             assert not [path for path in candidates if is_text(path)]
             return
         assert len(found.images) == len(sound)
-        assert len(found.images) + len(found.rejected) == len(candidates) + len(unsupported)
+        assert found.left_out.twins.total() == len(twins)
+        assert len(found.images) + len(found.rejected) == len(candidates) + len(unsupported) - len(twins)
         for rejected in found.rejected:
             is_line(rejected.path)
             is_line(rejected.reason)
@@ -421,8 +434,18 @@ def test_every_file_of_a_folder_is_used_or_refused(tree: Any, empty: list[list[s
             return
         assert sorted(file.path for file in data.files) == sorted(image.path for image in found.images)
         assert {(r.path, r.reason) for r in data.rejected} == {(r.path, r.reason) for r in found.rejected}
-        assert {folder.native(file.path) for file in data.files} == set(sound)
+        assert {file.path for file in data.files} == sound
         assert all(data.images[i].shape == (4, 5, 3) for i in range(len(sound)))
+
+
+def composed(path: str) -> str:
+    """A path as text in Unicode's composed form."""
+    return unicodedata.normalize("NFC", os.fsencode(path).decode(errors="replace"))
+
+
+def stem(path: str) -> str:
+    """What files of one picture have in common: the name without its ending, large and small letters alike."""
+    return os.path.splitext(composed(path))[0].casefold()
 
 
 def is_text(path: str) -> bool:

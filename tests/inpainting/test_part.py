@@ -61,7 +61,7 @@ def test_a_feather_and_a_soft_mask_are_combined_by_the_smaller() -> None:
     hard = part.read(image, box=(4, 4, 16, 16), feather=4)
     assert hard.weight is not None
     assert np.array_equal(hard.weight, masks.feather(grey > 0, 4))
-    with pytest.raises(UsageError, match="feather is a number of pixels from 0 on, not -1"):
+    with pytest.raises(UsageError, match="feather is at least 0, not -1"):
         part.read(image, grey, feather=-1)
 
 
@@ -143,7 +143,7 @@ def test_growing_and_shrinking_a_mask_and_a_box() -> None:
     assert part.read(image, hole, grow=2, shrink=2).hole[8, 10], "both close a gap"
     with pytest.raises(part.NothingToFill, match="shrink=3 leaves nothing"):
         part.read(image, hole, shrink=3)
-    with pytest.raises(UsageError, match="grow is a number of pixels from 0 on, not -1"):
+    with pytest.raises(UsageError, match="grow is at least 0, not -1"):
         part.read(image, hole, grow=-1)
 
 

@@ -387,7 +387,7 @@ def test_a_config_file_that_cannot_be_meant(content, pieces, folder, tmp_path, m
 def writers(trained, out):
     """Each command that writes, told to write to the folder `out`, or to a picture in it."""
     picture = trained / "samples/step-00000004.png"
-    mask = ["--mask", picture]
+    mask = ["--box", "0,0,4,4"]
     return {
         "sample": ["sample", trained, "--out", out / "x.png", "--num", 1, "--steps", 2],
         "samples": ["sample", trained, "--out", out, "--num", 3, "--steps", 2],

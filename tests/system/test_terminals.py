@@ -352,7 +352,7 @@ def test_a_signal_ends_sampling_without_half_a_picture(run, tmp_path, number, co
 
 STUCK = """
 import sys, time
-from diffunet.commands import cli, folders
+from diffunet.commands import check, cli
 def stuck():
     "Help."
     try:
@@ -361,7 +361,7 @@ def stuck():
     finally:
         print("putting things away", file=sys.stderr, flush=True)
         time.sleep(600)
-folders.check = stuck
+check.check = stuck
 cli.main(["check"])
 """
 
