@@ -1,4 +1,5 @@
-"""Throw broken files at diffunet: images at `check` and at what training and inpainting read, models and runs at load.
+"""Throw broken files at diffunet: images at `check` and at what training and inpainting read, archives and arrays as
+DATA, models and runs at load.
 
     .venv/bin/python scripts/fuzz.py --images 10000 --models 2000 --seed 0
     .venv/bin/python scripts/fuzz.py --minutes 30 --seed 7
@@ -29,6 +30,7 @@ from pathlib import Path
 
 import broken_images
 import broken_models
+import broken_sources
 import numpy as np
 from PIL import Image
 
@@ -234,6 +236,18 @@ def fuzz_images(
     shutil.rmtree(folder)
 
 
+def fuzz_sources(children: Children, report: Report, numbers: range, home: Path, deadline: float) -> None:
+    """Break archives and arrays of these numbers and have them opened as DATA."""
+    folder = home / "sources"
+    folder.mkdir()
+    sound = {kind: broken_sources.whole(kind) for kind in broken_sources.KINDS}
+    for n in numbers:
+        name, content = broken_sources.broken(sound, f"{report.seed} {n}")
+        (folder / f"{n:06}-{name}").write_bytes(content)
+    read_all(children, report, "open", folder, deadline)
+    shutil.rmtree(folder)
+
+
 def fuzz_models(
     children: Children, report: Report, run: Path, numbers: range, home: Path, deadline: float, every: int
 ) -> None:
@@ -282,20 +296,25 @@ def main(options: argparse.Namespace) -> int:
         run = sound_run(children, home) if options.models or until else None
         for start in itertools.count(0, options.batch):
             if until is None:
-                images, models = (
+                images, sources, models = (
                     range(min(start, total), min(start + options.batch, total))
-                    for total in (options.images, options.models)
+                    for total in (options.images, options.sources, options.models)
                 )
             else:
                 images = range(start, start + options.batch)
-                models = range(start // 5, images.stop // 5)
+                sources, models = images, range(start // 5, images.stop // 5)
             if images:
                 fuzz_images(children, report, sound, images, home, options.deadline)
+            if sources:
+                fuzz_sources(children, report, sources, home, options.deadline)
             if models and run:
                 fuzz_models(children, report, run, models, home, options.deadline, options.command_every)
             if until is not None:
-                print(f"{images.stop} images, {models.stop} models, {len(report.failures)} failures", flush=True)
-            if not (images or models) or (until is not None and time.monotonic() > until):
+                print(
+                    f"{images.stop} images and archives, {models.stop} models, {len(report.failures)} failures",
+                    flush=True,
+                )
+            if not (images or sources or models) or (until is not None and time.monotonic() > until):
                 break
     print("\n".join(report.lines()), flush=True)
     return 1 if report.failures else 0
@@ -305,6 +324,7 @@ def parsed() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--sources", type=int, default=2_000)
     parser.add_argument("--models", type=int, default=2_000)
     parser.add_argument("--minutes", type=float, help="as many as there is time for, instead of these numbers")
     parser.add_argument("--seed", type=int, default=0)

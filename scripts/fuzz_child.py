@@ -25,7 +25,8 @@ import diffunet
 from diffunet.config import read_toml
 from diffunet.data import cache
 from diffunet.data.dataset import open_dataset
-from diffunet.data.sources import Folder
+from diffunet.data.index import Paths
+from diffunet.data.sources import Folder, open_source
 from diffunet.errors import DataError, Error
 from diffunet.inpainting import composite, masks
 from diffunet.inpainting.reading import read_mask
@@ -91,6 +92,20 @@ def read_together(folder: Path) -> None:
         assert all(data.images[i].shape[2] == 3 for i in range(0, len(data.images), 50))
 
 
+def open_data(path: Path) -> None:
+    """An archive or arrays as DATA: listed, every image read, and all together as a data set."""
+    source, found = open_source(path)
+    list(found.left_out.lines())
+    assert source.stamps(Paths.of(found.paths)).shape == (len(found.paths), 2)
+    for name in found.paths:
+        with contextlib.suppress(DataError):  # one damaged image among others
+            source.read(name)
+    with contextlib.suppress(DataError):  # none of them can be used
+        data = open_dataset(path, image_size=16, channels=3, fit="crop", cache="off")
+        assert len(data.files) + len(data.rejected) == len(found.paths) + len(found.rejected)
+        assert all(data.images[i].shape[2] == 3 for i in range(len(data.images)))
+
+
 def load_model(path: Path) -> None:
     """A model as one who wants to sample loads it, a run as one who wants to resume it."""
     if (path / "checkpoints").is_dir():
@@ -111,7 +126,7 @@ def say(*message: Any) -> None:
 def main(what: str, folder: Path, after: str, deadline: float) -> None:
     """Read each of a folder whose name comes after `after`; where one takes `deadline` seconds, say where and exit."""
     logging.disable()
-    work = {"read": read_image, "load": load_model}[what]
+    work = {"read": read_image, "open": open_data, "load": load_model}[what]
     sound = not after
     for path in sorted(path for path in folder.iterdir() if path.name > after):
         say("begin", path.name)

@@ -32,12 +32,14 @@ def counts(said: str, kind: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("images", "models"), [(500, 80), pytest.param(10_000, 2_000, marks=pytest.mark.slow)], ids=["quick", "all"]
+    ("images", "sources", "models"),
+    [(500, 200, 80), pytest.param(10_000, 4_000, 2_000, marks=pytest.mark.slow)],
+    ids=["quick", "all"],
 )
-def test_broken_files_are_refused_in_one_line(images: int, models: int, tmp_path: Path) -> None:
-    code, said = fuzz(tmp_path, f"--images={images}", f"--models={models}")
+def test_broken_files_are_refused_in_one_line(images: int, sources: int, models: int, tmp_path: Path) -> None:
+    code, said = fuzz(tmp_path, f"--images={images}", f"--sources={sources}", f"--models={models}")
     assert code == 0, said[-5000:]
-    for kind, total in (("read", images), ("load", models)):
+    for kind, total in (("read", images), ("open", sources), ("load", models)):
         accepted, refused = counts(said, kind)
         assert accepted + refused == total
         # Breaking that spoils everything, or nothing, would look at one check only.
@@ -78,7 +80,7 @@ def test_what_must_not_be_is_noticed_and_kept(name: str, tmp_path: Path) -> None
     if name == "memory" and sys.platform != "linux":
         pytest.skip("only there the memory of a process is limited")
     fault, words = FAULTS[name]
-    code, said = fuzz(tmp_path, "--images=40", "--models=0", "--deadline=15", faults=fault)
+    code, said = fuzz(tmp_path, "--images=40", "--sources=0", "--models=0", "--deadline=15", faults=fault)
     assert code == 1, said
     assert words in said
     kept = [path for path in (tmp_path / "kept").iterdir() if path.suffix != ".txt"]
