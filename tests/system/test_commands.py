@@ -387,12 +387,12 @@ def test_a_config_file_that_cannot_be_meant(content, pieces, folder, tmp_path, m
 def writers(trained, out):
     """Each command that writes, told to write to the folder `out`, or to a picture in it."""
     picture = trained / "samples/step-00000004.png"
-    mask = ["--box", "0,0,4,4"]
+    hole = ["--box", "0,0,4,4"]
     return {
         "sample": ["sample", trained, "--out", out / "x.png", "--num", 1, "--steps", 2],
         "samples": ["sample", trained, "--out", out, "--num", 3, "--steps", 2],
-        "inpaint": ["inpaint", trained, picture, *mask, "--out", out / "x.png", "--steps", 2],
-        "inpaints": ["inpaint", trained, picture, *mask, "--out", out, "--steps", 2],
+        "inpaint": ["inpaint", trained, picture, *hole, "--out", out / "x.png", "--steps", 2],
+        "inpaints": ["inpaint", trained, picture, *hole, "--out", out, "--steps", 2],
         "prepare": ["prepare", "digits", out, "--limit", 20],
         "masks": ["masks", out, "--num", 2],
         "demo": ["demo", "--out", out, "--seconds", 1],
@@ -531,7 +531,7 @@ def test_a_disk_that_fills_up(command, trained, tmp_path, capsys):
             noise = np.random.default_rng(0).integers(0, 256, (150, 150, 3), dtype=np.uint8)
             Image.fromarray(noise).save(tmp_path / "noise.png")
             Image.fromarray(np.eye(150, dtype=bool)).save(tmp_path / "mask.png")
-            words[2], words[4] = tmp_path / "noise.png", tmp_path / "mask.png"
+            words[2:5] = [tmp_path / "noise.png", "--mask", tmp_path / "mask.png"]
         fill(disk, leave=32768)
         line = refused(capsys, *words, code=6)
         assert "No space left on device" in line
