@@ -27,7 +27,7 @@ FOLDERS = "folders"
 FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "dataset.json")
 """The files in a data folder that may have the labels; the first that has them is taken."""
 
-PATTERNS = (r"(.+)_\d+", r"(.+)-\d+", r"(.+)\.\d+", r"(.+) \(?\d+", r"([^\W\d]+)\d+", r"\d+[-_. ]+(.+)\.")
+PATTERNS = (r"(.+)_\d+", r"(.+)-\d+", r"(.+)\.\d+", r"(.+) \(?\d+", r"^([^\W\d]+)\d+\.", r"\d+[-_. ]+(.+)\.")
 """Patterns of names that are tried for an example: cat_1, cat-1, cat.1, cat (1), cat1, 1_cat."""
 
 _PARTS_OF_EDM = re.compile(r"\d{5}")
