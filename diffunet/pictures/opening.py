@@ -25,6 +25,7 @@ _TURNS = {
 }  # fmt: skip
 """What makes an image upright, by its EXIF orientation; from 5 on, width and height change places."""
 LARGE = 2**25  # pixels; larger images are decoded one at a time, see `decoding`
+_FRAME = 38  # bytes of the chunk fcTL, which each frame of an APNG has
 _PHOTOMETRIC, _BANDS, _EXTRA, _SAMPLES, _SUBFILE = 262, 277, 338, 339, 254  # tags of a TIFF
 _ALPHA = (1, 2, 999)  # values of `_EXTRA`; 999 is Corel Draw's
 _PNG, _TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt")
@@ -156,6 +157,12 @@ def pages_of(image: Image.Image) -> list[int]:
     Previews and smaller copies are none: those of a TIFF that says so, and what phones put behind a JPEG (MPO).
     """
     count = int(getattr(image, "n_frames", 1)) if image.format in ("GIF", "TIFF", "WEBP", "PNG", "AVIF") else 1
+    file: Any = getattr(image, "fp", None)
+    if image.format == "PNG" and count > 1 and file is not None:
+        # A number in the header, which may be damaged and then mean billions: each frame takes so many bytes at least.
+        place, size = file.tell(), file.seek(0, 2)
+        file.seek(place)
+        count = min(count, 1 + size // _FRAME)
     if image.format != "TIFF" or count == 1:
         return list(range(count))
     places = []

@@ -263,3 +263,18 @@ def test_where_pillow_cuts_colours_to_eight_bits_it_is_known() -> None:
     content = bytearray(encoded(Image.fromarray(NOISE), "AVIF"))
     content[content.index(b"av1C") + 6] |= 0x40
     assert deep.is_cut("AVIF", bytes(content))
+
+
+def test_a_damaged_number_of_frames_takes_no_memory(tmp_path: Path) -> None:
+    """The four bytes of acTL that say how many frames there are may say four billion."""
+    frames = [Image.new("RGB", (4, 4), (n, 0, 0)) for n in range(3)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    content = (tmp_path / "a.png").read_bytes()
+    assert opening.page_places(content, "a.png") == [0, 1, 2]
+    at = content.index(b"acTL") + 4
+    chunk = b"acTL" + (2**31 - 1).to_bytes(4, "big") + content[at + 4 : at + 8]
+    damaged = content[: at - 4] + chunk + zlib.crc32(chunk).to_bytes(4, "big") + content[at + 12 :]
+    (tmp_path / "b.png").write_bytes(damaged)
+    for source in (damaged, tmp_path / "b.png"):
+        assert len(opening.page_places(source, "b.png")) <= 1 + len(damaged) // 38
+    assert opening.open_image(tmp_path / "b.png").size == (4, 4)
