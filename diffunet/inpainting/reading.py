@@ -29,6 +29,8 @@ NEAR = 1 / 8
 """Values this near to 0 or 1 are about black or white."""
 FLAT_COLOURS = 64
 """The most colours of a drawing, apart from what mixes them along its edges."""
+NIGHT = 24
+"""The same, of what is dark and not black: a photograph of the night has more, all over."""
 _HUES = 12
 _CHROMA = 48  # of 255, from which on a pixel has a hue
 _STRIP = 2**22  # pixels that are looked at together
@@ -315,8 +317,12 @@ def _refuse_photographs(colours: NDArray[Any], counts: _Counts) -> None:
     remedy = f"give a mask (white = fill), none to fill what is transparent in the image, or say {_WEIGHT}"
     if colours.ndim == 3 and _strange(colours, counts.white) > 0.01:
         raise DataError(f"this is a photograph, of many colours, and no mask; {remedy}")
-    rough = (counts.every - counts.flat)[counts.between].sum()
-    if len(counts.levels) > FLAT_COLOURS and rough > counts.every.sum() / 2:
+    dim = (counts.levels > RINGING * counts.white) & (counts.levels < counts.white / 4)  # as at night
+    for some, most in ((counts.between, FLAT_COLOURS), (dim, NIGHT)):
+        levels = counts.levels if some is counts.between else counts.levels[some]
+        rough = (counts.every - counts.flat)[some].sum()
+        if len(levels) <= most or rough <= counts.every.sum() / 2:
+            continue
         raise DataError(f"this is no mask: most of it is between black and white, as in a photograph; {remedy}")
 
 

@@ -307,3 +307,13 @@ def test_why_there_is_nothing_to_fill(source: Any, options: dict[str, Any], word
     read = read_mask(source, **options)
     assert not masks.hole_of(read.mask).any()
     assert re.search(words, read.lacking), read.lacking
+
+
+@pytest.mark.parametrize("name", ["night.png", "night.jpg"])
+def test_a_dark_photograph_is_no_mask(tmp_path, name):
+    """Most of it is near black, but nowhere flat; a lamp in it is white."""
+    night = np.random.default_rng(0).normal(22, 8, (64, 64)).clip(0, 90).astype(np.uint8)
+    night[5:9, 5:9] = 250
+    Image.fromarray(night).save(tmp_path / name)
+    with pytest.raises(DataError, match="as in a photograph"):
+        read_mask(tmp_path / name)
