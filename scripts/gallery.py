@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=10)
     parser.add_argument("--fillings", type=int, default=3)
     parser.add_argument("--method", nargs="+", default=["auto"], help="as `diffunet inpaint`, one or several")
-    parser.add_argument("--masks", nargs="+", default=masks.KINDS, choices=masks.KINDS)
+    parser.add_argument("--masks", nargs="+", default=list(masks.KINDS), choices=list(masks.KINDS))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--jump-length", type=int, help="of repaint and ddnm")
     parser.add_argument("--jump-n-sample", type=int, help="of repaint and ddnm")

@@ -84,6 +84,7 @@ class Job:
         words += ["--device", options.device] if options.device and name != "check" else []
         words += ["--basetemp", folder / "tests"] if name == "check" else []
         words += ["--tiny"] if options.tiny else []
+        words += ["--recipe"] if options.recipe and name == "run" else []
         print(f"{name}: at most {seconds:.0f} s", flush=True)
         ended = self.child([sys.executable, *map(str, words)], seconds + GRACE, folder / f"{name}.said.txt")
         kept = folder / f"{name}.json"
@@ -219,7 +220,12 @@ def bring(found: Found, work: Path, out: Path) -> None:
             if path.is_file() and not set(inside.parts[:2]) & LEFT:
                 archive.add(path, str(inside))
     if (work / "run" / "model").is_dir():
-        shutil.copytree(work / "run" / "model", out / "model", dirs_exist_ok=True)
+        shutil.copytree(work / "run" / "model", out / "model", dirs_exist_ok=True, ignore=too_large)
+
+
+def too_large(folder: str, names: list[str]) -> list[str]:
+    """Those of the files that are too large to be brought back."""
+    return [name for name in names if (Path(folder) / name).stat().st_size >= FILE_BYTES]
 
 
 LEFT = {"run-folder", "cache", "images", "model", "tests"}
@@ -274,6 +280,11 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--site", type=Path, help="a folder of packages, put on the path before all others")
     parser.add_argument("--train", default="", help='of run: more words for diffunet train, such as "--batch-size 256"')
+    parser.add_argument(
+        "--recipe", action="store_true",
+        help="of run: the net that the minutes ask for, in place of one of at most 7 million parameters; its weights "
+        "are brought back only where they are small",
+    )  # fmt: skip
     parser.add_argument("--device", help="cuda, cpu; the best there is by default, but check wants cuda unless told")
     parser.add_argument(
         "--tiny", action="store_true", help="tiny nets, few tests, one run: to see that the command works"

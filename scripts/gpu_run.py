@@ -42,9 +42,6 @@ FILES = (
 )  # fmt: skip
 """What there is in the end."""
 
-ENOUGH = 1_000_000
-"""Steps: more than there is time for."""
-
 STARTING = 10.0
 """Seconds until a command has imported torch, and its clock begins to run."""
 
@@ -90,17 +87,19 @@ def widest(size: int, names: tuple[str, ...]) -> int:
     return max(n for n in CHANNELS if parameters(config.changed("model", channels=n)) <= PARAMETERS)
 
 
-def training(data: Path, minutes: float, asked: Words, tiny: bool) -> Words:
-    """Options for `diffunet train`. What is `asked` for replaces what is chosen here."""
+def training(data: Path, minutes: float, asked: Words, tiny: bool, recipe: bool) -> Words:
+    """Options for `diffunet train`. What is `asked` for replaces what is chosen here.
+
+    With `recipe` there is little but the minutes, by which training chooses the net, the batch and the learning rate.
+    """
     size, names = size_of(data), classes_of(data)
-    chosen: dict[str, list[object]] = {
-        "--image-size": [size], "--model.channels": [widest(size, names)], "--steps": [ENOUGH],
-        "--train.compile": ["off"], "--train.stop-after": [round(minutes, 3)], "--train.log-every": [20],
-        "--train.validate-every": [500], "--train.checkpoint-every": [1000], "--train.ema-every": [0],
-        "--train.previews": [0], "--train.no-tensorboard": [],
-    }  # fmt: skip
+    chosen: dict[str, list[object]] = {"--image-size": [size], "--train.ema-every": [0], "--train.no-tensorboard": []}
+    if not recipe:
+        chosen["--model.channels"] = [widest(size, names)]
     if tiny:
         asked = [*shlex.split(TINY), *asked]
+    if "--steps" not in asked:
+        chosen["--minutes"] = [round(minutes, 3)]
     words: list[Any] = ["--classes"] if names else []
     for option, values in chosen.items():
         if option not in asked:
@@ -189,7 +188,7 @@ def work(options: argparse.Namespace, commands: Commands) -> None:
     reserve = min(75.0, max(15.0, 0.25 * options.seconds))  # for what comes after training
     data, run, model = unpacked(options.data, out / "images"), out / "run-folder", out / "model"
     minutes = max(0.05, (commands.left() - reserve - STARTING) / 60)
-    words = training(data, minutes, shlex.split(options.train), options.tiny)
+    words = training(data, minutes, shlex.split(options.train), options.tiny, options.recipe)
     found |= {"data": options.data.name, "command": shlex.join(["diffunet", "train", "DATA", "--out", "RUN", *words])}
     device = ["--device", options.device] if options.device else []
     try:
@@ -228,6 +227,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="a folder that is empty or not there")
     parser.add_argument("--seconds", type=float, default=240.0, help="of all of it")
     parser.add_argument("--train", default="", help="more words for diffunet train")
+    parser.add_argument("--recipe", action="store_true", help="the net that the minutes ask for, however large")
     parser.add_argument("--device", help="the best there is by default")
     parser.add_argument("--tiny", action="store_true", help="a net of a few channels, four steps")
     options = parser.parse_args()

@@ -82,12 +82,14 @@ def seen(data: DataConfig, folder: Path, show: object = None) -> Image:
     from diffunet import build, draws
     from diffunet.data import augment
     from diffunet.pictures import images
-    from diffunet.training.batches import order
+    from diffunet.training.batches import drawn_alike, order
 
     dataset = build.dataset(data, folder, show)  # type: ignore[arg-type]
     classes = build.classes(data, dataset, folder)
-    training = build.split(data, dataset.files, classes).training
-    chosen = order(data, training, None if classes is None else classes.places, 0)(range(SHOWN))
+    split = build.split(data, dataset.files, classes)
+    alike = drawn_alike(data, None if classes is None else classes.places, split.groups)
+    training = split.training
+    chosen = order(training, alike, 0)(range(SHOWN))
     generators = [draws.generator(0, 0, place) for place in range(len(chosen))]
     pixels = augment.gather(
         dataset.images, training[chosen], generators, image_size=data.image_size, fit=data.fit, flip=False,

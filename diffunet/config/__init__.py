@@ -31,8 +31,8 @@ VERSION = 1
 """The version of the format of config files; files of another version are refused."""
 
 LATER: dict[str, Any] = {
-    "group": None, "labels": None, "balance": False, "scales": [1.0], "range": None, "int_range": None,
-    "float_range": None, "pages": "first", "reading": None, "mask_folder": None,
+    "group": None, "labels": None, "balance": False, "balance_groups": False, "scales": [1.0], "range": None,
+    "int_range": None, "float_range": None, "pages": "first", "reading": None, "mask_folder": None,
 }  # fmt: skip
 """Options of the data that came later, with the value that leaves a config's hash as it was without them."""
 

@@ -54,6 +54,8 @@ class DataConfig(Section):
     images' names, such as '(.+)_[0-9]+'; "folders" for subfolders. By default subfolders, then such a file in DATA."""
     balance: bool = False
     """Draw each class equally often, however many images it has."""
+    balance_groups: bool = False
+    """Draw each group of --data.group equally often, however many variants it has; an image of no group is one."""
     class_names: tuple[str, ...] = ()
     """The classes; found."""
     held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.05
@@ -104,4 +106,8 @@ class DataConfig(Section):
     def _check(self) -> DataConfig:
         if self.fit != "patch" and self.scales != (1.0,):
             raise ValueError(f"scales are those of fit patch, and fit is {self.fit}")
+        if self.balance_groups and self.group is None:
+            raise ValueError("balance-groups needs groups: say with --data.group which images are of one group")
+        if self.balance_groups and self.balance:
+            raise ValueError("balance draws classes equally often, and balance-groups groups: take one of them")
         return self

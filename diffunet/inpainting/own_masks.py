@@ -1,13 +1,15 @@
-"""Masks of one's own, from which a run that learns to inpaint draws its holes."""
+"""Stores of masks, from which a run that learns to inpaint draws its holes: drawn beforehand, or of one's own."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from diffunet import draws
 from diffunet.data import folder
 from diffunet.errors import DataError, UsageError
 from diffunet.inpainting import masks
@@ -17,7 +19,43 @@ from diffunet.inpainting.reading import read_mask
 log = logging.getLogger(__name__)
 
 
-class OwnMasks:
+STOCK = 4096
+"""The masks that are drawn beforehand for a run on a GPU; turned and mirrored they are eight times as many holes."""
+
+
+class MaskStore:
+    """Holes of a square of `size` pixels, of which each draw takes one and turns it.
+
+    Args:
+        holes: bool [size size] each; kept as bits.
+        size: of the holes.
+    """
+
+    def __init__(self, holes: Sequence[Hole], size: int) -> None:
+        self._size, self._holes = size, [np.packbits(hole).tobytes() for hole in holes]
+
+    @classmethod
+    def drawn(cls, kind: str, size: int, seed: int) -> MaskStore:
+        """Return `STOCK` random masks, see `masks.random_mask`.
+
+        Drawing one takes some 200 microseconds of one core at 64 pixels, ten times as long as taking one out of a
+        store: a GPU that learns from thousands of images a second would wait for them.
+        """
+        key = draws.seed_of("masks", seed)
+        return cls([masks.random_mask(kind, size, size, draws.generator(key, 0, n)) for n in range(STOCK)], size)
+
+    def __len__(self) -> int:
+        return len(self._holes)
+
+    def draw(self, generator: np.random.Generator) -> Hole:
+        """Draw a hole [size size]: one of the masks, turned by a multiple of 90 degrees, and mirrored or not."""
+        number, turns, mirrored = (int(generator.integers(n)) for n in (len(self._holes), 4, 2))
+        bits = np.unpackbits(np.frombuffer(self._holes[number], np.uint8), count=self._size**2)
+        hole = np.rot90(bits.reshape(self._size, self._size).astype(bool), turns)
+        return hole[:, ::-1] if mirrored else hole
+
+
+class OwnMasks(MaskStore):
     """The holes of the masks in a folder, taken to a square of `size` pixels; what is thin survives.
 
     `index` lists them, as `sha256sum` does.
@@ -34,7 +72,7 @@ class OwnMasks:
     def __init__(self, root: Path, size: int) -> None:
         if not root.is_dir():
             raise UsageError(f"data.mask_folder: {root} is no folder")
-        self._size, holes, lines, empty = size, list[bytes](), list[str](), 0
+        holes, lines, empty = list[Hole](), list[str](), 0
         paths, rejected = folder.list_images(root)
         for path in paths:
             file = root / folder.native(path)
@@ -46,7 +84,7 @@ class OwnMasks:
             if not hole.any():
                 empty += 1
                 continue
-            holes.append(np.packbits(masks.shrink(hole, size, size)).tobytes())
+            holes.append(masks.shrink(hole, size, size))
             lines.append(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {folder.printable(path)}\n")
         for mask in rejected[:20]:
             log.warning("left out of the masks: %s: %s", mask.path, mask.reason)
@@ -54,14 +92,5 @@ class OwnMasks:
             log.warning("left out of the masks: %d with nothing to fill, which have no white", empty)
         if not holes:
             raise DataError(f"data.mask_folder: no mask in {root} has anything to fill (white = fill)")
-        self.index, self._holes = "".join(lines), holes
-
-    def __len__(self) -> int:
-        return len(self._holes)
-
-    def draw(self, generator: np.random.Generator) -> Hole:
-        """Draw a hole [size size]: one of the masks, turned by a multiple of 90 degrees, and mirrored or not."""
-        number, turns, mirrored = (int(generator.integers(n)) for n in (len(self._holes), 4, 2))
-        bits = np.unpackbits(np.frombuffer(self._holes[number], np.uint8), count=self._size**2)
-        hole = np.rot90(bits.reshape(self._size, self._size).astype(bool), turns)
-        return hole[:, ::-1] if mirrored else hole
+        super().__init__(holes, size)
+        self.index = "".join(lines)

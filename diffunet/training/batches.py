@@ -24,9 +24,10 @@ from diffunet.compute import Compute
 from diffunet.config import Config, DataConfig
 from diffunet.data import augment, warp
 from diffunet.data.dataset import Dataset
+from diffunet.data.groups import Groups
 from diffunet.diffusion.schedules import Schedule
 from diffunet.inpainting import masks
-from diffunet.inpainting.own_masks import OwnMasks
+from diffunet.inpainting.own_masks import MaskStore
 from diffunet.pictures.images import Pixels
 
 AHEAD = 3
@@ -108,18 +109,30 @@ class Share:
 
 
 def order(
-    data: DataConfig, chosen: NDArray[np.int64], labels: NDArray[np.int64] | None, seed: int
+    chosen: NDArray[np.int64], alike: NDArray[np.int64] | None, seed: int
 ) -> Callable[[Sequence[int] | NDArray[np.int64]], NDArray[np.int64]]:
     """Return what gives the places in `chosen`, int64 [n], of the given n samples of a run; see `draws.order`.
 
-    With `data.balance` each class among the `labels` of all images, int64 [N], comes equally often; see `draws.Turns`.
+    With `alike`, a number for each of all images, int64 [N], each number comes equally often; see `draws.Turns`.
     """
-    if not data.balance or labels is None:
+    if alike is None:
         return lambda samples: draws.order(seed, samples, len(chosen))
-    classes = labels[chosen]
-    places = [np.flatnonzero(classes == number) for number in np.unique(classes)]
+    numbers = alike[chosen]
+    places = [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
     turns = draws.Turns(seed, [len(each) for each in places])
     return lambda samples: np.array([places[number][n] for number, n in turns(samples)], np.int64)
+
+
+def drawn_alike(data: DataConfig, labels: NDArray[np.int64] | None, groups: Groups | None) -> NDArray[np.int64] | None:
+    """Return what is drawn equally often, a number for each image, int64 [N]: classes or groups; None for images.
+
+    An image in no group is one of its own.
+    """
+    if data.balance:
+        return labels
+    if not data.balance_groups or groups is None:
+        return None
+    return np.where(groups.places < 0, len(groups.names) + np.arange(len(groups.places)), groups.places)
 
 
 @dataclass(frozen=True)
@@ -132,9 +145,10 @@ class Batches:
         data: how images are cropped, mirrored and augmented, and the names of their classes.
         label_dropout: the share of images whose label becomes the null label.
         masks: the kind of random masks, see `masks.random_mask`; None for a run that does not learn to inpaint.
-        own_masks: masks of one's own in place of random ones.
+        stock: a store of masks in place of random ones: of one's own, or drawn beforehand.
         pin, store: whether batches are in memory that a GPU reads from; and the images on the device, see `stored`.
         labels: the class of each image of the data set, int64 [N]; by default its subfolder among the classes.
+        groups: the groups of the images of the data set, if it has any.
     """
 
     dataset: Dataset
@@ -144,22 +158,27 @@ class Batches:
     data: DataConfig
     label_dropout: float = 0.0
     masks: str | None = None
-    own_masks: OwnMasks | None = None
+    stock: MaskStore | None = None
     pin: bool = False
     store: Tensor | None = None
     labels: NDArray[np.int64] | None = None
+    groups: Groups | None = None
 
     @classmethod
     def of(
         cls, config: Config, dataset: Dataset, chosen: NDArray[np.int64], schedule: Schedule, share: Share,
-        how: Compute, own_masks: OwnMasks | None = None, labels: NDArray[np.int64] | None = None,
+        how: Compute, own_masks: MaskStore | None = None, labels: NDArray[np.int64] | None = None,
+        groups: Groups | None = None,
     ) -> Batches:  # fmt: skip
         """Return the batches of a run with this resolved config, its images on the device where they fit there."""
         kind = config.data.masks if config.diffusion.task == "inpaint" else None
         dropout, pin = config.diffusion.label_dropout, how.device.type == "cuda"
-        return cls(dataset, chosen, schedule, share, config.data, dropout, kind, own_masks, pin, None, labels).stored(
-            how
+        if kind is not None and own_masks is None and pin:
+            own_masks = MaskStore.drawn(kind, config.data.image_size, share.seed)
+        batches = cls(
+            dataset, chosen, schedule, share, config.data, dropout, kind, own_masks, pin, None, labels, groups
         )
+        return batches.stored(how)
 
     def stored(self, how: Compute) -> Batches:
         """Return the batches with their images on a GPU, where they take little of its memory and have but one crop."""
@@ -250,7 +269,7 @@ class Batches:
 
     @cached_property
     def _order(self) -> Callable[[Sequence[int] | NDArray[np.int64]], NDArray[np.int64]]:
-        return order(self.data, self.chosen, self._labels, self.share.seed)
+        return order(self.chosen, drawn_alike(self.data, self._labels, self.groups), self.share.seed)
 
     def _batch(self, step: int, start: int, size: int, u: NDArray[np.float64], read: augment.Map) -> Batch:
         # The order of the draws of each generator must not change, since resuming repeats them. Optional draws
@@ -277,11 +296,11 @@ class Batches:
         """Draw which pixels of each image are known, bool [b 1 H W]; None for a run that does not learn to inpaint."""
         if self.masks is None:
             return None
-        kind, size, own = self.masks, self.data.image_size, self.own_masks
+        kind, size, stock = self.masks, self.data.image_size, self.stock
         all_hole = np.ones((size, size), bool)
 
         def draw(generator: np.random.Generator) -> masks.Hole:
-            return masks.random_mask(kind, size, size, generator) if own is None else own.draw(generator)
+            return masks.random_mask(kind, size, size, generator) if stock is None else stock.draw(generator)
 
         drawn = [all_hole if generator.random() < ALL_HOLE else draw(generator) for generator in generators]
         return torch.from_numpy(~np.stack(drawn)[:, None])

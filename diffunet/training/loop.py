@@ -131,7 +131,9 @@ def train(
         assert validate_every, "the config is resolved"
         assert sample_every, "the config is resolved"
         own = resuming.own_masks(config, run.folder, Path(data), accept=accept_new_data, main=run.is_main)
-        batches = Batches.of(config, run.dataset, run.split.training, denoiser.schedule, share, how, own, run.labels)
+        batches = Batches.of(
+            config, run.dataset, run.split.training, denoiser.schedule, share, how, own, run.labels, run.split.groups
+        )
         # Of a few pictures that windows are taken of there are as many windows as there would be images.
         many = VALIDATION_IMAGES if config.data.fit == "patch" and len(held_out) else len(held_out)
         few = np.linspace(0, len(held_out) - 1, min(VALIDATION_IMAGES, many)).astype(np.int64)

@@ -42,7 +42,7 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
         grouped = int((groups.places >= 0).sum())
         yield (
             f"groups: {grouped:,} of {len(groups.places):,} images are in {len(groups.names):,} groups; those of one "
-            "group are held out together"
+            f"group are held out together{' and each group is drawn equally often' if d.balance_groups else ''}"
         )
     if run.config.diffusion.task == "inpaint":
         kind = f"random masks ({d.masks})" if d.mask_folder is None else f"the masks of {d.mask_folder}"

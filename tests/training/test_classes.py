@@ -11,7 +11,7 @@ from PIL import Image
 
 import diffunet
 from diffunet import draws
-from diffunet.config import DataConfig, read_toml
+from diffunet.config import read_toml
 from diffunet.data import index
 from diffunet.data.dataset import open_dataset
 from diffunet.errors import DataError, UsageError
@@ -107,13 +107,13 @@ def test_a_rare_class_is_trained_on_and_an_earlier_run_keeps_its_split(folder, t
 def test_balanced_draws_are_equally_many_of_each_class_and_a_function_of_the_step():
     labels = np.array([0] * 200 + [1] * 10)
     chosen = np.arange(5, 208)
-    plain, balanced = (batches.order(DataConfig(classes=True, balance=b), chosen, labels, 3) for b in (False, True))
+    plain, balanced = (batches.order(chosen, alike, 3) for alike in (None, labels))
     assert np.bincount(labels[chosen[balanced(range(800))]]).tolist() == [400, 400]
     assert np.bincount(labels[chosen[plain(range(812))]]).tolist() == [195 * 4, 8 * 4]
     assert np.array_equal(plain(range(50)), draws.order(3, range(50), len(chosen)))
-    again = batches.order(DataConfig(classes=True, balance=True), chosen, labels, 3)
+    again = batches.order(chosen, labels, 3)
     assert np.array_equal(again(range(700, 800)), balanced(range(800))[700:])
-    without = batches.order(DataConfig(classes=True, balance=True), chosen, np.where(labels, 2, 0), 3)
+    without = batches.order(chosen, np.where(labels, 2, 0), 3)
     assert np.array_equal(without(range(90)), balanced(range(90)))  # a class that nothing is left of is none
 
 
