@@ -129,9 +129,9 @@ class Compute:
     def kernels(self, deterministic: bool = False) -> Iterator[None]:
         """Set which kernels torch may choose within this context.
 
-        On CUDA matrix products that stay float32 use TF32, and convolution kernels are chosen by trial for each shape
-        (`cudnn.benchmark`). With `deterministic` torch uses only kernels that give the same bits every time, without
-        trial.
+        On CUDA matrix products that stay float32 use TF32. Convolution kernels are those that cuDNN takes for best,
+        without a trial for each shape (`cudnn.benchmark`). With `deterministic` torch uses only kernels that give the
+        same bits every time.
         """
         with _flags.held(self.device.type == "cuda", deterministic):
             yield
@@ -225,8 +225,8 @@ class _Flags:
                 self.before.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
                 torch.set_float32_matmul_precision("high")
             cudnn = torch.backends.cudnn
-            tried, same = not deterministic, deterministic
-            self.before.enter_context(cudnn.flags(cudnn.enabled, benchmark=tried, deterministic=same, allow_tf32=True))
+            flags = cudnn.flags(cudnn.enabled, benchmark=False, deterministic=deterministic, allow_tf32=True)
+            self.before.enter_context(flags)
         if deterministic:
             self.before.callback(
                 torch.use_deterministic_algorithms,

@@ -39,7 +39,7 @@ def device(name: str | None) -> torch.device:
         return compute.find_device(name)
     if several and name is not None and ":" in name:
         raise UsageError(f"--device {name} would be the GPU of every process: --device cuda gives each its own")
-    if several or name is None:
+    if name is None or ":" not in name:  # torch.cuda.set_device takes no device without a number
         rank, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         if rank >= gpus:
             raise UsageError(
