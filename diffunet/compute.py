@@ -32,10 +32,9 @@ SAMPLING_WORTH, SMALL = {"cuda": 256, "mps": 32, "cpu": 16}, 64
 RESERVE = 0.1
 """The share of free memory that is left to the allocator, which wastes some between blocks, and to libraries."""
 
-COMPILING_PAYS = 5_000
-"""The training steps from which on `torch.compile` is worth its wait on CUDA. It takes minutes, and a step of the
-default net, with some 2,500 small kernels of which it fuses most, takes some hundredths of a second. This is an
-estimate, which has not been measured on a GPU yet (scripts/gpu.py does)."""
+COMPILING_PAYS = 20_000
+"""The training steps from which on `torch.compile` is worth its wait on CUDA. On an H100 a net of 6.7 M parameters took
+about 70 s to compile (samples/gpu.md), and a run of 5,108 steps with it was no faster than steps without."""
 
 SHAPES = 64
 """The number of input shapes for which a net is compiled; past torch's own limit of 8 a net silently runs plain."""

@@ -217,7 +217,7 @@ def two_gpus(monkeypatch):
 
 
 def test_the_device_of_one_process(two_gpus):
-    asked = [(None, "cuda:0"), ("cuda", "cuda"), ("cuda:1", "cuda:1"), ("cpu", "cpu")]
+    asked = [(None, "cuda:0"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("cpu", "cpu")]
     assert [str(processes.device(name)) for name, _ in asked] == [wanted for _, wanted in asked]
     two_gpus.setenv("ACCELERATE_USE_CPU", "true")
     assert str(processes.device(None)) == "cpu"

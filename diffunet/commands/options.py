@@ -62,7 +62,7 @@ class Computing:
     compile: bool = False
     """Compile the net first, which takes a minute or more and makes what follows faster; for many images."""
     kernels: bool = False
-    """On a CPU, use kernels of diffunet's own, built by a C++ compiler: faster; the last bits of pictures differ."""
+    """Use kernels of diffunet's own, built by a C++ compiler or, on CUDA, by Triton; last bits of pictures differ."""
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Threads of the CPU to compute with; all cores if not given."""
 

@@ -45,7 +45,7 @@ class TrainConfig(Section):
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the net, which takes minutes at the start; on CUDA where the run is long enough."""
     kernels: Literal["auto", "on", "off"] = "auto"
-    """Use kernels of diffunet's own, built by a C++ compiler; on a CPU, where faster and the run is long enough."""
+    """Use kernels of diffunet's own, built by a C++ compiler or, on CUDA, by Triton; where faster in a trial."""
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Threads of the CPU to compute with; all cores."""
     deterministic: bool = False

@@ -1,13 +1,14 @@
-"""Kernels of our own for nets on a CPU: normalisation in one go, and Winograd's convolution. They are `kernels.cpp`.
+"""Kernels of our own: normalisation in one go, on a CPU and on NVIDIA's GPUs, and, on a CPU, Winograd's convolution.
 
-Both compute what layers.py computes by torch's functions, and are used where `Compute.native` says so. Results agree
-with torch's up to rounding. Only the gradient of weights, for which torch multiplies, may depend on the number of
-threads.
+Those for a CPU are `kernels.cpp`, those for a GPU triton_norm.py. They compute what layers.py computes by torch's
+functions, and are used where `Compute.native` says so. Results agree with torch's up to rounding. Only the gradient of
+weights, for which torch multiplies, may depend on the number of threads.
 
 Legend: B batch, C C' channels, H W height and width, T tiles of 4x4 pixels in a batch.
 """
 
 import ctypes
+import importlib.util
 import math
 from collections.abc import Callable
 from functools import cache, partial
@@ -32,6 +33,9 @@ FEWEST_TILES, FEWEST_CHANNELS = 64, 16
 """With fewer tiles, transforming the weights takes longer than it saves; with fewer channels, that of the tiles."""
 
 _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+GPU_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""The types of feature maps that are normalised on a CPU, and on a GPU."""
+
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _NORM = [*[_LONG] * 4, *[_POINTER] * 5, _FLOAT, _INT, ctypes.c_uint32, _FLOAT, ctypes.c_uint64, _INT]
 _SIGNATURES = {
@@ -45,27 +49,38 @@ _SIGNATURES = {
 }  # fmt: skip
 
 
-CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 """The most by which kernels may be off, as a share of the root mean square, or else they are not used. Measured: 1.4e-5
 in float32, and in bfloat16 0.035, which is its rounding."""
 
 
 @cache
-def library() -> ctypes.CDLL:
-    """Return the library of kernels, built and compared with torch's functions once in a process.
+def ready(device: torch.device) -> None:
+    """Build the kernels for a device, and compare them there with torch's functions, once in a process.
 
     Raises:
-        Unavailable: it cannot be built, or what it computes on this machine is wrong.
+        Unavailable: there are none for such a device, they cannot be built, or what they compute there is wrong.
     """
-    loaded = _loaded()
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-        for dtype, limit in CLOSE.items():
-            if not (off := _off(dtype)) <= limit:  # true for NaN, too
+    if device.type == "cpu":
+        _loaded()
+    elif device.type != "cuda":
+        raise Unavailable(f"they are for a CPU and for NVIDIA's GPUs, and the device is {device.type}")
+    elif importlib.util.find_spec("triton") is None:
+        raise Unavailable("triton, which builds them for a GPU, is not installed")
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        for dtype in _TYPES if device.type == "cpu" else GPU_TYPES:
+            try:
+                off = _off(dtype, device)
+            except Exception as error:  # Triton's compiler and driver raise what they like
+                if device.type == "cpu":
+                    raise
+                reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+                raise Unavailable(f"they cannot be built for this GPU: {reason}") from None
+            if not off <= CLOSE[dtype]:  # true for NaN, too
                 raise Unavailable(f"the kernels are wrong on this machine, off by {off:.1e}")
-    return loaded
 
 
-def _off(dtype: torch.dtype) -> float:
+def _off(dtype: torch.dtype, device: torch.device) -> float:
     """Return by how much `norm` and, in float32, `conv` and their gradients are off, as shares of the root mean square.
 
     The truth is torch's in float32. Sizes are no multiples of what the kernels take at a time.
@@ -73,7 +88,7 @@ def _off(dtype: torch.dtype) -> float:
     generator = torch.Generator().manual_seed(0)
 
     def made(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device="cpu").requires_grad_()
+        return torch.randn(shape, generator=generator, device="cpu").to(device).requires_grad_()
 
     x, slope, weight, bias, scale, shift = (
         made(2, 40, 9, 7),
@@ -92,7 +107,7 @@ def _off(dtype: torch.dtype) -> float:
         return norm(x.to(dtype), 5, weight, bias, 1e-5, scale, shift, silu=True).float()
 
     off = _difference(ours, torchs, given, slope)
-    if dtype is torch.float32:
+    if dtype is torch.float32 and device.type == "cpu":
         off = max(off, _difference(conv, partial(F.conv2d, padding=1), [x, made(40, 40, 3, 3), bias], slope))
     return off
 
@@ -128,7 +143,7 @@ def norm(
     computed again in the backward pass, and is never stored.
 
     Args:
-        x: [B C H W], float32 or bfloat16; the sums are in float32 and float64.
+        x: [B C H W], float32, bfloat16 or, on a GPU, float16; the sums are in float32 and, on a CPU, float64.
         groups, weight, bias, eps: as of `torch.nn.GroupNorm`; weight and bias are [C].
         scale, shift: [B C], or None.
         silu, dropout: whether SiLU follows, and the probability of dropout, 0 to below 1.
@@ -149,7 +164,7 @@ class _Norm(torch.autograd.Function):
         ctx.types = [None if each is None else each.dtype for each in (weight, bias, scale, shift)]
         known = [None if each is None else each.float().contiguous() for each in (weight, bias, scale, shift)]
         ctx.options = groups, eps, silu, dropout, seed
-        stats = torch.empty(len(x), groups, 2, device="cpu")
+        stats = torch.empty(len(x), groups, 2, device=x.device)
         y = torch.empty_like(x)
         ctx.save_for_backward(x, stats, *known)
         _norm("forward", (x, stats, *known), ctx.options, x, y)
@@ -159,7 +174,7 @@ class _Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, stats, weight, bias, scale, shift = ctx.saved_tensors
-        dx, sums = torch.empty_like(x), torch.empty(len(x), 2, x.shape[1], device="cpu")
+        dx, sums = torch.empty_like(x), torch.empty(len(x), 2, x.shape[1], device=x.device)
         gy = gy.to(x.dtype).contiguous(memory_format=torch.channels_last)
         _norm("backward", (x, stats, weight, bias, scale, shift), ctx.options, x, gy, dx, sums)
         plain, normed = sums.unbind(1)  # the sums over pixels of the gradient, and of it times the normalised features
@@ -177,6 +192,11 @@ def _norm(which: str, known: tuple[Tensor | None, ...], options: tuple[Any, ...]
     x, stats, weight, bias, scale, shift = known
     groups, eps, silu, dropout, seed = options
     assert x is not None
+    if x.device.type != "cpu":
+        from diffunet.nn import triton_norm
+
+        getattr(triton_norm, which)(*tensors, stats, (weight, bias, scale, shift), options)
+        return
     b, c, h, w = x.shape
     function = getattr(_loaded(), f"norm_{which}_{_TYPES[x.dtype]}")
     drop = min(2**32 - 1, round(dropout * 2**32))
@@ -189,7 +209,7 @@ def _norm(which: str, known: tuple[Tensor | None, ...], options: tuple[Any, ...]
 
 def norm_applies(x: Tensor) -> bool:
     """Return whether `norm` is there for such a tensor."""
-    return x.device.type == "cpu" and x.dtype in _TYPES
+    return (x.device.type == "cpu" and x.dtype in _TYPES) or (x.device.type == "cuda" and x.dtype in GPU_TYPES)
 
 
 def conv_applies(x: Tensor, weight: Tensor) -> bool:

@@ -58,7 +58,7 @@ def load(
             device has it natively, torch.float16 on older GPUs, else torch.float32.
         compile: put the net through `torch.compile`: the first picture of each size takes a minute or more, and all
             that follow less.
-        kernels: on a CPU, use kernels of diffunet's own (nn/kernels.py), which a C++ compiler builds in some seconds,
+        kernels: use kernels of diffunet's own (nn/kernels.py), which a C++ compiler or Triton builds in some seconds,
             once. They are faster; the last bits of pictures differ.
         net: the function that makes the net of a model that was trained with `diffunet.train(net=...)`.
 
@@ -90,10 +90,10 @@ def load(
 
 def _refuse_without_kernels(how: Compute) -> None:
     """Raise UsageError where kernels of diffunet's own cannot be used."""
-    if how.device.type != "cpu" or how.compiled:
-        raise UsageError(f"kernels are for a net on a CPU that is not compiled, not on {how.device.type}")
+    if how.compiled:
+        raise UsageError("kernels of diffunet's own are for a net that is not compiled")
     try:
-        native.library()
+        native.ready(how.device)
     except Unavailable as error:
         raise UsageError(f"there can be no kernels of diffunet's own here: {error}") from None
 

@@ -1,5 +1,6 @@
-"""Whether a run on a CPU uses the kernels of nn/kernels.py: decided once, by a trial, and kept in RUN/config.toml."""
+"""Whether a run uses the kernels of nn/kernels.py: decided once, by a trial, and kept in RUN/config.toml."""
 
+import importlib.metadata
 import logging
 import time
 from dataclasses import replace
@@ -18,9 +19,12 @@ from diffunet.training import memory, processes
 
 log = logging.getLogger(__name__)
 
-FEWEST, WORTH = 1000, 2e12
-"""The images, and the multiply-accumulates for them in forward passes, of the shortest run that uses kernels by itself:
-a minute or so of two cores. Building them, once, takes four seconds, and the trial one or two."""
+FEWEST, WORTH = 1000, {"cpu": 2e12, "cuda": 4e14}
+"""The images, and by the device the multiply-accumulates for them in forward passes, of the shortest run that uses
+kernels by itself: a minute or so of two cores, or of an H100. Building them, once, takes seconds, as does the trial."""
+
+PIXELS = {"cpu": 32 * 64**2, "cuda": 256 * 64**2}
+"""The pixels of the images of the trial, by the device, but at most 16 images on a CPU, and 256 on a GPU."""
 
 FASTER, RUNS = 1.05, 5
 """How many times as fast they have to be to be used by default, by the median of so many pairs of runs."""
@@ -44,7 +48,7 @@ def choose(
             log.warning(
                 "the run began with kernels of diffunet's own, and goes on without, so that bits differ: %s", reason
             )
-        elif asked == "auto" and how.device.type == "cpu":
+        elif asked == "auto" and how.device.type in WORTH:
             log.info("kernels: torch's alone (%s)", reason)
     on = reason is None
     return config.changed("train", kernels="on" if on else "off"), replace(how, native=on)
@@ -52,6 +56,8 @@ def choose(
 
 def description(how: Compute) -> str:
     """Return what has built the kernels that `how` uses, or "off"; another compiler may change the last bits."""
+    if how.native and how.device.type == "cuda":
+        return f"triton {importlib.metadata.version('triton')}"
     return compiler.describe() if how.native else "off"
 
 
@@ -59,9 +65,9 @@ def _reason_against(config: Config, how: Compute, net: build.NetFactory, steps: 
     """Return why the run does not use kernels, or None; with `trial`, also where they would not make it faster."""
     if config.train.kernels == "off":
         return "as asked"
-    if how.device.type != "cpu":
-        return f"they are for a CPU, and the run is on {how.device.type}"
-    if how.precision == "fp16":
+    if how.device.type not in WORTH:
+        return f"they are for a CPU and for NVIDIA's GPUs, and the run is on {how.device.type}"
+    if how.device.type == "cpu" and how.precision == "fp16":
         return f"there are none for {how.precision}"
     if config.train.compile == "on":
         return "the net is compiled"
@@ -71,10 +77,10 @@ def _reason_against(config: Config, how: Compute, net: build.NetFactory, steps: 
         return "no layer of this net has any"
     batch = config.train.batch_size
     images = steps * (batch if isinstance(batch, int) else 1)
-    if trial and (images < FEWEST or memory.price(config, net).macs * images < WORTH):
+    if trial and (images < FEWEST or memory.price(config, net).macs * images < WORTH[how.device.type]):
         return "the run is short"
     try:
-        kernels.library()
+        kernels.ready(how.device)
     except compiler.Unavailable as error:
         return str(error)
     if not trial:
@@ -91,18 +97,21 @@ def _times_as_fast(config: Config, how: Compute) -> float:
     The block is of the width and image size of the run, and a new one, which nobody learns from.
     """
     size, c = config.data.image_size, max(kernels.FEWEST_CHANNELS, config.model.channels or 64)
-    batch = max(1, min(16, 32 * 64**2 // size**2))
-    with torch.random.fork_rng([]):
+    batch = max(1, min(16 if how.device.type == "cpu" else 256, PIXELS[how.device.type] // size**2))
+    with torch.random.fork_rng([how.device] if how.device.type == "cuda" else []):
         block = ResBlock(c, c, 4 * c)
-        x = torch.randn(batch, c, size, size).contiguous(memory_format=torch.channels_last).requires_grad_()
-        e = torch.randn(batch, 4 * c)
+        x = torch.randn(batch, c, size, size, device=how.device).contiguous(memory_format=torch.channels_last)
+        e = torch.randn(batch, 4 * c, device=how.device)
+    x.requires_grad_()
 
     def seconds(on: bool) -> float:
         replace(how, native=on).prepare(block)
+        how.synchronize()
         began = time.perf_counter()
         with how.autocast():
             y = block(x, e)
         torch.autograd.grad(y.float().square().sum(), [x, *block.parameters()])
+        how.synchronize()
         return time.perf_counter() - began
 
     pairs = [(seconds(True), seconds(False)) for _ in range(RUNS + 1)]  # the first warms up

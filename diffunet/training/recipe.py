@@ -156,11 +156,11 @@ def _batch(config: Config) -> int:
 
 
 def _with_kernels(config: Config, how: Compute) -> bool:
-    """Return whether to time with the kernels of nn/kernels.py, which a run on a CPU uses where they are faster."""
-    if how.device.type != "cpu" or how.precision == "fp16" or config.train.kernels == "off":
+    """Return whether to time with the kernels of nn/kernels.py, which a run uses where they are faster."""
+    if (how.device.type == "cpu" and how.precision == "fp16") or config.train.kernels == "off":
         return False
     try:
-        kernels.library()
+        kernels.ready(how.device)
     except compiler.Unavailable:
         return False
     return True

@@ -78,7 +78,7 @@ def with_kernels(how: Compute) -> Compute:
     """Return `how` with kernels of diffunet's own, where this machine can have them; longer runs train so."""
     try:
         if how.device.type == "cpu":
-            kernels.library()
+            kernels.ready(how.device)
             return replace(how, native=True)
     except Unavailable:
         pass

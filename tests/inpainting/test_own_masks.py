@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffunet import draws
 from diffunet.errors import DataError, UsageError
-from diffunet.inpainting.own_masks import OwnMasks
+from diffunet.inpainting.own_masks import STOCK, MaskStore, OwnMasks
 
 
 def mask(path: Path, hole: np.ndarray) -> None:
@@ -59,3 +59,20 @@ def test_folders_without_masks(tmp_path: Path) -> None:
     mask(tmp_path / "a" / "black.png", np.zeros((9, 9), bool))
     with pytest.raises(DataError, match="has anything to fill"):
         OwnMasks(tmp_path / "a", 8)
+
+
+def test_a_store_holds_random_masks_of_the_kind_and_draws_all_of_them_in_every_position():
+    store = MaskStore.drawn("box", 12, seed=3)
+    assert len(store) == STOCK
+    holes = {store.draw(draws.generator(0, 0, n)).tobytes() for n in range(500)}
+    assert len(holes) > 200
+    again = MaskStore.drawn("box", 12, seed=3)
+    assert all(np.array_equal(s.draw(draws.generator(1, 0, 5)), store.draw(draws.generator(1, 0, 5))) for s in (again,))
+    for n in range(50):  # a box, whatever its turn
+        hole = store.draw(draws.generator(2, 0, n))
+        rows, columns = np.flatnonzero(hole.any(1)), np.flatnonzero(hole.any(0))
+        assert hole.sum() == len(rows) * len(columns)
+    corner = np.zeros((4, 4), bool)
+    corner[0, 1] = True
+    turned = {MaskStore([corner], 4).draw(draws.generator(4, 0, n)).tobytes() for n in range(100)}
+    assert len(turned) == 8

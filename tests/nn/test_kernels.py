@@ -26,7 +26,7 @@ def built():
         kernels._loaded()
     except compiler.Unavailable as error:
         pytest.skip(str(error))
-    kernels.library()  # what is built and is wrong is a failure, and no reason to skip
+    kernels.ready(torch.device("cpu"))  # what is built and is wrong is a failure, and no reason to skip
 
 
 def channels_last(*shape, mean=0.0, dtype=torch.float32):
@@ -308,7 +308,7 @@ def test_kernels_that_are_wrong_are_not_used(monkeypatch, wrong):
     right = getattr(kernels, wrong)
     monkeypatch.setattr(kernels, wrong, lambda *a, **k: right(*a, **k) * 1.01)
     with pytest.raises(compiler.Unavailable, match="wrong on this machine, off by"):
-        kernels.library.__wrapped__()
+        kernels.ready.__wrapped__(torch.device("cpu"))
 
 
 def test_a_default_device_is_not_meant_for_kernels():
@@ -331,10 +331,16 @@ def in_a_child(code, **variables):
     )
 
 
-LOAD = (
-    "from diffunet.nn import kernels; from diffunet.compiler import Unavailable\n"
-    "try: print(kernels.library()._name)\nexcept Unavailable as error: print('unavailable:', error)"
-)
+LOAD = """
+import torch
+from diffunet.compiler import Unavailable
+from diffunet.nn import kernels
+try:
+    kernels.ready(torch.device("cpu"))
+    print(kernels._loaded()._name)
+except Unavailable as error:
+    print("unavailable:", error)
+"""
 
 
 def test_a_library_is_built_once_and_again_for_another_source(tmp_path, monkeypatch):

@@ -11,9 +11,10 @@ from PIL import Image
 
 import diffunet
 from diffunet import draws
-from diffunet.config import read_toml
+from diffunet.config import DataConfig, read_toml
 from diffunet.data import index
 from diffunet.data.dataset import open_dataset
+from diffunet.data.groups import Groups
 from diffunet.errors import DataError, UsageError
 from diffunet.training import batches, checkpoint
 from diffunet.training.loop import train
@@ -115,6 +116,34 @@ def test_balanced_draws_are_equally_many_of_each_class_and_a_function_of_the_ste
     assert np.array_equal(again(range(700, 800)), balanced(range(800))[700:])
     without = batches.order(chosen, np.where(labels, 2, 0), 3)
     assert np.array_equal(without(range(90)), balanced(range(90)))  # a class that nothing is left of is none
+
+
+def test_groups_are_drawn_equally_often_and_an_image_of_no_group_is_one():
+    places = np.array([0] * 30 + [1] * 3 + [-1, -1])
+    of = Groups(("a", "b"), places)
+    data = DataConfig(group="x", balance_groups=True)
+    alike = batches.drawn_alike(data, None, of)
+    drawn = batches.order(np.arange(35), alike, 7)(range(400))
+    assert (
+        np.bincount(np.where(places < 0, np.arange(35), places)[drawn], minlength=35)[[0, 1, 33, 34]].tolist()
+        == [100] * 4
+    )
+    assert np.bincount(drawn, minlength=35)[:30].min() >= 3  # each of the variants in its turn
+    assert batches.drawn_alike(DataConfig(group="x"), None, of) is None
+    labels = np.arange(35) % 2
+    assert batches.drawn_alike(DataConfig(classes=True, balance=True), labels, of) is labels
+
+
+@pytest.mark.parametrize(
+    ("chosen", "why"),
+    [
+        ({"balance_groups": True}, "balance-groups needs groups"),
+        ({"balance_groups": True, "group": "x", "balance": True, "classes": True}, "take one of them"),
+    ],
+)
+def test_balance_of_groups_that_cannot_be_is_refused(chosen, why):
+    with pytest.raises(ValueError, match=why):
+        DataConfig(**chosen)
 
 
 def test_balance_without_classes_is_refused(folder, tmp_path):

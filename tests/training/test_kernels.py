@@ -41,16 +41,16 @@ def environment(run, step):
 
 @pytest.fixture
 def gone(monkeypatch):
-    def library():
+    def ready(device):
         raise compiler.Unavailable("there is no C++ compiler (c++)")
 
-    monkeypatch.setattr(native, "library", library)
+    monkeypatch.setattr(native, "ready", ready)
 
 
 @pytest.fixture
 def long_run(monkeypatch):
     monkeypatch.setattr(kernels, "FEWEST", 0)
-    monkeypatch.setattr(kernels, "WORTH", 0.0)
+    monkeypatch.setattr(kernels, "WORTH", {"cpu": 0.0})
 
 
 def times_as_fast(times):
@@ -75,7 +75,7 @@ def test_a_run_with_kernels_is_resumed_bit_for_bit(folder, tmp_path, monkeypatch
 
 
 def test_a_short_run_is_torchs_alone(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(native, "library", lambda: pytest.fail("nothing is to be built"))
+    monkeypatch.setattr(native, "ready", lambda device: pytest.fail("nothing is to be built"))
     run = train(config("auto"), folder, tmp_path / "run").parent
     assert decided(run) == "off"
     assert environment(run, checkpoint.steps(run)[-1]) == "off"
