@@ -16,6 +16,27 @@ def test_noise_does_not_depend_on_how_the_batch_is_divided():
         assert torch.equal(torch.cat(parts), whole)
 
 
+def test_noise_is_torchs_own_of_a_generator_for_each_slot():
+    sources = [torch.Generator().manual_seed(draws.seed_of("noise", 3, 7, slot)) for slot in range(3)]
+    expected = torch.cat([torch.randn(16, 3, 5, generator=source) for source in sources])
+    assert torch.equal(draws.gaussian(3, 7, 5, 40, (3, 5), CPU), expected[5:45])
+
+
+def test_global_generators_are_seeded_as_torch_does_it_but_only_those_in_use(monkeypatch):
+    with torch.random.fork_rng([]):
+        torch.manual_seed(11)
+        wanted = torch.get_rng_state()
+        draws.seed_global(CPU, 12)
+        assert not torch.equal(torch.get_rng_state(), wanted)
+        seeded = []
+        monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: seeded.append(("cuda", seed)))
+        monkeypatch.setattr(torch.mps, "manual_seed", lambda seed: seeded.append(("mps", seed)))
+        for device in ("cpu", "cuda:1", "mps"):
+            draws.seed_global(torch.device(device), 11)
+            assert torch.equal(torch.get_rng_state(), wanted)
+        assert seeded == [("cuda", 11), ("mps", 11)]
+
+
 def test_noise_differs_by_seed_step_and_slot_and_is_normal():
     a = draws.gaussian(0, 0, 0, 64, (1000,), CPU)
     assert not torch.equal(a, draws.gaussian(0, 1, 0, 64, (1000,), CPU))
