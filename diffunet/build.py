@@ -291,12 +291,13 @@ def distinct(data: DataConfig, files: index.Index, chosen: NDArray[np.int64]) ->
     return int((np.maximum(table["width"] * scale, 1) * np.maximum(table["height"] * scale, 1)).sum())
 
 
-def windows(data: DataConfig, places: Iterable[int]) -> list[np.random.Generator | None]:
-    """Return the generators by which `augment.gather` makes images to evaluate: the same ones every time.
+def windows(data: DataConfig, places: Iterable[int]) -> NDArray[np.float64] | None:
+    """Return where `augment.gather` takes images to evaluate, float64 [n 3]: the same every time.
 
-    They are the middle of each image; with fit "patch" the window that belongs to its place in the list.
+    It is the middle of each image, for which None stands; with fit "patch" the window that belongs to its place in the
+    list.
     """
     if data.fit != "patch":
-        return [None for _ in places]
+        return None
     seed = draws.seed_of("windows")
-    return [draws.generator(seed, 0, int(place)) for place in places]
+    return np.array([draws.generator(seed, 0, int(place)).random(4)[1:] for place in places])  # the first was a flip

@@ -36,8 +36,16 @@ def _refuse_others(parts: tuple[int | str, ...]) -> None:
 
 
 def generator(seed: int, step: int, sample: int) -> np.random.Generator:
-    """Return the generator of the small draws (flip, crop, label dropout ...) of a sample of a step's global batch."""
+    """Return the generator of a sample of a step's global batch, for draws of which nobody knows how many they are."""
     return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 0, sample]))
+
+
+def of_step(seed: int, step: int) -> np.random.Generator:
+    """Return the generator of a step, for draws (flips, crops, label dropout ...) that are made for its global batch.
+
+    Each process makes them for all images and uses those of its own, so that it does not matter how they are divided.
+    """
+    return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 2, 0]))
 
 
 @lru_cache(maxsize=4)
@@ -53,33 +61,44 @@ def order(seed: int, samples: Sequence[int] | np.ndarray, size: int) -> np.ndarr
     """
     # A batch that reaches beyond an epoch's end continues in the next permutation, so no image is left out, and a run
     # can be resumed, or its batches divided among processes, at any n without the draws before it.
-    return np.array([_permutation(seed, int(n) // size, size)[int(n) % size] for n in samples], dtype=np.int64)
+    epochs, places = np.divmod(np.asarray(samples, np.int64), size)
+    for epoch in np.unique(epochs).tolist():
+        these = epochs == epoch
+        places[these] = _permutation(seed, epoch, size)[places[these]]
+    return places
 
 
 class Turns:
     """The order of the samples of a run that draws classes equally often: of each class the same number, but for one.
 
     The classes follow each other in permutations, as the images do in `order`, and so do the images of each class. What
-    a sample is depends on the seed and its number alone; the newest permutation of each class is kept.
+    a sample is depends on the seed and its number alone. Classes of one size come to new permutations at the same time,
+    which are drawn together, and the newest are kept.
     """
 
-    def __init__(self, seed: int, sizes: Sequence[int]) -> None:
-        self._seed, self._sizes, self._kept = seed, [*sizes], dict[int, tuple[int, np.ndarray]]()
+    def __init__(self, seed: int, sizes: Sequence[int] | np.ndarray) -> None:
+        self._seed, self._sizes = seed, np.asarray(sizes, np.int64)
+        self._alike = {size: np.flatnonzero(self._sizes == size) for size in np.unique(self._sizes).tolist()}
+        self._kept = dict[int, tuple[int, np.ndarray]]()  # by size: an epoch, and its permutation for each such class
 
-    def __call__(self, samples: Sequence[int] | np.ndarray) -> list[tuple[int, int]]:
-        """Return for each sample its class, and its image among those of the class."""
-        count = len(self._sizes)
-        classes = order(seed_of("classes", self._seed), samples, count).tolist()
-        return [(c, self._image(c, int(n) // count)) for c, n in zip(classes, samples, strict=True)]
+    def __call__(self, samples: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return for each sample its class, and its image among those of the class, int64 [len(samples)] both."""
+        samples, count = np.asarray(samples, np.int64), len(self._sizes)
+        classes = order(seed_of("classes", self._seed), samples, count)
+        sizes = self._sizes[classes]
+        epochs, places = np.divmod(samples // count, sizes)
+        for size, epoch in sorted({*zip(sizes.tolist(), epochs.tolist(), strict=True)}):
+            these = (sizes == size) & (epochs == epoch)
+            rows = np.searchsorted(self._alike[size], classes[these])
+            places[these] = self._permutations(size, epoch)[rows, places[these]]
+        return classes, places
 
-    def _image(self, number: int, turn: int) -> int:
-        epoch, place = divmod(turn, self._sizes[number])
-        kept = self._kept.get(number)
-        if kept is None or kept[0] != epoch:
-            key = [seed_of("class", self._seed, number), seed_of("epoch", epoch)]
-            permutation = np.random.Generator(np.random.Philox(key=key)).permutation(self._sizes[number])
-            kept = self._kept[number] = epoch, permutation
-        return int(kept[1][place])
+    def _permutations(self, size: int, epoch: int) -> np.ndarray:
+        if size not in self._kept or self._kept[size][0] != epoch:
+            source = np.random.Generator(np.random.Philox(key=[seed_of("turns", self._seed, size), epoch]))
+            rows = np.tile(np.arange(size), (len(self._alike[size]), 1))
+            self._kept[size] = epoch, source.permuted(rows, axis=1)
+        return self._kept[size][1]
 
 
 def levels(seed: int, step: int, batch: int) -> np.ndarray:
@@ -98,9 +117,23 @@ def gaussian(seed: int, step: int, start: int, count: int, shape: Sequence[int],
     It is drawn on `device` in whole slots, so it does not depend on how processes and accumulation divide the batch.
     """
     first, last = start // SLOT, (start + count - 1) // SLOT
-    sources = (torch.Generator(device).manual_seed(seed_of("noise", seed, step, n)) for n in range(first, last + 1))
-    slots = [torch.randn(SLOT, *shape, generator=source, device=device, dtype=torch.float32) for source in sources]
-    return torch.cat(slots)[start - first * SLOT :][:count]
+    noise = torch.empty((last + 1 - first) * SLOT, *shape, device=device, dtype=torch.float32)
+    source = torch.Generator(device)
+    for n, slot in enumerate(noise.split(SLOT), first):
+        slot.normal_(generator=source.manual_seed(seed_of("noise", seed, step, n)))
+    return noise[start - first * SLOT :][:count]
+
+
+def seed_global(device: torch.device, seed: int) -> None:
+    """Seed torch's global generators of the CPU and of `device`'s kind, for what can use no other.
+
+    `torch.manual_seed` does so for every kind of device that torch knows, and for each that is not in use it writes
+    down from where it was called, which takes 200 microseconds in all.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        getattr(module, "manual_seed_all", module.manual_seed)(seed)
 
 
 def streams(seed: int, images: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Noise:

@@ -44,10 +44,7 @@ def main() -> None:
     dataset = build.dataset(pipe.config.data, options.data)
     held_out = build.split(d, dataset.files).held_out
     chosen = held_out[draws.order(options.seed, range(options.columns), len(held_out))]
-    pictures = augment.gather(
-        dataset.images, chosen, [None] * len(chosen), image_size=d.image_size, fit=d.fit, flip=False,
-        background=d.background,
-    )  # fmt: skip
+    pictures = augment.gather(dataset.images, chosen, image_size=d.image_size, fit=d.fit, background=d.background)
     columns = []
     for i, picture in enumerate(pictures):
         kind = options.masks[i % len(options.masks)]

@@ -123,7 +123,7 @@ class Trial:
         self.how.synchronize()
         seconds = time.perf_counter() - began
         average = build.denoiser(config, learner.state.ema.net)
-        clean = batches.gather(self.held, [None] * len(self.held))
+        clean = batches.gather(self.held)
         with self.how.autocast():
             found = denoising_error(average, images.to_float(torch.from_numpy(clean)).to(self.how.device))
         price = cost(learner.state.net, *learner.shape[1:])

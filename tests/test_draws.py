@@ -1,6 +1,7 @@
 """Draws: pure functions of their keys, whatever divides the batch."""
 
 import numpy as np
+import pytest
 import torch
 
 from diffunet import draws
@@ -13,6 +14,27 @@ def test_noise_does_not_depend_on_how_the_batch_is_divided():
     for size in (1, 5, 16, 17, 25):
         parts = [draws.gaussian(3, 7, start, min(size, 50 - start), (2, 4), CPU) for start in range(0, 50, size)]
         assert torch.equal(torch.cat(parts), whole)
+
+
+def test_noise_is_torchs_own_of_a_generator_for_each_slot():
+    sources = [torch.Generator().manual_seed(draws.seed_of("noise", 3, 7, slot)) for slot in range(3)]
+    expected = torch.cat([torch.randn(16, 3, 5, generator=source) for source in sources])
+    assert torch.equal(draws.gaussian(3, 7, 5, 40, (3, 5), CPU), expected[5:45])
+
+
+def test_global_generators_are_seeded_as_torch_does_it_but_only_those_in_use(monkeypatch):
+    with torch.random.fork_rng([]):
+        torch.manual_seed(11)
+        wanted = torch.get_rng_state()
+        draws.seed_global(CPU, 12)
+        assert not torch.equal(torch.get_rng_state(), wanted)
+        seeded = []
+        monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: seeded.append(("cuda", seed)))
+        monkeypatch.setattr(torch.mps, "manual_seed", lambda seed: seeded.append(("mps", seed)))
+        for device in ("cpu", "cuda:1", "mps"):
+            draws.seed_global(torch.device(device), 11)
+            assert torch.equal(torch.get_rng_state(), wanted)
+        assert seeded == [("cuda", 11), ("mps", 11)]
 
 
 def test_noise_differs_by_seed_step_and_slot_and_is_normal():
@@ -30,6 +52,12 @@ def test_order_visits_every_image_once_an_epoch():
     assert all(sorted(epoch) == list(range(7)) for epoch in seen.tolist())
     assert len({tuple(epoch) for epoch in seen.tolist()}) == 3
     assert draws.order(5, [13], 7)[0] == seen.flatten()[13]
+    for size in (1, 2, 7, 1000):  # one by one, as versions before 0.2.0 did it
+        samples = [3, 0, 4 * size + 1, 1999]
+        keys = [[5, draws.seed_of("epoch", n // size)] for n in samples]
+        epochs = [np.random.Generator(np.random.Philox(key=key)).permutation(size) for key in keys]
+        alone = [epoch[n % size] for epoch, n in zip(epochs, samples, strict=True)]
+        assert draws.order(5, samples, size).tolist() == alone
 
 
 def test_levels_are_stratified_and_uniform():
@@ -58,6 +86,7 @@ def test_global_random_state_is_untouched():
     draws.gaussian(0, 0, 0, 3, (2,), CPU)
     draws.streams(0, [0], (2,))()
     draws.generator(0, 0, 0).random()
+    draws.of_step(0, 0).random()
     draws.levels(0, 0, 2)
     assert torch.equal(before, torch.get_rng_state())
     assert np.array_equal(numpy_before, np.random.get_state()[1])
@@ -80,18 +109,28 @@ def test_sampling_noise_is_standard_normal():
     assert abs((noise**4).mean() - 3) < 4 * (96 / noise.numel()) ** 0.5
 
 
-def test_classes_in_turn_are_drawn_equally_often_and_each_image_of_a_class_too():
-    sizes = [200, 10, 3, 1]
+@pytest.mark.parametrize("sizes", [[200, 10, 3, 1], [3] * 40 + [2] * 30 + [1] * 5 + [9], [4]])
+def test_classes_in_turn_are_drawn_equally_often_and_each_image_of_a_class_too(sizes):
+    count = len(sizes)
     turns = draws.Turns(5, sizes)
-    drawn = turns(range(4 * 600))
+    drawn = np.stack(turns(range(count * 600)), axis=1)
     for number, size in enumerate(sizes):
-        places = [place for drawn_class, place in drawn if drawn_class == number]
+        places = drawn[drawn[:, 0] == number, 1]
         assert len(places) == 600
         assert set(np.bincount(places, minlength=size)) <= {600 // size, -(-600 // size)}
+        assert all(sorted(places[n : n + size]) == list(range(size)) for n in range(0, 600 - size, size))
     # A function of the seed and the number alone, in whichever order and portions samples are asked for.
-    for first in (2390, 17, 1000):
-        assert draws.Turns(5, sizes)(range(first, first + 10)) == drawn[first : first + 10]
-        assert turns(range(first, first + 10)) == drawn[first : first + 10]
-    assert draws.Turns(6, sizes)(range(40)) != drawn[:40]
+    for first in (count * 600 - 10, 17, 500):
+        assert np.array_equal(np.stack(draws.Turns(5, sizes)(range(first, first + 10)), axis=1), drawn[first:][:10])
+        assert np.array_equal(np.stack(turns(range(first, first + 10)), axis=1), drawn[first:][:10])
+    assert not np.array_equal(np.stack(draws.Turns(6, sizes)(range(40)), axis=1), drawn[:40])
     # Of any K samples in a row that begin at a multiple of K, each class has one.
-    assert all({c for c, _ in drawn[n : n + 4]} == {0, 1, 2, 3} for n in range(0, 2400, 4))
+    assert all({*drawn[n : n + count, 0]} == set(range(count)) for n in range(0, count * 600, count))
+
+
+def test_classes_of_one_size_are_in_orders_of_their_own():
+    drawn = np.stack(draws.Turns(5, [6] * 200)(range(200 * 12)), axis=1)
+    orders = np.array([drawn[drawn[:, 0] == number, 1] for number in range(200)])
+    assert len({tuple(each) for each in orders}) == 200
+    assert abs(np.corrcoef(orders[:, :6].ravel(), orders[:, 6:].ravel())[0, 1]) < 0.12  # an epoch like the next: 1
+    assert np.abs(np.array([np.bincount(orders[:, n], minlength=6) for n in range(6)]) - 200 / 6).max() < 5 * 5.3

@@ -90,9 +90,9 @@ def seen(data: DataConfig, folder: Path, show: object = None) -> Image:
     alike = drawn_alike(data, None if classes is None else classes.places, split.groups)
     training = split.training
     chosen = order(training, alike, 0)(range(SHOWN))
-    generators = [draws.generator(0, 0, place) for place in range(len(chosen))]
+    where = draws.of_step(0, 0).random((len(chosen), 3))
     pixels = augment.gather(
-        dataset.images, training[chosen], generators, image_size=data.image_size, fit=data.fit, flip=False,
+        dataset.images, training[chosen], where, image_size=data.image_size, fit=data.fit,
         background=data.background, scales=data.scales,
     )  # fmt: skip
     return images.grid(list(pixels), 6)

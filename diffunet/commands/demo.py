@@ -66,7 +66,7 @@ def demo(
 
     dataset = build.dataset(pipe.config.data, out / "digits")
     count = len(dataset.files)
-    real = augment.gather(dataset.images, range(count), [None] * count, image_size=16, fit="crop", flip=False)
+    real = augment.gather(dataset.images, range(count), image_size=16, fit="crop")
     real_labels = dataset.labels(pipe.class_names)
     training, held_out, _ = build.split(pipe.config.data, dataset.files)
     images.save(ImageOps.scale(_inpainted(pipe, real[held_out]), 4, Resampling.NEAREST), out / "inpainted.png")

@@ -1,14 +1,12 @@
-"""Functions that make a batch of stored images, which are cropped or padded to a square, and some of them mirrored.
+"""Functions that make a batch of stored images, which are cropped or padded to a square.
 
-The draws of an image come from its own generator in a fixed order: the flip, then the crop's row and column, and for a
-window its scale.
+Where an image is cropped is said by three numbers in [0, 1): the crop's row and column, and for a window its scale.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
-from numpy.random import Generator
 from numpy.typing import NDArray
 
 from diffunet.pictures import images as pictures
@@ -27,17 +25,17 @@ class Images(Protocol):
 
 
 def square(
-    image: Pixels, size: int, fit: str, background: Colour, generator: Generator | None = None,
+    image: Pixels, size: int, fit: str, background: Colour, where: NDArray[np.float64] | None = None,
     scales: Sequence[float] = (1.0,),
 ) -> Pixels:  # fmt: skip
     """Return an image [h w C] as a square of side `size`, [size size C].
 
-    For fit "pad" it is laid on `background`, with 4 channels of alpha 0. For "random" it is cropped anywhere, with two
-    draws from the generator whatever the size of the image; for "crop", or without a generator, in the middle. For
-    "patch" it is a window anywhere at one of the `scales`, of which the largest is that of `image`.
+    For fit "pad" it is laid on `background`, with 4 channels of alpha 0. For "random" it is cropped where `where` [3]
+    says, see above; for "crop", or without it, in the middle. For "patch" it is a window there at one of the `scales`,
+    of which the largest is that of `image`.
     """
     if fit == "patch":
-        return _window(image, size, scales, generator)
+        return _window(image, size, scales, (0.5, 0.5, 0.0) if where is None else where)
     h, w, channels = image.shape
     if fit == "pad":
         assert max(h, w) <= size, (h, w, size)
@@ -49,16 +47,16 @@ def square(
         return padded
     assert min(h, w) >= size, (h, w, size)
     top, left = (h - size) // 2, (w - size) // 2
-    if fit == "random" and generator is not None:
-        down, right = generator.random(2)
+    if fit == "random" and where is not None:
+        down, right, _ = where
         top, left = int(down * (h - size + 1)), int(right * (w - size + 1))
     return image[top : top + size, left : left + size]
 
 
-def _window(image: Pixels, size: int, scales: Sequence[float], generator: Generator | None) -> Pixels:
+def _window(image: Pixels, size: int, scales: Sequence[float], where: Iterable[float]) -> Pixels:
     """Return a window of an image at a scale, or at the nearest larger one at which it fits, [size size C]."""
     h, w, _ = image.shape
-    down, right, which = (0.5, 0.5, 0.0) if generator is None else generator.random(3)
+    down, right, which = where
     side = min(round(size * max(scales) / scales[int(which * len(scales))]), h, w)
     top, left = int(down * (h - side + 1)), int(right * (w - side + 1))
     return pictures.resize(image[top : top + side, left : left + side], size, size)
@@ -95,18 +93,16 @@ def _sums(image: Pixels) -> tuple[list[int], list[int]]:
 
 
 def gather(
-    images: Images, indices: Sequence[int] | NDArray[np.int64], generators: Sequence[Generator | None], *,
-    image_size: int, fit: str, flip: bool, background: Colour = pictures.WHITE, scales: Sequence[float] = (1.0,),
+    images: Images, indices: Sequence[int] | NDArray[np.int64], where: NDArray[np.float64] | None = None, *,
+    image_size: int, fit: str, background: Colour = pictures.WHITE, scales: Sequence[float] = (1.0,),
     read: Map = map,
 ) -> Pixels:  # fmt: skip
     """Return the images at `indices`, in that order, as a batch uint8 [B image_size image_size C].
 
-    `generators` has one entry for each image. With None the image is its middle, not flipped.
+    `where` [B 3] says which part of each is taken, see above; without it that is the middle.
     `read` asks for the images, several at a time where it is that of a pool; the batch is the same.
     """
-    batch = []
-    for image, generator in zip(read(images.__getitem__, map(int, indices)), generators, strict=True):
-        mirrored = generator is not None and generator.random() < 0.5  # drawn even where flip is off, to keep the crops
-        image = square(image, image_size, fit, background, generator, scales)
-        batch.append(image[:, ::-1] if flip and mirrored else image)
-    return np.stack(batch)
+    found, places = read(images.__getitem__, map(int, indices)), [None] * len(indices) if where is None else where
+    return np.stack(
+        [square(image, image_size, fit, background, at, scales) for image, at in zip(found, places, strict=True)]
+    )

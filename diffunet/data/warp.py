@@ -27,25 +27,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 CHANNELS = 9  # the length of the vector, which is 0 for an image without changes
+_CHANGE = [0, 1, 2, 3, 3, 4, 4, 5, 5]  # the change that each number belongs to
 _OCTAVES = 0.2  # standard deviation of scale and stretch
 _SHIFT = 1 / 8  # standard deviation of the shift, as a share of the size
 _LOBES = 4  # of the Lanczos filter
 _FAINT = 1 / 16  # alpha below which the colours of transparent pixels are used as well
 
 
-def draw(generator: np.random.Generator, probability: float) -> NDArray[np.float32]:
-    """Draw the vector of one image, float32 [CHANNELS]: each of the six changes independently with this probability.
+def draw(generator: np.random.Generator, probability: float, count: int) -> NDArray[np.float32]:
+    """Draw the vectors of images, float32 [count CHANNELS]: each of six changes independently with this probability.
 
     The draws are the same whichever changes are made, so a higher probability adds changes and keeps the others.
     """
-    across, upside_down, scaled, turned, stretched, moved = generator.random(6) < probability
-    angle, direction = generator.uniform(-math.pi, math.pi, 2)
-    scale, stretch, right, down = generator.standard_normal(4)
-    changes = [
-        (across, [1]), (upside_down, [1]), (scaled, [scale]), (turned, [math.cos(angle) - 1, math.sin(angle)]),
-        (stretched, [stretch * math.cos(direction), stretch * math.sin(direction)]), (moved, [right, down]),
+    made = generator.random((count, 6)) < probability
+    angle, direction = generator.uniform(-math.pi, math.pi, (2, count))
+    scale, stretch, right, down = generator.standard_normal((4, count))
+    one = np.ones(count)
+    numbers = [
+        one, one, scale, np.cos(angle) - 1, np.sin(angle),
+        stretch * np.cos(direction), stretch * np.sin(direction), right, down,
     ]  # fmt: skip
-    return np.array([number if made else 0 for made, numbers in changes for number in numbers], np.float32)
+    return np.where(made[:, _CHANGE], np.stack(numbers, axis=1), 0).astype(np.float32)
 
 
 def matrix(augment: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ class RealImages:
         d = self.config.data
         return augment.gather(
             self.dataset.images, self.places[indices], build.windows(d, indices), image_size=d.image_size, fit=d.fit,
-            flip=False, background=d.background, scales=d.scales,
+            background=d.background, scales=d.scales,
         )  # fmt: skip
 
     def _labels(self) -> Labels | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffunet import draws
 from diffunet.data import folder
@@ -24,7 +25,7 @@ STOCK = 4096
 
 
 class MaskStore:
-    """Holes of a square of `size` pixels, of which each draw takes one and turns it.
+    """Holes of a square of `size` pixels, which are drawn out of it in all eight positions.
 
     Args:
         holes: bool [size size] each; kept as bits.
@@ -32,7 +33,7 @@ class MaskStore:
     """
 
     def __init__(self, holes: Sequence[Hole], size: int) -> None:
-        self._size, self._holes = size, [np.packbits(hole).tobytes() for hole in holes]
+        self._size, self._holes = size, np.stack([np.packbits(hole) for hole in holes])
 
     @classmethod
     def drawn(cls, kind: str, size: int, seed: int) -> MaskStore:
@@ -47,12 +48,19 @@ class MaskStore:
     def __len__(self) -> int:
         return len(self._holes)
 
-    def draw(self, generator: np.random.Generator) -> Hole:
-        """Draw a hole [size size]: one of the masks, turned by a multiple of 90 degrees, and mirrored or not."""
-        number, turns, mirrored = (int(generator.integers(n)) for n in (len(self._holes), 4, 2))
-        bits = np.unpackbits(np.frombuffer(self._holes[number], np.uint8), count=self._size**2)
-        hole = np.rot90(bits.reshape(self._size, self._size).astype(bool), turns)
-        return hole[:, ::-1] if mirrored else hole
+    def draw(self, uniform: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return the holes [n size size] that belong to n numbers in [0, 1), of each mask and position equally many.
+
+        A position is a turn by a multiple of 90 degrees, mirrored or not.
+        """
+        numbers, positions = np.divmod((uniform * (8 * len(self))).astype(np.int64), 8)
+        bits = np.unpackbits(self._holes[numbers], axis=1, count=self._size**2)
+        holes = bits.view(bool).reshape(-1, self._size, self._size)
+        for position in range(1, 8):
+            these = positions == position
+            turned = np.rot90(holes[these], position % 4, (1, 2))
+            holes[these] = turned[:, :, ::-1] if position >= 4 else turned
+        return holes
 
 
 class OwnMasks(MaskStore):

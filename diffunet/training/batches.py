@@ -76,6 +76,10 @@ class Batch:
         images = torch.where(mirrored[:, None, None, None] > 0, images.flip(2), images)
         return replace(batch, images=images, store=None)
 
+    def part(self, first: int, count: int) -> Batch:
+        """Return `count` images from `first` on."""
+        return replace(self._map(lambda tensor: tensor[first : first + count]), start=self.start + first)
+
     def pinned(self) -> Batch:
         """Return the batch in memory that a GPU reads from while the CPU goes on."""
         return self._map(Tensor.pin_memory)
@@ -118,9 +122,14 @@ def order(
     if alike is None:
         return lambda samples: draws.order(seed, samples, len(chosen))
     numbers = alike[chosen]
-    places = [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
-    turns = draws.Turns(seed, [len(each) for each in places])
-    return lambda samples: np.array([places[number][n] for number, n in turns(samples)], np.int64)
+    sizes, places = np.unique(numbers, return_counts=True)[1], np.argsort(numbers, kind="stable")
+    turns, starts = draws.Turns(seed, sizes), np.cumsum(sizes) - sizes
+
+    def drawn(samples: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        number, image = turns(samples)
+        return places[starts[number] + image]
+
+    return drawn
 
 
 def drawn_alike(data: DataConfig, labels: NDArray[np.int64] | None, groups: Groups | None) -> NDArray[np.int64] | None:
@@ -196,9 +205,9 @@ class Batches:
 
     def step(self, step: int, read: augment.Map = map) -> list[Batch]:
         """Return the passes of this process in one optimizer step; `read` is as in `augment.gather`."""
-        share, size = self.share, self.share.images_per_pass
-        u, first = draws.levels(share.seed, step, share.batch_size), share.rank * size * share.passes
-        return [self._batch(step, first + n * size, size, u, read) for n in range(share.passes)]
+        size, passes = self.share.images_per_pass, self.share.passes
+        whole = self._batch(step, self.share.rank * size * passes, size * passes, read)
+        return [whole.part(n * size, size) for n in range(passes)]
 
     def steps(self, first: int) -> Generator[tuple[int, list[Batch]]]:
         """Yield (step, its passes) for all steps from `first` on; a thread reads `AHEAD` steps ahead.
@@ -241,25 +250,21 @@ class Batches:
         # Multiples of the golden ratio mod 1 cover (0, 1) evenly, in an order unrelated to that of the images.
         u = (np.arange(len(indices)) * GOLDEN_RATIO + 0.5 / len(indices)) % 1.0
         seed = draws.seed_of("validation", self.share.seed)
-        keep = self._keep([draws.generator(seed, 0, place) for place in range(len(indices))])
+        keep = self._keep(seed, 0, range(len(indices)))
         return Batch(0, images, label, self.schedule.sigma(torch.from_numpy(u)).float(), keep=keep)
 
     def gather(
-        self, indices: NDArray[np.int64], generators: Sequence[np.random.Generator | None], read: augment.Map = map,
-        flip: bool | None = None,
+        self, indices: NDArray[np.int64], where: NDArray[np.float64] | None = None, read: augment.Map = map
     ) -> Pixels:  # fmt: skip
-        """Return images, uint8 [b H W C], see `augment.gather`; a generator of None gives the middle, not mirrored.
-
-        With `flip` False none is mirrored whatever the config says.
-        """
+        """Return images, not mirrored, uint8 [b H W C], see `augment.gather`."""
         d = self.data
         return augment.gather(
-            self.dataset.images, indices, generators, image_size=d.image_size, fit=d.fit,
-            flip=bool(d.flip) and flip is not False, background=d.background, scales=d.scales, read=read,
+            self.dataset.images, indices, where, image_size=d.image_size, fit=d.fit, background=d.background,
+            scales=d.scales, read=read,
         )  # fmt: skip
 
     def _middles(self, indices: NDArray[np.int64], read: augment.Map) -> Pixels:
-        return self.gather(indices, build.windows(self.data, range(len(indices))), read, flip=False)
+        return self.gather(indices, build.windows(self.data, range(len(indices))), read)
 
     @cached_property
     def _labels(self) -> NDArray[np.int64] | None:
@@ -271,36 +276,44 @@ class Batches:
     def _order(self) -> Callable[[Sequence[int] | NDArray[np.int64]], NDArray[np.int64]]:
         return order(self.chosen, drawn_alike(self.data, self._labels, self.groups), self.share.seed)
 
-    def _batch(self, step: int, start: int, size: int, u: NDArray[np.float64], read: augment.Map) -> Batch:
-        # The order of the draws of each generator must not change, since resuming repeats them. Optional draws
-        # (augmentation, masks) come last, so that the others do not shift.
-        share, places, label, augmentation = self.share, range(start, start + size), None, None
-        generators = [draws.generator(share.seed, step, place) for place in places]
-        dropped = [generator.random() < self.label_dropout for generator in generators]
-        rows = self._order(np.asarray(places) + step * share.batch_size)
+    def _batch(self, step: int, first: int, count: int, read: augment.Map) -> Batch:
+        # The order of the draws must not change, since resuming repeats them. All are made for the whole global batch,
+        # and optional ones (augmentation) come last, so that the others do not shift.
+        share, mine, label, augmentation = self.share, slice(first, first + count), None, None
+        generator, of_all = draws.of_step(share.seed, step), share.batch_size
+        where = generator.random((of_all, 3))[mine]
+        dropped = generator.random(of_all)[mine] < self.label_dropout
+        mirrored = generator.random(of_all)[mine] < (0.5 if self.data.flip else 0.0)
+        rows = self._order(np.arange(first, first + count) + step * of_all)
         indices = self.chosen[rows]
         if self._labels is not None:
             label = torch.from_numpy(np.where(dropped, len(self.data.class_names), self._labels[indices]))
-        sigma = self.schedule.sigma(torch.from_numpy(u[start : start + size])).float()
+        sigma = self.schedule.sigma(torch.from_numpy(draws.levels(share.seed, step, of_all)))[mine].float()
         if self.store is None:
-            images = torch.from_numpy(self.gather(indices, generators, read))
-        else:  # the same draw as in `augment.gather`
-            mirrored = [generator.random() < 0.5 and bool(self.data.flip) for generator in generators]
-            images = torch.from_numpy(np.stack([rows, mirrored], axis=1).astype(np.int64))
+            pixels = self.gather(indices, where, read)
+            pixels[mirrored] = pixels[mirrored, :, ::-1]
+            images = torch.from_numpy(pixels)
+        else:
+            images = torch.from_numpy(np.stack([rows, mirrored], axis=1))
         if probability := self.data.augment:
-            augmentation = torch.from_numpy(np.stack([warp.draw(generator, probability) for generator in generators]))
-        batch = Batch(start, images, label, sigma, augmentation, self._keep(generators), self.store)
+            augmentation = torch.from_numpy(warp.draw(generator, probability, of_all)[mine])
+        keep = self._keep(draws.seed_of("masks", share.seed), step, range(first, first + count))
+        batch = Batch(first, images, label, sigma, augmentation, keep, self.store)
         return batch.pinned() if self.pin else batch
 
-    def _keep(self, generators: list[np.random.Generator]) -> Tensor | None:
+    def _keep(self, seed: int, step: int, places: range) -> Tensor | None:
         """Draw which pixels of each image are known, bool [b 1 H W]; None for a run that does not learn to inpaint."""
         if self.masks is None:
             return None
-        kind, size, stock = self.masks, self.data.image_size, self.stock
-        all_hole = np.ones((size, size), bool)
-
-        def draw(generator: np.random.Generator) -> masks.Hole:
-            return masks.random_mask(kind, size, size, generator) if stock is None else stock.draw(generator)
-
-        drawn = [all_hole if generator.random() < ALL_HOLE else draw(generator) for generator in generators]
-        return torch.from_numpy(~np.stack(drawn)[:, None])
+        known, uniform = draws.of_step(seed, step).random((places.stop, 2))[places.start :].T
+        if self.stock is not None:
+            holes = self.stock.draw(uniform)
+        else:
+            kind, size, each = (
+                self.masks,
+                self.data.image_size,
+                (draws.generator(seed, step, place) for place in places),
+            )
+            holes = np.stack([masks.random_mask(kind, size, size, generator) for generator in each])
+        holes[known < ALL_HOLE] = True
+        return torch.from_numpy(~holes[:, None])

@@ -121,7 +121,7 @@ def one_sided(data: DataConfig, dataset: Dataset, training: NDArray[np.int64]) -
         return False
     chosen = training[np.linspace(0, len(training) - 1, min(len(training), symmetry.MOST)).astype(np.int64)]
     pictures = augment.gather(
-        dataset.images, chosen, build.windows(data, chosen), image_size=data.image_size, fit=data.fit, flip=False,
+        dataset.images, chosen, build.windows(data, chosen), image_size=data.image_size, fit=data.fit,
         background=data.background, scales=data.scales,
     )  # fmt: skip
     if found := symmetry.one_sided(pictures):

@@ -94,7 +94,7 @@ class Learner:
             batch = batch.to(device)
             noise = draws.gaussian(t.seed, step, batch.start, len(batch.sigma), self.shape, device)
             if self.config.model.dropout:  # which can use only torch's global generator
-                torch.manual_seed(draws.seed_of("dropout", t.seed, step, number, rank))
+                draws.seed_global(device, draws.seed_of("dropout", t.seed, step, number, rank))
             final = number == len(passes) - 1 or self.processes is None
             with contextlib.nullcontext() if final else self.processes.no_sync(self.model):  # type: ignore[union-attr]
                 losses = self._losses(self.model, batch, noise)
@@ -109,7 +109,7 @@ class Learner:
         norm = nn.utils.get_total_norm(gradients) / self.scale.value
         torch._foreach_mul_(gradients, (t.clip / (norm + 1e-6)).clamp(max=1.0) / self.scale.value)
         spoilt = torch.stack([~loss.isfinite(), ~norm.isfinite()]).float()
-        if self.processes is not None:
+        if self.processes is not None and many > 1:
             spoilt = self.processes.reduce(spoilt)
         skipped = spoilt.sum() > 0
         overflow = skipped & (spoilt[0] == 0) & self.scale.may_shrink

@@ -36,16 +36,9 @@ def test_windows_are_slices_of_the_pictures(root: Path, cache: None) -> None:
     pictures = [np.asarray(Image.open(root / f"{n}.png").convert("RGB")) for n in ("0", "1", "board")]
     places = set()
     for step in range(30):
-        generators = [draws.generator(3, step, n) for n in range(3)]
-        again = [draws.generator(3, step, n) for n in range(3)]
-        kwargs = {"image_size": 16, "fit": "patch", "flip": False}
-        batch = augment.gather(data.images, range(3), generators, **kwargs)
-        assert np.array_equal(batch, augment.gather(data.images, range(3), again, **kwargs))
-        for window, picture, generator in zip(
-            batch, pictures, [draws.generator(3, step, n) for n in range(3)], strict=True
-        ):
-            generator.random()  # the flip
-            down, right, _ = generator.random(3)
+        where = draws.of_step(3, step).random((3, 3))
+        batch = augment.gather(data.images, range(3), where, image_size=16, fit="patch")
+        for window, picture, (down, right, _) in zip(batch, pictures, where, strict=True):
             top, left = int(down * (picture.shape[0] - 15)), int(right * (picture.shape[1] - 15))
             assert np.array_equal(window, picture[top : top + 16, left : left + 16])
             places.add((top, left))
@@ -59,12 +52,9 @@ def test_windows_at_other_scales_are_larger_pieces_made_smaller(root: Path) -> N
     data = open_dataset(root, image_size=16, channels=3, fit="patch", scales=scales, cache="off")
     picture, seen = np.asarray(Image.open(root / "0.png")), set()
     for n in range(20):
-        [window] = augment.gather(
-            data.images, [0], [draws.generator(0, 0, n)], image_size=16, fit="patch", flip=False, scales=scales
-        )
-        generator = draws.generator(0, 0, n)
-        generator.random()
-        down, right, which = generator.random(3)
+        where = draws.of_step(0, n).random((1, 3))
+        [window] = augment.gather(data.images, [0], where, image_size=16, fit="patch", scales=scales)
+        [(down, right, which)] = where
         side = 32 if which >= 0.5 else 16
         top, left = int(down * (41 - side)), int(right * (61 - side))
         piece = Image.fromarray(picture[top : top + side, left : left + side]).resize(
@@ -108,13 +98,16 @@ def test_windows_to_evaluate_are_the_same_every_time_and_others_are_the_middle()
     image = np.random.default_rng(0).integers(0, 256, (50, 50, 1), dtype=np.uint8)
 
     def windows(data: DataConfig) -> images.Pixels:
-        return augment.gather(
-            [image] * 4, range(4), build.windows(data, range(4)), image_size=16, fit=data.fit, flip=False
-        )
+        return augment.gather([image] * 4, range(4), build.windows(data, range(4)), image_size=16, fit=data.fit)
 
     assert np.array_equal(windows(patch), windows(patch))
     assert len({window.tobytes() for window in windows(patch)}) == 4
-    assert build.windows(DataConfig(fit="random"), range(3)) == [None] * 3
+    for window, place in zip(windows(patch), range(4), strict=True):  # the same ones as those of earlier versions
+        generator = draws.generator(draws.seed_of("windows"), 0, place)
+        generator.random()
+        top, left = (generator.random(2) * 35).astype(int)
+        assert np.array_equal(window, image[top : top + 16, left : left + 16])
+    assert build.windows(DataConfig(fit="random"), range(3)) is None
 
 
 def test_scales_go_with_patches_alone() -> None:

@@ -10,6 +10,7 @@ import torch
 from helpers.small import tiny
 from scipy.linalg import expm
 from scipy.ndimage import affine_transform
+from scipy.stats import ks_2samp
 
 from diffunet import build, draws
 from diffunet.data.warp import CHANNELS, draw, matrix, warp
@@ -32,7 +33,27 @@ def noise(channels: int = 3, size: int = 16, count: int = 1) -> torch.Tensor:
 
 
 def drawn(probability: float, count: int, seed: int = 0) -> np.ndarray:
-    return np.stack([draw(draws.generator(seed, 0, place), probability) for place in range(count)])
+    return draw(draws.of_step(seed, 0), probability, count)
+
+
+def one_by_one(probability: float, count: int) -> np.ndarray:
+    """Vectors with the same law, in the plainest way."""
+    vectors = []
+    for place in range(count):
+        generator = draws.generator(9, 0, place)
+        across, upside_down, scaled, turned, stretched, moved = generator.random(6) < probability
+        angle, direction = generator.uniform(-math.pi, math.pi, 2)
+        scale, stretch, right, down = generator.standard_normal(4)
+        changes = [
+            (across, [1]),
+            (upside_down, [1]),
+            (scaled, [scale]),
+            (turned, [math.cos(angle) - 1, math.sin(angle)]),
+            (stretched, [stretch * math.cos(direction), stretch * math.sin(direction)]),
+            (moved, [right, down]),
+        ]
+        vectors.append([number if made else 0 for made, numbers in changes for number in numbers])
+    return np.array(vectors, np.float32)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -156,6 +177,16 @@ def test_the_law_of_each_number() -> None:
         angle = np.arctan2(sin, cos)
         for harmonic in (1, 2):  # uniform on the circle
             assert abs(np.exp(1j * harmonic * angle).mean()) < five
+
+
+@pytest.mark.parametrize("probability", [0.12, 1.0])
+def test_a_batch_has_the_law_of_vectors_that_are_drawn_one_by_one(probability: float) -> None:
+    both = drawn(probability, 4000), one_by_one(probability, 4000)
+    for n in range(CHANNELS):
+        assert ks_2samp(*(each[:, n] for each in both), method="asymp").pvalue > 1e-4, n
+    for n, m in ((3, 4), (5, 6), (7, 8), (0, 1), (2, 7)):
+        assert ks_2samp(*(each[:, n] * each[:, m] for each in both), method="asymp").pvalue > 1e-4, (n, m)
+        assert ks_2samp(*(np.hypot(each[:, n], each[:, m]) for each in both), method="asymp").pvalue > 1e-4, (n, m)
 
 
 def test_a_higher_probability_keeps_what_was_drawn() -> None:

@@ -94,7 +94,7 @@ def test_labels_are_dropped_image_by_image():
     """Independently of neighbours in a batch, of the step before, and at the rate that was asked for."""
 
     class OnlyLabels(Batches):
-        def gather(self, indices, generators, read):
+        def gather(self, indices, where, read):
             return np.zeros((len(indices), 1, 1, 1), np.uint8)
 
     dataset = SimpleNamespace(labels=lambda names: np.arange(50) % len(names))

@@ -25,19 +25,25 @@ def test_draws_are_the_masks_in_all_eight_positions(tmp_path: Path) -> None:
     mask(tmp_path / "deeper" / "all.png", np.ones((16, 16), bool))
     own = OwnMasks(tmp_path, 16)
     assert len(own) == 2
-    drawn = [own.draw(draws.generator(0, 0, n)) for n in range(200)]
-    assert np.array_equal(drawn[7], own.draw(draws.generator(0, 0, 7))), "a draw is a function of its key"
+    uniform = draws.of_step(0, 0).random(1600)
+    drawn = own.draw(uniform)
+    assert drawn.dtype == bool
+    assert drawn.shape == (1600, 16, 16)
+    assert np.array_equal(drawn[7:9], own.draw(uniform[7:9])), "a draw is a function of its number"
     turned = [np.rot90(variant, k) for variant in (corner, corner[:, ::-1]) for k in range(4)]
     seen = {hole.tobytes() for hole in drawn}
     assert seen == {np.ascontiguousarray(hole).tobytes() for hole in (*turned, np.ones((16, 16), bool))}
-    assert 60 < sum(hole.all() for hole in drawn) < 140
+    assert 680 < sum(hole.all() for hole in drawn) < 920
+    assert all(50 < (drawn == hole).all((1, 2)).sum() < 150 for hole in turned)
+    assert own.draw(np.array([0, 1 - 2**-53])).shape == (2, 16, 16)
+    assert np.array_equal(own.draw(np.arange(16) / 16).any((1, 2)), np.full(16, True))
 
 
 def test_thin_strokes_survive_being_made_smaller(tmp_path: Path) -> None:
     stroke = np.zeros((400, 300), bool)
     stroke[200, 20:280] = True
     mask(tmp_path / "a.png", stroke)
-    hole = OwnMasks(tmp_path, 16).draw(draws.generator(0, 0, 0))
+    [hole] = OwnMasks(tmp_path, 16).draw(np.zeros(1))
     assert hole.shape == (16, 16)
     assert 14 <= hole.sum() <= 48
 

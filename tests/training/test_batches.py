@@ -11,7 +11,9 @@ import torch
 from helpers.small import tiny
 
 from diffunet import build, compute
+from diffunet.data.groups import Groups
 from diffunet.errors import DataError
+from diffunet.inpainting.own_masks import MaskStore
 from diffunet.training import batches as module
 from diffunet.training.batches import Batches, Share
 from diffunet.training.loop import train
@@ -59,6 +61,55 @@ def content(steps):
     ]
 
 
+@pytest.fixture
+def on_device(folder):
+    """`on_device(rank, processes, passes)`: batches of 24 whose images and masks are in stores, drawn by groups."""
+    options = {"flip": True, "augment": 0.3, "class_names": ("disc", "square"), "balance_groups": True, "group": "x"}
+    config = tiny(data=options, diffusion={"task": "inpaint"})
+    dataset, schedule = build.dataset(config.data, folder), build.schedule(config)
+    stock, store = MaskStore.drawn("mixed", 8, 7), torch.zeros(37, 8, 8, 3, dtype=torch.uint8)
+    groups = Groups(tuple("abcdefg"), np.arange(40) ** 2 % 11 - 4)
+
+    def make(rank=0, processes=1, passes=1, batch=24, flip=True):
+        share, data = Share(7, batch, passes, rank, processes), config.data.model_copy(update={"flip": flip})
+        return Batches(
+            dataset, np.arange(3, 40), schedule, share, data, 0.25, "mixed", stock, store=store, groups=groups
+        )
+
+    return make
+
+
+@pytest.mark.parametrize(("processes", "passes"), [(1, 3), (2, 1), (3, 4), (4, 2)])
+def test_batches_are_the_same_however_a_step_is_divided_and_wherever_a_run_begins(on_device, processes, passes):
+    whole = on_device()
+    for step in (0, 1, 2, 1000):
+        [batch] = whole.step(step)
+        parts = [part for rank in range(processes) for part in on_device(rank, processes, passes).step(step)]
+        assert [part.start for part in parts] == list(range(0, 24, 24 // len(parts)))
+        for name in ("images", "label", "sigma", "augment", "keep"):
+            assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name)), name
+
+
+def test_flips_and_dropped_labels_are_as_many_as_asked_for_and_independent(on_device):
+    [batch] = on_device(batch=8000).step(5)
+    rows, mirrored = batch.images.unbind(1)
+    dropped = (batch.label == 2).double()
+    five = 5 / 8000**0.5
+    assert abs(mirrored.double().mean() - 0.5) < five * 0.5
+    assert abs(dropped.mean() - 0.25) < five * 0.25 * 3**0.5
+    columns = [
+        mirrored,
+        dropped,
+        batch.sigma.log(),
+        batch.keep.double().mean((1, 2, 3)),
+        *(batch.augment[:, :3] != 0).T,
+    ]
+    assert np.abs(np.corrcoef(np.stack([column.double().numpy() for column in columns])) - np.eye(7)).max() < five
+    [plain] = on_device(batch=8000, flip=False).step(5)
+    assert torch.equal(plain.images[:, 0], rows)
+    assert not plain.images[:, 1].any()
+
+
 @pytest.mark.parametrize("cache", [None, "off"])
 @pytest.mark.parametrize("ahead", [1, 3, 20])
 def test_batches_are_the_same_however_far_ahead_they_are_read(batches, monkeypatch, ahead, cache):
@@ -90,17 +141,17 @@ def test_only_so_many_steps_are_read_ahead(batches):
 
 
 def test_closing_reads_no_more_and_leaves_no_thread(batches, monkeypatch):
-    monkeypatch.setattr(compute, "cores", lambda: 4)
+    monkeypatch.setattr(compute, "cores", lambda: 2)
     wait = threading.Event()
     found = batches("off", lambda index: wait.wait(60) if len(found.dataset.images.asked) > 4 else None)
     steps = found.steps(0)
     next(steps)
-    while len(found.dataset.images.asked) < 6:  # both images of a pass are asked for, and come when `wait` is set
+    while len(found.dataset.images.asked) < 6:  # two images are asked for, and come when `wait` is set
         time.sleep(0.01)
     threading.Timer(0.2, wait.set).start()
     steps.close()
     assert helpers() == []
-    assert len(found.dataset.images.asked) == 6  # neither the second pass of that step nor the steps after it
+    assert len(found.dataset.images.asked) == 6  # neither the other images of that step nor the steps after it
 
 
 @pytest.mark.parametrize("cache", [None, "off"])
