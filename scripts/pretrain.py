@@ -85,7 +85,8 @@ def main() -> None:
     data, table = work / "images", work / "groups.tsv"
     if not data.exists():
         collect(options.data, options.table, data, table)
-    words = OPTIONS | (TINY if options.tiny else {"--minutes": [f"{options.minutes:g}"]})
+    timed: dict[str, list[object]] = {"--minutes": [f"{options.minutes:g}"]}
+    words = OPTIONS | (TINY if options.tiny else timed)
     source = options.model
     if source is None:
         source = str(work / "run")

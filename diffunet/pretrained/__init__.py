@@ -43,7 +43,7 @@ def lines(name: str) -> list[str]:
     about = card(name)
     made, reached = about["training"], about["reached"]
     found = [
-        f"{name} comes with diffunet. {about['about']}",
+        about["about"],
         f"data: {about['data']}; licence: {about['licence']}",
         f"trained for {made['minutes']:g} minutes on {made['hardware']}: {made['images_seen']:,} images seen, of "
         f"{made['images']:,}; {made['held_out']:,} held out",
