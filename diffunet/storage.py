@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffunet import build, compute, files
+from diffunet import build, compute, files, pretrained
 from diffunet.config import MAX_BYTES, Config, read_toml, validated
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.errors import CheckpointError, Error, ResourceError, UsageError
@@ -252,7 +252,7 @@ def _find(path: Path) -> Path:
     if not path.exists():
         raise CheckpointError(
             f"there is no model {path}: give a run folder (diffunet train ... --out {path}), a model folder, a "
-            "folder of diffusers, or a name of the hub (owner/name)"
+            f"folder of diffusers, or a name of the hub (owner/name); {pretrained.hint(str(path))}"
         )
     if path.is_file():
         raise CheckpointError(f"{path} is a file, and a model is a folder; diffunet convert --flags reads a .pt")

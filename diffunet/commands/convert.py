@@ -39,7 +39,8 @@ def convert(
 
     Args:
         source: A run folder, a model folder, a checkpoint such as RUN/checkpoints/step-00001000, a diffusers folder, a
-            name of the hub (owner/name), or a .pt of guided-diffusion or improved-diffusion.
+            name of the hub (owner/name) or of a model that comes with diffunet, or a .pt of guided-diffusion or
+            improved-diffusion.
         out: Folder to make; a file for onnx; owner/name on the hub.
         to: Which form; by default onnx where OUT ends in .onnx, else diffunet, a model folder.
         flags: Of a .pt: the model and diffusion flags that its project's README gives for it, in one word.
@@ -62,7 +63,7 @@ def convert(
         outputs.claim(target, file=to == "onnx", overwrite=overwrite, option="OUT")
 
     from diffunet import storage
-    from diffunet.interop import card, diffusers, hub, onnx
+    from diffunet.interop import card, diffusers, hub, models, onnx
 
     if to == "hub":
         hub.check_name(out)
@@ -84,7 +85,7 @@ def convert(
 
     if to == "diffunet":
         export(target)
-        weaker = storage.find_model(source) / storage.WEAKER if model.weaker is not None else None
+        weaker = models.find(source) / storage.WEAKER if model.weaker is not None else None
         storage.replace_weaker(target, weaker)
         content = f"the weights of step {model.step}" if model.step else "the model"
         tell(f"{content} in {out}. Try: diffunet sample {out} --out samples.png --grid")

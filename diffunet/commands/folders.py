@@ -29,9 +29,9 @@ def prepare(
     Example: diffunet prepare https://example.org/photos.zip photos
 
     Args:
-        name: digits (built in), mnist, fashion-mnist, cifar10, cifar100, svhn, flowers102, stl10 (downloaded); a web
-            address of an archive, of arrays or of an image; s3://..., gs://... (with fsspec's driver for it); a data
-            set of images on the hub, owner/name or owner/name:config (with pyarrow); or such a file here.
+        name: digits (built in), emoji, mnist, fashion-mnist, cifar10, cifar100, svhn, flowers102, stl10 (downloaded);
+            a web address of an archive, of arrays or of an image; s3://..., gs://... (with fsspec's driver for it); a
+            data set of images on the hub, owner/name or owner/name:config (with pyarrow); or such a file here.
         out: Folder to make.
         limit: Write only so many images.
         download_root: Where downloads are kept. A download that broke off is gone on with by the same command.

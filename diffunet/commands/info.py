@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from diffunet import pretrained
 from diffunet.commands.options import Size
 from diffunet.commands.progress import duration, tell
 from diffunet.config import Config, preset, preset_names
@@ -24,21 +25,44 @@ WORTH_MEASURING = 150 * 10**9
 
 
 def info(
-    model: Annotated[Positional[str], arg(metavar="MODEL_OR_PRESET")], /, image_size: Size | None = None,
-    device: str | None = None,
+    model: Annotated[Positional[str | None], arg(metavar="MODEL_OR_PRESET")] = None, /,
+    image_size: Size | None = None, device: str | None = None, list: bool = False,
 ) -> None:  # fmt: skip
     """Show a net: shapes as an image flows through it, parameters, MACs, memory and time to expect.
 
     Example: diffunet info default --image-size 64
 
     Args:
-        model: A run folder, a model folder, a folder of diffusers, a name of the hub, or the name of a preset.
+        model: A run folder, a model folder, a folder of diffusers, a name of the hub, of a preset, or of a model that
+            comes with diffunet.
         image_size: The model's own if not given.
         device: cuda, cuda:1, mps, cpu; the best there is if not given.
+        list: Show the models that come with diffunet instead.
     """
-    for line in describe(model, image_size, device):
+    if list and any(each is not None for each in (model, image_size, device)):
+        raise UsageError("--list shows all models that come with diffunet, and takes nothing beside it")
+    if model is None and not list:
+        raise UsageError("MODEL_OR_PRESET is missing (or --list; see diffunet info --help)")
+    for line in listed() if model is None else describe(model, image_size, device):
         if not tell(line):
             return
+
+
+def listed() -> Iterator[str]:
+    """Yield what there is to print of the models that come with diffunet: what they are, their data, what they reached.
+
+    It comes from their configs, their weights and their cards.
+    """
+    from diffunet import storage
+
+    for name in pretrained.names():
+        folder = pretrained.HERE / name
+        data, task = (config := storage.read_config(folder)).data, config.diffusion.task
+        parameters = sum(tensor.numel() for tensor in storage.read_header(folder / storage.WEIGHTS)[0].values())
+        classes = f", {len(data.class_names)} classes: {', '.join(data.class_names)}" if data.class_names else ""
+        yield f"{name}: {parameters / 1e6:.1f} M parameters, {data.image_size}x{data.image_size}, {task}{classes}"
+        yield from (f"  {line}" for line in pretrained.lines(name))
+        yield f"  try: diffunet sample {name} --out {name}.png --grid"
 
 
 def describe(model: str, image_size: int | None = None, device_name: str | None = None) -> Iterator[str]:
@@ -47,6 +71,7 @@ def describe(model: str, image_size: int | None = None, device_name: str | None 
     Raises UsageError for what is neither a model nor a preset, CheckpointError for a model that cannot be read.
     """
     from diffunet import compute
+    from diffunet.interop import models
     from diffunet.training import memory
 
     how = compute.choose(device_name)
@@ -54,6 +79,8 @@ def describe(model: str, image_size: int | None = None, device_name: str | None 
     data, diffusion, size = config.data, config.diffusion, config.data.image_size
     classes = f", {len(data.class_names)} classes" if data.class_names else ""
     yield f"{model}: {size}x{size}, {data.channels} channels{classes}"
+    if model not in preset_names() and models.shipped(model) is not None:
+        yield from ("comes with diffunet:", *pretrained.lines(model))
     if diffusion.task == "inpaint":
         yield f"learned to inpaint, with random masks ({data.masks}), and generates too"
     sampling = f"samples by {diffusion.sample_steps} steps of {diffusion.sampler}"
@@ -90,10 +117,11 @@ def _config(model: str, image_size: int | None, how: Compute) -> Config:
         exists = Path(model).exists()
     except OSError as error:
         raise CheckpointError(f"{model} cannot be read: {error.strerror}") from None
-    if not exists and not hub.is_name(model):
-        close = difflib.get_close_matches(model, preset_names(), n=1)
+    if not exists and not hub.is_name(model) and pretrained.folder(model) is None:
+        close = difflib.get_close_matches(model, [*preset_names(), *pretrained.names()], n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise UsageError(f"{model} is neither a model nor a preset; {hint}presets: {', '.join(preset_names())}")
+        come = f"models that come with diffunet: {', '.join(pretrained.names())}"
+        raise UsageError(f"{model} is neither a model nor a preset; {hint}presets: {', '.join(preset_names())}; {come}")
     return models.read_config(model).changed("data", **resize)
 
 

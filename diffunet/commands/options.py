@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from diffunet.sampling.conditions import SamplingOptions
     from diffunet.sampling.pipeline import Pipeline
 
-_MODEL = "A run folder, a model folder, a folder of diffusers, or a name of the hub (owner/name)."
+_MODEL = (
+    "A run folder, a model folder, a folder of diffusers, a name of the hub (owner/name), or emoji, which comes along."
+)
 Model = Annotated[Positional[str], arg(metavar="MODEL", help=_MODEL)]
 Overwrite = Annotated[bool, arg(help="Replace what exists.")]
 Number = Annotated[int, Field(ge=1, le=10**7)]

@@ -38,7 +38,7 @@ class Train:
     config: Path | None = None
     """Config file to start from, such as a RUN/config.toml."""
     init: str | None = None
-    """Start from the weights of this model, with its architecture."""
+    """Start from the weights of this model, with its architecture; emoji comes with diffunet."""
     resume: bool = False
     """Go on from the newest checkpoint of the run."""
     accept_new_data: bool = False

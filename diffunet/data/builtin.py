@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffunet import files
+from diffunet.data import emoji
 from diffunet.data.folder import Progress, printable
 from diffunet.errors import DataError, Error, ResourceError, UsageError
 from diffunet.pictures import images
@@ -92,10 +93,11 @@ def prepare(
 def refuse(name: str) -> None:
     """Raise UsageError for a name that is not in `DATASETS`."""
     if name not in DATASETS:
-        close = difflib.get_close_matches(name, DATASETS, cutoff=0.4) or list(DATASETS)
+        known = [*DATASETS, emoji.NAME]
+        close = difflib.get_close_matches(name, known, cutoff=0.4) or known
         raise UsageError(
             f"no data set {name!r}, and no such file or folder; did you mean {' or '.join(close)}? (all: "
-            f"{', '.join(DATASETS)}; or a web address, s3://..., or owner/name on the hub)"
+            f"{', '.join(known)}; or a web address, s3://..., or owner/name on the hub)"
         )
 
 

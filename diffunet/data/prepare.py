@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffunet import files
-from diffunet.data import archives, builtin, download, listing, parquet, sources, splits
+from diffunet.data import archives, builtin, download, emoji, listing, parquet, sources, splits
 from diffunet.data.folder import Progress
 from diffunet.data.listing import LeftOut, printable
 from diffunet.errors import DataError, ResourceError, UsageError
@@ -78,6 +78,10 @@ def _found(
     address: str, kept: Path, temporary: Path, sha256: str | None, progress: Progress | None
 ) -> tuple[int, Iterable[Written | None]]:
     """Return the number of images at an address, and each with its path; None for one that is not there."""
+    if address == emoji.NAME:
+        target = kept / download.file_name(emoji.ADDRESS)
+        download.download(emoji.ADDRESS, target, progress=progress)
+        return emoji.read(target)
     if parquet.is_name(address):
         return _of_parquet(parquet.from_hub(address)[0])
     if address.startswith(("http://", "https://")):

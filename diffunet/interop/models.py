@@ -1,22 +1,45 @@
-"""Reading MODEL, which is a run folder, a model folder, a checkpoint, a folder of diffusers or a name on the hub."""
+"""Reading MODEL: a run folder, a model folder, a checkpoint, a folder of diffusers, a name on the hub, or a short name.
 
+A short name is that of a model that comes with diffunet (`pretrained`).
+"""
+
+import logging
+import os
 from pathlib import Path
 
-from diffunet import build, storage
+from diffunet import build, pretrained, storage
 from diffunet.config import Config
 from diffunet.errors import CheckpointError
 from diffunet.interop import diffusers, hub
 from diffunet.storage import Model
 
+log = logging.getLogger(__name__)
+
+
+def shipped(model: str | Path) -> Path | None:
+    """Return the folder of the model that comes with diffunet by this short name, None where a folder here has it."""
+    folder = pretrained.folder(os.fspath(model))
+    return None if folder is None or Path(model).is_dir() else folder
+
 
 def find(model: str | Path) -> Path:
     """Return the folder that MODEL means; a name on the hub is downloaded first, unless it was before.
+
+    A folder of the name of a model that comes with diffunet wins, which is said.
 
     Raises:
         CheckpointError: there is no model (the message says what is at that path instead), or it cannot be downloaded.
         ResourceError: the disk has no room for a download.
     """
     try:
+        if (folder := shipped(model)) is not None:
+            return folder
+        if pretrained.folder(os.fspath(model)) is not None:
+            log.info(
+                "%s is the folder of that name here, and not the model that comes with diffunet, which is meant in "
+                "any other folder",
+                model,
+            )
         if hub.is_name(str(model)):
             model = hub.pull(str(model))
         return Path(model) if diffusers.is_folder(Path(model)) else storage.find_model(model)

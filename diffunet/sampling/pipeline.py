@@ -52,7 +52,8 @@ def load(
     torch, as the commands do: else it may take ten times as long where another program is busy.
 
     Args:
-        model: a run folder, a model folder, a diffusers folder, or a name of the hub (owner/name).
+        model: a run folder, a model folder, a diffusers folder, a name of the hub (owner/name), or the short name of a
+            model that comes with diffunet, such as emoji.
         device: where to compute; by default the best device that the machine has.
         dtype: the type of convolutions, products and attention. By default, as in training, torch.bfloat16 where the
             device has it natively, torch.float16 on older GPUs, else torch.float32.

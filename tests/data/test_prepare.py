@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import io
 import json
+import shutil
 import tarfile
 import threading
 import zipfile
@@ -20,7 +21,7 @@ import pytest
 from helpers.fake_hub import Hub
 from PIL import Image
 
-from diffunet.data import download, labels
+from diffunet.data import download, emoji, groups, labels
 from diffunet.data.folder import list_images
 from diffunet.data.prepare import prepare
 from diffunet.errors import DataError, ResourceError, UsageError
@@ -327,3 +328,58 @@ def test_a_disk_that_is_full(server: Server, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
     with pytest.raises(ResourceError, match="has no room"):
         prepare(f"{server.address}/a.zip", tmp_path / "out")
+
+
+def release(names: list[str], top: str = "noto-emoji-2.051/") -> bytes:
+    """An archive as the hub of Noto Emoji gives: some PNG files in several sizes, sources and licences."""
+    buffer, others = io.BytesIO(), {"LICENSE": b"Apache License", "fonts/LICENSE": b"OFL", "README.md": b"x"}
+    content = {f"png/{size}/{name}": photo(n) for n, name in enumerate(names) for size in (72, 128, 512)}
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, data in (content | others | {"svg/emoji_u1f392.svg": b"<svg/>"}).items():
+            member = tarfile.TarInfo(top + name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def test_emoji_are_kept_by_group_with_their_table_and_licence(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    variants = ["emoji_u1f44e.png", "emoji_u1f44e_1f3fb.png"]
+    names = [*variants, "emoji_u1f392.png", "emoji_u0030.png"]  # the last, a digit, is in no group
+    server.files["v2.051.tar.gz"] = release(names)
+    monkeypatch.setattr(emoji, "ADDRESS", f"{server.address}/v2.051.tar.gz")
+    caplog.set_level("INFO")
+    out = tmp_path / "out"
+    assert prepare("emoji", out) == 3
+    assert "1 images are left out" in caplog.text
+    found = written(out)
+    assert found.pop("LICENSE") == b"Apache License"
+    table = found.pop("groups.tsv").decode()
+    assert found == {
+        "Smileys and emotions/emoji_u1f44e.png": photo(0), "Smileys and emotions/emoji_u1f44e_1f3fb.png": photo(1),
+        "Objects/emoji_u1f392.png": photo(2),
+    }  # fmt: skip
+    assert table.splitlines()[0] == "file\tfamily\tgroup"
+    families = groups.find(list_paths(out), f"{out / 'groups.tsv'}:family")
+    assert len(families.names) == 2
+    assert labels.find(out, list_paths(out)).names == ("Objects", "Smileys and emotions")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert prepare("emoji", tmp_path / "few", limit=1) == 1
+
+
+def list_paths(folder: Path) -> list[str]:
+    return [str(path) for path in list_images(folder)[0]]
+
+
+def test_an_archive_that_has_no_emoji_or_is_damaged(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emoji, "ADDRESS", f"{server.address}/e.tar.gz")
+    for content, words in ((release([]), "has no emoji"), (release(["emoji_u1f392.png"])[:-200], "is damaged"),
+                           (b"nothing", "is damaged")):  # fmt: skip
+        server.files["e.tar.gz"] = content
+        with pytest.raises(DataError, match=words):
+            prepare("emoji", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        shutil.rmtree(tmp_path / ".out.download")

@@ -42,6 +42,8 @@ def home(tmp_path, monkeypatch):
     Image.fromarray(hole).save("holiday-mask.png")
     photo[hole, 3] = 0
     Image.fromarray(photo).save("cut-out.png")
+    Path("samples").mkdir()
+    shutil.copy(Path(__file__).parents[2] / "samples/cut-out.png", "samples")
 
 
 def short(words, reached):
@@ -80,6 +82,8 @@ def test_every_command_of_the_readme_runs(home, capsys):
         "choices/holiday-3.png",
         "filled.png",
         "digits.png",
+        "emoji.png",
+        "emoji-filled.png",
     ):
         assert Image.open(path).size
     assert len(list(Path("pictures").glob("1-*.png"))) == 100
