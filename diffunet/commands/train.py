@@ -76,7 +76,10 @@ def train(args: Sequence[str]) -> None:
     if chosen.minutes is not None:
         if chosen.steps is not None:
             raise UsageError("--steps and --minutes both say when the run ends; take one")
-        config = config.changed("train", minutes=chosen.minutes, steps=None, cooldown_from=None)  # not a preset's steps
+        until = None if config.train.half_size else config.train.half_size_until  # of another run, or asked for
+        config = config.changed(
+            "train", minutes=chosen.minutes, steps=None, cooldown_from=None, half_size_until=until
+        )  # not a preset's steps
     if chosen.steps is not None:
         config = config.changed("train", minutes=None)
     for name, section in SHORT.items():

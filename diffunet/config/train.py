@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from diffunet.config.fields import Count, Momentum, Positive, Rate, Section, Share
+from diffunet.config.fields import Count, Momentum, Part, Positive, Rate, Section, Share
 
 
 class TrainConfig(Section):
@@ -28,6 +28,10 @@ class TrainConfig(Section):
     """Share of the run, at its end, over which the learning rate falls almost to 0; 0.4 by default, 0 for none."""
     cooldown_from: Count | None = None
     """Step from which the learning rate falls, in place of --train.cooldown."""
+    half_size: Part | None = None
+    """Share of the time, at the beginning, in which it trains at half of the image size; none by default."""
+    half_size_until: Count | None = None
+    """Step from which it trains at full size, in place of --train.half-size."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     """AdamW's."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.99)

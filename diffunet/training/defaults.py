@@ -15,7 +15,7 @@ from diffunet.data import augment, symmetry
 from diffunet.data.dataset import Dataset
 from diffunet.errors import UsageError
 from diffunet.pictures.ranges import Ranges
-from diffunet.training import best
+from diffunet.training import best, half_size
 from diffunet.training.ema import WIDTHS
 from diffunet.training.memory import training_bytes
 
@@ -137,15 +137,26 @@ def with_ranges(config: Config, found: Ranges) -> Config:
 
 
 def scheduled(config: Config, expected: int) -> Config:
-    """Return `config` with its warm-up, for a run of so many steps, and the step from which the learning rate falls.
+    """Return `config` with its warm-up, for a run of so many steps, and the steps at which its stages begin.
 
-    That step stays open where the number of steps is.
+    These, from which it is at full size and its learning rate falls, stay open where the number of steps is.
+
+    Raises:
+        UsageError: the stages take more than the whole run.
     """
-    t = config.train
-    cooldown = COOLDOWN if t.cooldown is None else t.cooldown
+    cooldown = COOLDOWN if config.train.cooldown is None else config.train.cooldown
     warmup = min(max(round(WARMUP * expected), LEAST_WARMUP), MOST_WARMUP)
-    config = _filled(config, "train", cooldown=cooldown, warmup=warmup)
-    return config if t.steps is None else _filled(config, "train", cooldown_from=t.steps - round(cooldown * t.steps))
+    config = _filled(config, "train", cooldown=cooldown, warmup=warmup, half_size=0.0)
+    if (config.train.half_size or 0.0) + cooldown > 1:
+        raise UsageError(
+            f"train.half_size {config.train.half_size:g} and train.cooldown {cooldown:g} are shares of one run, and "
+            "are more than 1 together"
+        )
+    t = (config := half_size.decided(config)).train
+    if t.steps is None:
+        return config
+    falls = t.steps - round(cooldown * half_size.cost(t))
+    return _filled(config, "train", cooldown_from=max(falls, min(t.half_size_until or 0, t.steps)))
 
 
 def cooled(config: Config, step: int) -> Config:

@@ -20,6 +20,7 @@ from diffunet.data import warp
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.diffusion.losses import DenoisingLoss, Loss
 from diffunet.pictures import images
+from diffunet.training import half_size
 from diffunet.training.batches import Batch
 from diffunet.training.ema import averages
 from diffunet.training.loss_scale import LossScale
@@ -89,10 +90,13 @@ class Learner:
         many = 1 if self.processes is None else self.processes.num_processes
         rank = 0 if self.processes is None else self.processes.process_index
 
+        shape = self.shape
+        if half_size.applies(t, step):
+            shape = (shape[0], shape[1] // 2, shape[2] // 2)
         loss, by_noise = torch.zeros((), device=device), torch.zeros(2, len(NOISE) + 1, device=device)
         for number, batch in enumerate(passes):
             batch = batch.to(device)
-            noise = draws.gaussian(t.seed, step, batch.start, len(batch.sigma), self.shape, device)
+            noise = draws.gaussian(t.seed, step, batch.start, len(batch.sigma), shape, device)
             if self.config.model.dropout:  # which can use only torch's global generator
                 draws.seed_global(device, draws.seed_of("dropout", t.seed, step, number, rank))
             final = number == len(passes) - 1 or self.processes is None
@@ -120,12 +124,13 @@ class Learner:
         return Outcome(loss, norm, (skipped & ~overflow).float(), overflow.float(), by_noise)
 
     def _losses(self, model: nn.Module, batch: Batch, noise: Tensor) -> Tensor:
-        """Return the loss of each image, [b], with noise [b C H W]."""
+        """Return the loss of each image, [b], with noise [b C H W], to whose size the image is averaged."""
         x0 = images.to_float(batch.images)
         if batch.augment is not None:
             x0 = warp.warp(x0, batch.augment)  # needs float32, so it is not under autocast
+        x0, keep = half_size.pooled(x0, batch.keep, noise.shape[-1])
         with self.how.autocast():
-            return model(x0, noise, batch.sigma, batch.label, batch.keep, batch.augment)
+            return model(x0, noise, batch.sigma, batch.label, keep, batch.augment)
 
     def _apply(self, skipped: Tensor) -> None:
         """Let the optimizer change the weights, unless `skipped` [] is 1."""
@@ -136,13 +141,18 @@ class Learner:
         optimizer.zero_grad()
 
     def compile(self, batch: int) -> None:
-        """Compile the net, and try it forwards and backwards on `batch` images a pass; nothing is learned."""
+        """Compile the net, and try it forwards and backwards on `batch` images a pass; nothing is learned.
+
+        Where the run begins at half of the image size, both sizes are tried.
+        """
         if not self.how.compiled:
             return
         self.how.compile(self.state.net, self.config.train.deterministic)
-        trial = self.imagined(batch)
+        trial, (channels, size, _) = self.imagined(batch), self.shape
         try:
-            self._losses(self.alone, trial, torch.zeros(batch, *self.shape, device=self.how.device)).sum().backward()
+            for side in (size // 2, size) if half_size.applies(self.config.train, 0) else (size,):
+                noise = torch.zeros(batch, channels, side, side, device=self.how.device)
+                self._losses(self.alone, trial, noise).sum().backward()
         finally:
             self.state.optimizer.zero_grad()
 

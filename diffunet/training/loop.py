@@ -25,7 +25,7 @@ from diffunet.diffusion.losses import DenoisingLoss, Loss
 from diffunet.errors import Cancelled, DivergedError, Stopped
 from diffunet.pictures import images
 from diffunet.sampling.pipeline import Pipeline
-from diffunet.training import budget, earlier, failures, opening, resuming, snapshots, stop, transfer
+from diffunet.training import budget, earlier, failures, half_size, opening, resuming, snapshots, stages, stop, transfer
 from diffunet.training.batches import Batch, Batches
 from diffunet.training.learner import Learner
 from diffunet.training.meters import Meters, Record
@@ -156,7 +156,7 @@ def train(
         for step, passes in stack.enter_context(contextlib.closing(batches.steps(first_step))):
             meters.add(learner.step(step, passes))
             status.step = done = step + 1
-            run.budget.note(done)
+            run.budget.note(done, half_size.applies(learner.config.train, step))
             run.writer.check()
 
             # From here on values are read back from the device, which makes it wait: so this is done every few steps.
@@ -166,9 +166,12 @@ def train(
             regular = last or done % t.checkpoint_every == 0 or done == run.config.train.cooldown_from
             is_open = run.is_main and run.steps is None
             agreed = flag.agreed(
-                save=run.is_main and not regular and cadence.due(), cool=is_open and run.budget.cools(done)
+                save=run.is_main and not regular and cadence.due(),
+                cool=is_open and run.budget.cools(done),
+                grow=is_open and run.budget.grows(),
             )
             stopping = agreed.stop and not last
+            growing = agreed.grow and half_size.applies(run.config.train, done) and not stopping
             cooling = agreed.cool and run.steps is None and not stopping
             if saving := regular or stopping or agreed.save or cooling:
                 cadence.restart()
@@ -209,8 +212,10 @@ def train(
                 progress = TrainProgress(done, run.end_in_sight(done), last_loss, seconds)
                 if on_step is not None and not plain.goes_on(on_step(progress)):
                     flag.set("on_step")
+            if growing:
+                stages.grow(run, learner, done)
             if cooling:  # after what was measured and saved of the run whose end was open
-                run.cool(learner, done)
+                stages.cool(run, learner, done)
             if stopping:
                 flag.settle()
                 # A launcher kills the other processes once one has ended: none may end before the main one has saved.

@@ -11,6 +11,7 @@ from diffunet.config import Config
 from diffunet.diffusion.losses import Loss
 from diffunet.errors import ResourceError
 from diffunet.nn.cost import Cost, cost
+from diffunet.training import half_size
 from diffunet.training.ema import WIDTHS
 from diffunet.training.learner import Learner
 
@@ -63,7 +64,9 @@ def images_per_pass(
 def _trial(config: Config, how: Compute, batch: int, loss: Loss | None, net: build.NetFactory) -> bool:
     """Return whether two steps of a net with random weights go through."""
     try:
-        trial = config.changed("train", batch_size=batch, learning_rate=config.train.learning_rate or 1e-4)
+        trial = half_size.without(config).changed(
+            "train", batch_size=batch, learning_rate=config.train.learning_rate or 1e-4
+        )
         denoiser = build.denoiser(trial, net(trial))
         how.prepare(denoiser)
         learner = Learner(trial, denoiser, how, loss)

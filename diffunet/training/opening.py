@@ -34,6 +34,7 @@ from diffunet.training import (
     defaults,
     earlier,
     failures,
+    half_size,
     kernels,
     memory,
     processes,
@@ -53,9 +54,6 @@ from diffunet.training.meters import Meters, Record
 from diffunet.version import __version__
 
 log = logging.getLogger(__name__)
-
-LATE = 10**12
-"""More steps than any run has."""
 
 
 @dataclass
@@ -125,22 +123,6 @@ class Run:
         if self.budget.per_step(done) is not None:
             self.expected = self.budget.steps(done)
         return max(self.expected, done + 1)
-
-    def cool(self, learner: Learner, done: int) -> None:
-        """Let the learning rate fall from now, `done` steps, on, and fix the number of steps for all processes."""
-        if self.budget.minutes is not None and self.budget.elapsed >= 60 * self.budget.minutes:
-            log.warning(
-                "the %g minutes are over before the learning rate has fallen: reading images and getting ready count, "
-                "too; give the run more minutes",
-                self.budget.minutes,
-            )
-        steps = processes.smallest(self.budget.steps(done) if self.is_main else LATE, self.processes)
-        self.config = self.status.config = learner.config = self.config.changed(
-            "train", steps=steps, cooldown_from=done
-        )
-        if self.is_main:
-            files.write_atomic(self.folder / "config.toml", self.config.to_toml())
-            log.info("the learning rate falls from step %d on, and the run ends after step %d", done, steps)
 
     @property
     def share(self) -> Share:
@@ -345,15 +327,16 @@ def opened(
         if config.train.steps is None and previous is None:
             assert config.train.minutes is not None, "chosen above"
             left = 60 * config.train.minutes - budget.elapsed
-            config, expected = recipe.for_minutes(config, how, left, resolved, net, joined)
-        config = resolved(config).changed("train", threads=threads)
+            config, expected, budget.slower = recipe.for_minutes(config, how, left, resolved, net, joined)
+        config = resolved(half_size.decided(config, state.get("step", 0))).changed("train", threads=threads)
         if state and state.get("cooldown") is None:
             config = defaults.cooled(config, state["step"])
-        budget.cooldown = config.train.cooldown or 0.0
+        budget.cooldown, budget.half = config.train.cooldown or 0.0, half_size.share(config.train)
         expected = config.train.steps or expected
         status.config = config
         if net is not build.net:
             build.refuse_misfit(config, net)
+        half_size.refuse_misfit(config, net)
         memory.refuse_what_cannot_fit(config, how, net)
         if config.train.batch_size == "auto":
             fits = processes.smallest(memory.images_per_pass(config, how, free, loss, net), joined)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from diffunet import build, compute
 from diffunet.data import findings
 from diffunet.data.folder import printable
-from diffunet.training import memory
+from diffunet.training import half_size, memory
 from diffunet.training.opening import Run
 
 
@@ -75,6 +75,14 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
         yield (
             f"the run takes {t.minutes:g} minutes: its number of steps is fixed, and its learning rate falls, from "
             f"minute {falls:.3g} on; --resume --minutes M makes it longer"
+        )
+    if half_size.applies(t, run.first_step):
+        until = f"minute {(t.minutes or 0.0) * run.budget.half:.3g}"
+        if t.half_size_until is not None:
+            until = f"step {t.half_size_until}"
+        yield (
+            f"until {until} it trains at half of the size, {size // 2}x{size // 2}, where a step is up to four times "
+            "as fast; held-out losses and previews are at full size, and poor until then"
         )
     yield f"it sees about {steps * share.batch_size:,} images: {usual(steps * share.batch_size)}"
     if run.distinct < 1000:

@@ -14,7 +14,7 @@ from diffunet.compute import Compute
 from diffunet.config import Config, ModelConfig
 from diffunet.nn import kernels
 from diffunet.nn.cost import Cost
-from diffunet.training import defaults, memory, processes
+from diffunet.training import defaults, half_size, memory, processes
 from diffunet.training.learner import Learner
 
 MINUTES = 60.0
@@ -87,8 +87,10 @@ def seconds_per_step(config: Config, how: Compute, net: build.NetFactory, proces
 def for_minutes(
     config: Config, how: Compute, seconds: float, resolved: Callable[[Config], Config], net: build.NetFactory,
     joined: Accelerator,
-) -> tuple[Config, int]:  # fmt: skip
+) -> tuple[Config, int, float]:  # fmt: skip
     """Return `config` with the net that makes the most of `seconds` of training, and about how many steps that makes.
+
+    The third value is how many times as long a step takes as at half of the image size; 1 where no step is at half.
 
     Args:
         config, how: the config with what a person chose, and how to compute.
@@ -97,7 +99,8 @@ def for_minutes(
         net: what makes the net.
         joined: the processes of the run, which choose alike.
     """
-    many = joined.num_processes
+    many, whole = joined.num_processes, config
+    config = half_size.without(config)  # the net is chosen by what full size takes
     asked = config.train.batch_size
     if asked == "auto":  # found by trial later, with the net that is chosen here
         config = config.changed("train", batch_size=None)
@@ -121,8 +124,17 @@ def for_minutes(
         if not processes.smallest(int(slower < DOUBLING * each), joined):
             break
         config, each = larger, slower
-    steps = max(1, int(seconds / each))
-    return config.changed("train", batch_size=asked or config.train.batch_size), processes.smallest(steps, joined)
+    t, slower = whole.train, 1.0
+    share = t.half_size or 0.0
+    if share or t.half_size_until:
+        halved = resolved(config.changed("train", half_size_until=1))
+        half_size.refuse_misfit(halved, net)
+        slower = each / seconds_per_step(halved, trial, net, many)
+    config = config.changed(
+        "train", batch_size=asked or config.train.batch_size, half_size=share, half_size_until=t.half_size_until
+    )
+    steps = max(1, int(seconds * (1 - share + share * slower) / each))
+    return config, processes.smallest(steps, joined), slower
 
 
 def best(macs: float, price: Callable[[Net], Cost]) -> Net:

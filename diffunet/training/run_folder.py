@@ -47,7 +47,7 @@ def claimed(config: Config, run: Path, *, resume: bool, init: str | Path | None,
             except OSError as error:
                 raise UsageError(f"--out {run} cannot be written: {error.strerror or error}") from None
         if resume and checkpoint.steps(run) and (run / "config.toml").is_file():
-            config = _same_run(config, read_toml(run / "config.toml"))
+            config = _same_run(config, read_toml(run / "config.toml"), checkpoint.steps(run)[-1])
         elif init is not None:
             config = transfer.like_model(config, init)
         yield config
@@ -73,8 +73,14 @@ def _locked(run: Path, resume: bool) -> Iterator[None]:
         yield
 
 
-def _same_run(asked: Config, stored: Config) -> Config:
-    """Return the `stored` config with the options that were `asked` for; raise UsageError if one may not change."""
+def _same_run(asked: Config, stored: Config, done: int) -> Config:
+    """Return the `stored` config of a run of `done` steps with the options that were `asked` for.
+
+    Raises:
+        UsageError: one of them may not change.
+    """
+    if stored.train.half_size is None:  # of a version that did not know of it
+        stored = stored.changed("train", half_size=0.0)
     content, changed = stored.model_dump(), set[str]()
     for section, values in asked.model_dump(exclude_unset=True).items():
         for name, value in values.items():
@@ -88,7 +94,7 @@ def _same_run(asked: Config, stored: Config) -> Config:
                 )
             content[section][name] = value
             changed.add(name)
-    content["train"] |= _other_end(changed, stored)
+    content["train"] |= _other_end(changed, stored, done)
     return Config.model_validate(content)
 
 
@@ -110,7 +116,7 @@ def _way_round(section: str, name: str, value: Any, stored: Config) -> str:
     return f". Another run that starts from its weights may have it: --init RUN --out OTHER {option} ..."
 
 
-def _other_end(changed: set[str], stored: Config) -> dict[str, Any]:
+def _other_end(changed: set[str], stored: Config, done: int) -> dict[str, Any]:
     """Return what else changes in the train section of a run whose end or cool-down is another one now."""
     also: dict[str, Any] = {}
     if stored.train.cooldown is None and "cooldown" not in changed:  # a run of diffunet 0.1, whose rate is constant
@@ -119,6 +125,8 @@ def _other_end(changed: set[str], stored: Config) -> dict[str, Any]:
         raise UsageError("--steps and --minutes both say when the run ends; take one")
     if changed & {"steps", "minutes", "cooldown"} and "cooldown_from" not in changed:
         also["cooldown_from"] = None
+    if changed & {"steps", "minutes"} and stored.train.half_size and done < (stored.train.half_size_until or 0):
+        also["half_size_until"] = None  # by the new end; once the run is at full size, that is how it goes on
     if "steps" in changed:
         also["minutes"] = None
     if "minutes" in changed:

@@ -24,11 +24,12 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 class Agreed(NamedTuple):
-    """What all processes do after a step: stop, save, or begin the cool-down of a run whose end was open."""
+    """What all processes do after a step: stop, save, or, in a run whose end is open, cool down or go to full size."""
 
     stop: bool = False
     save: bool = False
     cool: bool = False
+    grow: bool = False
 
 
 class StopFlag:
@@ -59,18 +60,18 @@ class StopFlag:
         self._group = dist.new_group(backend="gloo", timeout=timeout) if many else None
         self._stepping = True
 
-    def agreed(self, save: bool = False, cool: bool = False) -> Agreed:
+    def agreed(self, save: bool = False, cool: bool = False, grow: bool = False) -> Agreed:
         """Return what to do after this step; with several processes the answer is that of one step ago.
 
-        `save` says that this process wants a checkpoint, and `cool` that it wants the cool-down to begin. Both are
-        asked for once, and not until they are there.
+        `save` says that this process wants a checkpoint, `cool` that it wants the cool-down to begin, and `grow` that
+        it wants to go on at full size. They are asked for once, and not until they are there.
         """
         if self._group is None:
-            return Agreed(self.wanted, save, cool)
+            return Agreed(self.wanted, save, cool, grow)
         import torch
         import torch.distributed as dist
 
-        before, wishes = self._pending, torch.tensor([float(self.wanted), float(save), float(cool)])
+        before, wishes = self._pending, torch.tensor([float(each) for each in (self.wanted, save, cool, grow)])
         work = dist.all_reduce(wishes, group=self._group, async_op=True)
         assert work is not None
         self._pending = (wishes, work)

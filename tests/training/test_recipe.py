@@ -90,14 +90,15 @@ def test_the_speed_is_that_of_the_device(monkeypatch):
 
         return recipe.for_minutes(config, how, seconds, resolved, recipe.build.net, Alone())
 
-    config, steps = chosen(0.1, 180.0)
+    config, steps, slower = chosen(0.1, 180.0)
+    assert (config.train.half_size, slower) == (0.0, 1.0)
     net = recipe.best(32 / 0.1 * 180 * costs[Net(32, 1, False)].macs, costs.get)
     assert (config.model.channels, config.model.num_blocks) == net[:2]
     batch = config.train.batch_size
     assert steps == int(180 / (0.1 * batch / 32))
     assert asked == [(32, 32), (net.channels, batch), (net.channels, 2 * batch)]  # twice the batch is twice as long
     assert chosen(0.2, 360.0)[0] == config
-    slow, _ = chosen(10.0, 180.0)
+    slow, *_ = chosen(10.0, 180.0)
     assert (slow.model.channels, slow.train.batch_size) == (24, 8)
     # Where a step takes long whatever its batch, the batch is doubled as long as that pays: 0.2 s for 64, 0.3 for 128.
     assert chosen(0.05, 180.0, fixed=0.1)[0].train.batch_size == 64
