@@ -55,11 +55,13 @@ ABOUT = "Emoji of 64x64 pixels over white, by group, and holes in such pictures 
 DATA = "Noto Emoji by Google, png/128 of github.com/googlefonts/noto-emoji; groups by googlefonts/emoji-metadata"
 LICENCE = "Apache 2.0"
 LIMITS = (
-    "It is an early model, of some minutes of training: its samples have the style, the colours and the outlines of "
-    "emoji, and most are shapes that nobody can name. Faces, hands and limbs come out melted; letters, digits and "
-    "flags are wrong. It was told the nine groups and no names: it cannot be asked for a cat. In holes that are "
-    "thin or full of gaps it puts back what was there; in large ones it goes on with the colours and lines at the "
-    "edge, and makes up what is in the middle. It knows no photographs, and pictures of 64x64 pixels alone."
+    "It is an early model, of some minutes of training: its samples have the style, the colours and the outlines "
+    "of emoji, and most are shapes that nobody can name: about ten of the hundred above are things (yellow faces,"
+    " a frame, a fruit, a hand). A tenth of its training was to generate, and the rest to fill in, which it does "
+    "better. Faces, hands and limbs come out melted; letters, digits and flags are wrong. It was told the nine "
+    "groups and no names: it cannot be asked for a cat. In holes that are thin or full of gaps it puts back what "
+    "was there; in large ones it goes on with the colours and lines at the edge, and makes up what is in the "
+    "middle. It knows no photographs, and pictures of 64x64 pixels alone."
 )
 """What the card says of data and limits. The latter is what people saw in its pictures."""
 
