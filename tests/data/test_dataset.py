@@ -81,7 +81,7 @@ def test_sizes(root: Path, fit: str, shapes: list[tuple[int, int]]) -> None:
     data = opened(root, fit=fit)
     by_name = {file.path.split("/")[1]: data.images[n].shape for n, file in enumerate(data.files)}
     assert [by_name[f"{n}.png"] for n in range(len(SIZES))] == [(*shape, 3) for shape in shapes]
-    batch = gather(data.images, range(6), [None] * 6, image_size=16, fit=fit, flip=False)
+    batch = gather(data.images, range(6), image_size=16, fit=fit)
     assert batch.shape == (6, 16, 16, 3)
 
 
@@ -104,7 +104,7 @@ def test_right_size_is_not_resampled(root: Path) -> None:
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_statistics_and_off(root: Path, fit: str, channels: int) -> None:
     data = opened(root, fit=fit, channels=channels, background=(10, 200, 30))
-    batch = gather(data.images, range(6), [None] * 6, image_size=16, fit=fit, flip=False, background=(10, 200, 30))
+    batch = gather(data.images, range(6), image_size=16, fit=fit, background=(10, 200, 30))
     x = batch.reshape(-1, channels).astype(np.float64) / 127.5 - 1
     assert data.mean == pytest.approx(x.mean(0))
     assert data.sigma_data == pytest.approx(np.sqrt(((x - x.mean(0)) ** 2).mean()))

@@ -11,7 +11,7 @@ from PIL import Image
 
 import diffunet
 
-FOLDER = Path(__file__).parents[1] / "fixtures" / "emoji"
+FOLDER = Path(__file__).parents[1] / "interop" / "emoji"
 
 
 def machine():

@@ -153,4 +153,4 @@ def test_before_its_first_checkpoint_a_run_may_change_everything(folder, tmp_pat
 def test_a_refusal_to_change_an_option_names_a_way_round(section, change, wanted):
     before = tiny().changed("train", grad_accumulation=1)
     with pytest.raises(UsageError, match=wanted):
-        run_folder._same_run(before.changed(section, **change), before)
+        run_folder._same_run(before.changed(section, **change), before, done=0)
