@@ -33,8 +33,8 @@ RESERVE = 0.1
 """The share of free memory that is left to the allocator, which wastes some between blocks, and to libraries."""
 
 COMPILING_PAYS = 20_000
-"""The training steps from which on `torch.compile` is worth its wait on CUDA. On an H100 a net of 6.7 M parameters took
-about 70 s to compile (samples/gpu.md), and a run of 5,108 steps with it was no faster than steps without."""
+"""The training steps from which on `torch.compile` is worth its wait on CUDA. On an H100 the first step of a net of
+6.7 M parameters came after 90 s with it (samples/gpu.md), and the 5,108 steps of that run were no faster than without."""
 
 SHAPES = 64
 """The number of input shapes for which a net is compiled; past torch's own limit of 8 a net silently runs plain."""

@@ -345,9 +345,9 @@ def _reached(folder: Path, reached: dict[str, Any]) -> list[str]:
         f"floor), an excess of {reached['excess']:.2f} (`diffunet evaluate`)."
         + (f" {agreement:.1%} are taken for their class." if agreement is not None else ""),
         f"Near copies: {reached['copies']:.1%} of the samples are as close to a training image as the closest 2% of "
-        f"those are to one another; of held-out images, {reached['held_out_copies']:.1%} are. Halves of the samples "
+        f"those are to one another; of held-out images, {reached['held_out_copies']:.1%} are. Half of the samples "
         f"are nearer than {reached['nearest']:g} grey levels a pixel (root of the mean square) to a training image, "
-        f"and halves of the held-out images than {reached['held_out_nearest']:g}.",
+        f"and half of the held-out images than {reached['held_out_nearest']:g}.",
         *_picture(folder, "copies.png", "the sixteen samples nearest to a training image, each above that image"),
         f"Held-out loss: {reached['loss']:.4f}, the mean of the logarithm of the errors below, of "
         f"{reached['loss_images']} images (`diffunet evaluate --loss`; 1 is a denoiser that knows only how much pixels "

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffunet.sampling.pipeline import Pipeline
 
 _MODEL = (
-    "A run folder, a model folder, a folder of diffusers, a name of the hub (owner/name), or emoji, which comes along."
+    "A run folder, a model folder, a folder of diffusers, a name of the hub (owner/name), or emoji (part of diffunet)."
 )
 Model = Annotated[Positional[str], arg(metavar="MODEL", help=_MODEL)]
 Overwrite = Annotated[bool, arg(help="Replace what exists.")]
