@@ -34,7 +34,7 @@ RESERVE = 0.1
 
 COMPILING_PAYS = 20_000
 """The training steps from which on `torch.compile` is worth its wait on CUDA. On an H100 the first step of a net of
-6.7 M parameters came after 90 s with it (samples/gpu.md), and the 5,108 steps of that run were no faster than without."""
+6.7 M parameters came after 90 s with it (samples/gpu.md), and that run's 5,108 steps were no faster than without."""
 
 SHAPES = 64
 """The number of input shapes for which a net is compiled; past torch's own limit of 8 a net silently runs plain."""

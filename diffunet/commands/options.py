@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from diffunet.sampling.conditions import SamplingOptions
     from diffunet.sampling.pipeline import Pipeline
 
-_MODEL = (
-    "A run folder, a model folder, a folder of diffusers, a name of the hub (owner/name), or emoji (part of diffunet)."
-)
+_MODEL = "A run folder, a model folder, a folder of diffusers, a name of the hub (owner/name), or emoji (built in)."
 Model = Annotated[Positional[str], arg(metavar="MODEL", help=_MODEL)]
 Overwrite = Annotated[bool, arg(help="Replace what exists.")]
 Number = Annotated[int, Field(ge=1, le=10**7)]
