@@ -32,7 +32,7 @@ VERSION = 1
 
 LATER: dict[str, Any] = {
     "group": None, "labels": None, "balance": False, "balance_groups": False, "scales": [1.0], "range": None,
-    "int_range": None, "float_range": None, "pages": "first", "reading": None, "mask_folder": None,
+    "int_range": None, "float_range": None, "pages": "first", "reading": None, "mask_folder": None, "all_hole": 0.1,
 }  # fmt: skip
 """Options of the data that came later, with the value that leaves a config's hash as it was without them."""
 

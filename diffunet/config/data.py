@@ -46,6 +46,8 @@ class DataConfig(Section):
     mask_folder: str | None = None
     """Folder of masks, white = fill, that inpainting is trained with in place of random ones; they are turned and
     mirrored at random."""
+    all_hole: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of the images of which a net that learns to inpaint is told nothing, so that it learns to generate too."""
     classes: bool = False
     """Subfolders are classes, or what --data.labels says."""
     labels: str | None = None

@@ -50,6 +50,8 @@ class TrainConfig(Section):
     """Compile the net, which takes minutes at the start; on CUDA where the run is long enough."""
     kernels: Literal["auto", "on", "off"] = "auto"
     """Use kernels of diffunet's own, built by a C++ compiler or, on CUDA, by Triton; where faster in a trial."""
+    cuda_graph: bool = True
+    """On CUDA, record a step once and replay it, which launches all of its kernels at once; where that is possible."""
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Threads of the CPU to compute with; all cores."""
     deterministic: bool = False

@@ -148,7 +148,7 @@ def norm(
         scale, shift: [B C], or None.
         silu, dropout: whether SiLU follows, and the probability of dropout, 0 to below 1.
     """
-    seed = int(torch.randint(2**63 - 1, (), device="cpu").item()) if dropout else 0
+    seed = torch.randint(2**63 - 1, (), device=x.device) if dropout else None
     return _Norm.apply(x, weight, bias, scale, shift, groups, eps, silu, dropout, seed)  # type: ignore[no-any-return]
 
 
@@ -158,7 +158,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None, groups: int,
-        eps: float, silu: bool, dropout: float, seed: int,
+        eps: float, silu: bool, dropout: float, seed: Tensor | None,
     ) -> Tensor:  # fmt: skip
         x = x.contiguous(memory_format=torch.channels_last)
         ctx.types = [None if each is None else each.dtype for each in (weight, bias, scale, shift)]
@@ -202,7 +202,7 @@ def _norm(which: str, known: tuple[Tensor | None, ...], options: tuple[Any, ...]
     drop = min(2**32 - 1, round(dropout * 2**32))
     function(
         *map(_pointer, tensors), b, h * w, c, groups,
-        *map(_pointer, (weight, bias, scale, shift, stats)), eps, silu, drop, 1 / (1 - dropout), seed,
+        *map(_pointer, (weight, bias, scale, shift, stats)), eps, silu, drop, 1 / (1 - dropout), int(seed or 0),
         torch.get_num_threads(),
     )  # fmt: skip
 

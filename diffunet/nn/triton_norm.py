@@ -3,8 +3,9 @@
 Under autocast torch normalises in float32, one operation after the other, and feature maps whose channels lie side by
 side are copied for it: in a training step of DDPM's net on an H100 all that is no convolution took 2.6 times as long as
 the convolutions. Here a feature map is read and written once, and read again out of the cache, in its own type; sums
-are in float32. These kernels have not yet run on a GPU, but only in Triton's interpreter: so each process compares them
-with torch, and each run tries whether they are faster, before they are used.
+are in float32. On an H200, in bf16, a step of a net of 6.7 M parameters took 24.7 ms of the GPU with them, and 55.3 with
+torch's functions (samples/gpu.md). Each process compares them with torch, and each run tries whether they are faster,
+before they are used.
 
 Importing this module needs Triton, which comes with torch for CUDA. With TRITON_INTERPRET=1 the kernels run on a CPU.
 
@@ -42,7 +43,7 @@ def _kept(place, seed, drop, dropout: tl.constexpr):
     """Return what dropout multiplies the numbers at these places by: 0 or 1 / (1 - drop)."""
     factor = place * 0.0 + 1.0
     if dropout:
-        factor = tl.where(tl.rand(seed, place.to(tl.uint32)) >= drop, 1.0 / (1.0 - drop), 0.0)
+        factor = tl.where(tl.rand(tl.load(seed), place.to(tl.uint32)) >= drop, 1.0 / (1.0 - drop), 0.0)
     return factor
 
 
@@ -58,7 +59,7 @@ def _affine(weight, bias, scale, shift, image, channel, within, channels, scaled
     return gain, offset
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit
 def _forward(
     x, y, stats, weight, bias, scale, shift, pixels, channels, each, groups, eps, seed, drop,
     rows: tl.constexpr, width: tl.constexpr, scaled: tl.constexpr, silu: tl.constexpr, dropout: tl.constexpr,
@@ -95,7 +96,7 @@ def _forward(
         tl.store(y + place, out * _kept(place, seed, drop, dropout), mask=mask)
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit
 def _backward(
     x, gy, dx, sums, stats, weight, bias, scale, shift, pixels, channels, each, groups, seed, drop,
     rows: tl.constexpr, width: tl.constexpr, scaled: tl.constexpr, silu: tl.constexpr, dropout: tl.constexpr,
@@ -134,8 +135,12 @@ def _backward(
 
 
 def forward(x: Tensor, y: Tensor, stats: Tensor, known: tuple[Tensor | None, ...], options: tuple[Any, ...]) -> None:
-    """Write y and stats [B G 2] of x [B C H W], channels last; `known` and `options` are those of kernels.norm."""
+    """Write y and stats [B G 2] of x [B C H W], channels last; `known` and `options` are those of kernels.norm.
+
+    The seed of dropout, int64 [], is on the device, so that a recorded step (training/cuda_graph.py) has new ones.
+    """
     groups, eps, silu, dropout, seed = options
+    seed = stats if seed is None else seed  # which is not read then
     arguments, constants = _shared(x, known, groups)
     _forward[(len(x) * groups,)](
         x, y, stats, *arguments, eps, seed, dropout, silu=silu, dropout=dropout > 0, **constants, num_warps=WARPS,
@@ -148,6 +153,7 @@ def backward(
 ) -> None:  # fmt: skip
     """Write dx and sums [B 2 C], see `_backward`."""
     groups, _, silu, dropout, seed = options
+    seed = stats if seed is None else seed
     arguments, constants = _shared(x, known, groups)
     _backward[(len(x) * groups,)](
         x, gy, dx, sums, stats, *arguments, seed, dropout, silu=silu, dropout=dropout > 0, **constants, num_warps=WARPS,

@@ -38,9 +38,6 @@ as long as that on the mean then waits 14 ms a step with 1 step ahead, 3 with 2,
 STORED = 0.05
 """The share of a GPU's free memory that the images of a run may take."""
 
-ALL_HOLE = 0.1
-"""The share of images of which a net that learns to inpaint gets no known pixels, so that it learns to generate too."""
-
 GOLDEN_RATIO = 0.6180339887498949
 
 
@@ -315,5 +312,5 @@ class Batches:
                 (draws.generator(seed, step, place) for place in places),
             )
             holes = np.stack([masks.random_mask(kind, size, size, generator) for generator in each])
-        holes[known < ALL_HOLE] = True
+        holes[known < self.data.all_hole] = True
         return torch.from_numpy(~holes[:, None])

@@ -24,7 +24,8 @@ FEWEST, WORTH = 1000, {"cpu": 2e12, "cuda": 4e14}
 kernels by itself: a minute or so of two cores, or of an H100. Building them, once, takes seconds, as does the trial."""
 
 PIXELS = {"cpu": 32 * 64**2, "cuda": 256 * 64**2}
-"""The pixels of the images of the trial, by the device, but at most 16 images on a CPU, and 256 on a GPU."""
+"""The pixels of the images of the trial, by the device; but at most 16 images on a CPU, and 4,096 on a GPU, which is to
+compute for longer than Python takes to launch what it computes."""
 
 FASTER, RUNS = 1.05, 5
 """How many times as fast they have to be to be used by default, by the median of so many pairs of runs."""
@@ -97,7 +98,7 @@ def _times_as_fast(config: Config, how: Compute) -> float:
     The block is of the width and image size of the run, and a new one, which nobody learns from.
     """
     size, c = config.data.image_size, max(kernels.FEWEST_CHANNELS, config.model.channels or 64)
-    batch = max(1, min(16 if how.device.type == "cpu" else 256, PIXELS[how.device.type] // size**2))
+    batch = max(1, min(16 if how.device.type == "cpu" else 4096, PIXELS[how.device.type] // size**2))
     with torch.random.fork_rng([how.device] if how.device.type == "cuda" else []):
         block = ResBlock(c, c, 4 * c)
         x = torch.randn(batch, c, size, size, device=how.device).contiguous(memory_format=torch.channels_last)

@@ -13,14 +13,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffunet import build, draws
+from diffunet import build, compute, draws
 from diffunet.compute import Compute
 from diffunet.config import Config
 from diffunet.data import warp
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.diffusion.losses import DenoisingLoss, Loss
 from diffunet.pictures import images
-from diffunet.training import half_size
+from diffunet.training import cuda_graph, half_size
 from diffunet.training.batches import Batch
 from diffunet.training.ema import averages
 from diffunet.training.loss_scale import LossScale
@@ -76,6 +76,7 @@ class Learner:
         self.skips_by_itself = skips_by_itself(how.device)
         self.alone = DenoisingLoss(denoiser, build.weighting(config), loss).train()
         self.model: nn.Module = self.alone if processes is None else processes.prepare(self.alone)
+        self.recorded: dict[torch.Size, cuda_graph.Recorded] = {}  # by the shape of the noise
 
     def load(self, checkpoint: Path, state: dict[str, Any]) -> None:
         """Go on from a checkpoint, whose plain values are `state`; raise CheckpointError if it is of another net."""
@@ -87,7 +88,6 @@ class Learner:
         t, optimizer, device = self.config.train, self.state.optimizer, self.how.device
         for group in optimizer.param_groups:
             group["lr"] = rate(t, step)
-        many = 1 if self.processes is None else self.processes.num_processes
         rank = 0 if self.processes is None else self.processes.process_index
 
         shape = self.shape
@@ -101,19 +101,17 @@ class Learner:
                 draws.seed_global(device, draws.seed_of("dropout", t.seed, step, number, rank))
             final = number == len(passes) - 1 or self.processes is None
             with contextlib.nullcontext() if final else self.processes.no_sync(self.model):  # type: ignore[union-attr]
-                losses = self._losses(self.model, batch, noise)
-                # DDP averages gradients over the processes; we want the mean over all images: times their number.
-                (losses.sum() * (self.scale.value * (many / self.batch_size))).backward()
-            loss += losses.detach().sum() / self.batch_size
+                losses = self.recorded.get(noise.shape, self._pass)(batch, noise)
+            loss += losses.sum() / self.batch_size
             levels = torch.bucketize(batch.sigma, self.noise)
-            by_noise.index_add_(1, levels, torch.stack([losses.detach().float(), torch.ones_like(batch.sigma)]))
+            by_noise.index_add_(1, levels, torch.stack([losses.float(), torch.ones_like(batch.sigma)]))
 
         # A step with anything that is not finite, on any process, changes nothing.
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients) / self.scale.value
         torch._foreach_mul_(gradients, (t.clip / (norm + 1e-6)).clamp(max=1.0) / self.scale.value)
         spoilt = torch.stack([~loss.isfinite(), ~norm.isfinite()]).float()
-        if self.processes is not None and many > 1:
+        if self.processes is not None and self.many > 1:
             spoilt = self.processes.reduce(spoilt)
         skipped = spoilt.sum() > 0
         overflow = skipped & (spoilt[0] == 0) & self.scale.may_shrink
@@ -122,6 +120,18 @@ class Learner:
         for average in self.state.averages:
             average.update()
         return Outcome(loss, norm, (skipped & ~overflow).float(), overflow.float(), by_noise)
+
+    @property
+    def many(self) -> int:
+        """The number of processes of the run."""
+        return 1 if self.processes is None else self.processes.num_processes
+
+    def _pass(self, batch: Batch, noise: Tensor) -> Tensor:
+        """Add the gradient of a pass to those of the parameters, and return the loss of each image, [b]."""
+        losses = self._losses(self.model, batch, noise)
+        # DDP averages gradients over the processes; we want the mean over all images: times their number.
+        (losses.sum() * (self.scale.value * (self.many / self.batch_size))).backward()
+        return losses.detach()
 
     def _losses(self, model: nn.Module, batch: Batch, noise: Tensor) -> Tensor:
         """Return the loss of each image, [b], with noise [b C H W], to whose size the image is averaged."""
@@ -140,6 +150,36 @@ class Learner:
             optimizer.step()
         optimizer.zero_grad()
 
+    def record(self, batch: int, *, own: bool = False) -> str | None:
+        """Record the passes of `batch` images as CUDA graphs, see cuda_graph.py; nothing is learned.
+
+        Returns:
+            Why they cannot be recorded, in which case all is as it was, or None. `own` says that the net or the loss is
+            a person's own, whose Python would run only once.
+        """
+        reason = cuda_graph.reason_against(self.config, self.how, self.many)
+        if reason is not None or own:
+            return reason or "the net or the loss is your own"
+        trial, channels, recorded = self.imagined(batch), self.shape[0], {}
+        try:
+            for side in self._sides():
+                noise = torch.zeros(batch, channels, side, side, device=self.how.device)
+                recorded[noise.shape] = cuda_graph.recorded(
+                    self._pass, self.state.net, trial, noise, lambda: draws.seed_global(self.how.device, 0)
+                )
+        except Exception as error:  # torch raises what it likes where something cannot be recorded
+            recorded.clear()
+            self.state.optimizer.zero_grad()
+            compute.give_back(error if compute.is_out_of_memory(error) else None)
+            return compute.first_line(error)
+        self.recorded = recorded
+        return None
+
+    def _sides(self) -> tuple[int, ...]:
+        """Return the sizes of image that the run has passes of."""
+        size = self.shape[1]
+        return (size // 2, size) if half_size.applies(self.config.train, 0) else (size,)
+
     def compile(self, batch: int) -> None:
         """Compile the net, and try it forwards and backwards on `batch` images a pass; nothing is learned.
 
@@ -148,9 +188,9 @@ class Learner:
         if not self.how.compiled:
             return
         self.how.compile(self.state.net, self.config.train.deterministic)
-        trial, (channels, size, _) = self.imagined(batch), self.shape
+        trial, channels = self.imagined(batch), self.shape[0]
         try:
-            for side in (size // 2, size) if half_size.applies(self.config.train, 0) else (size,):
+            for side in self._sides():
                 noise = torch.zeros(batch, channels, side, side, device=self.how.device)
                 self._losses(self.alone, trial, noise).sum().backward()
         finally:

@@ -123,6 +123,7 @@ def train(
         run.compile(learner)
         if run.checkpoint is not None:
             learner.load(run.checkpoint, run.state)
+        run.record(learner, own=net is not build.net or loss is not None)
         run.begin()
 
         # The images, and what the averaged weights are judged by.

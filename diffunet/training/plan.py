@@ -46,7 +46,7 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
         )
     if run.config.diffusion.task == "inpaint":
         kind = f"random masks ({d.masks})" if d.mask_folder is None else f"the masks of {d.mask_folder}"
-        yield f"it learns to inpaint, with {kind}; a tenth are all hole, so that it generates too"
+        yield f"it learns to inpaint, with {kind}; {d.all_hole:.0%} are all hole, so that it generates too"
     small = dataset.files.smaller_than(size)
     if d.fit == "patch":
         of = "" if d.scales == (1.0,) else f", at scales {' '.join(f'{scale:g}' for scale in d.scales)}"

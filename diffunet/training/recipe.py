@@ -72,7 +72,10 @@ def seconds_per_step(config: Config, how: Compute, net: build.NetFactory, proces
     denoiser = build.denoiser(config, net(config))
     how.prepare(denoiser)
     learner = Learner(config, denoiser, how)
-    batch = [learner.imagined(learner.batch_size // processes // passes)] * passes
+    size = learner.batch_size // processes // passes
+    batch = [learner.imagined(size)] * passes
+    if processes == 1:
+        learner.record(size, own=net is not build.net)
     times, began = list[float](), time.perf_counter()
     for number in range(WARM + STEPS):
         start = time.perf_counter()

@@ -24,8 +24,8 @@ FREE_ON_RESUME = {
     "train": {
         "steps", "grad_accumulation", "log_every", "validate_every", "sample_every", "previews", "checkpoint_every",
         "checkpoint_minutes", "keep_every", "tensorboard", "max_skipped", "learning_rate", "precision",
-        "deterministic", "stop_after", "timeout", "ema_every", "compile", "kernels", "threads", "minutes", "cooldown",
-        "cooldown_from",
+        "deterministic", "stop_after", "timeout", "ema_every", "compile", "kernels", "cuda_graph", "threads", "minutes",
+        "cooldown", "cooldown_from",
     },
 }  # fmt: skip
 """Options which may change when a run is resumed. All others decide what the weights mean, or which draws were made."""

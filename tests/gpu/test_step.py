@@ -160,3 +160,41 @@ def test_queries_that_are_normalised_are_fused_too(device, learner_of, monkeypat
     learns.step(0, [learns.imagined(6)])
     assert chosen
     assert MATH not in chosen
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["plain", "inpaint", "variance", "dropout", "half"])
+def test_a_recorded_step_learns_the_same(cuda, config_of, learner_of, precision, kind):
+    config = config_of("plain" if kind in ("dropout", "half") else kind)
+    if kind == "dropout":
+        config = config.changed("model", dropout=0.3)
+    if kind == "half":
+        config = config.changed("data", image_size=32).changed("train", half_size=0.5, half_size_until=3)
+    found = []
+    for recorded in (False, True):
+        learns = learner_of(config, compute.choose(cuda, precision))
+        with learns.how.kernels(deterministic=True):
+            if recorded:
+                assert learns.record(6) is None
+                assert len(learns.recorded) == (2 if kind == "half" else 1)
+            batch = learns.imagined(6)
+            for step in range(6):
+                noisy = replace(batch, sigma=batch.sigma * (0.2 + step))
+                with no_wait(cuda) if step else contextlib.nullcontext():
+                    outcome = learns.step(step, [noisy])
+            found.append({"loss": outcome.loss, **contents(learns)})
+    different = [name for name, tensor in found[0].items() if not torch.equal(tensor, found[1][name])]
+    assert different == []
+
+
+def test_what_cannot_be_recorded_is_said(cuda, config_of, learner_of):
+    learns = learner_of(config_of(), compute.choose(cuda, "fp16"))
+    assert learns.record(6) == "the scale of the loss changes in fp16"
+
+    def waits(denoised, x0, sigma):
+        return (denoised.x0 - x0).square().mean(dim=(1, 2, 3)) * (1 if x0.sum().item() else 2)
+
+    learns = learner_of(config_of(), compute.choose(cuda, "fp32"), waits)
+    assert learns.record(6)
+    assert learns.recorded == {}
+    assert math.isfinite(learns.step(0, [learns.imagined(6)]).loss.item())

@@ -27,7 +27,7 @@ def check(b, c, h, w, groups, dtype, scaled, silu, dropout, tolerance):
     x, gy = made(b, c, h, w, dtype=dtype) + 3, made(b, c, h, w, dtype=dtype)
     weight, bias, scale, shift = made(c), made(c), made(b, c), made(b, c)
     known = weight, bias, scale if scaled else None, shift if scaled else None
-    options = groups, 1e-5, silu, dropout, 2**62 + 12345
+    options = groups, 1e-5, silu, dropout, torch.tensor(2**62 + 12345)
     # NaN shows what is not written.
     y, dx = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
     stats, sums = torch.full((b, groups, 2), torch.nan), torch.full((b, 2, c), torch.nan)
