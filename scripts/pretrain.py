@@ -52,6 +52,8 @@ TINY: dict[str, list[object]] = {
 GUIDANCE = 2.0
 """Of the samples that are shown; what is measured has none."""
 
+SAMPLES = f"100 samples of seed 0 and guidance {GUIDANCE:g}, the classes in turn, none left out"
+
 KEPT = (
     "minutes", "steps", "batch_size", "learning_rate", "warmup", "cooldown", "cooldown_from", "half_size",
     "half_size_until", "ema_halflife",
@@ -323,7 +325,7 @@ def card(folder: Path) -> str:
         "```\ndiffunet sample emoji --out grid.png --grid --guidance 2\n"
         'diffunet sample emoji --out food.png --grid --label "Food and drink"\n'
         "diffunet inpaint emoji cut-out.png --out filled.png\n```",
-        *_picture(folder, "samples.png", f"100 samples of seed 0 and guidance {GUIDANCE:g}, the classes in turn, none left out"),
+        *_picture(folder, "samples.png", SAMPLES),
         *_picture(folder, "inpainted.png", "held-out emoji, masked, and two fillings each"),
         *_picture(folder, "steps.png", "from noise to image"),
         "## What it cannot do", content["limits"],
@@ -347,9 +349,9 @@ def _reached(folder: Path, reached: dict[str, Any]) -> list[str]:
     levels = "\n".join(f"| {sigma:g} | {error:g} |" for sigma, error in reached["loss_by_noise"])
     agreement = reached["agreement"]
     return [
-        f"## What it reached\n\nMeasured on {reached['measured_on']}, without guidance. Feature distance of {reached['samples']:,} "
-        f"samples to real images: {reached['distance']:.2f}, where other real images have {reached['floor']:.2f} (the "
-        f"floor), an excess of {reached['excess']:.2f} (`diffunet evaluate`)."
+        f"## What it reached\n\nMeasured on {reached['measured_on']}, without guidance. Feature distance of "
+        f"{reached['samples']:,} samples to real images: {reached['distance']:.2f}, where other real images have {reached['floor']:.2f} "
+        f"(the floor), an excess of {reached['excess']:.2f} (`diffunet evaluate`)."
         + (f" {agreement:.1%} are taken for their class." if agreement is not None else ""),
         f"Near copies: {reached['copies']:.1%} of the samples are as close to a training image as the closest 2% of "
         f"those are to one another; of held-out images, {reached['held_out_copies']:.1%} are. Half of the samples "

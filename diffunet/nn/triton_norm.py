@@ -3,9 +3,9 @@
 Under autocast torch normalises in float32, one operation after the other, and feature maps whose channels lie side by
 side are copied for it: in a training step of DDPM's net on an H100 all that is no convolution took 2.6 times as long as
 the convolutions. Here a feature map is read and written once, and read again out of the cache, in its own type; sums
-are in float32. On an H200, in bf16, a step of a net of 6.7 M parameters took 24.7 ms of the GPU with them, and 55.3 with
-torch's functions (samples/gpu.md). Each process compares them with torch, and each run tries whether they are faster,
-before they are used.
+are in float32. On an H200, in bf16, a step of a net of 6.7 M parameters took 24.7 ms of the GPU with these kernels, and
+55.3 with torch's functions (samples/gpu.md). Each process compares them with torch, and each run tries whether they are
+faster, before they are used.
 
 Importing this module needs Triton, which comes with torch for CUDA. With TRITON_INTERPRET=1 the kernels run on a CPU.
 
