@@ -140,7 +140,7 @@ def test_a_name_that_is_nearly_right(here, capsys):
 def test_the_list(here, capsys):
     assert command("info", "--list") == 0
     said = capsys.readouterr().out
-    for words in ("emoji: 6.7 M parameters, 64x64, inpaint, 9 classes: Act", "Noto Emoji", "Apache 2.0", "7 minutes"):
+    for words in ("emoji: 6.7 M parameters, 64x64, inpaint, 9 classes: Act", "Noto Emoji", "Apache 2.0", "6.5 minutes"):
         assert words in said
     assert command("info", "--list", "emoji") == command("info", "--list", "--device", "cpu") == command("info") == 2
 
