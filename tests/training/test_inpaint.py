@@ -41,8 +41,8 @@ def batches(folder):
     config = tiny()
     dataset, schedule = build.dataset(config.data, folder), build.schedule(config)
 
-    def make(masks, rank=0, processes=1, passes=1, *, augment=0.0, batch_size=12):
-        options = {"fit": "random", "flip": True, "augment": augment, "class_names": ("disc", "square")}
+    def make(masks, rank=0, processes=1, passes=1, *, augment=0.0, batch_size=12, **more):
+        options = {"fit": "random", "flip": True, "augment": augment, "class_names": ("disc", "square")} | more
         share = Share(7, batch_size, passes, rank, processes)
         return Batches(dataset, np.arange(40), schedule, share, tiny(data=options).data, 0.5, masks)
 
@@ -75,6 +75,15 @@ def test_masks_are_of_the_kind_asked_for_and_a_tenth_is_all_hole(batches):
     assert 140 < (known == 0).sum() < 260  # of 2,000: 200 and 4.5 deviations
     corners = batch.keep[:, 0, ::7, ::7].flatten(1)[known > 0]
     assert len(corners.unique(dim=0)) == 4  # upper, lower, left, right
+
+
+def test_the_share_that_is_all_hole_is_the_one_asked_for(batches):
+    shares = []
+    for share in (0.0, 0.5, 1.0):
+        [batch] = batches("half", batch_size=2000, all_hole=share).step(3)
+        shares.append((~batch.keep).all(dim=(1, 2, 3)).float().mean().item())
+    assert (shares[0], shares[2]) == (0.0, 1.0)
+    assert abs(shares[1] - 0.5) < 0.05  # 4.5 deviations
 
 
 def test_masks_of_the_held_out_images_are_the_same_every_time(batches):
