@@ -88,7 +88,7 @@ def part(name: str, options: argparse.Namespace, work: Path, variables: dict[str
     given = {"device": options.device, "tiny": options.tiny, "seconds": options.seconds, "files": options.files}
     longest = LONGEST
     if name == QUALITY:
-        wish = {one: getattr(options, one) for one in ("minutes", "image_size", "samples", "seeds", "limit")}
+        wish = {one: getattr(options, one) for one in ("minutes", "image_size", "samples", "seeds", "limit", "ways")}
         given["quality"] = wish | {"data": options.data and str(options.data), "out": str(options.out)}
         longest += options.seeds * 60 * options.minutes * TRAININGS
     command = [sys.executable, "-m", "benchmarks", name, str(path), json.dumps(given | {"work": str(folder)})]
@@ -124,6 +124,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         quality.add_argument("--image-size", type=int, help="in pixels, a multiple of 8 (32; of the digits 16)"),
         quality.add_argument("--samples", type=int, help="of each way (500; with --tiny 40)"),
         quality.add_argument("--seeds", type=int, help="trainings of each (1)"),
+        quality.add_argument("--ways", nargs="+", metavar="WAY", help="only ways whose names begin so, as in the table"),
         quality.add_argument("--limit", help=argparse.SUPPRESS),
     )
     options = parser.parse_args(given)

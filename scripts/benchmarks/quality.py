@@ -71,6 +71,7 @@ class Wish:
         minutes, image_size, samples, seeds: of each training, of all pictures, of each way, and the trainings of each.
         limit: what tells `diffunet train` the minutes.
         out: a folder for a sheet of samples of each way.
+        ways: only those whose names begin with one of these; None is all.
     """
 
     data: str | None
@@ -80,6 +81,7 @@ class Wish:
     seeds: int
     limit: str
     out: str
+    ways: list[str] | None = None
 
     @property
     def size(self) -> int:
@@ -106,6 +108,10 @@ def measures(options: Options) -> list[Measure]:
         "EDM, bare": partial(contest.made, "edm", 0),
         "training images": partial(contest.made, "real", 0),
     }
+    if wish.ways is not None:
+        ways = {name: lap for name, lap in ways.items() if name.startswith(tuple(wish.ways))}
+    if not ways:
+        raise ValueError(f"no way begins with {' or '.join(wish.ways or ())}")
     name = f"after {wish.minutes:g} minutes at {wish.size} pixels"
     return [Measure(name, "excess", ways, least=wish.seeds, most=wish.seeds)]
 
