@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "web":  # diffunet.web.serve
+        return importlib.import_module("diffunet.web")
     if name not in _HOME:
         raise AttributeError(f"module 'diffunet' has no attribute {name!r}")
     globals()[name] = value = getattr(importlib.import_module(f"diffunet.{_HOME[name]}"), name)

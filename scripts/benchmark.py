@@ -124,7 +124,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         quality.add_argument("--image-size", type=int, help="in pixels, a multiple of 8 (32; of the digits 16)"),
         quality.add_argument("--samples", type=int, help="of each way (500; with --tiny 40)"),
         quality.add_argument("--seeds", type=int, help="trainings of each (1)"),
-        quality.add_argument("--ways", nargs="+", metavar="WAY", help="only ways whose names begin so, as in the table"),
+        quality.add_argument(
+            "--ways", nargs="+", metavar="WAY", help="only ways whose names begin so, as in the table"
+        ),
         quality.add_argument("--limit", help=argparse.SUPPRESS),
     )
     options = parser.parse_args(given)

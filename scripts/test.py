@@ -2,7 +2,7 @@
 
     python3 scripts/test.py --fast   for the inner loop, under a minute on two cores: no mypy, and tests of a second
     python3 scripts/test.py          the quick suite, eight to ten minutes: before each commit
-    python3 scripts/test.py --all    also the slow tests, half an hour and more: before each release
+    python3 scripts/test.py --all    also the slow tests and the page in a browser, half an hour and more: for releases
 
 `--fast` is an option of pytest in this repository (tests/conftest.py says what it leaves out), so `pytest --fast` is
 the same without the other checks. Further arguments go to pytest: `python3 scripts/test.py tests/nn -k odd`. Tests run
@@ -24,7 +24,8 @@ def main(arguments: list[str]) -> int:
     python = str(environment.python("test"))
     everything, fast = "--all" in arguments, "--fast" in arguments
     rest = [argument for argument in arguments if argument != "--all"]
-    chosen = [] if everything else ["-m", "not slow"]
+    # The page in a browser takes minutes; CI, where a person does not wait, looks at it each time.
+    chosen = [] if everything else ["-m", "not slow" if os.environ.get("CI") else "not slow and not page"]
     # By stealing work, a process takes tests that stand together, which share what was made for one of them.
     workers = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
     slowest = ["--durations", "5", "--durations-min", "2"] if fast else []

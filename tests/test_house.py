@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "diffunet"
 
-MOST_LINES = 23_500
+MOST_LINES = 25_500
 """The most lines of Python that the whole package may have; blank ones, comments and docstrings count."""
 
 MOST_LINES_OF_A_MODULE = 410
@@ -77,7 +77,7 @@ def test_the_floor_plan_in_the_readme_is_that_of_the_house():
     """Every room is in it, its lines are right within a tenth, and the reading order is short."""
     chapter = (PACKAGE.parent / "README.md").read_text(encoding="utf-8").partition("## Read the code")[2]
     rows = {row["rooms"]: int(row["lines"].replace(",", "")) for row in ROOM.finditer(chapter)}
-    assert len(rows) == 10
+    assert len(rows) == 11
     named = {room: re.findall(r"`([\w.]+)/?`", room) for room in rows}
     there = {path.name for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     above = {name for names in named.values() for name in names}

@@ -16,7 +16,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
-from pydantic import BaseModel, ValidationError, validate_call
+from pydantic import BaseModel, ValidationError, create_model, validate_call
 
 from diffunet import names
 from diffunet.commands.progress import writing_results
@@ -65,6 +65,34 @@ def call(function: Callable[..., None], args: Sequence[str], command: str) -> No
 
     positional, named = _tyro(arguments, _options(function), args, command)
     function(*positional, **named)
+
+
+def checked(function: Callable[..., None], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of a command, by their names in Python, checked by the same bounds as words are by `call`.
+
+    Raises:
+        UsageError: an option that the command does not have, or a value that it does not take.
+    """
+    kinds = _annotated(function)
+    if unknown := [name for name in values if name not in kinds]:
+        raise UsageError(f"there is no option {unknown[0]!r}")
+    fields: dict[str, Any] = {name: (kinds[name], ...) for name in values}
+    try:
+        found = create_model("Options", **fields).model_validate(values)
+    except ValidationError as error:
+        raise UsageError(_out_of_bounds(error, _options(function))) from None
+    return {name: getattr(found, name) for name in values}
+
+
+def _annotated(target: Any) -> dict[str, Any]:
+    """Return the annotations of all options of a function or dataclass, bounds included."""
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(target, include_extras=True).items():
+        if dataclasses.is_dataclass(kind := _bare(hint)):
+            found |= _annotated(kind)
+        elif name != "return":
+            found[name] = hint
+    return found
 
 
 def base_config(args: Sequence[str]) -> Config:

@@ -17,20 +17,21 @@ from diffunet.commands.progress import main_process, say, silence, tell, writing
 from diffunet.errors import Error, ResourceError, UsageError
 
 COMMANDS = {
-    "train": ("train", "train a model on a folder of images"),
-    "sample": ("sample", "generate images"),
-    "inpaint": ("inpaint", "fill in the masked part of images"),
-    "evaluate": ("evaluate", "compare generated images with real ones"),
-    "check": ("check", "what is in a folder of images, and what cannot be used"),
-    "prepare": ("folders", "a data set from elsewhere as a folder of images"),
-    "masks": ("folders", "random masks, to try inpainting with"),
-    "convert": ("convert", "from and to other forms: diffusers, guided-diffusion, ONNX, the hub, averages"),
-    "info": ("info", "shapes, parameters, MACs, memory and time of a net"),
-    "cache": ("cache", "the decoded images that are kept: what there is, and clearing it"),
-    "demo": ("demo", "all of it on built-in data, in minutes, on a CPU"),
+    "train": ("commands.train", "train a model on a folder of images"),
+    "sample": ("commands.sample", "generate images"),
+    "inpaint": ("commands.inpaint", "fill in the masked part of images"),
+    "web": ("web.command", "fill in and generate on a page in the browser"),
+    "evaluate": ("commands.evaluate", "compare generated images with real ones"),
+    "check": ("commands.check", "what is in a folder of images, and what cannot be used"),
+    "prepare": ("commands.folders", "a data set from elsewhere as a folder of images"),
+    "masks": ("commands.folders", "random masks, to try inpainting with"),
+    "convert": ("commands.convert", "from and to other forms: diffusers, guided-diffusion, ONNX, the hub, averages"),
+    "info": ("commands.info", "shapes, parameters, MACs, memory and time of a net"),
+    "cache": ("commands.cache", "the decoded images that are kept: what there is, and clearing it"),
+    "demo": ("commands.demo", "all of it on built-in data, in minutes, on a CPU"),
 }
-"""The module of each command, which has a function of its name, and what the command does. A module is imported when
-its command is called: reading options takes packages that take half a second to import."""
+"""The module of each command in the package, which has a function of its name, and what the command does. A module is
+imported when its command is called: reading options takes packages that take half a second to import."""
 
 USAGE = "\n".join([
     "usage: diffunet COMMAND ...\n",
@@ -98,7 +99,7 @@ def _run(args: list[str]) -> None:
     logger = logging.getLogger("diffunet")
     logger.handlers = [_LinesOnStandardError()]
     logger.setLevel(logging.INFO if main_process() else logging.ERROR)
-    function = getattr(importlib.import_module(f"diffunet.commands.{COMMANDS[name][0]}"), name)
+    function = getattr(importlib.import_module(f"diffunet.{COMMANDS[name][0]}"), name)
     if name == "train":
         function(rest)
     else:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -19,7 +22,13 @@ from diffunet.errors import DataError, UsageError
 from diffunet.names import JUMPING, InpaintFitName, MethodChoice
 
 if TYPE_CHECKING:
+    from diffunet.inpainting import part
     from diffunet.inpainting.pairs import Pair
+    from diffunet.sampling.pipeline import Pipeline
+    from diffunet.sampling.watching import OnStep
+
+    Job = tuple[Pair, list[Path]]
+    """An image with its mask, and the files to write: one for each filling, then a sheet if there are several."""
 
 Pixels = Annotated[int, Field(ge=0, le=10_000)]
 
@@ -96,31 +105,67 @@ def inpaint(
         raise UsageError(f"--out {out} is lossy: known pixels would change. Take .png, or say --lossy-ok")
     corners = None if box is None else _corners(box)
     sides = None if extend is None else _numbers("--extend", extend, "left,top,right,bottom, such as 0,0,64,0")
-    jobs = _jobs(images, mask, target, is_file, num, overwrite or resume)
+    jobs = jobs_of(images, mask, target, is_file, num, overwrite or resume)
     pipe = options.load(model, computing)
     made_by |= {"command": "inpaint", "model": records.fingerprint(pipe), "precision": pipe.how.precision}
     record = None if is_file else records.Record(target, made_by)
-    left = [job for job in jobs if record is None or not _is_filled(job, record, resume, overwrite)]
-    if len(left) < len(jobs):
-        say(f"{len(jobs) - len(left)} of {len(jobs)} images are filled")
+    reading: part.ReadingOptions = {
+        "box": corners, "invert_mask": invert_mask, "soft_mask": soft_mask, "mask_values": mask_values, "grow": grow,
+        "shrink": shrink, "feather": feather, "extend": sides, "resize_mask": resize_mask, "max_pixels": max_pixels,
+        "range": range, "page": page,
+    }  # fmt: skip
+    filling = {
+        "num": num, "seed": seed, "method": method, "fit": fit, "steps": steps, "jump_length": jump_length,
+        "jump_n_sample": jump_n_sample, "label": label, "guidance": guidance,
+    }  # fmt: skip
+    failed = fill_each(pipe, jobs, reading, filling, record, _shown, resume=resume, overwrite=overwrite)
+    if len(jobs) > 1 or any(path.is_dir() for path in images):
+        count = len(jobs) - len(failed)
+        tell(f"{count} {'image' if count == 1 else 'images'} in {out}")
+    if failed:
+        raise DataError(f"{len(failed)} of {len(jobs)} images could not be filled: {', '.join(failed)}")
 
+
+@contextlib.contextmanager
+def _shown(path: Path) -> Iterator[OnStep]:
+    """Show how far the filling of an image is."""
+    with progress(f"filling {path.name}") as show:
+        yield lambda p: show(p.step, p.steps)
+
+
+def fill_each(
+    pipe: Pipeline, jobs: list[Job], reading: part.ReadingOptions, filling: dict[str, Any],
+    record: records.Record | None, watching: Callable[[Path], AbstractContextManager[OnStep]], *,
+    resume: bool = False, overwrite: bool = False,
+) -> list[str]:  # fmt: skip
+    """Fill in image after image, write each once it is made, and return the names of those that could not be filled.
+
+    Args:
+        pipe, jobs: the model, and what `jobs_of` returns.
+        reading, filling: keywords of `part.read` and of `Pipeline.inpaint`.
+        record: what is noted in the folder of the results; None where they are one file.
+        watching: is entered with the path of each image, and gives what is called after every step.
+        resume, overwrite: whether files that are there stay, as `Record.finished` says, or are replaced.
+
+    Raises:
+        DataError, UsageError: of the only image, where there is one.
+        Cancelled: what `watching` gave has returned False.
+    """
     from diffunet import build
     from diffunet.inpainting import part
     from diffunet.pictures import ranges
 
+    left = [job for job in jobs if record is None or not _is_filled(job, record, resume, overwrite)]
+    if len(left) < len(jobs):
+        say(f"{len(jobs) - len(left)} of {len(jobs)} images are filled")
     album = functools.cache(lambda: ranges.of_files(path for (path, _, _), _ in jobs))
     failed, empty, notes = list[str](), list[tuple[str, str]](), _Notes()
     for (path, mask_path, _), targets in left:
         try:  # errors of one image are raised here; those of the options, by the pipeline
-            masked = part.read(
-                path, mask_path, box=corners, invert_mask=invert_mask, soft_mask=soft_mask, mask_values=mask_values,
-                grow=grow, shrink=shrink, feather=feather, extend=sides, resize_mask=resize_mask, max_pixels=max_pixels,
-                range=range, page=page,
-            )  # fmt: skip
-            masked = masked.like(build.ranges(pipe.config.data))
+            masked = part.read(path, mask_path, **reading).like(build.ranges(pipe.config.data))
             if masked.lacks_range and len(jobs) > 1:
                 masked = masked.like(album(), "these images")
-            part.parts(masked, pipe.image_size, fit)
+            part.parts(masked, pipe.image_size, filling["fit"])
         except (DataError, UsageError) as error:
             words = as_typed(str(error))
             if len(jobs) == 1:
@@ -132,28 +177,21 @@ def inpaint(
             failed.append(str(path))
             continue
         notes.say(masked.said, len(jobs) == 1)
-        with progress(f"filling {path.name}") as show:
-            filled = pipe.inpaint(
-                masked, num=num, seed=seed, method=method, fit=fit, steps=steps, jump_length=jump_length,
-                jump_n_sample=jump_n_sample, label=label, guidance=guidance, on_step=lambda p: show(p.step, p.steps),
-            )  # fmt: skip
+        with watching(path) as on_step:
+            filled = pipe.inpaint(masked, **filling, on_step=on_step)
         if record is not None:
             record.note(record.names(targets), records.content(path, mask_path))
         for picture, file in zip(filled, targets, strict=False):
             outputs.save(picture, file)
-        if num > 1:  # the target that is left is of the sheet
+        if filling["num"] > 1:  # the target that is left is of the sheet
             outputs.save(outputs.sheet(masked, filled), targets[-1])
     notes.count()
     if empty:
         say(f"nothing was to be filled in {len(empty)} of {len(jobs)} images; the first: {empty[0][1]}")
-    if len(jobs) > 1 or any(path.is_dir() for path in images):
-        count = len(jobs) - len(failed)
-        tell(f"{count} {'image' if count == 1 else 'images'} in {out}")
-    if failed:
-        raise DataError(f"{len(failed)} of {len(jobs)} images could not be filled: {', '.join(failed)}")
+    return failed
 
 
-def _is_filled(job: tuple[Pair, list[Path]], record: records.Record, resume: bool, overwrite: bool) -> bool:
+def _is_filled(job: Job, record: records.Record, resume: bool, overwrite: bool) -> bool:
     """Return whether all pictures of an image are there, by this run. Raises UsageError where they are another's."""
     (path, mask, _), targets = job
     if not any(target.exists() for target in targets):
@@ -196,9 +234,9 @@ class _Notes:
                 say(f"{times} masks: {as_typed(kind)}")
 
 
-def _jobs(
+def jobs_of(
     images: tuple[Path, ...], mask: Path | None, out: Path, is_file: bool, num: int, overwrite: bool
-) -> list[tuple[Pair, list[Path]]]:
+) -> list[Job]:
     """Return each image with its mask and the files to write: one for each filling, then a sheet if there are several.
 
     Raises DataError for an image without a mask, UsageError for files that exist, clash, cannot be written or cannot

@@ -192,6 +192,11 @@ def read(
     return Masked(picture, hole, weight, tuple(said), stated)
 
 
+def picture_of(path: Path, max_pixels: int = images.MAX_PIXELS) -> Image:
+    """Return the picture of a file as `read` reads it, whatever its hole; raise as it does."""
+    return composite.editable(_opened(path, str(path), max_pixels, None))
+
+
 def _extended(
     picture: Image, grey: NDArray[Any], extend: tuple[int, int, int, int], max_pixels: int
 ) -> tuple[Image, NDArray[Any], masks.Hole]:

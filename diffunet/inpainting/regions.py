@@ -75,6 +75,11 @@ class Region:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
     @property
+    def corners(self) -> tuple[int, int, int, int]:
+        """The region as (x0, y0, x1, y1), in pixels of the image, x1 and y1 not included."""
+        return self.left, self.top, self.left + self.width, self.top + self.height
+
+    @property
     def resampled(self) -> bool:
         """Whether the net works at another resolution than the image."""
         return (self.rows, self.columns) != (self.height, self.width)

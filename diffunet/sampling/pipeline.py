@@ -347,7 +347,7 @@ class Pipeline:
 
         def make(first: int, count: int) -> None:
             watch.total = watch.done + ceil((num - first) / count) * filler.steps(levels) + later
-            watch.images = range(first, min(first + count, num))
+            watch.images, watch.box = range(first, min(first + count, num)), region.corners
             made.extend(filler.fill(levels, watch.images, seed))
 
         with self.working(f"with one filling of {region.columns}x{region.rows} at a time: fit crop takes less"):

@@ -18,7 +18,9 @@ class Progress:
     """What `on_step` receives: step `step` of `steps` is done, of all batches together.
 
     The batch at work is of the images numbered `images`; those that it makes up to now look like `denoised`, the
-    model's present prediction of them, [B C H W] in [-1, 1]. `noisy` is what it was predicted from, one step on.
+    model's present prediction of them, [B C H W] in [-1, 1]. `noisy` is what it was predicted from, one step on. In
+    inpainting they show the box (x0, y0, x1, y1) of the image, in its pixels, at the resolution that the net works at;
+    `box` is None where they are whole images.
     """
 
     step: int
@@ -26,6 +28,7 @@ class Progress:
     denoised: Tensor
     noisy: Tensor
     images: range
+    box: tuple[int, int, int, int] | None = None
 
 
 OnStep = Callable[[Progress], Any]
@@ -35,12 +38,14 @@ OnStep = Callable[[Progress], Any]
 class Watch:
     """Runs walks of a sampler to their end, one after another, and reports each of their steps to `on_step`.
 
-    `total` is the number of all steps, as far as it is known, and `images` are those of the walk to come.
+    `total` is the number of all steps, as far as it is known, `images` are those of the walk to come, and `box` is what
+    they show of an image that is filled in.
     """
 
     def __init__(self, on_step: OnStep | None) -> None:
         self.on_step = None if on_step is None else plain.function("on_step", on_step)
         self.total, self.done, self.images = 0, 0, range(0)
+        self.box: tuple[int, int, int, int] | None = None
 
     def __call__(self, walk: samplers.Walk) -> Tensor:
         """Return the last x of a walk, float32 [B C H W], of its first images, as many as there are in `images`."""
@@ -50,7 +55,8 @@ class Watch:
             self.done += 1
             if self.on_step is not None:
                 now, noisy = denoised.x0[:wanted].float(), x[:wanted].float()
-                if not plain.goes_on(self.on_step(Progress(self.done, self.total, now, noisy, self.images))):
+                progress = Progress(self.done, self.total, now, noisy, self.images, self.box)
+                if not plain.goes_on(self.on_step(progress)):
                     raise Cancelled(f"cancelled after step {self.done} of {self.total}")
         assert x is not None, "a ladder has at least two sigmas"
         if not x[:wanted].isfinite().all():

@@ -1,0 +1,69 @@
+"""`diffunet web` serves the page of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from diffunet.commands import options, outputs
+from diffunet.commands.options import Computing, Model
+from diffunet.commands.progress import say, tell
+from diffunet.web.limits import Limits
+
+if TYPE_CHECKING:
+    from diffunet.web.serving import Page
+
+
+def web(
+    model: Model, source: Annotated[Positional[Path | None], arg(metavar="IMAGE_OR_FOLDER")] = None, /, *,
+    out: Path | None = None, host: str = "127.0.0.1", port: Annotated[int, Field(ge=0, le=65535)] | None = None,
+    open: bool = False, token: bool = True, frame: str | None = None,
+    limits: OmitArgPrefixes[Limits], computing: OmitArgPrefixes[Computing],
+) -> None:  # fmt: skip
+    """Fill in and generate pictures on a page in the browser: paint over what is to go, and choose among fillings.
+
+    Example: diffunet web emoji holiday.png --open
+
+    Args:
+        source: A picture to begin with, or a folder of pictures.
+        out: A folder where the page may save results; without it they are downloaded.
+        host: The address to listen on; by default only this machine reaches it. 0.0.0.0 is all of this machine's.
+        port: 8765, or the next free one, if not given; 0 is any.
+        open: Open the browser.
+        token: Let in only who has the address that is printed. --no-token lets in all who reach the server.
+        frame: The origin of a page that may show this one in a frame, such as http://localhost:8888.
+    """
+    from diffunet.web import serving
+
+    if out is not None:
+        outputs.claim(out, file=False)
+    pipe = options.load(model, computing)
+    words = tuple(_words(computing))
+
+    def started(page: Page) -> None:
+        tell(page.url)
+        say("Open this address in a browser. Ctrl-C ends the server.")
+        if not token:
+            say("It has no token: every user and every program of this machine is let in.")
+        if open:
+            import webbrowser
+
+            webbrowser.open(page.url)
+
+    page = serving.Page(
+        pipe, source, model=model, out=out, host=host, port=port, token=token, frame=frame, limits=limits,
+        computing=words, started=started,
+    )  # fmt: skip
+    page.run()
+
+
+def _words(computing: Computing) -> list[str]:
+    """Return the options that say how to compute, as they are typed, but those that have their default."""
+    words = list[str]()
+    for name, value in vars(computing).items():
+        if value != getattr(Computing(), name):
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words
