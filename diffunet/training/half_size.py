@@ -2,8 +2,8 @@
 
 Large structures are learned first anyway, and are as good at half of the size: there more images are seen in the same
 time. The net is convolutional, so that its weights fit both. Whether a step is of this stage depends on the config and
-the number of the step alone; images that are held out, and previews, are of the full size always. It is off
-unless asked for: samples/recipe.md has what was measured.
+the number of the step alone; images that are held out, and previews, are of the full size always. Where it is
+not asked for, short runs of larger images begin so (`recipe.HALF`): samples/recipe.md has what was measured.
 """
 
 import torch

@@ -333,6 +333,8 @@ def opened(
         if config.train.steps is None and previous is None:
             assert config.train.minutes is not None, "chosen above"
             left = 60 * config.train.minutes - budget.elapsed
+            if init is not None and config.train.half_size is None:  # its weights know the full size already
+                config = config.changed("train", half_size=0.0)
             config, expected, budget.slower = recipe.for_minutes(config, how, left, resolved, net, joined)
         config = resolved(half_size.decided(config, state.get("step", 0))).changed("train", threads=threads)
         if state and state.get("cooldown") is None:

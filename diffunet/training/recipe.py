@@ -53,6 +53,11 @@ STEPS_AT_LEAST, SMALLEST, LARGEST = 2_000, 8, {64: 128, 128: 64, 256: 32}
 the table has for image sizes up to each key."""
 
 
+HALF, HALF_FROM, HALF_UP_TO = 0.5, 64, 50_000
+"""The share of its time that a run spends at half of its image size, if nobody says otherwise: from this size on, and
+where it sees at most so many images at full size. Measured in samples/recipe.md."""
+
+
 def of_size(config: Config, net: Net) -> Config:
     """Return `config` with those of the net's options that it leaves open."""
     model, plain = config.model, ModelConfig()
@@ -129,6 +134,9 @@ def for_minutes(
         config, each = larger, slower
     t, slower = whole.train, 1.0
     share = t.half_size or 0.0
+    if t.half_size is None and t.half_size_until is None and net is build.net:
+        pays = _half_pays(resolved(config), seconds / each * _batch(resolved(config)))
+        share = min(HALF, 1 - (t.cooldown or defaults.COOLDOWN)) if processes.smallest(int(pays), joined) else 0.0
     if share or t.half_size_until:
         halved = resolved(config.changed("train", half_size_until=1))
         half_size.refuse_misfit(halved, net)
@@ -152,6 +160,12 @@ def best(macs: float, price: Callable[[Net], Cost]) -> Net:
             break
         chosen = size
     return chosen
+
+
+def _half_pays(config: Config, images: float) -> bool:
+    """Return whether a run of so many images at full size learns more if it begins at half of it."""
+    fits = config.model.net == "unet" and half_size.reason_against(config) is None
+    return fits and config.data.image_size >= HALF_FROM and images <= HALF_UP_TO
 
 
 def batch_for(config: Config, images: float) -> int:

@@ -236,15 +236,24 @@ def test_the_steps_to_expect_are_by_the_measured_pace_of_both_sizes(monkeypatch,
     how = compute.Compute(torch.device("cpu"))
     config = preset("default").changed("model", channels=24, num_blocks=1)
     config = config.changed("train", batch_size=8, minutes=10, half_size=share)
-    found, steps, slower = recipe.for_minutes(
-        config, how, 600.0, functools.partial(resolved, how=how), build.net, Alone()
-    )
+
+    def chosen(config, net=build.net):
+        return recipe.for_minutes(config, how, 600.0, functools.partial(resolved, how=how), net, Alone())
+
+    found, steps, slower = chosen(config)
+    if share is None:  # it is a short run at 64 pixels; others, and nets of one's own, are at full size
+        share = 0.5
+        long = config.changed("train", batch_size=1000)
+        for other in (config.changed("data", image_size=32), long):
+            assert chosen(other)[0].train.half_size == 0.0
+        assert chosen(config, net=lambda config: build.net(config))[0].train.half_size == 0.0
+        assert chosen(config.changed("train", cooldown=0.75))[0].train.half_size == 0.25
     assert (found.train.half_size, found.train.half_size_until) == (share or 0.0, None)
     assert slower == pytest.approx(times if share else 1.0)
     assert steps == pytest.approx(600 * (times * (share or 0) + 1 - (share or 0)), abs=1)
 
 
-def test_it_is_off_unless_asked_for():
+def test_by_steps_it_is_off_unless_asked_for():
     for config in (tiny(), tiny(train={"steps": None, "minutes": 60}), tiny(data={"image_size": 64})):
         t = resolved(config, compute.Compute(torch.device("cpu"))).train
         assert (t.half_size, t.half_size_until) == (0.0, None)
