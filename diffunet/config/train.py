@@ -29,7 +29,7 @@ class TrainConfig(Section):
     cooldown_from: Count | None = None
     """Step from which the learning rate falls, in place of --train.cooldown."""
     half_size: Part | None = None
-    """Share of the time, at the beginning, in which it trains at half of the image size; by default a half in short runs
+    """Share of the time, at the beginning, in which it trains at half of the image size; by default 0.5 in short runs
     of images of 64 pixels or more, else none."""
     half_size_until: Count | None = None
     """Step from which it trains at full size, in place of --train.half-size."""
