@@ -26,6 +26,7 @@ MasksName = Literal["mixed", MaskKind]
 MethodName = Literal["trained", "repaint", "ddnm", "mmps", "replace"]
 MethodChoice = Literal["auto", MethodName]
 InpaintFitName = Literal["auto", "crop", "native", "tile"]
+MetricName = Literal["fid", "kid", "prc", "is"]
 
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 LADDERS: tuple[LadderName, ...] = get_args(LadderName)
@@ -45,6 +46,8 @@ METHODS: tuple[MethodName, ...] = get_args(MethodName)
 JUMPING: tuple[MethodName, ...] = ("repaint", "ddnm")
 """The methods of inpainting that jump back up their ladder, and take a jump length and a number of samples."""
 INPAINT_FITS: tuple[InpaintFitName, ...] = get_args(InpaintFitName)
+METRICS: tuple[MetricName, ...] = get_args(MetricName)
+"""What is measured by the published Inception network: FID, KID, precision and recall with density and coverage, IS."""
 
 ALIASES: dict[str, SamplerName] = {"ddim": "euler", "euler-ancestral": "ddpm"}
 """Other names of samplers, accepted wherever a sampler is named and replaced by the name that they stand for. With x

@@ -50,7 +50,7 @@ from diffunet.data import builtin, labels
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.diffusion.losses import DenoisingLoss
 from diffunet.errors import UsageError
-from diffunet.evaluation.report import Reference
+from diffunet.evaluation.reference import Reference
 from diffunet.nn.cost import cost
 from diffunet.sampling.pipeline import Pipeline
 from diffunet.training import defaults

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import diffunet
 from diffunet import build, compute, files
-from diffunet.evaluation.report import Reference
+from diffunet.evaluation.reference import Reference
 
 SAMPLERS = (
     "unipc/log-snr", "unipc", "dpm++2m/log-snr", "dpm++2m", "heun", "ddim", "dpm++2m-sde", "ddpm", "ddpm-large",

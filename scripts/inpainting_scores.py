@@ -25,7 +25,7 @@ from diffunet.diffusion.samplers import last
 from diffunet.errors import DataError, UsageError
 from diffunet.evaluation.distances import Floats, frechet
 from diffunet.evaluation.features import Trained, train_classifier
-from diffunet.evaluation.report import RealImages
+from diffunet.evaluation.reals import RealImages
 from diffunet.inpainting import methods
 from diffunet.inpainting.masks import Hole
 from diffunet.pictures import images

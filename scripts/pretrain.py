@@ -27,10 +27,10 @@ import numpy as np
 import torch
 
 import diffunet
-from diffunet import build, compute, pretrained, storage
+from diffunet import compute, pretrained, storage
 from diffunet.config import Config, TrainConfig
-from diffunet.evaluation import distances
 from diffunet.evaluation import report as reports
+from diffunet.evaluation.reals import RealImages
 from diffunet.interop import models
 from diffunet.pictures import images
 from diffunet.sampling.pipeline import Pipeline
@@ -189,13 +189,13 @@ def with_data(source: str, folder: Path, table: Path) -> storage.Model:
 
 def facts(model: storage.Model, data: Path) -> dict[str, Any]:
     """What the config and the split say of how a model was made."""
-    config, real = model.config, reports.RealImages(model.config, data)
-    split = build.split(config.data, real.dataset.files, real._found)
+    config = model.config
+    training, held_out = RealImages(config, data).split()
     minutes, steps, batch = config.train.minutes, config.train.steps, config.train.batch_size
     assert isinstance(batch, int)
     return {
-        "minutes": minutes or 0.0, "steps": steps, "images_seen": model.step * batch, "images": len(split.training),
-        "held_out": len(split.held_out),
+        "minutes": minutes or 0.0, "steps": steps, "images_seen": model.step * batch, "images": len(training),
+        "held_out": len(held_out),
     }  # fmt: skip
 
 
@@ -259,8 +259,9 @@ def told(what: str, done: int, total: int) -> None:
 
 def loss(pipe: Pipeline, data: Path) -> dict[str, Any]:
     """The held-out loss, as `diffunet evaluate --loss` says it."""
-    found, held_out = reports.denoising(pipe, data, on_step=told)
-    assert held_out
+    measured = reports.denoising(pipe, data, on_step=told)
+    assert measured.held_out
+    found = measured.error
     print("\n".join(found.lines()), flush=True)
     levels = [[round(sigma, 4), round(error, 4)] for sigma, error in zip(found.sigmas, found.errors, strict=True)]
     return {"loss": round(found.loss, 4), "loss_images": found.num, "loss_by_noise": levels}
@@ -271,39 +272,17 @@ def judged(pipe: Pipeline, data: Path, num: int, picture: Path) -> dict[str, Any
 
     `picture` gets the sixteen samples that are nearest to a training image, each above that image.
     """
-    from sklearn.neighbors import NearestNeighbors
-
-    reference = reports.Reference(pipe.config, data, num, 0, pipe.device, lambda n, of: told("features", n, of))
-    made = pipe.sample(
-        reference.num, seed=0, labels=reference.labels, on_step=lambda p: told("sampling", p.step, p.steps)
-    )
-    report = reference.compare(made)
+    report = reports.evaluate(pipe, data, num=num, on_step=told)
     print("\n".join(report.lines()), flush=True)
-    split = build.split(pipe.config.data, reference.dataset.files, reference._found)
-    place = {int(position): n for n, position in enumerate(reference.places)}
-    training, held_out = (
-        reference.gather(np.array([place[int(n)] for n in part if int(n) in place]))
-        for part in (split.training, split.held_out)
-    )
-    fakes = np.stack([images.to_array(image, pipe.channels) for image in made])
-    copies, of_held_out = distances.near_copies(fakes, training, held_out)
-    flat = [part.reshape(len(part), -1).astype(np.float32) for part in (training, fakes, held_out)]
-    neighbours = NearestNeighbors(n_neighbors=1).fit(flat[0])
-    away, which = neighbours.kneighbors(flat[1])
-    away_held_out = neighbours.kneighbors(flat[2])[0]
-    order = np.argsort(away[:, 0])[:16]
-    rows = []
-    for some in np.array_split(order, max(1, len(order) // 8)):
-        rows += [*fakes[some], *training[which[some, 0]]]
-    images.save(images.grid(rows, columns=min(8, len(order))), picture)
-    scale = float(np.sqrt(flat[0].shape[1]))  # from a distance to grey levels of a pixel
-    return {
-        "samples": report.num, "distance": round(report.distance, 4), "floor": round(report.floor, 4),
-        "excess": round(report.excess, 4), "agreement": report.agreement and round(report.agreement, 4),
-        "copies": round(copies, 4), "held_out_copies": round(of_held_out, 4),
-        "nearest": round(float(np.median(away)) / scale, 2),
-        "held_out_nearest": round(float(np.median(away_held_out)) / scale, 2),
+    assert report.memory is not None
+    copies = report.memory.pixels
+    images.save(report.memory.pairs, picture)
+    rounded = {
+        "distance": (report.distance, 4), "floor": (report.floor, 4), "excess": (report.excess, 4),
+        "agreement": (report.agreement, 4), "copies": (copies.share, 4), "held_out_copies": (copies.held_out, 4),
+        "nearest": (copies.median, 2), "held_out_nearest": (copies.held_out_median, 2),
     }  # fmt: skip
+    return {"samples": report.num, **{n: value and round(value, digits) for n, (value, digits) in rounded.items()}}
 
 
 def write_card(folder: Path, content: dict[str, Any]) -> None:

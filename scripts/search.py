@@ -34,7 +34,7 @@ from diffunet.compute import Compute
 from diffunet.config import Config, preset, validated
 from diffunet.data.index import HELD_OUT_MAX, split
 from diffunet.evaluation.denoising import denoising_error
-from diffunet.evaluation.report import Reference
+from diffunet.evaluation.reference import Reference
 from diffunet.nn.cost import cost
 from diffunet.pictures import images
 from diffunet.sampling.pipeline import Pipeline

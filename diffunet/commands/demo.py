@@ -42,7 +42,7 @@ def demo(
 
     from diffunet import build
     from diffunet.data import augment, builtin
-    from diffunet.evaluation import distances
+    from diffunet.evaluation import distances, neighbours
     from diffunet.pictures import images
     from diffunet.sampling.pipeline import load
 
@@ -78,10 +78,10 @@ def demo(
     judge = KNeighborsClassifier(3).fit(real.reshape(len(real), -1), real_labels)
     agreement = float((judge.predict(fakes.reshape(len(fakes), -1)) == labels).mean())
     ratio = distances.variance_ratio(fakes, labels, real, real_labels)
-    copies, real_copies = distances.near_copies(fakes, real[training], real[held_out])
+    copies = neighbours.near_copies(fakes, real[training], real[held_out])
     tell(f"4. {JUDGED} samples judged; all of it took {duration(time.monotonic() - began)}; the model: {out / 'run'}")
     tell(f"agreement: {agreement:.1%}\nvariance ratio: {ratio:.2f}")
-    tell(f"near copies: {copies:.1%} (held-out reals {real_copies:.1%})")
+    tell(f"near copies: {copies.share:.1%} (held-out reals {copies.held_out:.1%})")
 
 
 def _train(out: Path, seconds: float) -> None:

@@ -1,34 +1,59 @@
 """`diffunet evaluate` compares generated images with real ones."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from diffunet.commands import options
-from diffunet.commands.options import Computing, Model, Number, Sampling, Seed, Steps
-from diffunet.commands.progress import progress, tell
+from diffunet.commands import options, outputs
+from diffunet.commands.options import MODEL, Computing, Number, Sampling, Seed, Steps
+from diffunet.commands.progress import progress, say, tell
+from diffunet.commands.records import fingerprint
 from diffunet.errors import UsageError
+from diffunet.names import MetricName
+
+if TYPE_CHECKING:
+    from diffunet.evaluation.told import Loss, Report
+    from diffunet.sampling.pipeline import Pipeline
 
 
 def evaluate(
-    model: Model, data: Annotated[Positional[Path], arg(metavar="DATA")], /, *,
-    num: Annotated[int, Field(ge=2, le=10**7)] | None = None, seed: Seed = 0, sampling: OmitArgPrefixes[Sampling],
+    model: Annotated[Positional[str | None], arg(metavar="MODEL", help=MODEL)] = None,
+    data: Annotated[Positional[Path | None], arg(metavar="DATA")] = None, /, *,
+    samples: Path | None = None, num: Annotated[int, Field(ge=2, le=10**7)] | None = None, seed: Seed = 0,
+    metrics: tuple[MetricName, ...] = (), weights: Path | None = None, reals: Path | None = None,
+    pairs: Path | None = None, json: bool = False, sampling: OmitArgPrefixes[Sampling],
     likelihood: Literal["vlb", "ode"] | None = None, likelihood_num: Number = 100,
     likelihood_steps: Steps | None = None, loss: bool = False, computing: OmitArgPrefixes[Computing],
 ) -> None:  # fmt: skip
     """Compare generated images with real ones: a feature distance, beside that of real images to real ones.
 
+    Of a run, all figures are also written to RUN/evaluation.json, and the samples that are nearest to a training image
+    to RUN/nearest.png.
+
     Example: diffunet evaluate runs/photos photos --num 1000
+
+    Example: diffunet evaluate runs/photos photos --num 50000 --metrics fid kid prc is
+
+    Example: diffunet evaluate --samples made-elsewhere photos
 
     Example: diffunet evaluate runs/photos photos --loss
 
     Args:
         data: Folder of real images; class subfolders make better features.
-        num: Images to compare, at most a third of the real ones; 10,000 if not given.
+        samples: Folder of samples that anybody has made, in place of MODEL; all of them are taken.
+        num: Images to compare, 10,000 if not given. The feature distance is of at most a third of the real ones.
         seed: Of the samples and the features.
+        metrics: Also published figures of the Inception network: FID, KID, precision and recall with density and
+            coverage (prc), inception score (is). They need its weights, and diffunet[fid].
+        weights: File of these weights, if it is not in torch hub's cache.
+        reals: Statistics of real images, an .npz with mu and sigma as EDM publishes, by which FID is measured.
+        pairs: Picture of the 16 samples that are nearest to a training image, each above that image.
+        json: Print one JSON object in place of lines.
         likelihood: Also bits per dimension of real images: by the bound of a DDPM schedule (vlb), or the ODE (ode).
         likelihood_num: Images for that.
         likelihood_steps: For that: of the chain (by default all), or of the ODE (50).
@@ -36,31 +61,80 @@ def evaluate(
             models however they were trained, and hardly varies with chance. Of 256 images if --num is not given.
         computing: These options decide where and how the net computes. With --likelihood, --precision auto is fp32.
     """
+    if samples is not None:
+        _refuse_with_samples(data, model, num is not None or loss or likelihood is not None or sampling != Sampling())
+        model, data = None, Path(str(model))
+    elif model is None or data is None:
+        raise UsageError(f"{'MODEL' if model is None else 'DATA'} is missing (see diffunet evaluate --help)")
     if likelihood is None and (likelihood_num != 100 or likelihood_steps is not None):
         raise UsageError("--likelihood-num and --likelihood-steps go with --likelihood vlb or ode")
     if loss and (likelihood is not None or sampling != Sampling()):
         raise UsageError("--loss draws no samples: it goes with neither --likelihood nor options of sampling")
-    from diffunet.evaluation import report as reports
-
+    if loss and (metrics or pairs is not None):
+        raise UsageError("--loss draws no samples: it goes with neither --metrics nor --pairs")
+    if not metrics and (weights is not None or reals is not None):
+        raise UsageError("--weights and --reals go with --metrics, such as --metrics fid")
+    if pairs is not None:
+        outputs.lossless(pairs, "--pairs")
+        outputs.claim(pairs, file=True, option="--pairs")
     if likelihood is not None and computing.precision == "auto":
         # Bits of thousands of dimensions are added up, and with them what rounding does to each.
         computing = replace(computing, precision="fp32")
-    pipe = options.load(model, computing)
+    from diffunet.evaluation import report as reports
+
+    published = reports.Published(metrics, weights, reals)
+    pipe = None if model is None else options.load(model, computing)
     with progress("evaluating") as show:
 
         def tell_step(what: str, done: int, total: int) -> None:
             show(done, total, what)
 
-        if loss:
-            found, held_out = reports.denoising(pipe, data, num=num or 256, seed=seed, on_step=tell_step)
-            lines = found.lines()
-            if not held_out:
-                lines.append("of images that it may have seen in training, which flatters")
+        found: Report | Loss
+        if pipe is None:
+            assert samples is not None
+            device = options.device(computing)
+            found = reports.evaluate_samples(
+                samples, data, seed=seed, published=published, device=device, on_step=tell_step
+            )
+        elif loss:
+            found = reports.denoising(pipe, data, num=num or 256, seed=seed, on_step=tell_step)
         else:
-            keywords = options.for_pipeline(sampling, pipe)
-            report = reports.evaluate(
-                pipe, data, num=num or 10_000, seed=seed, likelihood=likelihood, likelihood_num=likelihood_num,
-                likelihood_steps=likelihood_steps, on_step=tell_step, **keywords,
+            found = reports.evaluate(
+                pipe, data, num=num or 10_000, seed=seed, published=published, likelihood=likelihood,
+                likelihood_num=likelihood_num, likelihood_steps=likelihood_steps, on_step=tell_step,
+                **options.for_pipeline(sampling, pipe),
             )  # fmt: skip
-            lines = report.lines()
-    tell("\n".join(lines))
+    _write(found, model, pipe, pairs, json)
+
+
+def _refuse_with_samples(data: Path | None, model: str | None, of_a_model: bool) -> None:
+    if data is not None or model is None:
+        raise UsageError("--samples takes the place of MODEL: diffunet evaluate --samples FOLDER DATA")
+    if of_a_model:
+        raise UsageError(
+            "--samples are there, and all are taken: it goes with none of --num, --loss, --likelihood and the options "
+            "of sampling"
+        )
+
+
+def _write(found: Report | Loss, model: str | None, pipe: Pipeline | None, pairs: Path | None, json: bool) -> None:
+    """Print the figures, or lines about them; write both files of a run, and the picture of pairs."""
+    from diffunet import storage
+    from diffunet.evaluation import figures
+    from diffunet.interop import models
+    from diffunet.pictures import images
+
+    named, run = found.figures(), None
+    if model is not None and pipe is not None:
+        named["model"] = fingerprint(pipe)
+        if (Path(model) / storage.RUN_CONFIG).is_file():
+            run = Path(model)
+            named["step"] = storage.weights_step(models.find(model))
+    if found.pairs is not None and (picture := pairs or (run and run / figures.PAIRS)):
+        images.save(found.pairs, picture)
+        named["nearest"] = picture.name
+        say(f"samples nearest to a training image, each above that image: {picture}")
+    if run is not None:
+        figures.write(run, named)
+        say(f"figures: {run / figures.NAME}")
+    tell(figures.text(named) if json else "\n".join(found.lines()))

@@ -13,11 +13,13 @@ from diffunet.errors import UsageError
 from diffunet.names import LadderName, SamplerName, ThresholdName
 
 if TYPE_CHECKING:
+    import torch
+
     from diffunet.sampling.conditions import SamplingOptions
     from diffunet.sampling.pipeline import Pipeline
 
-_MODEL = "A run folder, a model folder, a folder of diffusers, a name of the hub (owner/name), or emoji (built in)."
-Model = Annotated[Positional[str], arg(metavar="MODEL", help=_MODEL)]
+MODEL = "A run folder, a model folder, a folder of diffusers, a name of the hub (owner/name), or emoji (built in)."
+Model = Annotated[Positional[str], arg(metavar="MODEL", help=MODEL)]
 Overwrite = Annotated[bool, arg(help="Replace what exists.")]
 Number = Annotated[int, Field(ge=1, le=10**7)]
 Steps = Annotated[int, Field(ge=1, le=100_000)]
@@ -69,17 +71,31 @@ class Computing:
 
 def load(model: str, computing: Computing) -> Pipeline:
     """Load a model as `pipeline.load`, after a warning where a GPU lies idle and no device was chosen."""
+    from diffunet import compute
+    from diffunet.sampling import pipeline
+
+    _prepare(computing)
+    dtype = compute.PRECISIONS.get(computing.precision)
+    return pipeline.load(model, computing.device, dtype, compile=computing.compile, kernels=computing.kernels)
+
+
+def device(computing: Computing) -> torch.device:
+    """Return the device to compute on, after a warning where a GPU lies idle and none was chosen."""
+    from diffunet import compute
+
+    _prepare(computing)
+    return compute.choose(computing.device).device
+
+
+def _prepare(computing: Computing) -> None:
     import torch
 
     from diffunet import compute
-    from diffunet.sampling import pipeline
 
     if computing.device is None and (idle := compute.warning()):
         say(idle)
     if computing.threads is not None:
         torch.set_num_threads(computing.threads)
-    dtype = compute.PRECISIONS.get(computing.precision)
-    return pipeline.load(model, computing.device, dtype, compile=computing.compile, kernels=computing.kernels)
 
 
 def for_pipeline(sampling: Sampling, pipe: Pipeline) -> SamplingOptions:

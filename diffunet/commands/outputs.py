@@ -57,14 +57,14 @@ def _try_to_write(path: Path) -> None:
         path.write_bytes(b"x")
 
 
-def lossless(out: Path) -> bool:
+def lossless(out: Path, option: str = "--out") -> bool:
     """Return whether a picture of this name keeps every pixel. Raises UsageError for a name that is no picture's."""
     from diffunet.pictures import images
 
     try:
         return images.is_lossless(out)
     except UsageError as error:
-        raise UsageError(f"--out {error}") from None
+        raise UsageError(f"{option} {error}") from None
 
 
 def is_file(out: str | Path) -> bool:

@@ -153,26 +153,29 @@ def decode(
 
 
 def folder_of(chosen: Path | None, source: Path, layout: Layout) -> Path:
-    """Return the folder for the images of `source` in this layout, inside the `chosen` folder.
-
-    Without a choice it is inside the user's folder for caches, which the environment variable DIFFUNET_CACHE may name,
-    or else inside one among temporary files. UsageError is raised where the folder cannot be written.
-    """
+    """Return the folder for the images of `source` in this layout, inside `home(chosen)`."""
     form = asdict(layout)
     if layout.fit != "patch":
         del form["scales"]  # which say nothing then
     parts = [VERSION, os.fsencode(source).hex(), *form.values()]
-    name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+    return home(chosen) / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def home(chosen: Path | None) -> Path:
+    """Return the folder in which caches are kept: the `chosen` one, or the user's own, or one among temporary files.
+
+    The environment variable DIFFUNET_CACHE may name the user's own. UsageError is raised where none can be written.
+    """
     if chosen is not None:
         if not _writable(chosen):
             raise UsageError(f"--data.cache {chosen}: cannot be written; choose another folder, or off")
-        return chosen / name
+        return chosen
     with contextlib.suppress(RuntimeError):  # no home at all, as in some containers
-        if _writable(home := files.user_cache()):
-            return home / name
+        if _writable(own := files.user_cache()):
+            return own
     user = os.getuid() if hasattr(os, "getuid") else "user"
     try:
-        return Path(tempfile.gettempdir(), f"diffunet-cache-{user}", name)
+        return Path(tempfile.gettempdir(), f"diffunet-cache-{user}")
     except FileNotFoundError:
         raise UsageError("no folder for decoded images can be written; choose one with --data.cache, or off") from None
 

@@ -1,4 +1,4 @@
-"""The caches of decoded images on this machine: listing and clearing them."""
+"""The caches of decoded images, and of features of them, on this machine: listing and clearing them."""
 
 import contextlib
 import json
@@ -14,12 +14,12 @@ from diffunet.data.folder import printable
 from diffunet.errors import CheckpointError
 
 _NAME = re.compile(r"[0-9a-f]{24}")
-_FILES = re.compile(r"(pixels|index)-[0-9a-f]+\.(bin|npz)|manifest\.json|lock|\..*\.tmp")
+_FILES = re.compile(r"(pixels|index|features)-[0-9a-f]+\.(bin|npz)|manifest\.json|lock|\..*\.tmp")
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder of decoded images: of which DATA they are, the bytes that they take, when it was last used."""
+    """A folder of decoded images, or their features: of which DATA, the bytes that it takes, when it was last used."""
 
     folder: Path
     source: str

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from diffunet.config import Config
 from diffunet.data import folder
 from diffunet.errors import DataError
-from diffunet.evaluation.distances import Floats, frechet, nearest
+from diffunet.evaluation.distances import Floats, frechet
 from diffunet.evaluation.features import Trained, train_classifier
-from diffunet.evaluation.report import RealImages
+from diffunet.evaluation.neighbours import nearest
+from diffunet.evaluation.reals import RealImages
 from diffunet.pictures.images import Pixels
 
 HELD_OUT = 2000
@@ -135,7 +136,7 @@ def from_training(pictures: Pixels, training: Pixels) -> Floats:
 
     Mirrored because some ways mirror what they train on.
     """
-    both = nearest(np.concatenate([pictures, pictures[:, :, ::-1]]), training)
+    both, _ = nearest(np.concatenate([pictures, pictures[:, :, ::-1]]), lambda: [training])
     return np.minimum(*np.split(both, 2))
 
 

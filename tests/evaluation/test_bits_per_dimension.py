@@ -18,7 +18,7 @@ from diffunet.diffusion.likelihood import denoised_and_trace, log_density, varia
 from diffunet.diffusion.losses import log_likelihood, vlb_term
 from diffunet.diffusion.schedules import DDPMSchedule, EDMSchedule, FlowSchedule
 from diffunet.errors import Cancelled, UsageError
-from diffunet.evaluation import report
+from diffunet.evaluation import reference, report
 from diffunet.evaluation.bits_per_dimension import floor, highest, levels, lowest, ode, vlb
 from diffunet.evaluation.features import train_classifier
 from diffunet.sampling.pipeline import Pipeline
@@ -348,7 +348,7 @@ def test_what_cannot_be_is_refused():
 
 def test_in_the_report(run, folder, monkeypatch):
     """Of images that training held out: of the folder's forty, those that it drew for validation."""
-    monkeypatch.setattr(report, "train_classifier", functools.partial(train_classifier, steps=2))
+    monkeypatch.setattr(reference, "train_classifier", functools.partial(train_classifier, steps=2))
     dataset = build.dataset(tiny().data, folder)
     held = len(split(dataset.files, 0.05, 1000)[1])
     found = report.evaluate(diffunet.load(run), folder, num=4, steps=2, likelihood="ode", likelihood_steps=4)

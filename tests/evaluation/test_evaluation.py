@@ -8,17 +8,19 @@ import pytest
 import diffunet
 from diffunet.data.builtin import load_digits_arrays
 from diffunet.errors import DataError
-from diffunet.evaluation import report
-from diffunet.evaluation.distances import frechet, near_copies, nearest, variance_ratio
+from diffunet.evaluation import reference
+from diffunet.evaluation.distances import frechet, variance_ratio
 from diffunet.evaluation.features import train_classifier
-from diffunet.evaluation.report import Reference, evaluate
+from diffunet.evaluation.neighbours import near_copies, nearest
+from diffunet.evaluation.reference import Reference
+from diffunet.evaluation.report import evaluate
 from diffunet.pictures import images
 
 
 @pytest.fixture
 def _brief(monkeypatch):
     """Classifiers learn for 30 steps, not 600, where what they learn does not matter."""
-    monkeypatch.setattr(report, "train_classifier", partial(train_classifier, steps=30))
+    monkeypatch.setattr(reference, "train_classifier", partial(train_classifier, steps=30))
 
 
 def test_frechet_of_normals_is_the_closed_form():
@@ -45,10 +47,14 @@ def test_nearest_by_brute_force_and_copies_are_found():
     training, held_out = (generator.integers(0, 256, (60, 4, 4, 1), dtype=np.uint8) for _ in range(2))
     flat = training.reshape(60, -1).astype(float)
     brute = [np.sqrt(((flat - q.reshape(-1)) ** 2).sum(1)).min() for q in held_out]
-    assert nearest(held_out, training) == pytest.approx(brute)
-    copies, same = near_copies(training[:30], training, held_out)
-    assert copies == 1.0
-    assert same < 0.2
+    found, places = nearest(held_out, lambda: (training[:7], training[7:]))
+    assert found == pytest.approx(brute)
+    assert np.linalg.norm(flat[places] - held_out.reshape(60, -1), axis=1) == pytest.approx(brute)
+    copies = near_copies(training[:30], training, held_out)
+    assert copies.share == 1.0
+    assert copies.held_out < 0.2
+    assert copies.median == 0
+    assert np.array_equal(copies.places[np.argsort(copies.closest)], np.arange(30))
 
 
 def test_variance_ratio_of_averages_is_zero_and_of_the_same_is_one():

@@ -9,8 +9,9 @@ from helpers.small import tiny
 from PIL import Image
 
 from diffunet import build
-from diffunet.evaluation import report
-from diffunet.evaluation.report import RealImages, Reference
+from diffunet.evaluation import reference
+from diffunet.evaluation.reals import RealImages
+from diffunet.evaluation.reference import Reference
 
 
 @pytest.fixture
@@ -57,15 +58,15 @@ def test_where_the_model_knows_none_of_the_classes_they_say_nothing(folder, conf
 
 def test_of_one_class_alone_no_label_agreement_is_told(folder, tmp_path, config, caplog, monkeypatch):
     caplog.set_level("INFO")
-    monkeypatch.setattr(report, "train_classifier", partial(report.train_classifier, steps=3))
+    monkeypatch.setattr(reference, "train_classifier", partial(reference.train_classifier, steps=3))
     shutil.copytree(folder / "disc", tmp_path / "one" / "disc")
     for n in range(20):
         Image.new("RGB", (8, 8), (n, 2 * n, 3 * n)).save(tmp_path / "one" / "disc" / f"x{n}.png")
-    reference = Reference(config, tmp_path / "one", 5, 0, build.torch.device("cpu"))
+    against = Reference(config, tmp_path / "one", 5, 0, build.torch.device("cpu"))
     assert "no image is of 1 of the model's 2 classes: square" in caplog.text
-    assert set(reference.labels) == {0}  # what is sampled is what it is compared with
-    pictures = [Image.fromarray(pixels) for pixels in reference.gather(np.arange(reference.num))]
-    found = reference.compare(pictures)
+    assert set(against.labels) == {0}  # what is sampled is what it is compared with
+    pictures = [Image.fromarray(pixels) for pixels in against.gather(np.arange(against.num))]
+    found = against.compare(pictures)
     assert found.agreement is None
     assert found.learned == "turns"
     assert not any("agreement" in line for line in found.lines())

@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffunet import build
 from diffunet.errors import DataError, UsageError
-from diffunet.evaluation.report import Reference
+from diffunet.evaluation.reference import Reference
 from diffunet.training import checkpoint
 from diffunet.training.loop import train
 
