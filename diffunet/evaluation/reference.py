@@ -76,25 +76,23 @@ class Reference(RealImages):
         """The distance of other real images to those that samples are compared with."""
         return frechet(self._features_of(2), self._features_of(1))
 
-    def compare(self, pictures: Sequence[Image], labels: Sequence[int] | None = None) -> Report:
-        """Compare the first `num` samples with real images; `labels` are their classes, by default `self.labels`."""
-        fakes = np.stack([images.to_array(picture, self.config.data.channels) for picture in pictures[: self.num]])
-        return self.compared(fakes, self.labels if labels is None else labels)
+    def compare(self, pictures: Sequence[Image]) -> Report:
+        """Compare `num` samples, of `labels` where the model has classes, with real images."""
+        fakes = np.stack([images.to_array(picture, self.config.data.channels) for picture in pictures])
+        return self.compared(fakes, None if self.labels is None else np.array(self.labels))
 
-    def compared(self, fakes: Pixels, labels: Sequence[int] | None) -> Report:
-        """Compare samples, uint8 [N H W C], the first `num` of them, with real images; `labels` are their classes."""
-        fakes = fakes[: self.num]
+    def compared(self, fakes: Pixels, labels: NDArray[np.int64] | None) -> Report:
+        """Compare `num` samples, uint8 [N H W C], with real images; `labels` are their classes, int64 [N]."""
         made, others = self._trained.features(fakes), self._features_of(1)
         agreement, found = None, dict[str, OfClass]()
-        if labels is not None:
-            of, right = np.array(labels[: self.num]), None
-            if self._trained.learned == "classes":
-                right = self._trained.predict(fakes) == of
-                agreement = float(right.mean())
+        if labels is not None and self._trained.learned == "classes":
+            right = self._trained.predict(fakes) == labels
+            agreement = float(right.mean())
             for number, name in enumerate(self.class_names):
-                if (mine := of == number).any():
-                    share = None if right is None else float(right[mine].mean())
-                    found[name] = OfClass(int(mine.sum()), share, *self._of_class(number, made[mine]))
+                if (mine := labels == number).any():
+                    found[name] = OfClass(
+                        int(mine.sum()), float(right[mine].mean()), *self._of_class(number, made[mine])
+                    )
         return Report(
             frechet(made, others), self.floor, self.num, self._trained.learned, self._trained.accuracy, agreement,
             found, neighbours.manifold(made, others, self.device),
@@ -174,9 +172,20 @@ class Reference(RealImages):
             some = self.chosen[self.third :][:num]
         return self.gather(some), self._labels_of(some), unseen
 
-    def report(self, fakes: Pixels, labels: Sequence[int] | None, inception: Inception | None, tell: OnStep) -> Report:
-        """Compare samples, uint8 [N H W C], in every way that takes no model; `labels` are their classes."""
-        report = self.compared(fakes, labels)
+    def report(
+        self, fakes: Pixels, labels: NDArray[np.int64] | None, inception: Inception | None, tell: OnStep,
+        some: NDArray[np.int64] | None = None,
+    ) -> Report:  # fmt: skip
+        """Compare samples, uint8 [N H W C], with real images in every way that takes no model.
+
+        Args:
+            fakes, labels: the samples, and their classes, int64 [N], or None.
+            inception: the network for published figures, if there are to be any.
+            tell: is called with (what is being done, done, of how many).
+            some: the places of `num` samples for the feature distance, by default the first ones.
+        """
+        some = np.arange(self.num) if some is None else some
+        report = self.compared(fakes[some], None if labels is None else labels[some])
         memory = self.memory(fakes, partial(tell, "looking for copies"))
         published = {} if inception is None else inception.figures(fakes, self, tell)
         about = {"samples": len(fakes), "reals": len(self), "seed": self.seed, "data": self.dataset.index_hash}

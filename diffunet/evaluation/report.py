@@ -83,7 +83,7 @@ def evaluate(
         num, seed=seed, labels=labels, on_step=lambda p: tell("sampling", p.step, p.steps), **options
     )
     fakes = np.stack([images.to_array(picture, pipeline.channels) for picture in generated])
-    report = reference.report(fakes, labels, inception, tell)
+    report = reference.report(fakes, None if labels is None else np.array(labels), inception, tell)
     if likelihood is None:
         return report
     real, of_real, unseen = reference.for_likelihood(likelihood_num)
@@ -112,8 +112,8 @@ def evaluate_samples(
     if inception is not None:
         inception.refuse(len(samples))
     reference = Reference(samples.config, data, len(samples), seed, device, partial(tell, "learning features"))
-    fakes, labels = samples.in_order(seed)
-    return reference.report(fakes, labels, inception, tell)
+    some = samples.some(reference.num, seed)
+    return reference.report(samples.pictures(), samples.labels, inception, tell, some)
 
 
 def denoising(pipeline: Pipeline, data: Path, *, num: int = 256, seed: int = 0, on_step: OnStep | None = None) -> Loss:

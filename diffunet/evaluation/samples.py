@@ -56,11 +56,13 @@ class Samples:
     def __len__(self) -> int:
         return len(self._data.files)
 
-    def in_order(self, seed: int) -> tuple[Pixels, list[int] | None]:
-        """Return the samples in an order drawn from the seed, uint8 [N H W C], and their classes, if they have any."""
-        order = np.random.Generator(np.random.Philox(key=[seed, 6])).permutation(len(self))
-        fakes = np.stack([self._data.images[int(i)] for i in order])
-        return fakes, None if self.labels is None else self.labels[order].tolist()
+    def pictures(self) -> Pixels:
+        """Return the samples, in the order of their paths, uint8 [N H W C]."""
+        return np.stack([self._data.images[i] for i in range(len(self))])
+
+    def some(self, num: int, seed: int) -> NDArray[np.int64]:
+        """Return the ascending numbers of `num` of them, or of all, drawn from the seed."""
+        return np.sort(np.random.Generator(np.random.Philox(key=[seed, 6])).permutation(len(self))[:num])
 
     def _labels(self, data: Path) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
         real = build.dataset(self.config.data, data)

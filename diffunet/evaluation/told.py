@@ -15,11 +15,11 @@ from diffunet.evaluation.neighbours import Copies, Manifold
 class OfClass(NamedTuple):
     """The generated images of a class: how many, the share taken for it, their distance and that of as many real ones.
 
-    What cannot be measured, such as the distance of a single image, is None.
+    A distance is None where there are fewer than two images of either kind.
     """
 
     samples: int
-    agreement: float | None
+    agreement: float
     distance: float | None
     floor: float | None
 
@@ -121,9 +121,8 @@ class Report:
         wide = max(map(len, [*self.classes, "class"]))
         rows = [f"  {'class':<{wide}}  samples  agreement  distance  real to real"]
         for name, (samples, agreement, distance, floor) in self.classes.items():
-            share = "-" if agreement is None else f"{agreement:.1%}"
             far, near = ("-" if each is None else f"{each:.4f}" for each in (distance, floor))
-            rows.append(f"  {name:<{wide}}  {samples:>7}  {share:>9}  {far:>8}  {near:>12}")
+            rows.append(f"  {name:<{wide}}  {samples:>7}  {agreement:>9.1%}  {far:>8}  {near:>12}")
         return rows
 
     def _of_memory(self) -> list[str]:
