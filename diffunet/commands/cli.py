@@ -22,6 +22,7 @@ COMMANDS = {
     "inpaint": ("commands.inpaint", "fill in the masked part of images"),
     "web": ("web.command", "fill in and generate on a page in the browser"),
     "evaluate": ("commands.evaluate", "compare generated images with real ones"),
+    "report": ("commands.report", "curves, previews and facts of a run, or of several, as one HTML file"),
     "check": ("commands.check", "what is in a folder of images, and what cannot be used"),
     "prepare": ("commands.folders", "a data set from elsewhere as a folder of images"),
     "masks": ("commands.folders", "random masks, to try inpainting with"),

@@ -18,7 +18,7 @@ from diffunet.compute import Compute
 from diffunet.config import Config
 from diffunet.data import warp
 from diffunet.diffusion.denoiser import Denoiser
-from diffunet.diffusion.losses import DenoisingLoss, Loss
+from diffunet.diffusion.losses import NOISE, DenoisingLoss, Loss
 from diffunet.pictures import images
 from diffunet.training import cuda_graph, half_size
 from diffunet.training.batches import Batch
@@ -26,9 +26,6 @@ from diffunet.training.ema import averages
 from diffunet.training.loss_scale import LossScale
 from diffunet.training.rate import rate
 from diffunet.training.state import State
-
-NOISE = (0.06, 0.15, 0.3, 0.6, 1.2, 2.5, 6.0)
-"""The noise levels (sigma) between the 8 for which the mean training loss is recorded."""
 
 
 class Outcome(NamedTuple):

@@ -147,6 +147,7 @@ def train(
             record = Record(run.folder, first_step, t.tensorboard)
             stack.callback(record.close)
             failures.write_status(run.folder, "running", first_step, steps=run.steps)
+            run.reports.begin(run, batches, data)
             stack.enter_context(failures.saved_first(status, partial(run.save, learner, meters)))
             stack.enter_context(run.writer.settled())  # before anything else hears of an error, and before the end
         for line in plan(run, net):
@@ -181,8 +182,9 @@ def train(
                 last_loss = metrics["loss"]
                 if record is not None:
                     record.metrics(
-                        done, **metrics, learning_rate=rate(learner.config.train, step), **learner.scale.state()
-                    )
+                        done, **metrics, learning_rate=rate(learner.config.train, step), seconds=run.budget.elapsed,
+                        **learner.scale.state(),
+                    )  # fmt: skip
                 spoilt = saving and not learner.state.finite()
                 failures.refuse_divergence(status, streak, spoilt, run.writer.settle)
             if record is not None:
@@ -209,6 +211,7 @@ def train(
                             preview(pipeline, t.previews, path, share.images_per_pass, flag)
                         except DivergedError as error:  # the averages draw bad pictures, but may recover
                             log.warning("no preview of step %d: %s", done, error)
+                        run.reports.write()
                 seconds = budget.now() - began
                 progress = TrainProgress(done, run.end_in_sight(done), last_loss, seconds)
                 if on_step is not None and not plain.goes_on(on_step(progress)):

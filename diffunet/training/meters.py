@@ -13,8 +13,9 @@ from accelerate import Accelerator
 
 from diffunet import files
 from diffunet.compute import Compute
+from diffunet.diffusion.losses import NOISE
 from diffunet.errors import ResourceError
-from diffunet.training.learner import NOISE, Outcome
+from diffunet.training.learner import Outcome
 
 COUNTERS = ("skipped", "streak", "overflows")
 """Optimizer steps which were skipped for lack of a finite loss and gradient: those of the whole run, and those in a row

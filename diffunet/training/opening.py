@@ -40,6 +40,7 @@ from diffunet.training import (
     processes,
     rate,
     recipe,
+    reporting,
     resuming,
     run_folder,
     saving,
@@ -72,6 +73,7 @@ class Run:
         budget: the time that the run has taken and may take.
         expected: the number of steps to expect where the end is still open, else that of the config.
         best: the average of least held-out loss; None where the run has many images, or holds out none.
+        reports: what writes the report of the run.
         writer: what writes checkpoints beside training, see saving.py.
     """
 
@@ -94,6 +96,7 @@ class Run:
     budget: Budget
     expected: int
     best: Best | None
+    reports: reporting.Reports
     writer: saving.Writer = field(default_factory=saving.Writer)
 
     @property
@@ -268,6 +271,9 @@ def opened(
         if t.deterministic:
             _prepare_determinism()
         status = failures.Status(folder, config)
+        reports = reporting.Reports(folder)
+        if main:
+            stack.callback(reports.end)  # once the status below says how the run has ended
         stack.enter_context(failures.explaining(status, flag, main))
         limits = stop.Limits(folder / "stop", config.train.stop_after)
 
@@ -356,7 +362,7 @@ def opened(
         run = Run(
             folder, config, dataset, split, classes, labels, how, joined, main, previous, state, status, flag, limits,
             compile_is_open, thinned, budget, expected,
-            Best.of(folder, state) if len(split.held_out) > 0 and distinct < best.SMALL else None,
+            Best.of(folder, state) if len(split.held_out) > 0 and distinct < best.SMALL else None, reports,
         )  # fmt: skip
         if previous is not None:
             resuming.log_differences(state["environment"], run.environment())

@@ -1,0 +1,47 @@
+"""What a model that has learned to inpaint makes of held-out images, one for each kind of mask."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from diffunet import draws
+from diffunet.errors import DataError
+from diffunet.evaluation.report import RealImages
+from diffunet.inpainting import masks
+from diffunet.names import MASK_KINDS
+from diffunet.pictures import images
+from diffunet.sampling.pipeline import Pipeline
+
+
+def fillings(
+    pipeline: Pipeline, data: Path, *, seed: int = 0, on_step: Callable[[int, int], None] | None = None
+) -> dict[str, Image.Image]:  # fmt: skip
+    """Return for each kind of mask a row of three: an image, what is left of it, and how the model fills it in.
+
+    Args:
+        pipeline, data: the model, and the folder of images.
+        seed: decides which of the held-out images are taken, and the holes.
+        on_step: is called with (fillings made, of how many).
+
+    Returns:
+        The rows by the kind of mask.
+
+    Raises:
+        DataError: training on this folder holds out no images; and as `build.dataset`.
+    """
+    real, size = RealImages(pipeline.config, data), pipeline.config.data.image_size
+    some, unseen = real.unseen(len(MASK_KINDS), seed)
+    if not unseen:
+        raise DataError(f"of the images in {data} training holds out none")
+    pixels, rows = real.gather(some), dict[str, Image.Image]()
+    for n, kind in enumerate(MASK_KINDS):
+        picture = pixels[n % len(pixels)]
+        hole = masks.random_mask(kind, size, size, draws.generator(draws.seed_of("fillings", seed), 0, n))
+        filled = pipeline.inpaint(images.from_array(picture), hole, seed=seed, fit="native")[0]
+        left = np.where(hole[..., None], np.uint8(128), picture)
+        rows[kind] = images.grid([picture, left, images.to_array(filled, picture.shape[2])], 3)
+        if on_step is not None:
+            on_step(n + 1, len(MASK_KINDS))
+    return rows
