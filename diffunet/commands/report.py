@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,6 +76,18 @@ def _path(runs: Sequence[Path], out: Path | None, overwrite: bool) -> Path:
     return out
 
 
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Leave out what is told of every filling alike."""
+    logger = logging.getLogger("diffunet.sampling")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _inpaints(run: Reading) -> bool:
     return run.config is not None and run.config.diffusion.task == "inpaint"
 
@@ -88,7 +102,7 @@ def _fillings(run: Reading, computing: Computing) -> Fillings | str:
         return "There are none, since the run does not say where its images are: it is of an earlier version."
     try:
         pipe = options.load(str(run.folder), computing)
-        with progress("filling in") as show:
+        with progress("filling in") as show, _quietly():
             return fillings(pipe, Path(data), on_step=show)
     except Error as error:
         say(f"no images are filled in: {error}")

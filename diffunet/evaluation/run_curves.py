@@ -16,13 +16,17 @@ LATER, RISEN = 3, 0.01
 
 
 class Chart(NamedTuple):
-    """A chart: its key and title, the names of its curves in metrics.jsonl with their labels, and what it shows."""
+    """A chart: its key and title, the names of its curves in `Reading.lines` with their labels, and what it shows.
+
+    With `log` the axis is logarithmic where all values are positive and the largest is many times the least.
+    """
 
     key: str
     title: str
     names: tuple[str, ...]
     labels: tuple[str, ...]
     about: str
+    log: bool = False
 
 
 _LEVELS = (
@@ -33,15 +37,15 @@ _LEVELS = (
 CHARTS = (
     Chart(
         "held-out", "Held-out loss", ("validation_loss",), ("loss",),
-        "Of the averaged weights, on images that training does not see, with the same noise every time.",
+        "Of the averaged weights, on images that training does not see, with the same noise every time.", True,
     ),
-    Chart("loss", "Training loss", ("loss",), ("loss",), "The mean since the line before."),
+    Chart("loss", "Training loss", ("loss",), ("loss",), "The mean since the line before.", True),
     Chart(
         "noise", "Training loss by noise level", tuple(f"noise{n}" for n in range(len(_LEVELS))),
         tuple(f"sigma {level}" for level in _LEVELS),
-        "Small noise is fine detail, and large noise what the image is of.",
+        "Small noise is fine detail, and large noise what the image is of.", True,
     ),
-    Chart("norm", "Gradient norm", ("grad_norm",), ("norm",), "Before it is clipped."),
+    Chart("norm", "Gradient norm", ("grad_norm",), ("norm",), "Before it is clipped.", True),
     Chart("rate", "Learning rate", ("learning_rate",), ("rate",), "It rises at the start, and falls at the end."),
     Chart("speed", "Speed", ("images_per_second",), ("images a second",), "With all that comes between steps."),
 )  # fmt: skip

@@ -67,9 +67,11 @@ def page(runs: Sequence[Reading], fillings: Mapping[Path, Fillings | str]) -> st
     films = [_film(run, many) for run in runs]
     body = [
         _section("State", names, map(_state, runs)),
-        _section("Previews", names, map(_preview, films), _scrubber()),
+        _section("Previews", names, map(_preview, films), _scrubber(), half=True),
+        _section(
+            "Images as the net sees them", names, (_sheet(run, IMAGES, _seen(run), many) for run in runs), half=True
+        ),
         _section("Curves", (), [_charts(runs, names)]),
-        _section("Images as the net sees them", names, (_sheet(run, IMAGES, _seen(run), many) for run in runs)),
         _section(
             "Held-out images, masked and filled", names,
             (_fillings(run, fillings.get(run.folder), many) for run in runs),
@@ -122,14 +124,20 @@ def _names(runs: Sequence[Reading]) -> list[str]:
     ]
 
 
-def _section(heading: str, names: Sequence[str], parts: Iterable[Html], *above: Html) -> Html:
-    """Return a section with the parts of the runs of these names, or nothing where no run has anything to say in it."""
+def _section(
+    heading: str, names: Sequence[str], parts: Iterable[Html], *above: Html, half: bool = False
+) -> Html:  # fmt: skip
+    """Return a section with the parts of the runs of these names, or nothing where no run has anything to say in it.
+
+    Of one run, two neighbours that are `half` of the width stand beside each other.
+    """
     some = [(n, part) for n, part in enumerate(parts) if part]
     if not some:
         return Html()
     several = len(names) > 1
     made = [tag("div", *([tag("h3", _dot(n), names[n])] if several else []), part, class_="part") for n, part in some]
-    return tag("section", tag("h2", heading), *above, tag("div", *made, class_="parts" if several else None))
+    within = tag("div", *made, class_="parts" if several else None)
+    return tag("section", tag("h2", heading), *above, within, class_="half" if half and not several else None)
 
 
 def _dot(n: int) -> Html:
@@ -219,9 +227,9 @@ def _preview(film: Sequence[tuple[int, Thumbnail]]) -> Html:
 
 def _scrubber() -> Html:
     note = tag("p", "Samples from the same noise every time: a film of learning.", class_="quiet")
-    play, when = tag("button", "Play", type="button", id="play"), tag("output", id="when")
+    play = tag("button", "Play", type="button", id="play")
     slider = tag("input", type="range", min=0, max=0, step=1, aria_label="step of the previews", id="scrubber")
-    return tag("div", note, tag("div", play, slider, when), class_="scrub", hidden=True)
+    return tag("div", note, tag("div", play, slider), class_="scrub", hidden=True)
 
 
 def _img(picture: Thumbnail, words: str) -> Html:
@@ -231,9 +239,9 @@ def _img(picture: Thumbnail, words: str) -> Html:
 
 def _charts(runs: Sequence[Reading], names: Sequence[str]) -> Html:
     said = [
-        tag("p", *([_dot(n), names[n], ": "] if len(runs) > 1 else []), line)
+        tag("p", *([_dot(n), names[n], ": "] if len(runs) > 1 else []), " ".join(words(run)))
         for n, run in enumerate(runs)
-        for line in words(run)
+        if run.lines
     ]
     nothing = tag("noscript", tag("p", "The curves need JavaScript, which is off."))
     return joined([*said, tag("div", id="charts"), nothing])

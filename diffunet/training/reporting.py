@@ -6,6 +6,7 @@ All of it is for people: none of it draws a random number that training would, a
 import contextlib
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,9 @@ SHOWN = 36
 HOLE, HOLE_SHARE = (214, 40, 120), 0.75
 """The colour, RGB, that lies over what is hole in RUN/images.png, and how much of each pixel is that colour."""
 
+COST = 0.01
+"""The most of the time of training that the report may take: where the last one took long, the next ones wait."""
+
 
 class Reports:
     """Writes the report of a run, on its main process; an error is said once, and ends nothing.
@@ -41,6 +45,7 @@ class Reports:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._said = folder, False
+        self._took, self._written = 0.0, time.monotonic()
 
     def begin(self, run: "Run", batches: Batches, data: Path) -> None:
         """Note what the run, or this part of it, begins with: RUN/begun.json and RUN/images.png."""
@@ -54,14 +59,21 @@ class Reports:
             images.save(images.grid(seen(batches, run.how.device), 6), self.folder / run_reading.IMAGES)
 
     def write(self) -> None:
-        """Write RUN/report.html."""
-        with self._spared():
-            run_page.write([run_reading.read(self.folder)], self.folder / run_page.NAME)
+        """Write RUN/report.html, unless that would take more than `COST` of the time since it was written last."""
+        if COST * (time.monotonic() - self._written) >= self._took:
+            self._write()
 
     def end(self) -> None:
         """Write it once more, with how the run has ended, if it was written before."""
         if (self.folder / run_page.NAME).exists():
-            self.write()
+            self._write()
+
+    def _write(self) -> None:
+        began = time.monotonic()
+        with self._spared():
+            run_page.write([run_reading.read(self.folder)], self.folder / run_page.NAME)
+        self._written = time.monotonic()
+        self._took = self._written - began
 
     @contextlib.contextmanager
     def _spared(self) -> Iterator[None]:

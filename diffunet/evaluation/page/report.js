@@ -17,7 +17,7 @@
 
   function show(place) {
     slider.value = place;
-    document.getElementById("when").textContent = `step ${steps[place].toLocaleString("en")}`;
+    slider.setAttribute("aria-valuetext", `step ${steps[place].toLocaleString("en")}`);
     films.forEach((film, n) => {
       const [step, address] = film.findLast(([step]) => step <= steps[place]) ?? film[0];
       const image = figures[n].querySelector("img");
@@ -60,8 +60,8 @@
 
   const drawn = [];
   const sync = uPlot.sync("steps");
-  const number = (u, value) => (value === null || value === undefined ? "" : Number(value.toPrecision(4)).toString());
-  const step = (u, value) => (value === null || value === undefined ? "" : value.toLocaleString("en"));
+  const number = (u, value) => (value == null ? "" : Number(value.toPrecision(4)).toString());
+  const step = (u, value) => (value == null ? "" : value.toLocaleString("en"));
 
   function lines(chart, names) {
     // Each line is {label, colour, points: {step, y}}.
@@ -92,20 +92,28 @@
     u.ctx.restore();
   }
 
-  function draw(title, about, shown) {
+  // On a logarithmic axis 1, 2 and 5 of each power of ten have a number.
+  const few = (u, splits) => splits.map((y) => (y !== null && /^[125]/.test(y.toExponential(0)) ? y : null));
+
+  // Where no cursor is, the legend has the newest values.
+  function newest(u) {
+    u.setLegend({ idx: u.data[0].length - 1 }, false);
+  }
+
+  function draw(chart, title, shown) {
     const box = document.createElement("div");
     const heading = document.createElement("h3");
     const note = document.createElement("p");
     box.className = "chart";
     heading.textContent = title;
     note.className = "quiet";
-    note.textContent = about;
+    note.textContent = chart.about;
     box.append(heading, note);
     document.getElementById("charts").append(box);
     const tables = shown.map((line) => [line.step, line.y]);
     const positive = shown.every((line) => line.y.every((y) => y === null || y > 0));
     const values = shown.flatMap((line) => line.y).filter((y) => y !== null);
-    const wide = positive && Math.max(...values) > 20 * Math.min(...values);
+    const wide = chart.log && positive && Math.max(...values) > 8 * Math.min(...values);
     const axis = {
       stroke: () => colour("--quiet"),
       grid: { stroke: () => colour("--line"), width: 1 },
@@ -115,10 +123,10 @@
     const plot = new uPlot({
       width: box.clientWidth,
       height: HEIGHT,
-      scales: { x: { time: false }, y: wide ? { distr: 3 } : {} },
+      scales: { x: { time: false }, y: wide ? { distr: 3, range: (u, low, high) => [low / 1.1, high * 1.1] } : {} },
       axes: [
         { ...axis, values: (u, splits) => splits.map((x) => step(u, x)) },
-        { ...axis, size: 58, values: (u, splits) => splits.map((y) => number(u, y)) },
+        { ...axis, size: 58, ...(wide && { filter: few }), values: (u, splits) => splits.map((y) => number(u, y)) },
       ],
       series: [
         { label: "step", value: step },
@@ -133,7 +141,11 @@
       ],
       legend: { markers: { fill: (u, n) => colour(shown[n - 1].colour), width: 0 } },
       cursor: { sync: { key: sync.key, setSeries: false }, y: false },
-      hooks: { draw: [(u) => shown.filter((line) => line.least).forEach((line) => least(u, line))] },
+      hooks: {
+        draw: [(u) => shown.filter((line) => line.least).forEach((line) => least(u, line))],
+        ready: [newest],
+        setCursor: [(u) => u.cursor.idx === null && newest(u)],
+      },
     }, uPlot.join(tables), box);
     plot.root.setAttribute("role", "img");
     plot.root.setAttribute("aria-label", title);
@@ -142,10 +154,11 @@
 
   for (const chart of charts) {
     const groups = runs.length > 1 ? chart.names.map((name) => [name]) : [chart.names];
-    for (const names of groups) {
+    for (const [place, names] of groups.entries()) {
       const shown = lines(chart, names);
       const label = chart.labels[chart.names.indexOf(names[0])];
-      if (shown.length) draw(groups.length > 1 ? `${chart.title}: ${label}` : chart.title, chart.about, shown);
+      const about = place ? "" : chart.about;
+      if (shown.length) draw({ ...chart, about }, groups.length > 1 ? `${chart.title}: ${label}` : chart.title, shown);
     }
   }
 
