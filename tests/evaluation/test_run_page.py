@@ -91,7 +91,7 @@ def test_names_of_strangers_are_texts_and_nothing_else(hostile):
     assert len(page.of("script")) == 3, "the data, uPlot, and our own"
     assert all(each["src"].startswith("data:image/") for each in page.of("img"))
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
-    said = " ".join(sum(page.texts.values(), []))
+    said = " ".join(text for texts in page.texts.values() for text in texts)
     assert said.count("document.title='owned'") > 10, "and they are there to be read"
     assert page.of("title") == [{}]
 
@@ -130,8 +130,8 @@ def test_numbers_of_the_page_are_those_of_the_files(tmp_path):
 @pytest.mark.seconds
 def test_it_stays_below_four_megabytes(tmp_path):
     """Of pictures that no format makes small, many classes and many steps; of one run and of eight."""
-    classes = {f"class {n} {'x' * 300}": n for n in range(20_000)}
-    reasons = [[f"{n} {'y' * 3000}.png", "z" * 3000] for n in range(1000)]
+    classes = {f"class {n} {'x' * 300}": n for n in range(2_000)}
+    reasons = [[f"{n} {'y' * 3000}.png", "z" * 3000] for n in range(300)]
     begun = {"images": {"classes": classes, "reasons": reasons, "rejected": 5000, "notes": ["n" * 9000] * 99}}
     folders = []
     for n in range(8):
@@ -160,8 +160,9 @@ def test_it_stays_below_four_megabytes(tmp_path):
 
 
 GARBAGE = {
-    "empty": b"", "binary": b"\xff\xfe\x00\x9f" * 40, "torn": b'{"step": 3, "loss"', "list": b"[]", "deep": b"[" * 99_999,
-    "numbers": b'{"step": "3", "steps": [1], "state": 5, "images": 7, "environment": [], "loss_by_noise": 9, "data": {}}',
+    "empty": b"", "binary": b"\xff\xfe\x00\x9f" * 40,
+    "torn": b'{"step": 3, "loss"', "list": b"[]", "deep": b"[" * 99_999,
+    "numbers": b'{"step": "3", "steps": [1], "state": 5, "images": 7, "environment": [], "loss_by_noise": 9}',
     "huge": b'{"step": 1' + b"0" * 400 + b', "steps": 1e999, "seconds": NaN, "images": {"sizes": {"a": [1e999, "b"]}}}',
     "nested": b'{"images": {"classes": {"a": [1]}, "reasons": [[1, 2], 3], "notes": [{}], "sizes": [], "images": "x"}}',
 }  # fmt: skip
@@ -169,7 +170,8 @@ GARBAGE = {
 
 @pytest.mark.parametrize("garbage", GARBAGE)
 @pytest.mark.parametrize(
-    "name", ["config.toml", "status.json", "metrics.jsonl", "begun.json", "evaluation.json", "images.png", "nearest.png"]
+    "name",
+    ["config.toml", "status.json", "metrics.jsonl", "begun.json", "evaluation.json", "images.png", "nearest.png"],
 )
 def test_foreign_files_are_said_and_left_out(tmp_path, name, garbage):
     folder = run_folder(tmp_path / "r", lines=[line(1), line(2)], previews=[1], begun={})
@@ -223,7 +225,7 @@ def test_a_run_that_has_just_begun_has_one_too(tmp_path):
 @pytest.mark.parametrize("make", [lambda path: None, Path.mkdir])
 def test_what_is_no_run_is_refused(tmp_path, make):
     make(tmp_path / "x")
-    with pytest.raises(UsageError, match="no such folder|no run folder"):
+    with pytest.raises(UsageError, match=r"no such folder|no run folder"):
         run_reading.read(tmp_path / "x")
 
 

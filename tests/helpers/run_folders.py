@@ -9,7 +9,9 @@ from PIL import Image
 def run_folder(path, *, lines=(), previews=(), begun=None, status=None, config=""):
     """Write a run folder with these lines of metrics.jsonl, previews at these steps, and contents of JSON files."""
     (path / "samples").mkdir(parents=True)
-    (path / "config.toml").write_text(config or '[diffusion]\ntask = "generate"\n[train]\nsteps = 200\nbatch_size = 4\n')
+    (path / "config.toml").write_text(
+        config or '[diffusion]\ntask = "generate"\n[train]\nsteps = 200\nbatch_size = 4\n'
+    )
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (path / "status.json").write_text(json.dumps(status or {"state": "running", "step": 0, "steps": 200}))
     if begun is not None:

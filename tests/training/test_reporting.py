@@ -47,7 +47,7 @@ def test_a_run_leaves_a_report_of_how_it_ended(run):
     begun = json.loads((run / "begun.json").read_text())
     assert begun["images"]["classes"] == {"disc": 20, "square": 20}
     assert begun["images"]["training"] + begun["images"]["held_out"] == begun["images"]["images"] == 40
-    assert begun["images"]["sizes"] == dict.fromkeys(("smallest", "median", "largest"), [8, 8])
+    assert begun["images"]["sizes"] == {name: [8, 8] for name in ("smallest", "median", "largest")}
     assert begun["environment"]["device"] in page
 
 
