@@ -99,7 +99,7 @@ def test_the_curves_are_drawn(shown, report, scheme):
     ]  # fmt: skip
     many = inked(page)
     assert all(number > 200 for number, title in zip(many, titles, strict=True) if "by noise" not in title), many
-    assert "rising since step 100" in page.locator("section:has(#charts) > p").inner_text()
+    assert "rising since step 100" in page.locator("div:has(> #charts) > p").inner_text()
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     light = sum(map(int, ground.removeprefix("rgb(").removesuffix(")").split(","))) / 3
     assert light > 200 if scheme == "light" else light < 60

@@ -1,4 +1,4 @@
-/* The curves and the film of a report. Its data is in the element #data: runs, each with curves and film, and charts. */
+/* The curves and the film of a report. Its data is in the element #data: the runs, with curves and film, and charts. */
 
 "use strict";
 
