@@ -8,7 +8,7 @@ from PIL import Image
 
 from diffunet import draws
 from diffunet.errors import DataError
-from diffunet.evaluation.report import RealImages
+from diffunet.evaluation.reals import RealImages
 from diffunet.inpainting import masks
 from diffunet.names import MASK_KINDS
 from diffunet.pictures import images
