@@ -21,7 +21,8 @@ from diffunet.training.loop import train
 
 def test_what_a_run_leaves_behind(run, folder):
     assert sorted(path.name for path in run.iterdir() if not path.name.startswith(".")) == [
-        "best", "checkpoints", "config.toml", "images.index", "metrics.jsonl", "model", "samples", "status.json",
+        "begun.json", "best", "checkpoints", "config.toml", "images.index", "images.png", "metrics.jsonl", "model",
+        "report.html", "samples", "status.json",
     ]  # fmt: skip
     config = Config.model_validate(tomllib.loads((run / "config.toml").read_text()))
     assert config.data.class_names == ("disc", "square")
