@@ -25,8 +25,8 @@ def evaluate(
     model: Annotated[Positional[str | None], arg(metavar="MODEL", help=MODEL)] = None,
     data: Annotated[Positional[Path | None], arg(metavar="DATA")] = None, /, *,
     samples: Path | None = None, num: Annotated[int, Field(ge=2, le=10**7)] | None = None, seed: Seed = 0,
-    metrics: tuple[MetricName, ...] = (), weights: Path | None = None, reals: Path | None = None,
-    pairs: Path | None = None, json: bool = False, sampling: OmitArgPrefixes[Sampling],
+    metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)] | None = None, weights: Path | None = None,
+    reals: Path | None = None, pairs: Path | None = None, json: bool = False, sampling: OmitArgPrefixes[Sampling],
     likelihood: Literal["vlb", "ode"] | None = None, likelihood_num: Number = 100,
     likelihood_steps: Steps | None = None, loss: bool = False, computing: OmitArgPrefixes[Computing],
 ) -> None:  # fmt: skip
@@ -70,9 +70,9 @@ def evaluate(
         raise UsageError("--likelihood-num and --likelihood-steps go with --likelihood vlb or ode")
     if loss and (likelihood is not None or sampling != Sampling()):
         raise UsageError("--loss draws no samples: it goes with neither --likelihood nor options of sampling")
-    if loss and (metrics or pairs is not None):
+    if loss and (metrics is not None or pairs is not None):
         raise UsageError("--loss draws no samples: it goes with neither --metrics nor --pairs")
-    if not metrics and (weights is not None or reals is not None):
+    if metrics is None and (weights is not None or reals is not None):
         raise UsageError("--weights and --reals go with --metrics, such as --metrics fid")
     if pairs is not None:
         outputs.lossless(pairs, "--pairs")
@@ -82,7 +82,7 @@ def evaluate(
         computing = replace(computing, precision="fp32")
     from diffunet.evaluation import report as reports
 
-    published = reports.Published(metrics, weights, reals)
+    published = reports.Published(metrics or (), weights, reals)
     pipe = None if model is None else options.load(model, computing)
     with progress("evaluating") as show:
 

@@ -95,7 +95,7 @@ class Reference(RealImages):
                     )
         return Report(
             frechet(made, others), self.floor, self.num, self._trained.learned, self._trained.accuracy, agreement,
-            found, neighbours.manifold(made, others, self.device),
+            found, neighbours.manifold(made, others),
         )  # fmt: skip
 
     def _of_class(self, number: int, made: NDArray[np.float64]) -> tuple[float | None, float | None]:
@@ -107,13 +107,15 @@ class Reference(RealImages):
             return None, None
         return frechet(made[:few], real), frechet(other[:few], real)
 
-    def memory(self, fakes: Pixels, on_step: Callable[[int, int], None]) -> Memory:
+    def memory(self, fakes: Pixels, on_step: Callable[[int, int], None]) -> Memory | None:
         """Look for the nearest training images of samples, uint8 [N H W C], and of the images that are held out.
 
         Pictures from 128 pixels on are compared by means of blocks. Where training mirrors images, mirror images count.
-        `on_step` is called with (done, of how many).
+        `on_step` is called with (done, of how many). With a single training image there is no telling, and None.
         """
         training, held_out = self.split()
+        if len(training) < 2:
+            return None
         done, mirror = 0, bool(self.config.data.flip)
         total = len(training) * (3 if mirror else 2)
 

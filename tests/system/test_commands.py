@@ -213,8 +213,36 @@ def test_check_prepare_info_evaluate(trained, folder, tmp_path, capsys):
     diffunet("evaluate", trained, folder, "--loss", "--num", 4)
     said = capsys.readouterr().out
     assert "loss: " in said
-    assert len(said.splitlines()) == 18  # of 16 noise levels
-    assert "neither a model nor a preset" in refused(capsys, "info", "nothing")
+    written = json.loads((trained / "evaluation.json").read_text())
+    assert (written["samples"], written["loss_images"], written["step"], written["nearest"]) == (8, 2, 4, "nearest.png")
+    assert Image.open(trained / "nearest.png").size == (4 * 10 + 2, 4 * 10 + 2)
+
+
+def test_figures_as_json_of_a_model_that_is_no_run_and_of_samples_of_anybody(trained, folder, tmp_path, capsys):
+    before = sorted(path.name for path in (trained / "model").iterdir())
+    pairs = ["--pairs", tmp_path / "pairs.png", "--json"]
+    diffunet("evaluate", trained / "model", folder, "--num", 6, "--steps", 2, *pairs)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["samples"], found["nearest"]) == (6, "pairs.png")
+    assert Image.open(tmp_path / "pairs.png").size == (3 * 10 + 2, 4 * 10 + 2)
+    assert sorted(path.name for path in (trained / "model").iterdir()) == before
+    diffunet("sample", trained, "--out", tmp_path / "made", "--num", 6, "--steps", 2)
+    capsys.readouterr()
+    diffunet("evaluate", "--samples", tmp_path / "made", folder, "--json")
+    of_folder = json.loads(capsys.readouterr().out)
+    assert (of_folder["samples"], of_folder["data"], sorted(of_folder["classes"])) == (
+        6,
+        found["data"],
+        ["disc", "square"],
+    )
+
+
+def test_without_weights_one_line_says_how_to_get_them(trained, folder, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("torch_fidelity")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    line = refused(capsys, "evaluate", trained, folder, "--metrics", "fid", code=4)
+    assert "https://github.com/toshas/torch-fidelity" in line
+    assert "--weights FILE" in line
 
 
 def test_training_refuses_in_one_line(folder, tmp_path, capsys):
@@ -274,6 +302,15 @@ BAD = [
     ("evaluate MODEL DATA --likelihood-num 7", ["--likelihood-num", "go with --likelihood"]),
     ("evaluate MODEL DATA --loss --likelihood ode", ["--loss", "no samples", "--likelihood"]),
     ("evaluate MODEL DATA --loss --steps 3", ["--loss", "options of sampling"]),
+    ("evaluate MODEL DATA --loss --metrics fid", ["--loss", "--metrics"]),
+    ("evaluate MODEL DATA --metrics sfid", ["--metrics takes", "one of fid, kid, prc, is", "'sfid'"]),
+    ("evaluate MODEL DATA --metrics", ["--metrics", at_least(1)]),
+    ("evaluate MODEL DATA --weights DATA", ["--weights and --reals go with --metrics"]),
+    ("evaluate MODEL DATA --metrics kid --reals DATA", ["--reals", "--metrics fid"]),
+    ("evaluate MODEL DATA --pairs NEW.pdf", ["--pairs", ".png"]),
+    ("evaluate --samples DATA", ["--samples FOLDER DATA"]),
+    ("evaluate MODEL DATA --samples DATA", ["--samples takes the place of MODEL"]),
+    ("evaluate DATA --samples DATA --num 5", ["--samples", "--num"]),
     ("train DATA --out NEW --steps 3 --minutes 3", ["--steps", "--minutes", "take one"]),
     ("train DATA --out NEW --train.steps 3 --train.minutes 3", ["train.minutes", "train.steps", "take one"]),
     ("evaluate MODEL DATA --threshold soft", ["--threshold", "dynamic", "'soft'"]),
