@@ -27,6 +27,7 @@ MethodName = Literal["trained", "repaint", "ddnm", "mmps", "replace"]
 MethodChoice = Literal["auto", MethodName]
 InpaintFitName = Literal["auto", "crop", "native", "tile"]
 MetricName = Literal["fid", "kid", "prc", "is"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "aim", "swanlab", "dvclive", "comet_ml", "clearml"]
 
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 LADDERS: tuple[LadderName, ...] = get_args(LadderName)
@@ -48,6 +49,8 @@ JUMPING: tuple[MethodName, ...] = ("repaint", "ddnm")
 INPAINT_FITS: tuple[InpaintFitName, ...] = get_args(InpaintFitName)
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 """What is measured by the published Inception network: FID, KID, precision and recall with density and coverage, IS."""
+TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
+NO_TRACKIO = "trackio needs Pillow below 13, which opens some broken files unsafely, so that diffunet needs a later one"
 
 ALIASES: dict[str, SamplerName] = {"ddim": "euler", "euler-ancestral": "ddpm"}
 """Other names of samplers, accepted wherever a sampler is named and replaced by the name that they stand for. With x

@@ -40,7 +40,7 @@ LONGEST = 1100
 """Characters of the last line of a command that refuses something."""
 TRAIN = (
     "--image-size 8 --steps 2 --batch-size 2 --model.channels 4 --model.multipliers 1 --model.num-blocks 1 "
-    "--train.previews 1 --train.checkpoint-every 1 --train.no-tensorboard --data.cache off"
+    "--train.previews 1 --train.checkpoint-every 1 --data.cache off"
 )
 
 

@@ -93,7 +93,7 @@ def training(data: Path, minutes: float, asked: Words, tiny: bool, recipe: bool)
     With `recipe` there is little but the minutes, by which training chooses the net, the batch and the learning rate.
     """
     size, names = size_of(data), classes_of(data)
-    chosen: dict[str, list[object]] = {"--image-size": [size], "--train.ema-every": [0], "--train.no-tensorboard": []}
+    chosen: dict[str, list[object]] = {"--image-size": [size], "--train.ema-every": [0]}
     if not recipe:
         chosen["--model.channels"] = [widest(size, names)]
     if tiny:

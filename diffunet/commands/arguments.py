@@ -39,12 +39,17 @@ ELSEWHERE = {
         ("--train.decay", "--train.lr-decay", "--train.scheduler", "--train.schedule", "--train.lr-scheduler"),
         "the learning rate falls over the last part of a run, of which --train.cooldown says the share",
     ),
+    **dict.fromkeys(
+        ("--train.tensorboard", "--train.no-tensorboard", "--train.tracker", "--train.log-with", "--train.report-to"),
+        "--train.track tensorboard writes curves for it, and other trackers are named there, too",
+    ),
     **dict.fromkeys(("--data.condition", "--data.conditions", "--data.pairs", "--data.target", "--pairs"), NO_PAIRS),
 }
 """Options that people look for and that are not there, with what there is."""
 
-NOT_THERE = dict.fromkeys(("translate", "translation", "pix2pix", "pairs", "paired", "condition"), NO_PAIRS)
-"""Tasks that people look for, likewise."""
+TASKS = dict.fromkeys(("translate", "translation", "pix2pix", "pairs", "paired", "condition"), NO_PAIRS)
+NOT_THERE = {"--task": TASKS, "--diffusion.task": TASKS, "--train.track": {"trackio": names.NO_TRACKIO}}
+"""Values of options that people look for, likewise."""
 
 SAMPLER_OPTIONS = ("--sampler", "--diffusion.sampler")
 
@@ -251,10 +256,12 @@ def _wrong_value(name: str, options: Mapping[str, Any], args: Sequence[str]) -> 
     values = _values(args, name)[: None if several else 1]
     if not values:
         return f"{name} needs {_kind(kind)}"
-    close = difflib.get_close_matches(values[0], _choices(kind), n=1)
+    choices = _choices(kind)
+    wrong = next((value for value in values if choices and value not in choices), values[0])
+    close = difflib.get_close_matches(wrong, choices, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    if values[0] in NOT_THERE and name in ("--task", "--diffusion.task"):
-        hint = f": {NOT_THERE[values[0]]}"
+    if wrong in NOT_THERE.get(name, {}):
+        hint = f": {NOT_THERE[name][wrong]}"
     return f"{name} takes {_kind(kind)}, not {' '.join(values)!r}{hint}"
 
 

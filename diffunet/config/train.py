@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from diffunet.config.fields import Count, Momentum, Part, Positive, Rate, Section, Share
+from diffunet.names import NO_TRACKIO, TrackerName
 
 
 class TrainConfig(Section):
@@ -79,5 +80,24 @@ class TrainConfig(Section):
     """Minutes after which to save everything and end, to go on later with --resume."""
     timeout: Annotated[float, Field(gt=0, le=1e6)] = 30.0
     """Minutes that a process waits for another one before it gives up."""
-    tensorboard: bool = True
-    """Write curves for tensorboard where it is installed."""
+    track: tuple[TrackerName, ...] = ()
+    """Trackers that numbers and previews also go to: tensorboard to RUN/tensorboard, the others as they are set up."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tensorboard(cls, content: Any) -> Any:
+        """Read the option of diffunet 0.1 that `track` took the place of."""
+        if isinstance(content, dict) and isinstance(before := content.get("tensorboard"), bool):
+            content = {name: value for name, value in content.items() if name != "tensorboard"}
+            content.setdefault("track", ("tensorboard",) if before else ())
+        return content
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _once(cls, names: Any) -> Any:
+        """Refuse trackio with the reason, and take a name once."""
+        if not isinstance(names, list | tuple):
+            return names
+        if "trackio" in names:
+            raise ValueError(NO_TRACKIO)
+        return tuple(dict.fromkeys(names))

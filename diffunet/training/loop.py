@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
 from diffunet import build, draws, plain
 from diffunet.config import Config, config_of
@@ -32,6 +33,7 @@ from diffunet.training.meters import Meters, Record
 from diffunet.training.plan import plan
 from diffunet.training.rate import rate
 from diffunet.training.saving import Cadence
+from diffunet.training.tracking import Trackers
 
 log = logging.getLogger(__name__)
 
@@ -142,9 +144,10 @@ def train(
         judge = DenoisingLoss(build.denoiser(config, learner.state.ema.net), build.weighting(config), loss)
         pipeline = Pipeline(config, judge.denoiser, how, net)
         meters, last_loss = Meters(run.state.get("counters", {}), how, share.batch_size), math.nan
-        record = None
+        record, trackers = None, Trackers(run.folder)
         if run.is_main:
-            record = Record(run.folder, first_step, t.tensorboard)
+            stack.callback(trackers.close)
+            record = Record(run.folder, first_step, trackers)
             stack.callback(record.close)
             failures.write_status(run.folder, "running", first_step, steps=run.steps)
             run.reports.begin(run, batches, data)
@@ -154,6 +157,8 @@ def train(
             log.info("%s", line)
 
         flag.begin(timedelta(minutes=t.timeout))
+        if run.is_main:  # a signal that comes meanwhile waits for the first step
+            trackers.begin(t.track, first_step, config)
         cadence = Cadence(t.checkpoint_minutes)
         for step, passes in stack.enter_context(contextlib.closing(batches.steps(first_step))):
             meters.add(learner.step(step, passes))
@@ -208,10 +213,12 @@ def train(
                     if t.previews and (last or done % sample_every == 0):
                         path = run.folder / "samples" / f"step-{done:08d}.png"
                         try:
-                            preview(pipeline, t.previews, path, share.images_per_pass, flag)
+                            picture = preview(pipeline, t.previews, path, share.images_per_pass, flag)
+                            trackers.show(done, picture, path)
                         except DivergedError as error:  # the averages draw bad pictures, but may recover
                             log.warning("no preview of step %d: %s", done, error)
                         run.reports.write()
+                trackers.tell()
                 seconds = budget.now() - began
                 progress = TrainProgress(done, run.end_in_sight(done), last_loss, seconds)
                 if on_step is not None and not plain.goes_on(on_step(progress)):
@@ -261,7 +268,7 @@ def validate(
     return total.item() / len(batch.sigma)
 
 
-def preview(pipeline: Pipeline, num: int, path: Path, at_once: int, flag: stop.StopFlag) -> None:
+def preview(pipeline: Pipeline, num: int, path: Path, at_once: int, flag: stop.StopFlag) -> Image:
     """Write a grid of samples, from the same noise every time; raise Cancelled if somebody asks the run to stop.
 
     They are drawn by a fast sampler whatever the model's own is: that of preset improved-ddpm calls the net 4,000
@@ -271,4 +278,6 @@ def preview(pipeline: Pipeline, num: int, path: Path, at_once: int, flag: stop.S
         num, sampler=PREVIEW_SAMPLER, steps=PREVIEW_STEPS, ladder=PREVIEW_LADDER, batch_size=at_once,
         on_step=lambda _: not flag.wanted,
     )  # fmt: skip
-    images.save(images.grid([images.to_array(picture, pipeline.channels) for picture in pictures]), path)
+    grid = images.grid([images.to_array(picture, pipeline.channels) for picture in pictures])
+    images.save(grid, path)
+    return grid

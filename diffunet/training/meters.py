@@ -1,4 +1,4 @@
-"""What training measures from one line of metrics.jsonl to the next, and the files which that is written to."""
+"""What training measures from one line of metrics.jsonl to the next, and the file which that is written to."""
 
 import contextlib
 import json
@@ -16,6 +16,7 @@ from diffunet.compute import Compute
 from diffunet.diffusion.losses import NOISE
 from diffunet.errors import ResourceError
 from diffunet.training.learner import Outcome
+from diffunet.training.tracking import Trackers
 
 COUNTERS = ("skipped", "streak", "overflows")
 """Optimizer steps which were skipped for lack of a finite loss and gradient: those of the whole run, and those in a row
@@ -79,24 +80,18 @@ class Meters:
 
 
 class Record:
-    """Writes RUN/metrics.jsonl (one JSON object a line) and RUN/tensorboard, on the main process.
+    """Writes RUN/metrics.jsonl (one JSON object a line) on the main process.
 
     Args:
         run, step: the run folder, and the step that the run goes on from; lines for later steps are deleted.
-        tensorboard: whether to write curves for tensorboard, where it is installed.
+        trackers: note what is written, if there are any.
     """
 
-    def __init__(self, run: Path, step: int, tensorboard: bool) -> None:
-        self.path = run / "metrics.jsonl"
+    def __init__(self, run: Path, step: int, trackers: Trackers | None = None) -> None:
+        self.path, self.trackers = run / "metrics.jsonl", trackers
         if self.path.exists():
             self._truncate(step)
         self._metrics = self.path.open("a", encoding="utf-8", newline="\n")
-        self._curves: Any = None
-        if tensorboard:
-            with contextlib.suppress(ImportError):
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._curves = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def _truncate(self, step: int) -> None:
         kept = []
@@ -121,19 +116,13 @@ class Record:
                 f"{self.path} takes no more lines: {error.strerror or error}; make room and use "
                 "--resume: checkpoints are whole"
             ) from None
-        if self._curves is not None:
-            for name, value in values.items():
-                parts = enumerate(value) if isinstance(value, list) else [("", value)]
-                for part, each in parts:
-                    self._curves.add_scalar(f"{name}/{part}" if isinstance(value, list) else name, each, step)
+        if self.trackers is not None:
+            self.trackers.note(step, values)
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the file."""
         with contextlib.suppress(OSError):  # a full disk, which `metrics` has reported already
             self._metrics.close()
-        with contextlib.suppress(OSError):
-            if self._curves is not None:
-                self._curves.close()
 
 
 def _finite(value: float) -> float | None:

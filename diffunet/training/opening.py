@@ -376,7 +376,7 @@ def opened(
             if main:  # a crash may have come between the last checkpoint and what is written after it
                 run.begin()
                 checkpoint.prune(folder, run.first_step, config.train.keep_every, config.train.cooldown_from)
-                Record(folder, run.first_step, tensorboard=False).close()  # drops half a line of metrics.jsonl
+                Record(folder, run.first_step).close()  # drops half a line of metrics.jsonl
                 of_model = storage.weights_step(folder / "model")
                 failures.write_status(folder, "done", run.first_step, steps=run.steps, model_step=of_model, exit_code=0)
         yield run

@@ -23,7 +23,7 @@ FREE_ON_RESUME = {
     "data": {"cache", "max_rejected"},
     "train": {
         "steps", "grad_accumulation", "log_every", "validate_every", "sample_every", "previews", "checkpoint_every",
-        "checkpoint_minutes", "keep_every", "tensorboard", "max_skipped", "learning_rate", "precision",
+        "checkpoint_minutes", "keep_every", "track", "max_skipped", "learning_rate", "precision",
         "deterministic", "stop_after", "timeout", "ema_every", "compile", "kernels", "cuda_graph", "threads", "minutes",
         "cooldown", "cooldown_from",
     },
@@ -85,9 +85,10 @@ def _same_run(asked: Config, stored: Config, done: int) -> Config:
     for section, values in asked.model_dump(exclude_unset=True).items():
         for name, value in values.items():
             before = content[section][name]
-            if value in (before, None, (), "auto"):
+            is_free = name in FREE_ON_RESUME[section]
+            if value in (before, None, "auto") or (value == () and not is_free):
                 continue
-            if name not in FREE_ON_RESUME[section]:
+            if not is_free:
                 raise UsageError(
                     f"--resume goes on with {section}.{name} = {before!r}; it cannot become {value!r}"
                     + _way_round(section, name, value, stored)

@@ -101,7 +101,7 @@ def diffunet(root: Path, size: int, run: Path, device: str | None) -> dict[str, 
         raise FirstStep
 
     Learner.step = reached  # type: ignore[method-assign, assignment]
-    chosen = config.Config().changed("data", image_size=size).changed("train", tensorboard=False)
+    chosen = config.Config().changed("data", image_size=size)
     began = time.perf_counter()
     with contextlib.suppress(FirstStep):
         loop.train(chosen, root, run, device=device)

@@ -68,7 +68,7 @@ def trained(options: Options) -> dict[str, float]:
         pictures.folder(data, 64, 32, 32, distinct=64, suffix=".png")
     config = Config().changed("data", image_size=8 if options.tiny else 32).changed(
         "train", steps=2 * often, batch_size=8 if options.tiny else 32, log_every=2, validate_every=often,
-        sample_every=often, checkpoint_every=often, ema_every=often, tensorboard=False,
+        sample_every=often, checkpoint_every=often, ema_every=often,
         kernels="on" if nets.with_kernels(compute.choose(options.device)).native else "off",
     )  # fmt: skip
     if options.tiny:

@@ -52,7 +52,7 @@ def made(
         run = options.folder("run")
         every = 2 if options.tiny else LOG_EVERY
         words = ["train", data, "--out", run, "--image-size", 32, "--batch-size", 32, "--steps", every * LINES]
-        words += ["--train.log-every", every, "--train.previews", 0, "--train.no-tensorboard", "--threads", threads]
+        words += ["--train.log-every", every, "--train.previews", 0, "--threads", threads]
         words += ["--train.kernels", "on" if nets.with_kernels(compute.choose("cpu")).native else "off"]  # as long runs
         if options.tiny:
             words += ["--model.channels", 16, "--model.multipliers", 1, "--image-size", 8, "--batch-size", 8]

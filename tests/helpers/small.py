@@ -18,7 +18,7 @@ def tiny(**sections):
         "diffusion": {"sample_steps": 4},
         "train": {
             "steps": 8, "batch_size": 6, "warmup": 3, "cooldown": 0.25, "log_every": 2, "validate_every": 4,
-            "sample_every": 8, "checkpoint_every": 3, "previews": 4, "tensorboard": False,
+            "sample_every": 8, "checkpoint_every": 3, "previews": 4,
         },
     }  # fmt: skip
     for section, values in sections.items():

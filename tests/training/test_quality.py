@@ -49,7 +49,7 @@ SMALL = {
     "train": {
         "minutes": None, "steps": 300, "warmup": 100, "cooldown": 0.0, "learning_rate": 1e-3, "batch_size": 32,
         "log_every": 100, "validate_every": 300, "previews": 0,
-        "checkpoint_every": 300, "ema_every": 0, "tensorboard": False, "compile": "off", "threads": 1,
+        "checkpoint_every": 300, "ema_every": 0, "compile": "off", "threads": 1,
     },
 }  # fmt: skip
 """What makes a run of the preset take seconds: a smaller net, the digits' own 8x8 pixels, and nothing to look at. The
