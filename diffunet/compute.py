@@ -166,7 +166,10 @@ class Compute:
         return self.fits(bytes_of, most)
 
     def free_memory(self) -> int:
-        """Return the bytes that this process can still allocate, with those that it holds but does not use."""
+        """Return the bytes that this process can still allocate, with those that it holds but does not use.
+
+        The processes that a launcher has started on a machine share the memory of its CPU.
+        """
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             return int(free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device))
@@ -181,7 +184,7 @@ class Compute:
             limits.append(int((group / "memory.max").read_text()) - used)
         if (most := _address_space()) is not None:
             limits.append(most - psutil.Process().memory_info().vms)
-        return max(0, min(limits))
+        return max(0, min(limits)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
     def synchronize(self) -> None:
         """Wait until the device has finished its work."""

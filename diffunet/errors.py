@@ -13,6 +13,8 @@ class Error(Exception):
     """
 
     exit_code = 2
+    told = False
+    """Whether another process of several, which the error is of, tells it."""
 
     def __init__(self, message: str = "") -> None:
         line = " ".join(message.split())

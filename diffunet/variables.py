@@ -1,7 +1,7 @@
-"""Environment variables that the libraries under torch read once, when torch is imported.
+"""Environment variables: those that the libraries under torch read once, when it is imported, and those of launchers.
 
-They have to be set before that. The commands do so, and leave a variable alone that is set already. A Python program
-that uses diffunet has to set them itself.
+The former have to be set before that. The commands do so, and leave a variable alone that is set already. A Python
+program that uses diffunet has to set them itself. The latter are set by torchrun and accelerate launch.
 """
 
 import os
@@ -23,3 +23,13 @@ def wait_asleep() -> None:
 def deterministic() -> None:
     """Let cuBLAS sum in the same order every time. It reads the variable at its first matrix product."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def world_size() -> int:
+    """Return how many processes a launcher has started together, on all machines."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """Return whether this process is the one of them that writes files and prints."""
+    return int(os.environ.get("RANK", 0)) == 0

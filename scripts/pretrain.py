@@ -273,6 +273,7 @@ def judged(pipe: Pipeline, data: Path, num: int, picture: Path) -> dict[str, Any
     `picture` gets the sixteen samples that are nearest to a training image, each above that image.
     """
     report = reports.evaluate(pipe, data, num=num, on_step=told)
+    assert report is not None, "this is the only process"
     print("\n".join(report.lines()), flush=True)
     assert report.memory is not None
     copies = report.memory.pixels

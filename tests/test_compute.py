@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from diffunet import compute, variables
+from diffunet import compute, ranks, variables
 from diffunet.compute import Compute
 from diffunet.errors import UsageError
 from diffunet.nn.layers import Attention
 from diffunet.nn.unet import UNet
-from diffunet.training import opening, processes
+from diffunet.training import opening
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -218,24 +218,24 @@ def two_gpus(monkeypatch):
 
 def test_the_device_of_one_process(two_gpus):
     asked = [(None, "cuda:0"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("cpu", "cpu")]
-    assert [str(processes.device(name)) for name, _ in asked] == [wanted for _, wanted in asked]
+    assert [str(ranks.device(name)) for name, _ in asked] == [wanted for _, wanted in asked]
     two_gpus.setenv("ACCELERATE_USE_CPU", "true")
-    assert str(processes.device(None)) == "cpu"
+    assert str(ranks.device(None)) == "cpu"
 
 
 def test_the_device_of_each_of_several(two_gpus):
     two_gpus.setenv("WORLD_SIZE", "2")
     two_gpus.setenv("LOCAL_RANK", "1")
-    assert str(processes.device(None)) == str(processes.device("cuda")) == "cuda:1"
+    assert str(ranks.device(None)) == str(ranks.device("cuda")) == "cuda:1"
     with pytest.raises(UsageError, match="--device cuda:1 would be the GPU of every process"):
-        processes.device("cuda:1")
+        ranks.device("cuda:1")
 
 
 def test_more_processes_than_gpus_is_one_line(two_gpus):
     two_gpus.setenv("WORLD_SIZE", "4")
     two_gpus.setenv("LOCAL_RANK", "2")
     with pytest.raises(UsageError, match="process 3 of this machine has no GPU of its own, as torch sees 2"):
-        processes.device(None)
+        ranks.device(None)
 
 
 def test_a_device_that_is_not_there_is_refused():

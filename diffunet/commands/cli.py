@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from diffunet import __version__, variables
-from diffunet.commands.progress import main_process, say, silence, tell, writing_results
+from diffunet.commands.progress import complain, silence, tell, writing_results
 from diffunet.errors import Error, ResourceError, UsageError
 
 COMMANDS = {
@@ -44,7 +44,7 @@ USAGE = "\n".join([
 
 class _LinesOnStandardError(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
+        complain(record.getMessage())
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -56,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> None:
             code = _outcome(list(sys.argv[1:] if args is None else args))
         except KeyboardInterrupt as stop:
             number = stop.args[0] if stop.args else signal.SIGINT
-            say(f"diffunet: {'interrupted' if number == signal.SIGINT else 'terminated'}")
+            complain(f"diffunet: {'interrupted' if number == signal.SIGINT else 'terminated'}")
             code = 128 + number
         sys.exit(code)
 
@@ -70,14 +70,15 @@ def _outcome(args: list[str]) -> int:
             with writing_results():
                 sys.stdout.flush()
     except Error as error:
-        say(f"diffunet: {' '.join(str(error).split())}")
+        if not error.told:
+            complain(f"diffunet: {' '.join(str(error).split())}")
         return error.exit_code
     except (MemoryError, RuntimeError) as error:
         from diffunet.compute import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
-        say("diffunet: out of memory")
+        complain("diffunet: out of memory")
         return ResourceError.exit_code
     except BrokenPipeError:  # nobody reads the results any more
         silence(sys.stdout)
@@ -99,7 +100,7 @@ def _run(args: list[str]) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # they do not name the file; our own errors do
     logger = logging.getLogger("diffunet")
     logger.handlers = [_LinesOnStandardError()]
-    logger.setLevel(logging.INFO if main_process() else logging.ERROR)
+    logger.setLevel(logging.INFO if variables.is_main() else logging.ERROR)
     function = getattr(importlib.import_module(f"diffunet.{COMMANDS[name][0]}"), name)
     if name == "train":
         function(rest)

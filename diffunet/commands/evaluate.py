@@ -80,16 +80,19 @@ def evaluate(
     if likelihood is not None and computing.precision == "auto":
         # Bits of thousands of dimensions are added up, and with them what rounding does to each.
         computing = replace(computing, precision="fp32")
+    from diffunet import ranks
     from diffunet.evaluation import report as reports
 
     published = reports.Published(metrics or (), weights, reals)
-    pipe = None if model is None else options.load(model, computing)
-    with progress("evaluating") as show:
+    with ranks.together() as processes, progress("evaluating") as show:
+        if not processes.is_main and (loss or model is None):
+            return  # only samples are made by all
+        pipe = None if model is None else options.load(model, computing)
 
         def tell_step(what: str, done: int, total: int) -> None:
             show(done, total, what)
 
-        found: Report | Loss
+        found: Report | Loss | None
         if pipe is None:
             assert samples is not None
             device = options.device(computing)
@@ -102,9 +105,10 @@ def evaluate(
             found = reports.evaluate(
                 pipe, data, num=num or 10_000, seed=seed, published=published, likelihood=likelihood,
                 likelihood_num=likelihood_num, likelihood_steps=likelihood_steps, on_step=tell_step,
-                **options.for_pipeline(sampling, pipe),
+                ranks=processes, **options.for_pipeline(sampling, pipe),
             )  # fmt: skip
-    _write(found, model, pipe, pairs, json)
+    if found is not None:  # it is the main process
+        _write(found, model, pipe, pairs, json)
 
 
 def _refuse_with_samples(data: Path | None, model: str | None, of_a_model: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from diffunet.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
     from diffunet.pictures.images import Pixels
+    from diffunet.ranks import Ranks
     from diffunet.sampling.pipeline import Progress
 
 FORMATS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
@@ -46,6 +48,20 @@ class Film:
         if done % self.every == 0 or done == self.steps:
             arrays = images.to_uint8(progress.denoised)
             self._frames.setdefault(done, {}).update(zip(progress.images, arrays, strict=True))
+
+    def gather(self, ranks: Ranks, shape: tuple[int, int, int]) -> None:
+        """Add what other processes have taken note of, of images [H W C] of this shape, on the main one."""
+        import numpy as np
+
+        frames = sorted(self._frames.items())
+        mine = sorted(frames[0][1]) if frames else []
+        pixels = b"".join(frame[i].tobytes() for _, frame in frames for i in mine)
+        noted = ranks.gather(json.dumps([[done for done, _ in frames], mine]).encode())
+        for content, theirs in zip(map(json.loads, noted), ranks.gather(pixels), strict=True):
+            steps, numbers = content
+            arrays = np.frombuffer(theirs, np.uint8).reshape(len(steps), len(numbers), *shape)
+            for done, row in zip(steps, arrays, strict=True):
+                self._frames.setdefault(done, {}).update(zip(numbers, row, strict=True))
 
     def save(self, out: Path) -> None:
         """Write the animation, whole or not at all. A full disk raises ResourceError."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,13 +23,18 @@ from diffunet.errors import DataError, UsageError
 from diffunet.names import JUMPING, InpaintFitName, MethodChoice
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from diffunet.inpainting import part
     from diffunet.inpainting.pairs import Pair
+    from diffunet.ranks import Ranks
     from diffunet.sampling.pipeline import Pipeline
     from diffunet.sampling.watching import OnStep
 
     Job = tuple[Pair, list[Path]]
     """An image with its mask, and the files to write: one for each filling, then a sheet if there are several."""
+    Told = dict[str, Any]
+    """What a process tells the main one of an image: why it could not be filled, or what to say and note of it."""
 
 Pixels = Annotated[int, Field(ge=0, le=10_000)]
 
@@ -105,10 +111,6 @@ def inpaint(
         raise UsageError(f"--out {out} is lossy: known pixels would change. Take .png, or say --lossy-ok")
     corners = None if box is None else _corners(box)
     sides = None if extend is None else _numbers("--extend", extend, "left,top,right,bottom, such as 0,0,64,0")
-    jobs = jobs_of(images, mask, target, is_file, num, overwrite or resume)
-    pipe = options.load(model, computing)
-    made_by |= {"command": "inpaint", "model": records.fingerprint(pipe), "precision": pipe.how.precision}
-    record = None if is_file else records.Record(target, made_by)
     reading: part.ReadingOptions = {
         "box": corners, "invert_mask": invert_mask, "soft_mask": soft_mask, "mask_values": mask_values, "grow": grow,
         "shrink": shrink, "feather": feather, "extend": sides, "resize_mask": resize_mask, "max_pixels": max_pixels,
@@ -118,12 +120,39 @@ def inpaint(
         "num": num, "seed": seed, "method": method, "fit": fit, "steps": steps, "jump_length": jump_length,
         "jump_n_sample": jump_n_sample, "label": label, "guidance": guidance,
     }  # fmt: skip
-    failed = fill_each(pipe, jobs, reading, filling, record, _shown, resume=resume, overwrite=overwrite)
-    if len(jobs) > 1 or any(path.is_dir() for path in images):
-        count = len(jobs) - len(failed)
-        tell(f"{count} {'image' if count == 1 else 'images'} in {out}")
-    if failed:
-        raise DataError(f"{len(failed)} of {len(jobs)} images could not be filled: {', '.join(failed)}")
+    from diffunet import ranks
+
+    with ranks.together() as processes:
+        jobs = _agreed(processes, lambda: jobs_of(images, mask, target, is_file, num, overwrite or resume))
+        pipe = options.load(model, computing)
+        made_by |= {"command": "inpaint", "model": records.fingerprint(pipe), "precision": pipe.how.precision}
+        record = None if is_file else records.Record(target, made_by)
+        failed = fill_each(
+            pipe, jobs, reading, filling, record, _shown, resume=resume, overwrite=overwrite, ranks=processes
+        )
+
+        def ended() -> None:
+            if len(jobs) > 1 or any(path.is_dir() for path in images):
+                count = len(jobs) - len(failed)
+                tell(f"{count} {'image' if count == 1 else 'images'} in {out}")
+            if failed:
+                raise DataError(f"{len(failed)} of {len(jobs)} images could not be filled: {', '.join(failed)}")
+
+        processes.share(ended)
+
+
+def _agreed(ranks: Ranks, jobs: Callable[[], list[Job]]) -> list[Job]:
+    """Return the jobs that the main process finds, which claims their files, on all processes."""
+    from diffunet.inpainting.pairs import Pair
+
+    def found() -> Any:
+        named = ((pair, map(str, targets)) for pair, targets in jobs())
+        return [[str(pair.image), pair.mask and str(pair.mask), pair.name, *files] for pair, files in named]
+
+    return [
+        (Pair(Path(image), mask and Path(mask), name), [Path(file) for file in files])
+        for image, mask, name, *files in ranks.share(found)
+    ]
 
 
 @contextlib.contextmanager
@@ -136,7 +165,7 @@ def _shown(path: Path) -> Iterator[OnStep]:
 def fill_each(
     pipe: Pipeline, jobs: list[Job], reading: part.ReadingOptions, filling: dict[str, Any],
     record: records.Record | None, watching: Callable[[Path], AbstractContextManager[OnStep]], *,
-    resume: bool = False, overwrite: bool = False,
+    resume: bool = False, overwrite: bool = False, ranks: Ranks | None = None,
 ) -> list[str]:  # fmt: skip
     """Fill in image after image, write each once it is made, and return the names of those that could not be filled.
 
@@ -146,6 +175,8 @@ def fill_each(
         record: what is noted in the folder of the results; None where they are one file.
         watching: is entered with the path of each image, and gives what is called after every step.
         resume, overwrite: whether files that are there stay, as `Record.finished` says, or are replaced.
+        ranks: the processes, if there are several: each fills an image in every round. The main one notes and says what
+            is to be said of them, and it alone gets the names.
 
     Raises:
         DataError, UsageError: of the only image, where there is one.
@@ -154,13 +185,21 @@ def fill_each(
     from diffunet import build
     from diffunet.inpainting import part
     from diffunet.pictures import ranges
+    from diffunet.ranks import ALONE
 
-    left = [job for job in jobs if record is None or not _is_filled(job, record, resume, overwrite)]
+    ranks = ranks or ALONE
+
+    def missing() -> list[int]:
+        filled = (record is not None and _is_filled(job, record, resume, overwrite) for job in jobs)
+        return [i for i, is_filled in enumerate(filled) if not is_filled]
+
+    left = [jobs[i] for i in ranks.share(missing)]
     if len(left) < len(jobs):
         say(f"{len(jobs) - len(left)} of {len(jobs)} images are filled")
     album = functools.cache(lambda: ranges.of_files(path for (path, _, _), _ in jobs))
-    failed, empty, notes = list[str](), list[tuple[str, str]](), _Notes()
-    for (path, mask_path, _), targets in left:
+
+    def fill(job: Job) -> tuple[Told, part.Masked | None, list[Image]]:
+        (path, mask_path, _), targets = job
         try:  # errors of one image are raised here; those of the options, by the pipeline
             masked = part.read(path, mask_path, **reading).like(build.ranges(pipe.config.data))
             if masked.lacks_range and len(jobs) > 1:
@@ -170,21 +209,39 @@ def fill_each(
             words = as_typed(str(error))
             if len(jobs) == 1:
                 raise type(error)(words) from None
-            if isinstance(error, part.NothingToFill):
-                empty.append((str(path), words))
-            else:
-                say(words)
-            failed.append(str(path))
-            continue
-        notes.say(masked.said, len(jobs) == 1)
+            return {"failed": str(path), "words": words, "empty": isinstance(error, part.NothingToFill)}, None, []
+        if ranks.is_main:  # before it takes its time; what others found is said once they have filled it
+            notes.say(masked.said, len(jobs) == 1)
         with watching(path) as on_step:
             filled = pipe.inpaint(masked, **filling, on_step=on_step)
+        told: Told = {"said": [] if ranks.is_main else [*masked.said]}
         if record is not None:
-            record.note(record.names(targets), records.content(path, mask_path))
-        for picture, file in zip(filled, targets, strict=False):
-            outputs.save(picture, file)
-        if filling["num"] > 1:  # the target that is left is of the sheet
-            outputs.save(outputs.sheet(masked, filled), targets[-1])
+            told |= {"names": record.names(targets), "of": records.content(path, mask_path)}
+        return told, masked, filled
+
+    failed, empty, notes = list[str](), list[tuple[str, str]](), _Notes()
+    for first in range(0, len(left), ranks.count):
+        mine = left[first + ranks.rank : first + ranks.rank + 1]
+        done = [(targets, *fill((pair, targets))) for pair, targets in mine]
+        for told in map(json.loads, ranks.gather(json.dumps([told for _, told, _, _ in done]).encode())):
+            for one in told:
+                if "failed" in one:
+                    failed.append(one["failed"])
+                    if one["empty"]:
+                        empty.append((one["failed"], one["words"]))
+                    else:
+                        say(one["words"])
+                    continue
+                notes.say(one["said"], len(jobs) == 1)
+                if record is not None:
+                    record.note(one["names"], one["of"])
+        ranks.meet()  # before anything is written, it is noted
+        for targets, _, masked, filled in done:
+            for picture, file in zip(filled, targets, strict=False):
+                outputs.save(picture, file)
+            if masked is not None and filling["num"] > 1:  # the target that is left is of the sheet
+                outputs.save(outputs.sheet(masked, filled), targets[-1])
+    ranks.meet()
     notes.count()
     if empty:
         say(f"nothing was to be filled in {len(empty)} of {len(jobs)} images; the first: {empty[0][1]}")
@@ -219,7 +276,7 @@ class _Notes:
     def __init__(self) -> None:
         self.kinds: Counter[str] = Counter()
 
-    def say(self, lines: tuple[str, ...], alone: bool) -> None:
+    def say(self, lines: Sequence[str], alone: bool) -> None:
         for line in lines:
             kind = line.partition(": ")[2] or line.partition(" fills ")[2]
             kind = re.sub(r"[0-9][0-9.,]*", "N", kind)

@@ -70,13 +70,18 @@ class Computing:
 
 
 def load(model: str, computing: Computing) -> Pipeline:
-    """Load a model as `pipeline.load`, after a warning where a GPU lies idle and no device was chosen."""
-    from diffunet import compute
+    """Load a model as `pipeline.load`, after a warning where a GPU lies idle and no device was chosen.
+
+    Of several processes each computes on a GPU of its own.
+    """
+    from diffunet import compute, ranks
     from diffunet.sampling import pipeline
 
     _prepare(computing)
     dtype = compute.PRECISIONS.get(computing.precision)
-    return pipeline.load(model, computing.device, dtype, compile=computing.compile, kernels=computing.kernels)
+    return pipeline.load(
+        model, ranks.device(computing.device), dtype, compile=computing.compile, kernels=computing.kernels
+    )
 
 
 def device(computing: Computing) -> torch.device:

@@ -7,6 +7,8 @@ import errno
 import itertools
 import math
 import os
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +16,12 @@ from diffunet.commands.progress import say, tell
 from diffunet.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
     from diffunet.inpainting.part import Masked
+    from diffunet.pictures.images import Pixels
 
 SHEET_WIDTH = 2000
 """Pixels; the pictures on a sheet are made smaller where it would be wider."""
@@ -75,6 +80,42 @@ def is_file(out: str | Path) -> bool:
         return made.names_file(out)
     except UsageError as error:
         raise UsageError(f"--out {error}; or end it in / for a folder") from None
+
+
+def is_arrays(out: str | Path) -> bool:
+    """Return whether --out is a file of arrays, an .npz, which is not a folder already."""
+    return Path(out).suffix.lower() == ".npz" and not Path(out).is_dir() and not str(out).endswith(("/", os.sep))
+
+
+def save_arrays(
+    out: Path, shape: tuple[int, int, int, int], batches: Iterable[Pixels], labels: NDArray[np.int64] | None
+) -> None:
+    """Write an .npz as numpy does, batch by batch, whole or not at all: arr_0 uint8 [N H W C], arr_1 int64 [N].
+
+    Args:
+        out: the file.
+        shape, batches: of arr_0, and its parts in order, uint8 [n H W C].
+        labels: arr_1; left out where None.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    import numpy as np
+
+    from diffunet import files
+
+    try:
+        with files.replacing(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for batch in batches:
+                    file.write(np.ascontiguousarray(batch).data)
+            if labels is not None:
+                with archive.open("arr_1.npy", "w") as file:
+                    np.lib.format.write_array(file, labels)
+    except OSError as error:
+        raise ResourceError(f"{out} cannot be written: {error.strerror or error}; make room") from None
 
 
 def refuse_misfit(out: Path, channels: int) -> None:

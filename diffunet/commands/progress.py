@@ -12,11 +12,18 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Protocol
 
+from diffunet import variables
 from diffunet.errors import ResourceError
 
 
 def say(message: str) -> None:
-    """Print a message as a line on standard error, or nowhere if that is closed."""
+    """Print a message as a line on standard error, on the main process of several alone."""
+    if variables.is_main():
+        complain(message)
+
+
+def complain(message: str) -> None:
+    """Print a message as a line on standard error, or nowhere if that is closed; of an error every process may."""
     try:  # sys.stderr is looked up each time: a progress bar puts its own there, to print above itself
         print(message, file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -24,9 +31,10 @@ def say(message: str) -> None:
 
 
 def tell(result: str) -> bool:
-    """Print a result on standard output as `writing_results` does; return False once nobody reads any more."""
+    """Print a result on standard output, on the main process of several; return False once nobody reads any more."""
     with writing_results():
-        print(result, flush=True)
+        if variables.is_main():
+            print(result, flush=True)
         return True
     return False
 
@@ -101,9 +109,9 @@ class Pace:
 
 
 @contextlib.contextmanager
-def progress(title: str, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> Iterator[Update]:
-    """Yield a function to call with (done, total, words) as work goes on; nothing is shown where `quiet`."""
-    if quiet or sys.stderr is None:
+def progress(title: str, *, clock: Callable[[], float] = time.monotonic) -> Iterator[Update]:
+    """Yield a function to call with (done, total, words) as work goes on, which the main process of several shows."""
+    if not variables.is_main() or sys.stderr is None:
         yield lambda done, total, words="": None
     elif not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield _lines(title, clock)
@@ -169,8 +177,3 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def main_process() -> bool:
-    """Return whether this process is the one of several that prints."""
-    return int(os.environ.get("RANK", 0)) == 0

@@ -9,7 +9,7 @@ import tyro
 
 from diffunet import variables
 from diffunet.commands import arguments
-from diffunet.commands.progress import main_process, progress, tell
+from diffunet.commands.progress import progress, tell
 from diffunet.config import Config, DataConfig, DiffusionConfig, ModelConfig, TrainConfig
 from diffunet.errors import UsageError
 from diffunet.names import TaskName
@@ -91,7 +91,7 @@ def train(args: Sequence[str]) -> None:
 
     from diffunet.training.stop import StopFlag, on_signals
 
-    with on_signals(StopFlag()), progress("training", quiet=not main_process()) as show:
+    with on_signals(StopFlag()), progress("training") as show:
         from diffunet.training.loop import train as run
 
         model = run(
@@ -99,5 +99,4 @@ def train(args: Sequence[str]) -> None:
             accept_new_data=chosen.accept_new_data,
             on_step=lambda p: show(p.step, p.steps, f"loss {p.loss:.4f}" if p.loss == p.loss else ""),
         )  # fmt: skip
-    if main_process():
-        tell(f"done: {model}. Try: diffunet sample {chosen.out} --out samples.png --grid")
+    tell(f"done: {model}. Try: diffunet sample {chosen.out} --out samples.png --grid")

@@ -23,6 +23,8 @@ from diffunet.evaluation.samples import Samples
 from diffunet.evaluation.told import Loss, Report
 from diffunet.names import MetricName
 from diffunet.pictures import images
+from diffunet.ranks import ALONE, Ranks
+from diffunet.sampling import conditions, dividing
 from diffunet.sampling.conditions import SamplingOptions, refuse_unknown
 from diffunet.sampling.pipeline import Pipeline
 
@@ -48,8 +50,8 @@ class Published(NamedTuple):
 def evaluate(
     pipeline: Pipeline, data: Path, *, num: int = 10_000, seed: int = 0, published: Published | None = None,
     likelihood: str | None = None, likelihood_num: int = 100, likelihood_steps: int | None = None,
-    on_step: OnStep | None = None, **options: Unpack[SamplingOptions],
-) -> Report:  # fmt: skip
+    on_step: OnStep | None = None, ranks: Ranks = ALONE, **options: Unpack[SamplingOptions],
+) -> Report | None:  # fmt: skip
     """Compare `num` samples, at least 2, with the real images of the folder `data`; see `Reference`.
 
     Args:
@@ -58,7 +60,11 @@ def evaluate(
         likelihood: "vlb" or "ode", see bits_per_dimension.py: also measure the bits per dimension of `likelihood_num`
             images with `likelihood_steps`, of those that training on this folder holds out.
         on_step: called with (what is being done, done, of how many).
+        ranks: the processes that each make a share of the samples. The main one does the rest.
         options: how to sample; see `SamplingOptions`.
+
+    Returns:
+        The report, on the main process; None on the others.
 
     Raises:
         DataError: fewer than 40 usable images.
@@ -79,10 +85,14 @@ def evaluate(
         inception.refuse(num)
     labels = reference.labels_for(num)
     # Sampling comes first: it refuses arguments that cannot be, before anything is learned.
-    generated = pipeline.sample(
-        num, seed=seed, labels=labels, on_step=lambda p: tell("sampling", p.step, p.steps), **options
-    )
-    fakes = np.stack([images.to_array(picture, pipeline.channels) for picture in generated])
+    guided = conditions.chosen(options.get("guidance"), pipeline).scale != 1
+    batches = dividing.gathered(
+        pipeline, num, ranks, seed=seed, labels=labels, batch_size=dividing.batch_size(pipeline, num, guided, ranks),
+        on_step=lambda p: tell("sampling", p.step, p.steps), **options,
+    )  # fmt: skip
+    fakes = np.concatenate(list(batches))
+    if not ranks.is_main:
+        return None
     report = reference.report(fakes, None if labels is None else np.array(labels), inception, tell)
     if likelihood is None:
         return report

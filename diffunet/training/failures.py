@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
-from diffunet import compute, files
+from diffunet import compute, files, ranks
 from diffunet.config import Config
 from diffunet.errors import DataError, DivergedError, Error, ResourceError, Stopped
 from diffunet.training.memory import out_of_memory
@@ -92,7 +90,7 @@ def explain(error: Exception, status: Status) -> Exception:
         return error
     if compute.is_out_of_memory(error):
         return ResourceError(out_of_memory(status.config, status.config.train.batch_size, begun=status.saved > 0))
-    if lost_contact(error):
+    if ranks.lost_contact(error):
         first = str(error).strip().splitlines()[0]
         return ResourceError(
             f"contact with another process was lost at step {status.step}, or it kept silent for "
@@ -102,13 +100,3 @@ def explain(error: Exception, status: Status) -> Exception:
     if isinstance(error, OSError):
         return ResourceError(f"training cannot go on at step {status.step}: {error}; mend that and --resume")
     return error
-
-
-def lost_contact(error: Exception) -> bool:
-    """Return whether a collective operation failed because a process, or the connection to it, is gone."""
-    if isinstance(error, getattr(dist, "DistError", ())):
-        return True
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or not isinstance(error, RuntimeError):
-        return False
-    words = str(error).lower()
-    return any(sign in words for sign in ("gloo", "nccl", "connection closed", "connection reset", "timed out"))

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffunet import build, compute, files, storage, variables
+from diffunet import build, compute, files, ranks, storage, variables
 from diffunet.compute import Compute
 from diffunet.config import Config
 from diffunet.data import index
@@ -259,7 +259,7 @@ def opened(
     Within the context signals stop the run between two steps, errors that a person can mend become a `diffunet.Error`
     and are written to RUN/status.json. Torch's random state, threads and choice of kernels are restored at its end.
     """
-    main, flag = processes.is_main(), stop.StopFlag()
+    main, flag = variables.is_main(), stop.StopFlag()
     t = config.train
     if t.minutes is not None and t.steps is not None and t.cooldown_from is None:
         raise UsageError("train.minutes and train.steps both say when the run ends; take one")
@@ -311,7 +311,7 @@ def opened(
             thinned = config != kept
             config = resuming.with_environment(config, state["environment"])
 
-        how = compute.choose(processes.device(device), config.train.precision)
+        how = compute.choose(ranks.device(device), config.train.precision)
         how = how if previous is None else replace(how, why="as before")
         joined = stack.enter_context(processes.joined(config.train, how.device))
         processes.refuse_different_images(dataset, split, classes, joined)
@@ -320,7 +320,7 @@ def opened(
         stack.enter_context(how.kernels(config.train.deterministic))
 
         compile_is_open = config.train.compile == "auto"
-        free = processes.smallest(processes.free_memory(how), joined)
+        free = processes.smallest(how.free_memory(), joined)
         if t.minutes is None and t.steps is None:
             config = config.changed("train", minutes=recipe.MINUTES)
             log.info("neither --minutes nor --steps is given: the run takes %g minutes", recipe.MINUTES)

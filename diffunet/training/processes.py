@@ -1,8 +1,7 @@
-"""The processes of a run: where each of them computes, how they are joined, and what they agree on."""
+"""The processes of a run: how they are joined, and what they agree on."""
 
 import atexit
 import contextlib
-import os
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -12,50 +11,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from diffunet import compute
-from diffunet.compute import Compute
+from diffunet import variables
 from diffunet.config import TrainConfig
 from diffunet.data.dataset import Dataset
 from diffunet.data.groups import Split
 from diffunet.data.labels import Labels
-from diffunet.errors import DataError, Stopped, UsageError
-
-
-def is_main() -> bool:
-    """Return whether this process is the one of the run that writes files and prints."""
-    return int(os.environ.get("RANK", 0)) == 0
-
-
-def device(name: str | None) -> torch.device:
-    """Return the device `name`, or by default the GPU of this process's rank on its machine, or the best there is.
-
-    Raises:
-        UsageError: the device is not there, or several processes would all take the same GPU.
-    """
-    if name is None and os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
-        name = "cpu"
-    several, kind = int(os.environ.get("WORLD_SIZE", 1)) > 1, (name or "cuda").partition(":")[0]
-    if kind != "cuda" or not torch.cuda.is_available():
-        return compute.find_device(name)
-    if several and name is not None and ":" in name:
-        raise UsageError(f"--device {name} would be the GPU of every process: --device cuda gives each its own")
-    if name is None or ":" not in name:  # torch.cuda.set_device takes no device without a number
-        rank, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-        if rank >= gpus:
-            raise UsageError(
-                f"process {rank + 1} of this machine has no GPU of its own, as torch sees {gpus}: start at most "
-                f"{gpus} processes (--num_processes), or let it see more (CUDA_VISIBLE_DEVICES)"
-            )
-        name = f"cuda:{rank}" if several else f"cuda:{torch.cuda.current_device()}"
-    chosen = compute.find_device(name)
-    torch.cuda.set_device(chosen)
-    return chosen
-
-
-def free_memory(how: Compute) -> int:
-    """Return the bytes that this process may take; the processes of one machine share the memory of its CPU."""
-    free = how.free_memory()
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if how.device.type == "cpu" else free
+from diffunet.errors import DataError, Stopped
 
 
 def smallest(number: int, processes: Accelerator) -> int:
@@ -84,7 +45,7 @@ def joined(config: TrainConfig, chosen: torch.device) -> Iterator[Accelerator]:
     ended, is_callers = False, bool(PartialState._shared_state) or dist.is_initialized()
     # DDP sorts its buckets anew after the first step, which would change the order of its sums when a run is resumed,
     # unless it looks for unused parameters. Two processes have but one order.
-    exact = (chosen.type == "cpu" or config.deterministic) and int(os.environ.get("WORLD_SIZE", 1)) > 2
+    exact = (chosen.type == "cpu" or config.deterministic) and variables.world_size() > 2
     ddp = DistributedDataParallelKwargs(find_unused_parameters=exact, gradient_as_bucket_view=True)
     group = InitProcessGroupKwargs(timeout=timedelta(minutes=config.timeout))
     try:
