@@ -272,6 +272,14 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
     assert shown == [str(folder) for folder in folders]
 
 
+def test_no_name_ends_the_data_of_the_page(tmp_path):
+    """Folders of one name are told apart by their paths, which have slashes."""
+    folders = [run_folder(tmp_path / each / "script><script>run", lines=[line(1)]) for each in ("a<", "b<")]
+    page = Parsed(page_of(*folders))
+    assert len(page.of("script")) == 3
+    assert [run["name"] for run in json.loads(page.texts["script"][0])["runs"]] == [str(folder) for folder in folders]
+
+
 def test_figures_of_quality_are_a_table(tmp_path):
     folder = run_folder(tmp_path / "r", lines=[line(1)])
     (folder / "evaluation.json").write_text(json.dumps({"precision": 0.75, "excess": 1.25, "of": "words"}))
