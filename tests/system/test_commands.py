@@ -118,13 +118,13 @@ def test_sampling_to_a_grid_a_file_and_a_folder(trained, tmp_path, capsys):
 def test_options_of_sampling_reach_the_model(trained, tmp_path, capsys, monkeypatch):
     from diffunet.sampling.pipeline import Guidance, Pipeline
 
-    seen, plain = {}, Pipeline.sample
+    seen, plain = {}, Pipeline.stream
 
-    def sample(pipe, *args, **options):
+    def stream(pipe, *args, **options):
         seen.update(options)
         return plain(pipe, *args, **options)
 
-    monkeypatch.setattr(Pipeline, "sample", sample)
+    monkeypatch.setattr(Pipeline, "stream", stream)
     first = ["sample", trained, "--num", 1, "--steps", 3, "--guidance", 3, "--out"]
     diffunet(
         *first, tmp_path / "all.png", "--guidance-interval", 0.2, 5, "--guidance-rescale", 0.9, "--weaker",
@@ -149,11 +149,11 @@ def test_options_of_sampling_reach_evaluate(trained, folder, monkeypatch):
 
     seen = {}
 
-    def sample(pipe, *args, **options):
+    def stream(pipe, *args, **options):
         seen.update(options)
         raise SeenEnough
 
-    monkeypatch.setattr(Pipeline, "sample", sample)
+    monkeypatch.setattr(Pipeline, "stream", stream)
     how = ["--guidance", 3, "--guidance-rescale", 0.9, "--ladder", "karras", "--threshold", "dynamic", "--steps", 7]
     with pytest.raises(SeenEnough):
         main([str(word) for word in ("evaluate", trained, folder, "--num", 8, "--sampler", "heun", *how)])
