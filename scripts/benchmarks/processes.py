@@ -1,4 +1,4 @@
-"""Training in 2 processes of one thread each, beside 1 process of two threads, images a second, on the CPU.
+"""Training in 2 processes of one thread each, beside 1 process of two threads and of one, images a second, on the CPU.
 
 Each is a real `diffunet train` of the default net at 32 pixels, batch 32, started with the variables that `accelerate
 launch` and torchrun set; two processes talk by gloo. The figure is the median of `images_per_second` over the lines of
@@ -37,6 +37,7 @@ def measures(options: Options) -> list[Measure]:
     ways = {
         "1 process, 2 threads": partial(made, 1, 2, data, options, told, tolerance),
         "2 processes, 1 thread each": partial(made, 2, 1, data, options, told, tolerance),
+        "1 process, 1 thread": partial(made, 1, 1, data, options, told, tolerance),
     }
     wanted = {"2 processes, 1 thread each": Wanted("ratio", least=0.9)}
     return [Measure("default 32, batch 32: training", "images/s", ways, wanted, more_is_better=True)]
