@@ -27,8 +27,12 @@ def rounds(needed: Sequence[int], batch_size: int, count: int) -> list[Round]:
 
 
 def batch_size(pipe: Pipeline, num: int, guided: bool, ranks: Ranks) -> int:
-    """Return how many of `num` images to make at a time: what fits every process, and leaves none idle."""
-    return min(ranks.smallest(pipe.batch(guided)), ceil(num / ranks.count))
+    """Return how many of `num` images to make at a time: what fits every process, and leaves none of several idle.
+
+    A process that is alone makes as many as fit, whatever `num`, which may grow when the work is resumed.
+    """
+    fits = ranks.smallest(pipe.batch(guided))
+    return fits if ranks.count == 1 else min(fits, ceil(num / ranks.count))
 
 
 def divided(
