@@ -18,22 +18,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """A Chromium of the system."""
-    sync_api = pytest.importorskip("playwright.sync_api") if "CI" not in os.environ else _playwright()
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM or "/usr/bin/chromium", args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-def _playwright():
-    from playwright import sync_api
-
-    return sync_api
-
-
 @pytest.fixture
 def shown(browser):
     """`shown(path, **context)` opens a file as a page, and at the end asserts that it asked for that file alone and
