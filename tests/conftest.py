@@ -90,3 +90,21 @@ def run(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
     train(tiny(), folder, out)
     return out
+
+
+@pytest.fixture(scope="session")
+def model(folder, tmp_path_factory):
+    """A run of one step on `folder`, for what needs any model of 8x8 RGB in classes."""
+    from diffunet.training.loop import train
+
+    out = tmp_path_factory.mktemp("runs") / "run"
+    train(tiny(train={"steps": 1, "previews": 0}), folder, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def pipe(model):
+    """The model of `model`, loaded on the CPU."""
+    import diffunet
+
+    return diffunet.load(model, "cpu")

@@ -144,7 +144,7 @@ class Site:
         image = None
         if self.first is not None:
             with contextlib.suppress(Error):  # it may be gone by now
-                image = _image(await self._image_of(self.first, self.first.name, owned=False))
+                image = _image(await self._own(self.first))
         trained = config.diffusion.task == "inpaint"
         return JSONResponse({
             "name": workshop.model, "image_size": workshop.pipe.image_size, "channels": workshop.pipe.channels,
@@ -184,34 +184,42 @@ class Site:
                 await run_sync(shutil.copyfile, result.path, path)
             item = await self._image_of(path, result.name)
         elif "folder" in asked:
-            pair = self._pair(asked["folder"])
-            item = await self._image_of(pair.image, pair.image.name, owned=False)
+            item = await self._own(self._pair(asked["folder"]).image)
         else:
             path = await receiving.file(request, self.store, self.limits)
             item = await self._image_of(path, None)
         return JSONResponse(_image(item), 201)
 
-    async def _image_of(self, path: Path, name: str | None, *, owned: bool = True) -> Item:
-        """Take in the file of a picture, which is deleted if it is none and `owned`."""
+    async def _image_of(self, path: Path, name: str | None) -> Item:
+        """Take in the file of a picture, which is deleted if it is none."""
+        try:
+            return self.store.add("image", path, name, **await self._facts(path, name))
+        except Error:
+            path.unlink(missing_ok=True)
+            raise
+
+    async def _own(self, path: Path) -> Item:
+        """Return the item of a file of the person's own; it is another once the file has changed."""
+        try:
+            id = hashlib.sha256(f"{path} {path.stat().st_mtime_ns}".encode()).hexdigest()[:16]
+        except OSError:
+            raise Gone(f"{path.name} is not there any more") from None
+        with contextlib.suppress(Gone):
+            return self.store.get("image", id)
+        facts = await self._facts(path, path.name)
+        return self.store.add("image", path, path.name, owned=False, id=id, **facts)
+
+    async def _facts(self, path: Path, name: str | None) -> dict[str, Any]:
+        """Return what is known of a picture once it is decoded, see `views.facts`."""
 
         def read() -> dict[str, Any]:
             picture = views.opened(path, self.limits.max_pixels)
             return views.facts(picture, build.ranges(self.workshop.pipe.config.data))
 
         try:
-            facts = await run_sync(read, limiter=self.decoding)
+            return await run_sync(read, limiter=self.decoding)
         except Error as error:
-            if owned:
-                path.unlink(missing_ok=True)
             raise type(error)(as_typed(str(error).replace(str(path), name or "the picture"))) from None
-        if owned:
-            return self.store.add("image", path, name, **facts)
-        # A person's own file has one id for as long as it stays the same, so that it is not decoded for each page anew.
-        try:
-            id = hashlib.sha256(f"{path} {path.stat().st_mtime_ns}".encode()).hexdigest()[:16]
-        except OSError:
-            raise Gone(f"{name} is not there any more") from None
-        return self.store.add("image", path, name, owned=False, id=id, **facts)
 
     async def image(self, request: Request) -> Response:
         """Say what a picture is."""

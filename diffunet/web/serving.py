@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import html
 import secrets
 import signal
@@ -78,12 +79,11 @@ class Page:
         limits = limits or Limits()
         folder, image = (source, None) if source is not None and source.is_dir() else (None, source)
         workshop = Workshop(pipe, model, Store(limits), limits, computing, out, folder)
-        try:
-            listening = _listening(host, port)
+        with contextlib.ExitStack() as undo:
+            undo.callback(workshop.store.close)
+            listening = undo.enter_context(_listening(host, port))
             self.site = Site(workshop, image)
-        except BaseException:
-            workshop.store.close()
-            raise
+            undo.pop_all()
         self.port: int = listening.getsockname()[1]
         self.token = secrets.token_urlsafe(24) if token else None
         name = host if host not in ("0.0.0.0", "::") else socket.gethostname()

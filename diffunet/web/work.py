@@ -244,8 +244,10 @@ def _words(command: Callable[..., None], options: Mapping[str, Any]) -> list[str
             words.append(option)
         elif isinstance(value, tuple):
             words += [option, *map(str, value)]
+        elif (text := str(value)).startswith("-"):  # a number below 0 or a class of such a name, which is no option
+            words.append(f"{option}={text}")
         else:
-            words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [option, text]
     return words
 
 

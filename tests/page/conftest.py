@@ -3,9 +3,9 @@
 import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
-from helpers.small import tiny
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -13,7 +13,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 def pytest_collection_modifyitems(items):
     """Mark all tests of this room."""
     for item in items:
-        if "/page/" in item.path.as_posix():
+        if Path(__file__).parent in item.path.parents:
             item.add_marker("page")
 
 
@@ -29,24 +29,6 @@ def browser():
         running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield running
         running.close()
-
-
-@pytest.fixture(scope="session")
-def model(folder, tmp_path_factory):
-    """Of 8x8 RGB in classes, trained for one step."""
-    from diffunet.training.loop import train
-
-    out = tmp_path_factory.mktemp("runs") / "run"
-    train(tiny(train={"steps": 1, "previews": 0}), folder, out)
-    return out
-
-
-@pytest.fixture(scope="session")
-def pipe(model):
-    """The model of the pages, on the CPU."""
-    import diffunet
-
-    return diffunet.load(model, "cpu")
 
 
 @pytest.fixture

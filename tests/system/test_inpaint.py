@@ -7,7 +7,6 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 from helpers.complaints import at_least, check
-from helpers.small import tiny
 from PIL import Image, ImageCms
 
 from diffunet.commands import folders, inpaint, options, outputs
@@ -33,16 +32,6 @@ def refused(capsys, *words, code=2):
     [line] = said.err.strip().splitlines()
     assert said.out == ""
     return line
-
-
-@pytest.fixture(scope="module")
-def model(folder, tmp_path_factory):
-    """Of 8x8 RGB, trained for one step."""
-    from diffunet.training.loop import train
-
-    out = tmp_path_factory.mktemp("runs") / "run"
-    train(tiny(train={"steps": 1, "previews": 0}), folder, out)
-    return out
 
 
 @pytest.fixture

@@ -1,30 +1,12 @@
 """A page of a tiny model, asked in this process, and one that a real server serves."""
 
 import pytest
-from helpers.small import tiny
 
 pytest.importorskip("starlette")
 
 from helpers.web import Client
 
-import diffunet
 from diffunet.web import serving
-
-
-@pytest.fixture(scope="session")
-def model(folder, tmp_path_factory):
-    """Of 8x8 RGB in classes, trained for one step."""
-    from diffunet.training.loop import train
-
-    out = tmp_path_factory.mktemp("runs") / "run"
-    train(tiny(train={"steps": 1, "previews": 0}), folder, out)
-    return out
-
-
-@pytest.fixture(scope="session")
-def pipe(model):
-    """The model of the pages, on the CPU."""
-    return diffunet.load(model, "cpu")
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ export class Fill {
 
 	save(job, result) {
 		return attempt(async () => {
-			const { name } = await post(`results/${result.id}/save`, { name: this.#nameOf(job, result) });
+			const { name } = await post(`results/${result.id}/save`, {});
 			say(`Saved as ${name} in ${this.#app.model.out}.`);
 		});
 	}
