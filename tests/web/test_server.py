@@ -206,8 +206,13 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path):
         assert large.path.exists()
         with pytest.raises(Exception, match="no room"):
             item("result", 10_000_001)
+    mine = tmp_path / "mine.png"
+    noise().save(mine)
+    for _ in range(2):  # what is there already is not taken in again, and is no copy that may go
+        assert store.add("image", mine, "mine.png", owned=False, id="mine").path == mine
     store.close()
     assert not store.folder.exists()
+    assert mine.exists()
 
 
 def test_a_full_queue_is_said(asking, slow):
