@@ -203,10 +203,11 @@ def test_a_run_of_an_earlier_version_keeps_its_constant_rate(folder, tmp_path):
 @pytest.mark.parametrize("shorter", [{"steps": 5}, {"steps": 8}, {"steps": None, "minutes": 1e-4}])
 def test_a_run_is_not_made_shorter_than_it_is(folder, run, tmp_path, shorter):
     shutil.copytree(run, tmp_path / "run")
-    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*") if path.name != "status.json"}
+    state = ("status.json", "report.html")  # what says how it has ended
+    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*") if path.name not in state}
     if shorter == {"steps": 8}:  # what it has: nothing is to do
         train(tiny(train=shorter), folder, tmp_path / "run", resume=True)
     else:
         with pytest.raises(UsageError, match=r"has done 8 steps .* give more"):
             train(tiny(train=shorter), folder, tmp_path / "run", resume=True)
-    assert all(path.read_bytes() == content for path, content in files.items() if path.is_file())
+    assert [path.name for path, content in files.items() if path.is_file() and path.read_bytes() != content] == []
