@@ -14,8 +14,9 @@ from diffunet.diffusion.losses import log_normal_cdf
 from diffunet.diffusion.samplers import last
 from diffunet.evaluation.features import train_classifier
 from diffunet.inpainting import methods
-from diffunet.training.learner import Learner, skips_by_itself
+from diffunet.training.learner import Learner
 from diffunet.training.loop import train
+from diffunet.training.optimizers import skip_by_themselves
 
 pytestmark = pytest.mark.seconds
 
@@ -117,11 +118,11 @@ def deaf(monkeypatch):
 
 
 def test_it_is_seen_whether_adamw_skips(deaf):
-    assert not skips_by_itself(torch.device("cpu"))
+    assert not skip_by_themselves(torch.device("cpu"))
 
 
 def test_adamw_skips_here():
-    assert skips_by_itself(torch.device("cpu"))
+    assert skip_by_themselves(torch.device("cpu"))
 
 
 def test_a_step_that_is_not_finite_reaches_no_weight(deaf, folder, tmp_path):

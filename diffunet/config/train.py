@@ -34,6 +34,8 @@ class TrainConfig(Section):
     of images of 64 pixels or more, else none."""
     half_size_until: Count | None = None
     """Step from which it trains at full size, in place of --train.half-size."""
+    optimizer: Literal["muon", "adamw"] | None = None
+    """Optimizer of the matrices inside the net; all the rest is AdamW's. By default muon, for diffunet's UNet."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     """AdamW's."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.99)

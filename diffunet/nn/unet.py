@@ -6,7 +6,7 @@ the size again, and each of its blocks takes the skip of the same size as additi
 Legend: B batch, C channels, H W height and width, E width of the embedding, A size of the augmentation vector.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -165,3 +165,15 @@ class UNet(nn.Module):
         for up in self.up:
             h = up(h, skips.pop(), e)
         return self.out(h)
+
+    def matrices(self) -> Iterator[tuple[Tensor, int]]:
+        """Yield the weights of the convolutions and linear layers inside the blocks, for optimizers of matrices.
+
+        With each comes the number of matrices of equal size that its rows are a stack of: 3 for those that make
+        queries, keys and values, else 1. Stem, output and embedding are left out.
+        """
+        for part in (self.down, self.middle, self.up):
+            stacked = {module.qkv for module in part.modules() if isinstance(module, Attention)}
+            for module in part.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    yield module.weight, 3 if module in stacked else 1

@@ -20,7 +20,7 @@ from diffunet.data import warp
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.diffusion.losses import NOISE, DenoisingLoss, Loss
 from diffunet.pictures import images
-from diffunet.training import cuda_graph, half_size
+from diffunet.training import cuda_graph, half_size, optimizers
 from diffunet.training.batches import Batch
 from diffunet.training.ema import averages
 from diffunet.training.loss_scale import LossScale
@@ -64,13 +64,10 @@ class Learner:
         self.shape = (config.data.channels, config.data.image_size, config.data.image_size)
         net = denoiser.net
         self.parameters = list(net.parameters())
-        optimizer = torch.optim.AdamW(
-            self.parameters, lr=t.learning_rate, betas=t.betas, weight_decay=t.weight_decay, fused=True
-        )
         kept = averages(net, t.ema_halflife, t.ema_ramp, self.batch_size, stored=bool(t.ema_every))
-        self.state = State(net, optimizer, kept)
+        self.state = State(net, optimizers.of(t, net, how), kept)
         self.scale, self.noise = LossScale(how), torch.tensor(NOISE, device=how.device)
-        self.skips_by_itself = skips_by_itself(how.device)
+        self.skips_by_itself = optimizers.skip_by_themselves(how.device)
         self.alone = DenoisingLoss(denoiser, build.weighting(config), loss).train()
         self.model: nn.Module = self.alone if processes is None else processes.prepare(self.alone)
         self.recorded: dict[torch.Size, cuda_graph.Recorded] = {}  # by the shape of the noise
@@ -82,9 +79,10 @@ class Learner:
 
     def step(self, step: int, passes: Sequence[Batch]) -> Outcome:
         """Learn from the passes of this process in one optimizer step."""
-        t, optimizer, device = self.config.train, self.state.optimizer, self.how.device
-        for group in optimizer.param_groups:
-            group["lr"] = rate(t, step)
+        t, device = self.config.train, self.how.device
+        for optimizer in self.state.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate(t, step)
         rank = 0 if self.processes is None else self.processes.process_index
 
         shape = self.shape
@@ -140,12 +138,13 @@ class Learner:
             return model(x0, noise, batch.sigma, batch.label, keep, batch.augment)
 
     def _apply(self, skipped: Tensor) -> None:
-        """Let the optimizer change the weights, unless `skipped` [] is 1."""
-        optimizer = self.state.optimizer
-        optimizer.found_inf = skipped  # type: ignore[attr-defined]  # fused AdamW changes nothing where it is 1
-        if self.skips_by_itself or not skipped.item():
-            optimizer.step()
-        optimizer.zero_grad()
+        """Let the optimizers change the weights, unless `skipped` [] is 1."""
+        learns = self.skips_by_itself or not skipped.item()
+        for optimizer in self.state.optimizers:
+            optimizer.found_inf = skipped  # type: ignore[attr-defined]  # they change nothing where it is 1
+            if learns:
+                optimizer.step()
+            optimizer.zero_grad()
 
     def record(self, batch: int, *, own: bool = False) -> str | None:
         """Record the passes of `batch` images as CUDA graphs, see cuda_graph.py; nothing is learned.
@@ -166,11 +165,15 @@ class Learner:
                 )
         except Exception as error:  # torch raises what it likes where something cannot be recorded
             recorded.clear()
-            self.state.optimizer.zero_grad()
+            self._forget_gradients()
             compute.give_back(error if compute.is_out_of_memory(error) else None)
             return compute.first_line(error)
         self.recorded = recorded
         return None
+
+    def _forget_gradients(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def _sides(self) -> tuple[int, ...]:
         """Return the sizes of image that the run has passes of."""
@@ -191,7 +194,7 @@ class Learner:
                 noise = torch.zeros(batch, channels, side, side, device=self.how.device)
                 self._losses(self.alone, trial, noise).sum().backward()
         finally:
-            self.state.optimizer.zero_grad()
+            self._forget_gradients()
 
     def imagined(self, batch: int) -> Batch:
         """Return a batch of grey images of the kind that the run has, to try a step with."""
@@ -202,17 +205,3 @@ class Learner:
             augment = torch.zeros(batch, warp.CHANNELS) if d.augment else None
             keep = torch.zeros(batch, 1, size, size, dtype=torch.bool) if inpaint else None
             return Batch(0, grey, label, torch.ones(batch), augment, keep)
-
-
-def skips_by_itself(device: torch.device) -> bool:
-    """Try whether fused AdamW on this device leaves the weights alone where its `found_inf` is 1.
-
-    On Apple's GPUs it ignored `found_inf` in versions of torch before one of 2026; there the learner waits for the
-    device at each step, and skips it.
-    """
-    weight = torch.ones(1, device=device, requires_grad=True)
-    weight.grad = torch.ones_like(weight)
-    optimizer = torch.optim.AdamW([weight], lr=0.5, weight_decay=0.0, fused=True)
-    optimizer.found_inf = torch.ones((), device=device)  # type: ignore[attr-defined]
-    optimizer.step()
-    return weight.item() == 1.0

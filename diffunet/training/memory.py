@@ -26,7 +26,10 @@ def price(config: Config, net: build.NetFactory = build.net) -> Cost:
 
 
 def training_bytes(config: Config, how: Compute, batch: int, net: build.NetFactory = build.net) -> int:
-    """Return the bytes that a step with `batch` images a pass takes: the net's peak, AdamW's moments, and averages."""
+    """Return the bytes that a step with `batch` images a pass takes: the net's peak, AdamW's moments, and averages.
+
+    Muon has half of the moments, and computes in memory that the backward pass has given back.
+    """
     counted = build.footprint(config, how, learn=True, make=net)
     moments, averages = 2, 1 if config.train.ema_every == 0 else 1 + len(WIDTHS)
     return counted.peak(batch) + (moments + averages) * 4 * counted.parameters

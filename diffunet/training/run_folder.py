@@ -81,6 +81,8 @@ def _same_run(asked: Config, stored: Config, done: int) -> Config:
     """
     if stored.train.half_size is None:  # of a version that did not know of it
         stored = stored.changed("train", half_size=0.0)
+    if stored.train.optimizer is None:  # likewise
+        stored = stored.changed("train", optimizer="adamw")
     content, changed = stored.model_dump(), set[str]()
     for section, values in asked.model_dump(exclude_unset=True).items():
         for name, value in values.items():

@@ -1,4 +1,4 @@
-"""What every optimizer step changes and a checkpoint holds: weights, their averages, the optimizer's moments."""
+"""What every optimizer step changes and a checkpoint holds: weights, their averages, the optimizers' moments."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,15 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from diffunet import storage
+from diffunet.training import optimizers
 from diffunet.training.ema import Average
 
 
 @dataclass(frozen=True)
 class State:
-    """The net that learns, its optimizer, and the averages of its weights, of which sampling uses the first."""
+    """The net that learns, its optimizers, and the averages of its weights, of which sampling uses the first."""
 
     net: nn.Module
-    optimizer: torch.optim.AdamW
+    optimizers: tuple[torch.optim.Optimizer, ...]
     averages: tuple[Average, ...]
 
     @property
@@ -32,7 +33,8 @@ class State:
         """Return all tensors, by the file of a checkpoint that they belong to and by name."""
         moments: dict[str, Tensor] = {}
         for name, parameter in self.net.named_parameters():
-            moments |= {f"{name}.{key}": value for key, value in self.optimizer.state[parameter].items()}
+            for optimizer in self.optimizers:
+                moments |= {f"{name}.{key}": value for key, value in optimizer.state.get(parameter, {}).items()}
         power = {  # by relative width and name, such as "0.050.stem.weight" and "0.050.updates"
             f"{average.name}.{name}": tensor
             for average in self.power
@@ -54,9 +56,8 @@ class State:
 
         Memory layouts stay as they are, since the bits of every later step depend on them.
         """
-        for parameter in self.net.parameters():
-            moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-            self.optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+        for optimizer in self.optimizers:
+            optimizers.begin(optimizer)
         for name, own in self.tensors().items():
             stored, _ = storage.read_tensors(folder / f"{name}.safetensors", own)
             for key, tensor in own.items():

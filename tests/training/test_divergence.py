@@ -106,7 +106,7 @@ def test_a_number_that_is_not_finite_is_seen_before_a_save(where):
     optimizer = torch.optim.AdamW(net.parameters())
     net(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    state = State(net, optimizer, averages(net, 1.0, 1.0, 1, stored=False))
+    state = State(net, (optimizer,), averages(net, 1.0, 1.0, 1, stored=False))
     assert state.finite()
     with torch.no_grad():
         {"net": net.weight, "ema": state.ema.net.bias, "optimizer": optimizer.state[net.weight]["exp_avg"]}[where][

@@ -433,7 +433,7 @@ def test_a_number_in_them_that_is_not_finite_is_seen_before_a_save():
     optimizer = torch.optim.AdamW(net.parameters())
     net(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    state = State(net, optimizer, averages(net, 1.0, 1.0, 1, stored=True))
+    state = State(net, (optimizer,), averages(net, 1.0, 1.0, 1, stored=True))
     assert state.finite()
     with torch.no_grad():
         state.power[1].net.bias[0] = math.nan

@@ -224,7 +224,9 @@ def test_the_trial_of_a_batch_is_a_whole_step(folder, tmp_path, monkeypatch):
 
     def spied(self, *rest):
         outcome = step(self, *rest)
-        seen.append(([average.updates for average in self.state.averages], len(self.state.optimizer.state)))
+        seen.append(
+            ([average.updates for average in self.state.averages], sum(len(o.state) for o in self.state.optimizers))
+        )
         return outcome
 
     monkeypatch.setattr(Learner, "step", spied)
