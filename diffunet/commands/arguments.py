@@ -4,22 +4,21 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-import inspect
 import itertools
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
-from pydantic import BaseModel, ValidationError, create_model, validate_call
+from pydantic import ValidationError, create_model, validate_call
 
 from diffunet import names
-from diffunet.commands.progress import writing_results
+from diffunet.commands import manual, signature
+from diffunet.commands.progress import tell
+from diffunet.commands.signature import Option
 from diffunet.config import Config, preset, read_toml, validated
 from diffunet.errors import UsageError
 
@@ -56,11 +55,13 @@ SAMPLER_OPTIONS = ("--sampler", "--diffusion.sampler")
 
 def parse(cls: type[T], args: Sequence[str], command: str, default: T) -> T:
     """Return `default` with the fields that the words `args` name changed. Raises UsageError for wrong words."""
-    return _tyro(cls, _options(cls), args, command, default=default)
+    _show_help(cls, args, command, default)
+    return _tyro(cls, signature.options(cls, default), args, command, default=default)
 
 
 def call(function: Callable[..., None], args: Sequence[str], command: str) -> None:
     """Call `function` with `args`, checked by the bounds in its annotations. Raises UsageError for wrong words."""
+    _show_help(function, args, command)
 
     # Pydantic checks the bounds; without that setting it would take a dataclass for checked, whatever is in its fields.
     @validate_call(config={"revalidate_instances": "always"})
@@ -68,7 +69,7 @@ def call(function: Callable[..., None], args: Sequence[str], command: str) -> No
     def arguments(*positional: Any, **named: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return positional, named
 
-    positional, named = _tyro(arguments, _options(function), args, command)
+    positional, named = _tyro(arguments, signature.options(function), args, command)
     function(*positional, **named)
 
 
@@ -85,7 +86,7 @@ def checked(function: Callable[..., None], values: Mapping[str, Any]) -> dict[st
     try:
         found = create_model("Options", **fields).model_validate(values)
     except ValidationError as error:
-        raise UsageError(_out_of_bounds(error, _options(function))) from None
+        raise UsageError(_out_of_bounds(error, signature.options(function))) from None
     return {name: getattr(found, name) for name in values}
 
 
@@ -93,7 +94,7 @@ def _annotated(target: Any) -> dict[str, Any]:
     """Return the annotations of all options of a function or dataclass, bounds included."""
     found: dict[str, Any] = {}
     for name, hint in get_type_hints(target, include_extras=True).items():
-        if dataclasses.is_dataclass(kind := _bare(hint)):
+        if dataclasses.is_dataclass(kind := signature.bare(hint)):
             found |= _annotated(kind)
         elif name != "return":
             found[name] = hint
@@ -145,82 +146,50 @@ def _prepared(args: Sequence[str]) -> list[str]:
     return prepared
 
 
-def _tyro(target: Any, options: Mapping[str, Any], args: Sequence[str], command: str, **more: Any) -> Any:
-    """Call `target` with `args`. Raises UsageError, and SystemExit once the help was shown."""
+def _show_help(target: Callable[..., Any], args: Sequence[str], command: str, default: Any = None) -> None:
+    """Print the help that `args` ask for, if they do, and raise SystemExit then."""
+    if (part := manual.asked(args)) is not None:
+        tell(manual.page(command, target, part, default))
+        raise SystemExit(0)
+
+
+def _tyro(target: Any, options: Mapping[str, Option], args: Sequence[str], command: str, **more: Any) -> Any:
+    """Call `target` with `args`. Raises UsageError."""
     args = _prepared(args)
+
+    def wrong(message: str) -> UsageError:
+        """Name the part of the help that has the option which a message is about."""
+        about = next((options[name] for name in re.findall(r"--[\w.-]*\w", message) if name in options), None)
+        rest = (f" {about.section}" if about.section else "-all") if about is not None and about.rare else ""
+        return UsageError(f"{message} (see diffunet {command} --help{rest})")
 
     def refuse(event: Any) -> None:
         if message := _mistake(event, args, options, command):
-            raise UsageError(f"{message} (see diffunet {command} --help)") from None
+            raise wrong(message) from None
 
-    if {"-h", "--help"} & {*args} and shutil.get_terminal_size().columns < 40:
-        os.environ["COLUMNS"] = "40"  # in less than 10, tyro never ends laying out its help
     try:
-        with writing_results(), on_parse_error(refuse):
-            return tyro.cli(target, args=args, prog=f"diffunet {command}", **more)
+        with on_parse_error(refuse):
+            return tyro.cli(target, args=args, prog=f"diffunet {command}", add_help=False, **more)
     except ValidationError as error:
-        raise UsageError(f"{_out_of_bounds(error, options)} (see diffunet {command} --help)") from None
-    raise SystemExit(0)  # the reader of the help closed the pipe
+        raise wrong(_out_of_bounds(error, options)) from None
 
 
-def _options(target: Any) -> dict[str, Any]:
-    """Return the type of each option and argument of a function or dataclass, by its name on the command line."""
-    options: dict[str, Any] = {}
-    parameters = inspect.signature(target).parameters.values()
-    positional = {each.name for each in parameters if each.kind is inspect.Parameter.POSITIONAL_ONLY}
-    for name, hint in get_type_hints(target, include_extras=True).items():
-        dashed, kind = name.replace("_", "-"), _bare(hint)
-        if dataclasses.is_dataclass(kind):
-            options |= _options(kind)
-        elif isinstance(kind, type) and issubclass(kind, BaseModel):
-            fields = kind.model_fields.items()
-            options |= {f"--{dashed}.{inner.replace('_', '-')}": field.annotation for inner, field in fields}
-        elif name != "return":
-            extras = getattr(hint, "__metadata__", ())
-            named = next(filter(None, (getattr(extra, "name", None) for extra in extras)), None)  # --from is a keyword
-            metavars = (getattr(extra, "metavar", None) for extra in extras if name in positional)
-            options[f"--{named}" if named else next(filter(None, metavars), f"--{dashed}")] = kind
-    return options
-
-
-def _bare(hint: Any) -> Any:
-    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
-
-
-def _kind(hint: Any) -> str:
-    """Return in words what a type takes."""
-    hint = _bare(hint)
-    inner = [part for part in get_args(hint) if part is not NoneType]
-    if get_origin(hint) is Literal:
-        return f"one of {names.listed([*map(str, inner)])}" if len(inner) > 1 else str(inner[0])
-    if get_origin(hint) in (Union, UnionType):
-        return " or ".join(map(_kind, inner))
-    if get_origin(hint) is tuple:
-        return f"{'values' if ... in inner else f'{len(inner)} values'}, each {_kind(inner[0])}"
-    return {int: "a whole number", float: "a number", bool: "True or False"}.get(hint, "a value")
-
-
-def _choices(hint: Any) -> list[str]:
-    if get_origin(hint) is Literal:
-        known = [*map(str, get_args(hint))]
-        return [*known, *names.aliases(known)]
-    return [choice for part in get_args(hint) for choice in _choices(part)]
-
-
-def _mistake(event: Any, args: Sequence[str], options: Mapping[str, Any], command: str) -> str | None:
+def _mistake(event: Any, args: Sequence[str], options: Mapping[str, Option], command: str) -> str | None:
     """Return what is wrong with `args`, of which tyro complains by `event`; None for an event of a later tyro."""
-    names = [name for name in options if name.startswith("--")]
-    off = [re.sub(r"^(--(?:\w+\.)?)", r"\1no-", name) for name in names if options[name] is bool]
+    known = [name for name, option in options.items() if not option.is_argument]
+    off = [re.sub(r"^(--(?:\w+\.)?)", r"\1no-", name) for name in known if options[name].kind is bool]
     for word in args:
         name = word.partition("=")[0].replace("_", "-")
-        if name.startswith("--") and name not in (*names, *off, "--help"):
-            same = [option for option in names if option.split(".")[-1] == name.strip("-")]
+        if name.startswith("--") and name not in (*known, *off):
             if name in ELSEWHERE:
                 return f"there is no option {name}: {ELSEWHERE[name]}"
-            close = same or difflib.get_close_matches(name, names, n=1)
+            close = _nearest(name, [*known, "--help", "--help-all"])
             return f"there is no option {name}" + (f"; did you mean {' or '.join(close)}?" if close else "")
     if hasattr(event, "missing_arguments"):
-        return "; ".join(f"{_name(absent.arg)} is missing ({_help(absent.arg)})" for absent in event.missing_arguments)
+        absent = [options[_name(each.arg)] for each in event.missing_arguments]
+        return "; ".join(
+            f"{option.name} is missing ({option.help.partition('. ')[0].rstrip('.')})" for option in absent
+        )
     if hasattr(event, "tokens"):
         return _one_too_many(event.tokens[0], args, options, command)
     if getattr(event, "argument", None) is not None:
@@ -235,34 +204,41 @@ def _name(argument: Any) -> str:
     return argument.lowered.metavar if argument.is_positional() else argument.lowered.name_or_flags[0]
 
 
-def _help(argument: Any) -> str:
-    text = argument.field.helptext
-    return " ".join((text() if callable(text) else text).split()).rstrip(".")
+def _nearest(name: str, known: Sequence[str]) -> list[str]:
+    """Return the option that is spelled most like `name`; several if they are so but for their sections."""
+    spelled: dict[str, list[str]] = {each: [each] for each in known}
+    for each in known:
+        tail = f"--{each.partition('.')[2]}"
+        if "." in each and [tail] != spelled.get(tail):
+            spelled.setdefault(tail, []).append(each)
+    close = difflib.get_close_matches(name, spelled, n=1)
+    return spelled[close[0]] if close else []
 
 
-def _one_too_many(word: str, args: Sequence[str], options: Mapping[str, Any], command: str) -> str:
+def _one_too_many(word: str, args: Sequence[str], options: Mapping[str, Option], command: str) -> str:
     at = next(i for i, typed in enumerate(args) if typed == word or typed.endswith(f"={word}"))
     before = [typed.partition("=")[0] for typed in args[: at + 1] if typed.startswith("--")]
     if before:
-        kind = options.get(before[-1], bool)
-        return f"{word!r} is one too many: {before[-1]} takes {'no value' if kind is bool else _kind(kind)}"
-    positional = [name for name in options if not name.startswith("--")]
+        option = options.get(before[-1])
+        takes = "no value" if option is None or option.kind is bool else signature.in_words(option.kind)
+        return f"{word!r} is one too many: {before[-1]} takes {takes}"
+    positional = [name for name, option in options.items() if option.is_argument]
     return f"{word!r} is one too many: diffunet {command} takes {' '.join(positional) or 'none'}"
 
 
-def _wrong_value(name: str, options: Mapping[str, Any], args: Sequence[str]) -> str:
-    kind = options.get(name, str)
-    several = tuple in (get_origin(kind), *(get_origin(_bare(part)) for part in get_args(kind)))
-    values = _values(args, name)[: None if several else 1]
+def _wrong_value(name: str, options: Mapping[str, Option], args: Sequence[str]) -> str:
+    kind = options[name].kind
+    values = _values(args, name)[: None if signature.is_several(kind) else 1]
     if not values:
-        return f"{name} needs {_kind(kind)}"
-    choices = _choices(kind)
+        return f"{name} needs {signature.in_words(kind)}"
+    choices = signature.choices(kind)
+    choices += names.aliases(choices)
     wrong = next((value for value in values if choices and value not in choices), values[0])
     close = difflib.get_close_matches(wrong, choices, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     if wrong in NOT_THERE.get(name, {}):
         hint = f": {NOT_THERE[name][wrong]}"
-    return f"{name} takes {_kind(kind)}, not {' '.join(values)!r}{hint}"
+    return f"{name} takes {signature.in_words(kind)}, not {' '.join(values)!r}{hint}"
 
 
 def _values(args: Sequence[str], name: str) -> list[str]:
@@ -278,7 +254,7 @@ def _values(args: Sequence[str], name: str) -> list[str]:
     return values
 
 
-def _out_of_bounds(error: ValidationError, options: Mapping[str, Any]) -> str:
+def _out_of_bounds(error: ValidationError, options: Mapping[str, Option]) -> str:
     """Return what pydantic found, with options as they are typed."""
     sections = {getattr(field.annotation, "__name__", ""): f"{name}." for name, field in Config.model_fields.items()}
     problems: dict[tuple[str, str], list[str]] = {}  # of a union, such as an int or "auto", one for each of its types

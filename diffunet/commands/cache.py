@@ -25,10 +25,11 @@ def cache(
     Example: diffunet cache --clear --older-than 30
 
     Args:
-        folder: Only those of this folder of images.
-        clear: Delete them.
-        older_than: Only those not used for so many days.
-        place: Where they are kept, if not in the user's cache folder: what --data.cache said.
+        folder: Folder of images, whose decoded images alone are meant.
+        clear: Delete what is shown.
+        older_than: Days without use, of which only older ones are meant.
+        place: Folder where decoded images are kept, as --data.cache named it. If not given, it is in the user's cache
+            folder.
     """
     import time
 

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from diffunet.commands import outputs
 from diffunet.commands.options import Overwrite, Size
 from diffunet.commands.progress import progress, say, tell
+from diffunet.commands.signature import Rare
 from diffunet.config import Config, DataConfig
 
 if TYPE_CHECKING:
@@ -28,19 +29,18 @@ SHOWN = 36
 def check(
     folder: Annotated[Positional[Path], arg(metavar="DATA")], /, *, image_size: Size | None = None,
     classes: bool = False, json: bool = False, sheet: Path | None = None, overwrite: Overwrite = False,
-    data: DataConfig = PLAIN,
+    data: Rare[DataConfig] = PLAIN,
 ) -> None:  # fmt: skip
     """Say what is in a folder of images: sizes, classes, what cannot be used and why, and what to try.
 
     Example: diffunet check photos
 
     Args:
-        folder: Folder, searched recursively.
-        image_size: What you mean to train at; short for --data.image-size.
-        classes: Subfolders are classes, or what --data.labels says; short for --data.classes.
+        folder: Folder of images, searched recursively, or an archive or arrays of them.
+        image_size: Height and width in pixels to train at (short for --data.image-size, 64 by default).
+        classes: Look for classes: subfolders are classes, or what --data.labels says (short for --data.classes).
         json: Print all of it as JSON, for programs.
-        sheet: Also write a picture of 36 images as the net will see them, such as sheet.png.
-        data: These are the options of training that decide how images are seen.
+        sheet: Picture to write of 36 images as the net will see them, such as sheet.png.
     """
     short = {"image_size": image_size, "classes": classes or None}
     config = Config(data=data).changed("data", **{name: value for name, value in short.items() if value is not None})

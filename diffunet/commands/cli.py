@@ -16,28 +16,42 @@ from diffunet import __version__, variables
 from diffunet.commands.progress import complain, silence, tell, writing_results
 from diffunet.errors import Error, ResourceError, UsageError
 
-COMMANDS = {
-    "train": ("commands.train", "train a model on a folder of images"),
-    "sample": ("commands.sample", "generate images"),
-    "inpaint": ("commands.inpaint", "fill in the masked part of images"),
-    "web": ("web.command", "fill in and generate on a page in the browser"),
-    "evaluate": ("commands.evaluate", "compare generated images with real ones"),
-    "report": ("commands.report", "curves, previews and facts of a run, or of several, as one HTML file"),
-    "check": ("commands.check", "what is in a folder of images, and what cannot be used"),
-    "prepare": ("commands.folders", "a data set from elsewhere as a folder of images"),
-    "masks": ("commands.folders", "random masks, to try inpainting with"),
-    "convert": ("commands.convert", "from and to other forms: diffusers, guided-diffusion, ONNX, the hub, averages"),
-    "info": ("commands.info", "shapes, parameters, MACs, memory and time of a net"),
-    "cache": ("commands.cache", "the decoded images that are kept: what there is, and clearing it"),
-    "demo": ("commands.demo", "all of it on built-in data, in minutes, on a CPU"),
+GROUPS = {
+    "make": {
+        "train": ("commands.train", "train a model on a folder of images"),
+        "sample": ("commands.sample", "generate images"),
+        "inpaint": ("commands.inpaint", "fill in the masked part of images"),
+        "web": ("web.command", "fill in and generate on a page in the browser"),
+    },
+    "look": {
+        "evaluate": ("commands.evaluate", "compare generated images with real ones"),
+        "report": ("commands.report", "write curves and previews of runs as one HTML file"),
+        "info": ("commands.info", "show shapes, parameters, memory and time of a net"),
+    },
+    "data": {
+        "check": ("commands.check", "say what is in a folder of images, and what is no good"),
+        "prepare": ("commands.folders", "write a data set from elsewhere as a folder of images"),
+        "masks": ("commands.folders", "write random masks, to try inpainting with"),
+        "cache": ("commands.cache", "show and clear the decoded images that are kept"),
+    },
+    "more": {
+        "convert": ("commands.convert", "from and to diffusers, ONNX, the hub, guided-diffusion"),
+        "demo": ("commands.demo", "do all of it on built-in data, in minutes, on a CPU"),
+    },
 }
-"""The module of each command in the package, which has a function of its name, and what the command does. A module is
-imported when its command is called: reading options takes packages that take half a second to import."""
+"""The module of each command in the package, which has a function of its name, and what the command does, in groups. A
+module is imported when its command is called: reading options takes packages that take half a second to import."""
+
+COMMANDS = {name: row for group in GROUPS.values() for name, row in group.items()}
+"""The rows of all groups."""
 
 USAGE = "\n".join([
     "usage: diffunet COMMAND ...\n",
-    "Train a diffusion model on a folder of images, sample from it, fill in masked images.\n",
-    *(f"  {name:<9} {words}" for name, (_, words) in COMMANDS.items()),
+    "Train a diffusion model on a folder of images, generate new ones, and fill in\nmasked parts of existing ones.",
+    *(
+        "\n".join([f"\n{title.capitalize()}:", *(f"  {name:<11} {words}" for name, (_, words) in group.items())])
+        for title, group in GROUPS.items()
+    ),
     "\nOptions and an example of each: diffunet COMMAND --help\nStart with: diffunet train photos --out runs/photos",
 ])  # fmt: skip
 
@@ -86,6 +100,8 @@ def _outcome(args: list[str]) -> int:
 
 
 def _run(args: list[str]) -> None:
+    if args[:1] == ["help"] and len(args) > 1:  # diffunet help train
+        args = [args[1], "--help", *args[2:]]
     if not args or args[0] in ("-h", "--help", "help"):
         tell(USAGE)
         return

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from diffunet.commands import outputs
 from diffunet.commands.options import Finite, Number, Overwrite
 from diffunet.commands.progress import progress, say, tell
+from diffunet.commands.signature import Rare
 from diffunet.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ Dialect = Literal["guided-diffusion", "improved-diffusion"]
 def convert(
     source: Annotated[Positional[str], arg(metavar="SOURCE")], out: Annotated[Positional[str], arg(metavar="OUT")], /,
     to: Literal["diffunet", "diffusers", "onnx", "hub"] | None = None, flags: str | None = None,
-    dialect: Dialect | None = None, ema: Finite | None = None, step: Number | None = None, private: bool = False,
-    overwrite: Overwrite = False,
+    dialect: Rare[Dialect | None] = None, ema: Finite | None = None, step: Rare[Number | None] = None,
+    private: bool = False, overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
     """Write a model in another form: as a model folder, for diffusers, as ONNX, to the hub. Reads other projects' too.
 
@@ -38,17 +39,17 @@ def convert(
     Example: diffunet convert 64x64_diffusion.pt adm64 --flags="--image_size 64 --num_channels 192 ..."
 
     Args:
-        source: A run folder, a model folder, a checkpoint such as RUN/checkpoints/step-00001000, a diffusers folder, a
-            name of the hub (owner/name) or of a model that comes with diffunet, or a .pt of guided-diffusion or
+        source: Run folder, model folder, checkpoint such as RUN/checkpoints/step-00001000, folder of diffusers, name
+            on the hub (owner/name), model that comes with diffunet, or .pt file of guided-diffusion or
             improved-diffusion.
-        out: Folder to make; a file for onnx; owner/name on the hub.
-        to: Which form; by default onnx where OUT ends in .onnx, else diffunet, a model folder.
-        flags: Of a .pt: the model and diffusion flags that its project's README gives for it, in one word.
-        dialect: Of a .pt: whose it is, guided-diffusion if not given.
-        ema: Relative width of the average, its spread in time over the length of the run: 0.03 to 0.20 usual. Put
-            together from those stored in a run folder (train.ema_every).
-        step: With --ema, of a step that averages are stored of; the newest if not given.
-        private: With --to hub: nobody else sees it.
+        out: Folder to make; for onnx a file; for hub the name there, owner/name.
+        to: Form to write. If not given, it is onnx where OUT ends in .onnx, else diffunet, a model folder.
+        flags: Model and diffusion flags of a .pt file, as its project's README gives them, in one word.
+        dialect: Project that a .pt file is of. If not given, it is guided-diffusion.
+        ema: Relative width of an average of the weights, its spread over the length of the run: 0.03 to 0.20 are
+            usual. It is put together from those that a run folder stores (--train.ema-every).
+        step: Step of the average of --ema, one that averages are stored of. If not given, it is the newest.
+        private: Let nobody else see what --to hub uploads.
     """
     to = to or ("onnx" if out.endswith(".onnx") else "diffunet")
     if step is not None and ema is None:

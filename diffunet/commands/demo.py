@@ -34,7 +34,7 @@ def demo(
 
     Args:
         out: Folder for the data, the run and the pictures.
-        seconds: Of training.
+        seconds: Seconds of training.
     """
     import numpy as np
     from PIL import ImageOps

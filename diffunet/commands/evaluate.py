@@ -13,6 +13,7 @@ from diffunet.commands import options, outputs
 from diffunet.commands.options import MODEL, Computing, Number, Sampling, Seed, Steps
 from diffunet.commands.progress import progress, say, tell
 from diffunet.commands.records import fingerprint
+from diffunet.commands.signature import Rare
 from diffunet.errors import UsageError
 from diffunet.names import MetricName
 
@@ -25,10 +26,11 @@ def evaluate(
     model: Annotated[Positional[str | None], arg(metavar="MODEL", help=MODEL)] = None,
     data: Annotated[Positional[Path | None], arg(metavar="DATA")] = None, /, *,
     samples: Path | None = None, num: Annotated[int, Field(ge=2, le=10**7)] | None = None, seed: Seed = 0,
-    metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)] | None = None, weights: Path | None = None,
-    reals: Path | None = None, pairs: Path | None = None, json: bool = False, sampling: OmitArgPrefixes[Sampling],
-    likelihood: Literal["vlb", "ode"] | None = None, likelihood_num: Number = 100,
-    likelihood_steps: Steps | None = None, loss: bool = False, computing: OmitArgPrefixes[Computing],
+    metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)] | None = None, weights: Rare[Path | None] = None,
+    reals: Rare[Path | None] = None, pairs: Rare[Path | None] = None, json: bool = False,
+    sampling: OmitArgPrefixes[Sampling], likelihood: Literal["vlb", "ode"] | None = None,
+    likelihood_num: Rare[Number] = 100, likelihood_steps: Rare[Steps | None] = None, loss: bool = False,
+    computing: OmitArgPrefixes[Computing],
 ) -> None:  # fmt: skip
     """Compare generated images with real ones: a feature distance, beside that of real images to real ones.
 
@@ -44,22 +46,24 @@ def evaluate(
     Example: diffunet evaluate runs/photos photos --loss
 
     Args:
-        data: Folder of real images; class subfolders make better features.
+        data: Folder of real images. Class subfolders make better features.
         samples: Folder of samples that anybody has made, in place of MODEL; all of them are taken.
-        num: Images to compare, 10,000 if not given. The feature distance is of at most a third of the real ones.
-        seed: Of the samples and the features.
-        metrics: Also published figures of the Inception network: FID, KID, precision and recall with density and
+        num: Images to compare. If not given, they are 10,000, or 256 with --loss. The feature distance is of at most a
+            third of the real ones.
+        seed: Seed of the samples and the features.
+        metrics: Published figures of the Inception network as well: FID, KID, precision and recall with density and
             coverage (prc), inception score (is). They need its weights, and diffunet[fid].
-        weights: File of these weights, if it is not in torch hub's cache.
-        reals: Statistics of real images, an .npz with mu and sigma as EDM publishes, by which FID is measured.
-        pairs: Picture of the 16 samples that are nearest to a training image, each above that image.
+        weights: File of the Inception network's weights. If not given, they are found in torch hub's cache.
+        reals: Statistics of real images by which FID is measured, an .npz with mu and sigma as EDM publishes.
+        pairs: Picture to write of the 16 samples that are nearest to a training image, each above that image. If not
+            given, a run's is RUN/nearest.png.
         json: Print one JSON object in place of lines.
-        likelihood: Also bits per dimension of real images: by the bound of a DDPM schedule (vlb), or the ODE (ode).
-        likelihood_num: Images for that.
-        likelihood_steps: For that: of the chain (by default all), or of the ODE (50).
-        loss: Instead, how well the model takes noise out of held-out images, at 16 noise levels: a number that compares
-            models however they were trained, and hardly varies with chance. Of 256 images if --num is not given.
-        computing: These options decide where and how the net computes. With --likelihood, --precision auto is fp32.
+        likelihood: Measure bits per dimension of real images as well, by the bound of a DDPM schedule (vlb) or the ODE
+            (ode). --precision auto is fp32 then.
+        likelihood_num: Images of which --likelihood is measured.
+        likelihood_steps: Steps of --likelihood. If not given, they are all of the chain (vlb), or 50 (ode).
+        loss: Measure instead how well the model takes noise out of held-out images, at 16 noise levels: a number that
+            compares models however they were trained, and hardly varies with chance.
     """
     if samples is not None:
         _refuse_with_samples(data, model, num is not None or loss or likelihood is not None or sampling != Sampling())

@@ -29,13 +29,15 @@ def prepare(
     Example: diffunet prepare https://example.org/photos.zip photos
 
     Args:
-        name: digits (built in), emoji, mnist, fashion-mnist, cifar10, cifar100, svhn, flowers102, stl10 (downloaded);
-            a web address of an archive, of arrays or of an image; s3://..., gs://... (with fsspec's driver for it); a
-            data set of images on the hub, owner/name or owner/name:config (with pyarrow); or such a file here.
+        name: Data set: digits (built in); emoji, mnist, fashion-mnist, cifar10, cifar100, svhn, flowers102 or stl10
+            (downloaded); the web address of an archive, of arrays or of an image; s3://... or gs://... (with fsspec's
+            driver for it); a data set of images on the hub, owner/name or owner/name:config (with pyarrow); or such a
+            file here.
         out: Folder to make.
-        limit: Write only so many images.
-        download_root: Where downloads are kept. A download that broke off is gone on with by the same command.
-        sha256: Of the file at a web address, to check it by.
+        limit: Number of images to write, spread evenly over all. If not given, all are written.
+        download_root: Folder to keep downloads in, from where the same command goes on with one that broke off. If not
+            given, they are deleted once they are used.
+        sha256: Checksum (SHA-256) of the file at a web address, to check it by.
     """
     from diffunet.data import folder, labels
     from diffunet.data.download import sha256_of
@@ -67,13 +69,13 @@ def masks(
 
     Args:
         out: Folder to make.
-        kind: box, half; wide and narrow strokes of a brush; thin scratches; lines (every second row or column); grid
-            (three of four pixels); mixed is any of these.
-        num: How many; 10 if not given.
-        width: In pixels; 256 if not given.
-        height: In pixels; 256 if not given.
-        like: A folder of images: one mask of the size and name of each.
-        seed: The same seed gives the same masks.
+        kind: Kind of masks. wide and narrow are strokes of a brush, scratches are thin, lines are every second row or
+            column, grid is three of four pixels, and mixed is any of these.
+        num: Number of masks. If not given, they are 10.
+        width: Width of the masks, in pixels. If not given, it is 256.
+        height: Height of the masks, in pixels. If not given, it is 256.
+        like: Folder of images, each of which gets a mask of its size and name.
+        seed: Seed of the masks. The same seed gives the same masks.
     """
     import numpy as np
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from diffunet import pretrained
-from diffunet.commands.options import Size
+from diffunet.commands.options import Device, Size
 from diffunet.commands.progress import duration, tell
 from diffunet.config import Config, preset, preset_names
 from diffunet.errors import CheckpointError, UsageError
@@ -26,17 +26,17 @@ WORTH_MEASURING = 150 * 10**9
 
 def info(
     model: Annotated[Positional[str | None], arg(metavar="MODEL_OR_PRESET")] = None, /,
-    image_size: Size | None = None, device: str | None = None, list: bool = False,
+    image_size: Size | None = None, device: Device | None = None, list: bool = False,
 ) -> None:  # fmt: skip
     """Show a net: shapes as an image flows through it, parameters, MACs, memory and time to expect.
 
     Example: diffunet info default --image-size 64
 
     Args:
-        model: A run folder, a model folder, a folder of diffusers, a name of the hub, of a preset, or of a model that
-            comes with diffunet.
-        image_size: The model's own if not given.
-        device: cuda, cuda:1, mps, cpu; the best there is if not given.
+        model: Run folder, model folder, folder of diffusers, name on the hub (owner/name), preset, or model that comes
+            with diffunet.
+        image_size: Height and width of the images, in pixels. If not given, it is the model's own.
+        device: Device to measure on: cuda, cuda:1, mps or cpu. If not given, it is the best there is.
         list: Show the models that come with diffunet instead.
     """
     if list and any(each is not None for each in (model, image_size, device)):

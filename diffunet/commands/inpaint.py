@@ -17,8 +17,9 @@ from pydantic import Field
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from diffunet.commands import options, outputs, records
-from diffunet.commands.options import Computing, Finite, Model, Number, Overwrite, Seed, Steps
+from diffunet.commands.options import Computing, Finite, Label, Model, Number, Out, Overwrite, Seed, Steps
 from diffunet.commands.progress import progress, say, tell
+from diffunet.commands.signature import Rare
 from diffunet.errors import DataError, UsageError
 from diffunet.names import JUMPING, InpaintFitName, MethodChoice
 
@@ -40,15 +41,16 @@ Pixels = Annotated[int, Field(ge=0, le=10_000)]
 
 
 def inpaint(
-    model: Model, images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE")], /, *, out: str,
-    mask: Path | None = None, box: str | None = None, method: MethodChoice = "auto", fit: InpaintFitName = "auto",
-    steps: Steps | None = None, jump_length: Steps | None = None, jump_n_sample: Steps | None = None, num: Number = 1,
-    seed: Seed = 0, label: str | None = None, guidance: Finite = 1.0, invert_mask: bool = False,
-    soft_mask: bool = False, mask_values: tuple[Finite, ...] | None = None, resize_mask: bool = False,
-    grow: Pixels = 0, shrink: Pixels = 0, feather: Pixels = 0, extend: str | None = None,
-    range: Annotated[tuple[Finite, Finite] | None, arg(metavar="LOW HIGH")] = None,
-    page: Annotated[int, Field(ge=1, le=10**9)] | None = None,
-    lossy_ok: bool = False, max_pixels: Annotated[int, Field(ge=1, le=10**12)] = 200_000_000,
+    model: Model, images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE")], /, *, out: Out,
+    mask: Path | None = None, box: str | None = None, method: MethodChoice = "auto",
+    fit: Rare[InpaintFitName] = "auto", steps: Steps | None = None, jump_length: Rare[Steps | None] = None,
+    jump_n_sample: Rare[Steps | None] = None, num: Number = 1, seed: Seed = 0, label: Label | None = None,
+    guidance: Finite = 1.0, invert_mask: bool = False, soft_mask: Rare[bool] = False,
+    mask_values: Rare[tuple[Finite, ...] | None] = None, resize_mask: Rare[bool] = False, grow: Pixels = 0,
+    shrink: Rare[Pixels] = 0, feather: Pixels = 0, extend: str | None = None,
+    range: Annotated[Rare[tuple[Finite, Finite] | None], arg(metavar="LOW HIGH")] = None,
+    page: Rare[Annotated[int, Field(ge=1, le=10**9)] | None] = None, lossy_ok: Rare[bool] = False,
+    max_pixels: Rare[Annotated[int, Field(ge=1, le=10**12)]] = 200_000_000,
     computing: OmitArgPrefixes[Computing], resume: bool = False, overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
     """Fill in the masked part of images; every pixel outside the mask comes back as it was.
@@ -56,37 +58,39 @@ def inpaint(
     Example: diffunet inpaint runs/photos holiday.png --mask holiday-mask.png --out mended.png
 
     Args:
-        images: Images of any size, and folders of them; with several, --out is a folder.
-        out: A file for one picture, else a folder.
-        mask: White = fill, of the image's size; or a folder of masks with the images' names, or with these and "mask"
-            (a_mask.png), which may be the folder of the images. Without it, what is transparent is filled.
-        box: Fill this rectangle: x0,y0,x1,y1 in pixels from the top left corner, x1 and y1 not included.
-        method: trained is for a model trained with --task inpaint; for any model mmps (by gradients), repaint (up and
-            down), ddnm and replace (once down, plain). auto is trained where the model is, else mmps.
-        fit: crop works on a region round each hole, at the model's size; tile at the image's own resolution, by
-            windows; native on the whole image at once; auto chooses and says which.
-        steps: Of the ladder.
-        jump_length: How far repaint and ddnm go back, in steps. RePaint as published is --steps 250 --jump-length 10
-            --jump-n-sample 10, 2,410 calls of the net.
-        jump_n_sample: How often repaint and ddnm walk each stretch.
-        num: Different fillings of each image, and with them a sheet that shows them side by side.
-        seed: The same seed gives the same fillings.
-        label: What it should be, for a model with classes.
+        images: Images of any size, or folders of them.
+        out: File for one picture, or a folder, which several need.
+        mask: Mask of the image's size, white = fill; or a folder of masks with the images' names, or with these and
+            "mask" (a_mask.png). If neither it nor --box is given, what is transparent is filled.
+        box: Rectangle to fill, x0,y0,x1,y1 in pixels from the top left corner; x1 and y1 are the first outside.
+        method: Method of filling in. trained is for a model trained with --task inpaint; for any model there are mmps
+            (by gradients), repaint (up and down), ddnm and replace (once down, plain). auto is trained where the model
+            is, else mmps.
+        fit: What the net is shown: a region round each hole at the model's size (crop), windows at the image's own
+            resolution (tile), or the whole image (native). auto chooses, and says which.
+        steps: Steps of the sampler; more take longer. If not given, they are what suits the method.
+        jump_length: Steps that repaint and ddnm go back. RePaint as published is --steps 250 --jump-length 10
+            --jump-n-sample 10, which takes 2,410 calls of the net.
+        jump_n_sample: Times that repaint and ddnm walk each stretch.
+        num: Fillings of each image. Several come with a sheet that shows them side by side.
+        seed: Seed of the noise. The same seed gives the same fillings.
+        label: Class to fill in, by its name or number, for a model with classes.
         guidance: How strongly the label counts, or without classes how far to go from the weaker model beside it; 1 is
             off.
-        invert_mask: Black = fill; with --box, what is outside.
-        soft_mask: The mask's grey blends old and new.
-        mask_values: Fill what has these values in the mask, as labels do: of a palette the indices.
+        invert_mask: Fill what is black in the mask, or with --box what is outside.
+        soft_mask: Blend old and new by the mask's grey.
+        mask_values: Values of the mask that are filled, where it holds labels; of a palette they are the indices.
         resize_mask: Take a mask of another size to the image's.
-        grow: Grow the hole by so many pixels, over the rim of what is masked.
-        shrink: Shrink it by so many pixels, after growing it.
-        feather: Blend old and new over so many pixels inside the edge of the hole.
-        extend: Add to the image, and fill in: left,top,right,bottom in pixels.
-        range: The values that are black and white in images of more than 8 bits; those of the model's images, or else
-            of these, if not given.
-        page: Which page or frame of a file with several, from 1 on; the result is that one alone.
+        grow: Pixels by which the hole is grown, over the rim of what is masked.
+        shrink: Pixels by which the hole is shrunk, after it was grown.
+        feather: Pixels inside the edge of the hole over which old and new are blended.
+        extend: Pixels to add to the image and fill in, as left,top,right,bottom.
+        range: Values that are black and white in images of more than 8 bits. If not given, they are those of the
+            model's images, else of these.
+        page: Page or frame to take of a file with several, from 1 on; the result is that one alone. If not given,
+            there may be only one.
         lossy_ok: Allow an output such as .jpg, which changes known pixels.
-        max_pixels: Larger images are refused, before they are decoded.
+        max_pixels: Pixels of the largest image that is taken. Larger ones are refused before they are decoded.
         resume: Fill only the images that a run which was broken off has not filled.
     """
     made_by = records.asked(

@@ -9,6 +9,7 @@ from pydantic import Field
 from tyro.conf import Positional, arg
 
 from diffunet.commands.progress import say
+from diffunet.commands.signature import Rare
 from diffunet.errors import UsageError
 from diffunet.names import LadderName, SamplerName, ThresholdName
 
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
     from diffunet.sampling.conditions import SamplingOptions
     from diffunet.sampling.pipeline import Pipeline
 
-MODEL = "A run folder, a model folder, a folder of diffusers, a name of the hub (owner/name), or emoji (built in)."
+MODEL = "Run folder, model folder, folder of diffusers, name on the hub (owner/name), or emoji, which is built in."
 Model = Annotated[Positional[str], arg(metavar="MODEL", help=MODEL)]
-Overwrite = Annotated[bool, arg(help="Replace what exists.")]
+Overwrite = Annotated[bool, arg(help="Replace what exists at the output.")]
+Out = Annotated[str, arg(metavar="PATH")]
+Device = Annotated[str, arg(metavar="DEVICE")]
+Label = Annotated[str, arg(metavar="CLASS")]
 Number = Annotated[int, Field(ge=1, le=10**7)]
 Steps = Annotated[int, Field(ge=1, le=100_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -32,41 +36,46 @@ Size = Annotated[int, Field(ge=4, le=4096)]
 
 @dataclass(frozen=True)
 class Sampling:
-    """These options decide how images are sampled."""
+    """How images are sampled."""
 
     guidance: Finite = 1.0
-    """How far samples are pushed away from those of a weaker model; 1 is off, 1.5 to 4 usual. With classes the weaker
-    one is the model without the label; else it is the model's own average after an eighth of its training."""
-    guidance_interval: tuple[Finite, Finite] | None = None
-    """Guide only between two noise levels (sigma)."""
-    guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """How far colours that guidance made strong are brought back, 0 to 1."""
-    weaker: str | None = None
-    """Guide away from this worse model instead: an earlier checkpoint, RUN/checkpoints/step-00010000."""
+    """Strength with which samples are pushed away from those of a weaker model: 1 is off, 1.5 to 4 are usual. With
+    classes the weaker model is the same one without the label, else its own average after an eighth of its training."""
+    guidance_interval: Rare[tuple[Finite, Finite] | None] = None
+    """Noise levels (sigma), LOW HIGH, between which there is guidance. If not given, it is at all of them, or away from
+    the model's own average between 0.2 and 4."""
+    guidance_rescale: Rare[Annotated[float, Field(ge=0, le=1)]] = 0.0
+    """How far colours that guidance made too strong are brought back, 0 to 1."""
+    weaker: Rare[str | None] = None
+    """Worse model to guide away from, in place of the usual one: an earlier checkpoint such as
+    RUN/checkpoints/step-00010000."""
     sampler: SamplerName | None = None
-    """The model's default if not given; so for the next three. ddim is euler, euler-ancestral is ddpm."""
+    """Sampler to make pictures by. If not given, it is the model's own."""
     steps: Steps | None = None
-    """Of the sampler."""
-    ladder: LadderName | None = None
-    """How the steps are spaced."""
-    threshold: ThresholdName | None = None
-    """What keeps the predicted image within its range."""
+    """Steps of the sampler; more take longer. If not given, they are the model's own number."""
+    ladder: Rare[LadderName | None] = None
+    """How the steps are spaced over the noise levels. If not given, it is the model's own way."""
+    threshold: Rare[ThresholdName | None] = None
+    """What keeps the predicted image within its range: nothing, clipping (static), or scaling back (dynamic). If not
+    given, it is the model's own way."""
 
 
 @dataclass(frozen=True)
 class Computing:
-    """These options decide where and how the net computes."""
+    """Where and how the net computes."""
 
-    device: str | None = None
-    """cuda, cuda:1, mps, cpu; the best there is if not given."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of the net's convolutions and products; auto is bf16 where the device has it, else fp16 on a GPU, else fp32."""
-    compile: bool = False
-    """Compile the net first, which takes a minute or more and makes what follows faster; for many images."""
-    kernels: bool = False
-    """Use kernels of diffunet's own, built by a C++ compiler or, on CUDA, by Triton; last bits of pictures differ."""
-    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Threads of the CPU to compute with; all cores if not given."""
+    device: Device | None = None
+    """Device to compute on: cuda, cuda:1, mps or cpu. If not given, it is the best there is."""
+    precision: Rare[Literal["auto", "fp32", "bf16", "fp16"]] = "auto"
+    """Number format of the net's convolutions and products. auto is bf16 where the device has it, else fp16 on a GPU,
+    else fp32."""
+    compile: Rare[bool] = False
+    """Compile the net first, which takes a minute or more and pays for many images."""
+    kernels: Rare[bool] = False
+    """Use kernels of diffunet's own, built by a C++ compiler or, on CUDA, by Triton. The last bits of pictures differ
+    then."""
+    threads: Rare[Annotated[int, Field(ge=1, le=4096)] | None] = None
+    """CPU threads to compute with. If not given, there are as many as cores."""
 
 
 def load(model: str, computing: Computing) -> Pipeline:

@@ -34,11 +34,10 @@ def report(
     Example: diffunet report runs/photos runs/other --out both.html
 
     Args:
-        runs: Run folders; of several the curves lie over each other.
-        out: The file, such as both.html; RUN/report.html if not given and there is one run.
+        runs: Run folders. The curves of several lie over each other.
+        out: File to write, such as both.html. If not given, it is RUN/report.html of the one run.
         overwrite: Replace the file that --out names.
         open: Open the report in the browser.
-        computing: These options decide where and how the net computes that fills in.
     """
     from diffunet.evaluation import run_page, run_reading
 

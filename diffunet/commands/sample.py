@@ -12,9 +12,10 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from diffunet.commands import options, outputs
 from diffunet.commands.film import Film, refuse_still
-from diffunet.commands.options import Computing, Model, Number, Overwrite, Sampling, Seed
+from diffunet.commands.options import Computing, Label, Model, Number, Out, Overwrite, Sampling, Seed
 from diffunet.commands.progress import progress, say, tell
 from diffunet.commands.records import Record, content, fingerprint
+from diffunet.commands.signature import Rare
 from diffunet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def sample(
-    model: Model, /, *, out: str, num: Number = 16, seed: Seed = 0, label: str | None = None,
+    model: Model, /, *, out: Out, num: Number = 16, seed: Seed = 0, label: Label | None = None,
     sampling: OmitArgPrefixes[Sampling], from_: Annotated[Path | None, arg(name="from", metavar="PICTURE")] = None,
     strength: Annotated[float, Field(gt=0, le=1)] | None = None, grid: bool = False, animate: bool = False,
-    batch_size: Number | None = None,
+    batch_size: Rare[Number | None] = None,
     computing: OmitArgPrefixes[Computing], resume: bool = False, overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
     """Generate images with a model.
@@ -35,15 +36,17 @@ def sample(
     Example: diffunet sample runs/photos --out samples.png --grid
 
     Args:
-        out: A file for one picture or a grid, an .npz of all pixels, else a folder. Files are written as they are made.
-        num: How many.
-        seed: The same seed gives the same images.
-        label: Class, by name or number; without, the classes in turn.
-        from_: Make variations of this picture.
-        strength: How far they go from it: the share of the steps that are taken, 0.5 if not given.
-        grid: One picture of them all.
-        animate: The file shows how they come out of the noise: a .gif, .webp or .png with a frame for each step.
-        batch_size: Images at a time.
+        out: File for one picture or a grid, an .npz file of all pixels, or a folder, in which each picture is written
+            as it is made.
+        num: Number of images.
+        seed: Seed of the noise. The same seed gives the same images.
+        label: Class to make, by its name or number. If not given, the classes come in turn.
+        from_: Picture of which variations are made.
+        strength: How far variations go from the picture of --from: the share of the steps that are taken, up to 1. If
+            not given, it is 0.5.
+        grid: Put all images into one picture.
+        animate: Show how the images come out of the noise, in a .gif, .webp or .png with a frame for each step.
+        batch_size: Images that are made at a time. If not given, they are as many as suit the device.
         resume: Make what is missing in the folder, after an interrupt or with a larger --num.
     """
     is_file, target = outputs.is_arrays(out) or outputs.is_file(out), Path(out)

@@ -9,7 +9,9 @@ import tyro
 
 from diffunet import variables
 from diffunet.commands import arguments
+from diffunet.commands.options import Device
 from diffunet.commands.progress import progress, tell
+from diffunet.commands.signature import Rare
 from diffunet.config import Config, DataConfig, DiffusionConfig, ModelConfig, TrainConfig
 from diffunet.errors import UsageError
 from diffunet.names import TaskName
@@ -25,47 +27,48 @@ class Train:
 
     Example: diffunet train photos --out runs/photos --image-size 64
 
-    With no other options, the net, the batch and the rest are chosen by the images and the device, and written to
-    RUN/config.toml. Stop with Ctrl-C; go on with --resume. Many GPUs: accelerate launch -m diffunet train ...
+    The net, the batch and all else that is not given are chosen by the images and the device, and written to
+    RUN/config.toml. Ctrl-C saves everything and stops; --resume goes on. Many GPUs: accelerate launch -m diffunet train
     """
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
-    """Folder of images, searched recursively."""
+    """Folder of images, searched recursively, or an archive or arrays of them."""
     out: Path
-    """Run folder, made here."""
+    """Run folder, which is made."""
     preset: str = "default"
-    """Config that comes with diffunet, to start from."""
+    """Config that comes with diffunet, to start from; the README lists them."""
     config: Path | None = None
     """Config file to start from, such as a RUN/config.toml."""
     init: str | None = None
-    """Start from the weights of this model, with its architecture; emoji comes with diffunet."""
+    """Model whose weights and architecture to start from, such as emoji, which is built in."""
     resume: bool = False
-    """Go on from the newest checkpoint of the run."""
-    accept_new_data: bool = False
-    """Resume with images that are not those that the run began with."""
+    """Go on from the newest checkpoint of the run in --out."""
+    accept_new_data: Rare[bool] = False
+    """Resume though the images are not those that the run began with."""
     classes: bool = False
-    """Subfolders are classes."""
+    """Train by class: subfolders are classes (short for --data.classes)."""
     task: TaskName | None = None
-    """Short for --diffusion.task: generate, or inpaint, for a model that fills in holes (and generates too)."""
+    """What the net learns: to generate, or to fill in holes as well (short for --diffusion.task)."""
     image_size: int | None = None
-    """Short for --data.image-size."""
+    """Height and width in pixels (short for --data.image-size, 64 by default)."""
     minutes: float | None = None
-    """Minutes that the run may take, all its parts together; net, batch, learning rate and steps are chosen for them.
-    With --resume and more minutes than before it is made longer. An hour, if neither minutes nor steps are given."""
+    """Minutes that the run may take in all. If neither these nor --steps are given, it is an hour. With --resume, more
+    minutes make a run longer."""
     steps: int | None = None
-    """Optimizer steps in all, in place of --minutes. With --resume and more steps than before it is made longer."""
+    """Optimizer steps in all, in place of --minutes. With --resume, more steps make a run longer."""
     batch_size: int | Literal["auto"] | None = None
-    """Short for --train.batch-size: images of one step, over all processes; auto: as many as fit, by trial."""
-    seed: int | None = None
-    """Short for --train.seed."""
-    device: str | None = None
-    """Where to train: cuda, cuda:1, mps, cpu; the best there is if not given. Of several processes each has its GPU."""
-    threads: int | None = None
-    """Short for --train.threads: threads of the CPU to compute with."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    """Images of one step; auto is as many as fit (short for --train.batch-size)."""
+    seed: Rare[int | None] = None
+    """Seed of all random numbers of the run (short for --train.seed)."""
+    device: Device | None = None
+    """Device to train on: cuda, cuda:1, mps or cpu. If not given, it is the best there is. Of several processes each
+    has a GPU of its own."""
+    threads: Rare[int | None] = None
+    """CPU threads to compute with (short for --train.threads)."""
+    model: Rare[ModelConfig] = field(default_factory=ModelConfig)
+    diffusion: Rare[DiffusionConfig] = field(default_factory=DiffusionConfig)
+    data: Rare[DataConfig] = field(default_factory=DataConfig)
+    train: Rare[TrainConfig] = field(default_factory=TrainConfig)
 
 
 def train(args: Sequence[str]) -> None:

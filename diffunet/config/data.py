@@ -13,63 +13,73 @@ from diffunet.config.fields import Byte, Section, Share, Value
 
 
 class DataConfig(Section):
-    """The images."""
+    """Which images are learned, and how they are seen."""
 
     image_size: Annotated[int, Field(ge=4, le=4096)] = 64
-    """Height and width that the model trains at."""
+    """Height and width, in pixels, that the model is trained at."""
     channels: Literal[1, 3, 4] = 3
-    """1 grey, 3 RGB, 4 RGB with transparency."""
+    """Channels of the images: 1 is grey, 3 is RGB, 4 is RGB with transparency."""
     fit: names.FitName = "crop"
-    """How images meet the size of the model. crop: made smaller until the short side fits, and the middle of the long
-    one; random: the same, and slightly less of it, anywhere; pad: all of it, on the background; patch: windows of the
-    model's size anywhere in it, at its own resolution, for textures, microscopes, satellites. Never stretched."""
+    """How images meet the size of the model, never stretched. crop takes the middle of the image made as small as fits;
+    random takes a slightly smaller piece of it, anywhere; pad takes all of it, on the background; patch takes windows
+    anywhere, at the image's own resolution, for textures, microscopes and satellites."""
     scales: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1, max_length=16)] = (1.0,)
-    """With fit patch: the scales at which windows are taken, in turn at random; 1 is the image's own resolution."""
+    """Scales, above 0 and up to 1, at which --data.fit patch takes windows, in turn at random; 1 is the image's own
+    resolution."""
     background: tuple[Byte, Byte, Byte] = (255, 255, 255)
-    """What shows through transparent pixels, and the padding: R G B."""
+    """Colour behind transparent pixels and of the padding: red, green and blue, 0 to 255."""
     range: tuple[Value, Value] | None = None
-    """The values that are black and white in images of more than 8 bits: LOW HIGH; found from all of them."""
+    """Values, LOW HIGH, that are black and white in images of more than 8 bits. If not given, they are found from all
+    images."""
     int_range: tuple[Value, Value] | None = None
-    """That of integers alone; found."""
+    """Values, LOW HIGH, that are black and white in images of whole numbers of more than 8 bits alone. If not given,
+    they are found."""
     float_range: tuple[Value, Value] | None = None
-    """That of floats alone; found."""
+    """Values, LOW HIGH, that are black and white in images of floating-point numbers alone. If not given, they are
+    found."""
     pages: names.PagesName = "first"
-    """Of stacks and animations take the first page, or make every page an image."""
+    """Which pages of a stack, or frames of an animation, are images: the first, or all."""
     reading: Literal[1, 2] | None = None
-    """How files are read: 2, in new runs, minds colour profiles, ranges and what TIFFs say; 1 is as in diffunet 0.1."""
+    """Way in which files are read. 2 minds colour profiles, ranges and what TIFFs say; 1 is as in diffunet 0.1. If not
+    given, new runs take 2."""
     flip: bool | None = None
-    """Mirror images at random; on below 5,000 images, unless left and right differ in them, as in writing."""
+    """Whether images are mirrored at random. If not given, they are below 5,000 images, unless left and right differ in
+    them, as in writing."""
     augment: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability of each change (flip, turn, scale, stretch, shift) that the net is told of; for few images, 0.12."""
+    """Probability, below 1, of each random change (flip, turn, scale, stretch, shift) of which the net is told; 0.12
+    suits few images."""
     masks: names.MasksName = "mixed"
-    """Kind of random masks that inpainting is trained with."""
+    """Kind of random masks by which inpainting is learned."""
     mask_folder: str | None = None
-    """Folder of masks, white = fill, that inpainting is trained with in place of random ones; they are turned and
+    """Folder of masks, white = fill, by which inpainting is learned in place of random ones. They are turned and
     mirrored at random."""
     all_hole: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of the images of which a net that learns to inpaint is told nothing, so that it learns to generate too."""
+    """Share of the images, 0 to 1, of which a net that learns to inpaint is told nothing, so that it learns to
+    generate, too."""
     classes: bool = False
-    """Subfolders are classes, or what --data.labels says."""
+    """Train by class: subfolders are classes, or what --data.labels says."""
     labels: str | None = None
-    """Classes from elsewhere than subfolders: a column of a table of the images, FILE.csv:COLUMN (.tsv, .jsonl; by
-    default `label`), a dataset.json as of EDM, or what the first parentheses of a regular expression match in the
-    images' names, such as '(.+)_[0-9]+'; "folders" for subfolders. By default subfolders, then such a file in DATA."""
+    """Where the classes of images are found: a column of a table, FILE.csv:COLUMN (.tsv, .jsonl; the column `label` if
+    none is named), a dataset.json as of EDM, what the first parentheses of a regular expression match in the images'
+    names, such as '(.+)_[0-9]+', or "folders" for subfolders. If not given, they are subfolders, else such a file in
+    DATA."""
     balance: bool = False
     """Draw each class equally often, however many images it has."""
     balance_groups: bool = False
-    """Draw each group of --data.group equally often, however many variants it has; an image of no group is one."""
+    """Draw each group of --data.group equally often, however many variants it has. An image without a group is one of
+    its own."""
     class_names: tuple[str, ...] = ()
-    """The classes; found."""
+    """Names of the classes, in the order of their numbers. If not given, they are found."""
     held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.05
-    """Share of the images kept for validation, at most 1,000; none below 20 images."""
+    """Share of the images, 0 to 0.5, that is kept for validation: at most 1,000 images, and none of fewer than 20."""
     group: str | None = None
-    """Images of one group, such as variants of one picture, are held out together or not at all. Groups are named in a
-    column of a table of the images, FILE.tsv:COLUMN or FILE.csv:COLUMN, or by what the first parentheses of a regular
-    expression match in the images' paths, such as 'emoji_u([0-9a-f]+)'."""
+    """Which images belong together, such as variants of one picture, and are held out together or not at all: a column
+    of a table, FILE.tsv:COLUMN or FILE.csv:COLUMN, or what the first parentheses of a regular expression match in the
+    images' paths, such as 'emoji_u([0-9a-f]+)'."""
     max_rejected: Share = 0.1
-    """Share of the files that may be unusable; above it, training does not begin."""
+    """Share of the files, 0 to 1, that may be unusable. Above it, training does not begin."""
     cache: str | None = None
-    """Folder for decoded images ("off": decode every time); the user's cache folder."""
+    """Folder for decoded images; "off" decodes them every time. If not given, it is in the user's cache folder."""
 
     @field_validator("range", "int_range", "float_range")
     @classmethod

@@ -11,54 +11,59 @@ from diffunet.config.fields import Beta, Rate, Section, Share
 
 
 class DiffusionConfig(Section):
-    """The process: noise, target, and how to sample by default."""
+    """What is learned of noise, and how the model samples by default."""
 
     task: names.TaskName = "generate"
-    """What the net learns: to generate, or to inpaint, told known pixels and the hole; that model generates too."""
+    """What the net learns: to generate, or to inpaint, for which it is told the known pixels and the hole. A model that
+    inpaints generates, too."""
     schedule: names.ScheduleName = "flow-logit-normal"
-    """Which noise levels there are, and how often training meets each."""
+    """Schedule of noise: which noise levels there are, and how often training meets each."""
     num_steps: Annotated[int, Field(ge=2, le=100_000)] = 1000
     """Steps of a DDPM schedule (linear, scaled-linear, cosine, sigmoid)."""
     beta_range: tuple[Beta, Beta] | None = None
-    """First and last beta of linear and scaled-linear; theirs as published, scaled to the number of steps."""
+    """First and last beta of the schedules linear and scaled-linear. If not given, they are as published, scaled to the
+    number of steps."""
     rescale_timesteps: bool = False
-    """Tell the net timesteps from 0 to 1,000 whatever num-steps is (improved diffusion)."""
+    """Tell the net timesteps from 0 to 1,000, whatever --diffusion.num-steps is, as improved diffusion does."""
     zero_snr: bool = False
-    """Change a DDPM schedule so that it ends in pure noise (not with target epsilon)."""
+    """Change a DDPM schedule so that it ends in pure noise. The target epsilon cannot be learned then."""
     target: names.TargetName = "flow"
-    """What the net predicts."""
+    """What the net predicts: the noise (epsilon), the clean image (x0), a mixture of both (v, flow), or EDM's scaled
+    residual (edm)."""
     learned_variance: bool = False
-    """Learn the variance of a DDPM schedule's steps too, for the sampler ddpm-learned and better likelihoods."""
+    """Learn the variance of the steps of a DDPM schedule, too, for the sampler ddpm-learned and better likelihoods."""
     weighting: names.WeightingName = "simple"
-    """How noise levels count in the loss."""
+    """Weighting of the noise levels in the loss."""
     min_snr_gamma: Rate = 5.0
-    """Where min-snr and soft-min-snr cap the signal-to-noise ratio."""
+    """Signal-to-noise ratio at which the weightings min-snr and soft-min-snr level off."""
     p2_gamma: Annotated[float, Field(ge=0, le=10)] = 1.0
-    """How strongly p2 turns the loss away from the least noise."""
+    """Strength, 0 to 10, with which the weighting p2 turns the loss away from the least noise."""
     sigmoid_bias: Annotated[float, Field(ge=-20, le=20)] = 2.0
-    """Where sigmoid fades out, in log SNR."""
+    """Log signal-to-noise ratio at which the weighting sigmoid has faded by half."""
     learned_uncertainty: bool = False
-    """Learn how hard each noise level is, and make them count the same."""
+    """Learn how hard each noise level is, and make all of them count the same (EDM2)."""
     edm_log_mean: Annotated[float, Field(ge=-20, le=20)] = -1.2
-    """Mean of log sigma in training (EDM's P_mean)."""
+    """Mean of log sigma in training with the schedule edm (EDM's P_mean)."""
     edm_log_std: Annotated[float, Field(gt=0, le=20)] = 1.2
-    """Deviation of log sigma in training (EDM's P_std)."""
+    """Standard deviation of log sigma in training with the schedule edm (EDM's P_std)."""
     sigma_shift: Rate | None = None
-    """Multiplies every sigma; image size / 64 above 64 pixels, else 1."""
+    """Factor of every noise level sigma. If not given, it is the image size divided by 64, at least 1."""
     label_dropout: Share = 0.1
-    """Share of images trained without their label; guidance needs some."""
+    """Share of the images, 0 to 1, that a model with classes learns without their label. Guidance needs some."""
     sampler: Annotated[names.SamplerName, BeforeValidator(names.canonical)] = "unipc"
-    """Default sampler."""
+    """Sampler that the model samples by unless it is told another."""
     sample_steps: Annotated[int, Field(ge=1, le=100_000)] = 15
-    """Default number of sampling steps."""
+    """Steps of the sampler unless it is told another number."""
     ladder: names.LadderName | None = None
-    """How those steps are spaced; by default what suits the sampler: log-snr for unipc and dpm++2m, else trailing."""
+    """How the steps of sampling are spaced. If not given, it is what suits the sampler: log-snr for unipc and dpm++2m,
+    else trailing."""
     threshold: names.ThresholdName = "none"
-    """Keep the predicted clean image within its range: clip it, or scale it back (dynamic), as large guidance needs."""
+    """What keeps the predicted clean image within its range, as strong guidance needs: nothing, clipping (static), or
+    scaling back (dynamic)."""
     sigma_data: Rate | None = None
-    """Standard deviation of the images in [-1, 1]; measured."""
+    """Standard deviation of the images' values, which lie in [-1, 1]. If not given, it is measured."""
     mean: tuple[Annotated[float, Field(ge=-1, le=1)], ...] | None = None
-    """Mean of each channel in [-1, 1]; measured. Sampling starts round it."""
+    """Mean of each channel of the images, in [-1, 1], round which sampling starts. If not given, it is measured."""
 
     @model_validator(mode="after")
     def _check(self) -> DiffusionConfig:

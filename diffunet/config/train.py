@@ -11,75 +11,89 @@ from diffunet.names import NO_TRACKIO, TrackerName
 
 
 class TrainConfig(Section):
-    """The loop."""
+    """How long the net is trained, and how."""
 
     minutes: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    """Minutes that the run may take, all its parts together; net, batch, rate and steps are chosen for them."""
+    """Minutes that the run may take, all its parts together. The net, batch, learning rate and steps are chosen for
+    them."""
     steps: Positive | None = None
     """Optimizer steps in all, in place of minutes."""
     batch_size: Annotated[int, Field(ge=1, le=2**20)] | Literal["auto"] | None = None
-    """Images of one optimizer step, over all processes and passes; by the image size. auto: what fits, by trial."""
+    """Images of one optimizer step, over all processes and passes; auto finds by trial what fits. If not given, it is
+    chosen by the image size."""
     grad_accumulation: Annotated[int, Field(ge=1, le=2**20)] | None = None
-    """Passes that a step is divided into, for less memory; as few as the free memory of the device allows."""
+    """Passes that a step is divided into, to take less memory. If not given, they are as few as the free memory
+    allows."""
     learning_rate: Rate | None = None
-    """Learning rate between warm-up and cool-down; by default what suits the width of the net."""
+    """Learning rate between warm-up and cool-down. If not given, it is what suits the width of the net."""
     warmup: Count | None = None
-    """Steps over which the learning rate rises from 0; by default 3% of the run, at least 20 and at most 500."""
+    """Steps over which the learning rate rises from 0. If not given, they are 3% of the run, at least 20 and at most
+    500."""
     cooldown: Share | None = None
-    """Share of the run, at its end, over which the learning rate falls almost to 0; 0.4 by default, 0 for none."""
+    """Share of the run, 0 to 1, at whose end the learning rate falls almost to 0. If not given, it is 0.4; 0 is
+    none."""
     cooldown_from: Count | None = None
     """Step from which the learning rate falls, in place of --train.cooldown."""
     half_size: Part | None = None
-    """Share of the time, at the beginning, in which it trains at half of the image size; by default 0.5 in short runs
-    of images of 64 pixels or more, else none."""
+    """Share of the time, below 1, that the run spends first at half of the image size. If not given, it is 0.5 in short
+    runs of images of 64 pixels or more, else none."""
     half_size_until: Count | None = None
-    """Step from which it trains at full size, in place of --train.half-size."""
+    """Step from which the run trains at full size, in place of --train.half-size."""
     optimizer: Literal["muon", "adamw"] | None = None
-    """Optimizer of the matrices inside the net; all the rest is AdamW's. By default muon, for diffunet's UNet."""
+    """Optimizer of the convolutions and matrices inside the net; AdamW learns the rest of it. If not given, it is muon
+    for diffunet's UNet, else adamw."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """AdamW's."""
+    """Weight decay of the optimizers, 0 to 10: the share of a weight that a step takes away at rate 1."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.99)
-    """AdamW's."""
+    """Momentum of AdamW: how much it keeps of its averages of the gradient and of its square, below
+    1."""
     clip: Rate = 1.0
-    """Largest norm of a gradient."""
+    """Largest norm of a gradient; larger ones are scaled down to it."""
     ema_halflife: Annotated[float, Field(gt=0, le=1e9)] = 500_000
-    """Of the averaged weights, in images."""
+    """Half-life of the averaged weights (EMA), in images."""
     ema_ramp: Annotated[float, Field(gt=0, le=1)] = 0.05
-    """Half-life at most this share of the images seen so far."""
+    """Half-life of the averaged weights at most, as a share of the images seen so far, so that they follow quickly at
+    first."""
     ema_every: Count | None = None
-    """Steps between stored averages for `diffunet convert --ema`; a sixteenth, or as 1 GB of disk holds; 0: none."""
+    """Steps between averages that are stored for `diffunet convert --ema`; 0 stores none. If not given, there are 16 of
+    them, or as many as 1 GB of disk holds."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of convolutions and products: bf16 where it is native, else fp16 (with a loss scale) on GPUs, else fp32."""
+    """Number format of convolutions and products. auto is bf16 where the device has it, else fp16 (with a loss scale)
+    on GPUs, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the net, which takes minutes at the start; on CUDA where the run is long enough."""
+    """Whether the net is compiled, which takes minutes at the start. auto does so on CUDA where the run is long
+    enough."""
     kernels: Literal["auto", "on", "off"] = "auto"
-    """Use kernels of diffunet's own, built by a C++ compiler or, on CUDA, by Triton; where faster in a trial."""
+    """Whether kernels of diffunet's own are used, built by a C++ compiler or, on CUDA, by Triton. auto does so where
+    they are faster in a trial."""
     cuda_graph: bool = True
-    """On CUDA, record a step once and replay it, which launches all of its kernels at once; where that is possible."""
+    """Record a step on CUDA once and replay it, which launches all of its kernels at once, where that is possible."""
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Threads of the CPU to compute with; all cores."""
+    """CPU threads to compute with. If not given, there are as many as cores."""
     deterministic: bool = False
-    """Bit-equal runs on CUDA too (slower)."""
+    """Make runs equal to the bit on CUDA, too, which is slower."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of every draw."""
+    """Seed of all random numbers of the run."""
     log_every: Positive = 50
-    """Steps between lines of metrics.jsonl."""
+    """Steps between two lines of metrics.jsonl."""
     validate_every: Positive | None = None
-    """Steps between held-out losses; by default a twentieth of the run or as 1% of the time allows, at most 1,000."""
+    """Steps between two held-out losses. If not given, they are a twentieth of the run, or as 1% of the time allows, at
+    most 1,000."""
     sample_every: Positive | None = None
-    """Steps between previews; by default a twentieth of the run or as 1% of the time allows, at most 1,000."""
+    """Steps between two previews. If not given, they are a twentieth of the run, or as 1% of the time allows, at most
+    1,000."""
     previews: Annotated[int, Field(ge=0, le=1024)] = 36
-    """Images of a preview."""
+    """Images of a preview; 0 makes none."""
     checkpoint_every: Positive = 1000
-    """Steps between checkpoints."""
+    """Steps between two checkpoints."""
     checkpoint_minutes: Annotated[float, Field(ge=0, le=1e6)] = 15.0
-    """Minutes since the last checkpoint after which there is one at any step; 0: only every so many steps."""
+    """Minutes after the last checkpoint at which there is another one, at any step; 0 is never."""
     keep_every: Positive | None = None
-    """Checkpoints at multiples of this stay for ever; of the others the newest 2."""
+    """Steps whose multiples keep their checkpoint for ever. Of the other checkpoints only the newest 2 are kept."""
     max_skipped: Positive = 50
-    """Steps in a row without a finite loss and gradient before the run ends as diverged."""
+    """Steps in a row without a finite loss and gradient after which the run ends as diverged."""
     stop_after: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    """Minutes after which to save everything and end, to go on later with --resume."""
+    """Minutes after which this part of the run saves everything and ends, to go on later with --resume."""
     timeout: Annotated[float, Field(gt=0, le=1e6)] = 30.0
     """Minutes that a process waits for another one before it gives up."""
     track: tuple[TrackerName, ...] = ()

@@ -11,6 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from diffunet.commands import options, outputs
 from diffunet.commands.options import Computing, Model
 from diffunet.commands.progress import say, tell
+from diffunet.commands.signature import Rare
 from diffunet.web.limits import Limits
 
 if TYPE_CHECKING:
@@ -20,21 +21,21 @@ if TYPE_CHECKING:
 def web(
     model: Model, source: Annotated[Positional[Path | None], arg(metavar="IMAGE_OR_FOLDER")] = None, /, *,
     out: Path | None = None, host: str = "127.0.0.1", port: Annotated[int, Field(ge=0, le=65535)] | None = None,
-    open: bool = False, token: bool = True, frame: str | None = None,
-    limits: OmitArgPrefixes[Limits], computing: OmitArgPrefixes[Computing],
+    open: bool = False, token: bool = True, frame: Rare[str | None] = None,
+    limits: OmitArgPrefixes[Rare[Limits]], computing: OmitArgPrefixes[Computing],
 ) -> None:  # fmt: skip
     """Fill in and generate pictures on a page in the browser: paint over what is to go, and choose among fillings.
 
     Example: diffunet web emoji holiday.png --open
 
     Args:
-        source: A picture to begin with, or a folder of pictures.
-        out: A folder where the page may save results; without it they are downloaded.
-        host: The address to listen on; by default only this machine reaches it. 0.0.0.0 is all of this machine's.
-        port: 8765, or the next free one, if not given; 0 is any.
-        open: Open the browser.
-        token: Let in only who has the address that is printed. --no-token lets in all who reach the server.
-        frame: The origin of a page that may show this one in a frame, such as http://localhost:8888.
+        source: Picture to begin with, or a folder of pictures.
+        out: Folder where the page may save results. If not given, they are downloaded.
+        host: Address to listen on. By default only this machine reaches it; 0.0.0.0 is all addresses of this machine.
+        port: Port to listen on; 0 is any. If not given, it is 8765, or the next that is free.
+        open: Open the page in the browser.
+        token: Let in only those who have the address that is printed. --no-token lets in all who reach the server.
+        frame: Origin of another page that may show this one in a frame, such as http://localhost:8888.
     """
     from diffunet.web import serving
 

@@ -15,19 +15,19 @@ MASK_PIXELS = 16_000_000
 
 @dataclass(frozen=True)
 class Limits:
-    """These options bound what the page may ask of this machine."""
+    """What the page may ask of this machine."""
 
     max_body: Annotated[int, Field(ge=1, le=10_000)] = 64
-    """The largest file that is taken, in MB."""
+    """Size of the largest file that is taken, in MB."""
     max_pixels: Annotated[int, Field(ge=1, le=10**12)] = 50_000_000
-    """Larger pictures are refused, before they are decoded."""
+    """Pixels of the largest picture that is taken. Larger ones are refused before they are decoded."""
     max_jobs: Count = 8
-    """So many jobs wait at most, beside the one that runs."""
+    """Jobs that wait at most, beside the one that runs."""
     max_fillings: Count = 16
-    """So many fillings of a picture are made at a time, at most."""
+    """Fillings of a picture that are made at a time, at most."""
     max_generated: Count = 64
-    """So many pictures are generated at a time, at most."""
+    """Pictures that are generated at a time, at most."""
     max_images: Count = 32
-    """So many pictures are kept, at most; the one that was not used for longest goes first."""
+    """Pictures that are kept at most. The one that was not used for longest goes first."""
     max_files: Annotated[int, Field(ge=10, le=10**6)] = 1000
-    """All temporary files together are so large at most, in MB; likewise."""
+    """Size of all temporary files together, at most, in MB. The one that was not used for longest goes first."""
