@@ -31,8 +31,8 @@ Memory decides on the passes of a step, and not on its images, so that a run is 
 ROUND = 8
 """The images of a process are a multiple of this where we choose them, so that they divide into passes well."""
 
-RATES, LEAST_RATE = {64: 2e-3, 128: 1e-3}, 5e-4
-"""The learning rate for nets of up to so many channels, and for wider ones; see samples/recipe.md."""
+RATES, LEAST_RATE = {"adamw": {64: 2e-3, 128: 1e-3}, "muon": {64: 4e-3, 128: 1e-3}}, 5e-4
+"""The learning rate of each optimizer for nets of up to so many channels, and for wider ones; see samples/recipe.md."""
 
 WARMUP, LEAST_WARMUP, MOST_WARMUP, COOLDOWN = 0.03, 20, 500, 0.4
 """The shares of a run over which the learning rate rises and falls, and the fewest and the most steps of its rise."""
@@ -195,7 +195,8 @@ def after_trial(config: Config, fits: int, processes: int) -> Config:
 
 def rate_for(config: Config) -> float:
     """Return the learning rate for the net of a config, whose channels are chosen."""
-    return next((rate for limit, rate in RATES.items() if (config.model.channels or 0) <= limit), LEAST_RATE)
+    rates = RATES[config.train.optimizer or "adamw"]
+    return next((rate for limit, rate in rates.items() if (config.model.channels or 0) <= limit), LEAST_RATE)
 
 
 def stored_every(config: Config, steps: int, net: build.NetFactory = build.net) -> int:
