@@ -16,10 +16,12 @@ from diffunet.version import __version__
 _NAMES = {
     "config": "Config",
     "errors": "Cancelled CheckpointError DataError DivergedError Error ResourceError Stopped UsageError",
+    "evaluation.run": "Run open_run",
     "nn.unet": "UNet",
     "nn.unet2015": "UNet2015",
     "pictures.made": "Pictures save",
     "sampling.pipeline": "Guidance Pipeline Progress load",
+    "sampling.watching": "Bar",
     "training.loop": "train",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from diffunet.errors import ResourceError as ResourceError
     from diffunet.errors import Stopped as Stopped
     from diffunet.errors import UsageError as UsageError
+    from diffunet.evaluation.run import Run as Run
+    from diffunet.evaluation.run import open_run as open_run
     from diffunet.nn.unet import UNet as UNet
     from diffunet.nn.unet2015 import UNet2015 as UNet2015
     from diffunet.pictures.made import Pictures as Pictures
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from diffunet.sampling.pipeline import Pipeline as Pipeline
     from diffunet.sampling.pipeline import Progress as Progress
     from diffunet.sampling.pipeline import load as load
+    from diffunet.sampling.watching import Bar as Bar
     from diffunet.training.loop import train as train
 
 

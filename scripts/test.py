@@ -5,7 +5,8 @@
     python3 scripts/test.py --all    also the slow tests and the page in a browser, half an hour and more: for releases
 
 `--fast` is an option of pytest in this repository (tests/conftest.py says what it leaves out), so `pytest --fast` is
-the same without the other checks. Further arguments go to pytest: `python3 scripts/test.py tests/nn -k odd`. Tests run
+the same without the other checks; so is `--times`, which ends with a table of the seconds that each folder took.
+Further arguments go to pytest: `python3 scripts/test.py tests/nn -k odd`. Tests run
 in as many processes as there are cores, at most four (some take a gigabyte), with one thread each: `-n 0` runs them in
 one.
 """

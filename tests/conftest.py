@@ -1,6 +1,7 @@
 """The fast tier, the device that tests compute on, and a small folder of images with a run on it, for all rooms."""
 
-from pathlib import Path
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ them alone takes seconds. test_whole_way.py goes once through what they look int
 
 
 def pytest_addoption(parser):
-    """Add `--fast`."""
+    """Add `--fast` and `--times`."""
     parser.addoption(
         "--fast", action="store_true", help=f"only what takes a second: not slow, not seconds, not {', '.join(WITHOUT)}"
     )
+    parser.addoption("--times", action="store_true", help="print how many seconds the tests of each folder took")
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -37,6 +39,24 @@ def pytest_collection_modifyitems(config, items):
         marked = [item for item in items if item.get_closest_marker("slow") or item.get_closest_marker("seconds")]
         config.hook.pytest_deselected(items=marked)
         items[:] = [item for item in items if item not in marked]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Print a table of the seconds that each room took, if asked to: those of all processes, added up."""
+    if not config.getoption("--times"):
+        return
+    rooms = defaultdict(lambda: [set(), 0.0])
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if hasattr(report, "duration") and hasattr(report, "nodeid"):
+                room = PurePosixPath(report.nodeid.partition("::")[0]).parent
+                rooms[room][0].add(report.nodeid)
+                rooms[room][1] += report.duration
+    terminalreporter.write_line("\n| folder | tests | seconds |\n|---|---|---|")
+    for room, (tests, seconds) in sorted(rooms.items(), key=lambda each: -each[1][1]):
+        terminalreporter.write_line(f"| {room} | {len(tests):,} | {seconds:,.0f} |")
+    tests, seconds = sum(len(tests) for tests, _ in rooms.values()), sum(seconds for _, seconds in rooms.values())
+    terminalreporter.write_line(f"| all | {tests:,} | {seconds:,.0f} |")
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ from diffunet.diffusion.denoiser import Denoise, bind
 from diffunet.diffusion.schedules import DDPMSchedule, Schedule
 from diffunet.errors import Cancelled, UsageError
 from diffunet.pictures.images import Pixels, to_float
+from diffunet.sampling.batching import in_batches
 from diffunet.sampling.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -241,7 +242,7 @@ def _measure(
         measured.append(bits_of(denoise, x0, range(first, first + len(batch)), called).numpy())
 
     with pipeline.working("with the likelihood of one image at a time"):
-        pipeline.in_batches(len(images), size, make)
+        in_batches(len(images), size, make)
     bits = np.concatenate(measured)
     if not np.isfinite(bits).all():
         log.warning("the likelihood of %d of %d images is not finite", (~np.isfinite(bits)).sum(), len(bits))

@@ -144,11 +144,10 @@ def _dot(n: int) -> Html:
     return tag("span", class_=f"dot c{n}")
 
 
-def _state(run: Reading) -> Html:
-    state, step, steps = run.state, run.step, run.steps
-    env, c = run.begun.get("environment"), run.config
+def facts(run: Reading) -> list[tuple[str, str]]:
+    """Return what is known of how far a run is and of what it learns, each with its name."""
+    env, c, step, steps = run.begun.get("environment"), run.config, run.step, run.steps
     env = env if isinstance(env, dict) else {}
-    share = _share(run)
     rows: list[tuple[str, str]] = [("Step", f"{step:,}" + (f" of {steps:,}" if steps else ""))]
     if run.seconds is not None:
         rows.append(("Time taken", _duration(run.seconds)))
@@ -167,14 +166,19 @@ def _state(run: Reading) -> Html:
         rows += [("Image size", f"{c.data.image_size} pixels, {c.data.channels} channels"), ("Task", task)]
     if (model_step := number(run.status.get("model_step"))) is not None and int(model_step) != step:
         rows.append(("Model", f"the average of step {int(model_step):,}, of least held-out loss"))
+    return rows
+
+
+def _state(run: Reading) -> Html:
+    state, share = run.state, _share(run)
     bar = [tag("progress", value=f"{share:.4f}", max=1, aria_label="share of the run that is done")] if share else []
     said = [tag("p", error[:1000], class_="alert")] if (error := text(run.status.get("error"))) else []
     if state == "stopped" and (reason := text(run.status.get("reason"))):
         said.append(tag("p", f"Stopped: {reason[:1000]}", class_="quiet"))
-    facts = [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows]
+    shown = [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts(run)]
     known = state if state in ("starting", "running", "done", "stopped", "diverged", "failed") else "unknown"
     return joined([
-        tag("p", tag("span", state[:80], class_=f"chip {known}")), *bar, *said, tag("dl", *facts, class_="facts"),
+        tag("p", tag("span", state[:80], class_=f"chip {known}")), *bar, *said, tag("dl", *shown, class_="facts"),
         *_commands(run),
     ])  # fmt: skip
 

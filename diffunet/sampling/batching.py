@@ -32,3 +32,11 @@ def batches(
         else:
             yield made
             first += count
+
+
+def in_batches(
+    num: int, count: int, make: Callable[[int, int], None], smaller: Callable[[], bool] | None = None
+) -> None:
+    """Call `make(first, count)` for batch after batch until `num` images are made; see `batches`."""
+    for _ in batches(num, count, make, smaller):
+        pass

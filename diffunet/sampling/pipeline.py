@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -30,7 +30,7 @@ from diffunet.nn import kernels as native
 from diffunet.pictures import images
 from diffunet.pictures.made import Picture, Pictures, name_of
 from diffunet.sampling import conditions
-from diffunet.sampling.batching import batches
+from diffunet.sampling.batching import batches, in_batches
 from diffunet.sampling.conditions import Guidance as Guidance
 from diffunet.sampling.conditions import Label, SamplingOptions, refuse_unknown
 from diffunet.sampling.watching import OnStep, Watch
@@ -351,7 +351,7 @@ class Pipeline:
             made.extend(filler.fill(levels, watch.images, seed))
 
         with self.working(f"with one filling of {region.columns}x{region.rows} at a time: fit crop takes less"):
-            self.in_batches(num, at_once, make, filler.halve_windows if region.fit == "tile" else None)
+            in_batches(num, at_once, make, filler.halve_windows if region.fit == "tile" else None)
         return made
 
     @contextmanager
@@ -381,15 +381,15 @@ class Pipeline:
         """Return how many images are sampled at a time where that is not said."""
         return max(1, self.fits(2 if guided else 1))
 
-    def in_batches(
-        self, num: int, count: int, make: Callable[[int, int], None], smaller: Callable[[], bool] | None = None
-    ) -> None:
-        """Call `make(first, count)` for batch after batch until `num` images are made.
-
-        See `batching.batches`.
-        """
-        for _ in batches(num, count, make, smaller):
-            pass
+    def __repr__(self) -> str:
+        """Return in one line the net, what it makes, and where it computes."""
+        net, size, classes = self.denoiser.net, self.image_size, len(self.class_names)
+        parts = (
+            f"{type(net).__name__} of {sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters",
+            f"{size}x{size}", f"{self.channels} channels", f"{classes} classes" if classes else "",
+            self.config.diffusion.task, f"{self.device} in {self.how.precision}",
+        )  # fmt: skip
+        return f"<Pipeline: {', '.join(filter(None, parts))}>"
 
     def __copy__(self) -> Pipeline:
         """Return the pipeline itself, which calls do not change."""

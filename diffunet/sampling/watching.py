@@ -1,4 +1,4 @@
-"""What is told of each step of sampling while it goes on, and how a caller ends it."""
+"""What is told of each step of sampling while it goes on, how a caller ends it, and a bar that shows it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,34 @@ class Progress:
 
 OnStep = Callable[[Progress], Any]
 """A function that is called after every step; it cancels by returning False, or any false value but None."""
+
+
+class Bar:
+    """An `on_step` that draws a progress bar, in a notebook as one of its own, for sampling, inpainting and training.
+
+        pipe.sample(16, on_step=diffunet.Bar())
+
+    Args:
+        title: what stands before the bar.
+    """
+
+    def __init__(self, title: str = "") -> None:
+        self.title = plain.text("title", title)
+        self._bar: Any = None
+
+    def __call__(self, progress: Any) -> None:
+        """Show that `progress.step` of `progress.steps` are done, and `progress.loss` where there is one."""
+        if self._bar is None:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(desc=self.title or None, initial=progress.step - 1)  # a resumed run begins at thousands
+        self._bar.total = progress.steps  # how many steps a run of so many minutes takes is found out on the way
+        if (loss := getattr(progress, "loss", None)) is not None:
+            self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        self._bar.update(progress.step - self._bar.n)
+        if progress.step >= progress.steps:
+            self._bar.close()
+            self._bar = None  # what comes next has a bar of its own
 
 
 class Watch:

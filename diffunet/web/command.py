@@ -46,6 +46,8 @@ def web(
 
     def started(page: Page) -> None:
         tell(page.url)
+        if host in ("0.0.0.0", "::"):  # the address has this machine's name, which in a container nobody else knows
+            say(f"On this machine, and through a port that a container publishes: {page.local}")
         say("Open this address in a browser. Ctrl-C ends the server.")
         if not token:
             say("It has no token: every user and every program of this machine is let in.")

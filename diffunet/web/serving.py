@@ -65,7 +65,10 @@ class Server(uvicorn.Server):
 
 
 class Page:
-    """A page that is served: its address is `url`, and a notebook shows it in a frame. `close` ends it."""
+    """A page that is served: its address is `url`, and a notebook shows it in a frame. `close` ends it.
+
+    `local` is its address on this machine, where it listens on all of the machine's.
+    """
 
     def __init__(
         self, pipe: Pipeline, source: Path | None = None, *, model: str = "MODEL", out: Path | None = None,
@@ -88,7 +91,9 @@ class Page:
         self.token = secrets.token_urlsafe(24) if token else None
         name = host if host not in ("0.0.0.0", "::") else socket.gethostname()
         name = f"[{name}]" if ":" in name else name
-        self.url = f"http://{name}:{self.port}/" + (f"?token={self.token}" if token else "")
+        self.url, self.local = (
+            f"http://{each}:{self.port}/" + (f"?token={self.token}" if token else "") for each in (name, "localhost")
+        )
         guard = Guard(self.site.app(), self.token, self.port, host, frame)
         config = uvicorn.Config(
             guard, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE, limit_concurrency=200,

@@ -56,6 +56,11 @@ def test_sampling_gives_what_was_asked_for(pipe):
     assert not np.array_equal(*arrays(pictures[:2]))
 
 
+def test_a_pipeline_is_a_line():
+    line = repr(diffunet.load("emoji", "cpu", torch.float32))
+    assert line == "<Pipeline: UNet of 6.7 M parameters, 64x64, 3 channels, 9 classes, inpaint, cpu in fp32>"
+
+
 def test_an_image_does_not_depend_on_num_batch_size_or_the_others(pipe):
     whole = arrays(pipe.sample(5, steps=3, seed=4, labels="disc"))
     for batch_size in (1, 2, 5):

@@ -103,6 +103,10 @@ def test_where_others_reach_it_addresses_are_names(page):
     client = TestClient(made.server.config.app, base_url="http://192.168.1.7")
     assert client.get("/health").status_code == 200
     assert client.get("/health", headers={"Host": "evil.example"}).status_code == 421
+    assert made.local == f"http://localhost:{made.port}/?token={made.token}"
+    published = TestClient(made.server.config.app, base_url="http://localhost:80")  # by a container, under another port
+    assert published.get(f"/?token={made.token}").status_code == 200
+    assert published.get("/api/model", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 200
 
 
 @pytest.mark.parametrize(("method", "path"), [*ROUTES, ("GET", "/health"), ("GET", "/nothing"), ("PUT", "/api/model")])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -429,6 +430,32 @@ def test_a_signal_ends_the_server_within_a_step(model, tmp_path, number):
         assert [*tmp_path.glob("diffunet-web-*")] == []
     finally:
         process.kill()
+
+
+def test_on_all_addresses_it_says_the_one_of_this_machine_which_a_container_publishes(model):
+    command = [
+        sys.executable,
+        "-m",
+        "diffunet",
+        "web",
+        str(model),
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+        "--host",
+        "0.0.0.0",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        token = process.stdout.readline().strip().partition("?token=")[2]
+        local = next(line.split()[-1] for line in process.stderr if "localhost" in line)
+        with urllib.request.urlopen(local, timeout=30) as answer:
+            assert answer.status == 200
+        assert local.endswith(f"?token={token}")
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_static_files_are_few_and_small():
