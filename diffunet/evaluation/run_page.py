@@ -87,16 +87,12 @@ def page(runs: Sequence[Reading], unfilled: Mapping[Path, str] | None = None) ->
 
 def _document(title: str, body: Html, data: Any) -> str:
     """Return a whole document, in which nothing but our own scripts and style is let run or ask for anything."""
-    scripts, styles = ([(PAGE / name).read_text(encoding="utf-8") for name in names] for names in (SCRIPTS, STYLES))
-    policy = (
-        "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
-        f"script-src {_hashes(scripts)}; style-src {_hashes(styles)}"
-    )
+    scripts, styles = _contents(SCRIPTS), _contents(STYLES)
     # In a script's element "<" could end it, or open a comment, whatever quotes it stands in.
     told = json.dumps({"runs": data, "charts": [each._asdict() for each in CHARTS]}).replace("<", "\\u003c")
     head = [
         tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy()),
         tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name_="color-scheme", content="light dark"),
         tag("title", title),
@@ -106,7 +102,20 @@ def _document(title: str, body: Html, data: Any) -> str:
     return "<!doctype html>\n" + tag("html", tag("head", *head), tag("body", body, *end), lang="en") + "\n"
 
 
-def _hashes(contents: Sequence[str]) -> str:
+def policy() -> str:
+    """Return what a browser lets the page do: run our own scripts and style, and show the pictures within it."""
+    return (
+        "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
+        f"script-src {_hashes(SCRIPTS)}; style-src {_hashes(STYLES)}"
+    )
+
+
+def _contents(names: Sequence[str]) -> list[str]:
+    return [(PAGE / name).read_text(encoding="utf-8") for name in names]
+
+
+def _hashes(names: Sequence[str]) -> str:
+    contents = _contents(names)
     digests = (base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() for content in contents)
     return " ".join(f"'sha256-{digest}'" for digest in digests)
 

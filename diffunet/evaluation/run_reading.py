@@ -121,8 +121,8 @@ class Reading:
         return max(0.0, (steps - self.step) * batch / self.speed) if self.speed and isinstance(batch, int) else None
 
 
-def read(folder: Path) -> Reading:
-    """Read a run folder.
+def brief(folder: Path) -> Reading:
+    """Read only how a run is, its status, which takes no time.
 
     Raises:
         UsageError: there is no such folder, or nothing in it that a run writes.
@@ -133,6 +133,12 @@ def read(folder: Path) -> Reading:
         raise UsageError(f"{folder}: is no run folder: it has none of {', '.join(SIGNS)}")
     run = Reading(folder)
     run.status = _object(run, "status.json", "so the state of the run is not known")
+    return run
+
+
+def read(folder: Path) -> Reading:
+    """Read a run folder; raises as `brief`."""
+    run = brief(folder)
     run.begun = _object(
         run, BEGUN, "so device and images are not known: the run is of an earlier version, or has not begun"
     )

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def web(
     model: Model, source: Annotated[Positional[Path | None], arg(metavar="IMAGE_OR_FOLDER")] = None, /, *,
-    out: Path | None = None, host: str = "127.0.0.1", port: Annotated[int, Field(ge=0, le=65535)] | None = None,
+    out: Path | None = None, runs: Path | None = None, host: str = "127.0.0.1",
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None,
     open: bool = False, token: bool = True, frame: str | None = None,
     limits: OmitArgPrefixes[Limits], computing: OmitArgPrefixes[Computing],
 ) -> None:  # fmt: skip
@@ -30,6 +31,8 @@ def web(
     Args:
         source: A picture to begin with, or a folder of pictures.
         out: A folder where the page may save results; without it they are downloaded.
+        runs: A folder of runs whose reports the page shows; the folder runs, if not given and only this machine
+            reaches the page.
         host: The address to listen on; by default only this machine reaches it. 0.0.0.0 is all of this machine's.
         port: 8765, or the next free one, if not given; 0 is any.
         open: Open the browser.
@@ -54,7 +57,7 @@ def web(
             webbrowser.open(page.url)
 
     page = serving.Page(
-        pipe, source, model=model, out=out, host=host, port=port, token=token, frame=frame, limits=limits,
+        pipe, source, model=model, out=out, runs=runs, host=host, port=port, token=token, frame=frame, limits=limits,
         computing=words, started=started,
     )  # fmt: skip
     page.run()
