@@ -1,6 +1,6 @@
 """What a model that has learned to inpaint makes of held-out images, one for each kind of mask."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,7 @@ from PIL import Image
 
 from diffunet import draws
 from diffunet.errors import DataError
+from diffunet.evaluation import run_reading
 from diffunet.evaluation.reals import RealImages
 from diffunet.inpainting import masks
 from diffunet.names import MASK_KINDS
@@ -45,3 +46,19 @@ def fillings(
         if on_step is not None:
             on_step(n + 1, len(MASK_KINDS))
     return rows
+
+
+def keep(run: Path, rows: Mapping[str, Image.Image], step: int) -> None:
+    """Write the rows of a model after a step into a run folder, for its reports, in place of those that are there.
+
+    Raises:
+        OSError, ResourceError: they cannot be written.
+    """
+    folder = run / run_reading.FILLINGS
+    folder.mkdir(exist_ok=True)
+    written = {folder / f"step-{step:08d}-{kind}.png": row for kind, row in rows.items()}
+    for path, row in written.items():
+        images.save(row, path)
+    for path in folder.iterdir():
+        if run_reading.FILLING.fullmatch(path.name) and path not in written:
+            path.unlink()

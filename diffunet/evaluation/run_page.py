@@ -13,8 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from diffunet import files
 from diffunet.config import Config
 from diffunet.data.folder import printable
@@ -22,7 +20,7 @@ from diffunet.errors import DataError
 from diffunet.evaluation.markup import Html, joined, table, tag
 from diffunet.evaluation.run_curves import CHARTS, curves, words
 from diffunet.evaluation.run_reading import IMAGES, NEAREST, Reading, evenly, moment, number, text
-from diffunet.pictures.thumbnails import Thumbnail, of_image, thumbnail
+from diffunet.pictures.thumbnails import Thumbnail, thumbnail
 from diffunet.version import __version__
 
 NAME = "report.html"
@@ -43,24 +41,21 @@ SHEET = 350_000
 LISTED = 200
 """The most rows of a list, of all runs together."""
 
-Fillings = Mapping[str, Image.Image]
-"""A picture for each kind of mask: a held-out image, what is left of it, and a filling."""
 
-
-def write(runs: Sequence[Reading], path: Path, fillings: Mapping[Path, Fillings | str] | None = None) -> None:
+def write(runs: Sequence[Reading], path: Path, unfilled: Mapping[Path, str] | None = None) -> None:
     """Write the report of some runs, at most `MOST`, as one file of less than 4 MB.
 
     Args:
         runs, path: what is known of the runs, and the file, which then holds all of it, or what it held before.
-        fillings: of each run folder the pictures of held-out images filled in, or why there are none.
+        unfilled: of a run folder the reason why no held-out images were filled in now.
 
     Raises:
         OSError: the file cannot be written.
     """
-    files.write_atomic(path, page(runs, fillings or {}))
+    files.write_atomic(path, page(runs, unfilled))
 
 
-def page(runs: Sequence[Reading], fillings: Mapping[Path, Fillings | str]) -> str:
+def page(runs: Sequence[Reading], unfilled: Mapping[Path, str] | None = None) -> str:
     """Return the report as HTML; see `write`."""
     assert 1 <= len(runs) <= MOST, len(runs)
     many, names = len(runs), _names(runs)
@@ -74,7 +69,7 @@ def page(runs: Sequence[Reading], fillings: Mapping[Path, Fillings | str]) -> st
         _section("Curves", (), [_charts(runs, names)]),
         _section(
             "Held-out images, masked and filled", names,
-            (_fillings(run, fillings.get(run.folder), many) for run in runs),
+            (_fillings(run, (unfilled or {}).get(run.folder), many) for run in runs),
         ),
         _section("Samples beside their nearest training images", names, (_nearest(run, many) for run in runs)),
         _section("Data", names, (_data(run, many) for run in runs)),
@@ -92,16 +87,12 @@ def page(runs: Sequence[Reading], fillings: Mapping[Path, Fillings | str]) -> st
 
 def _document(title: str, body: Html, data: Any) -> str:
     """Return a whole document, in which nothing but our own scripts and style is let run or ask for anything."""
-    scripts, styles = ([(PAGE / name).read_text(encoding="utf-8") for name in names] for names in (SCRIPTS, STYLES))
-    policy = (
-        "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
-        f"script-src {_hashes(scripts)}; style-src {_hashes(styles)}"
-    )
+    scripts, styles = _contents(SCRIPTS), _contents(STYLES)
     # In a script's element "<" could end it, or open a comment, whatever quotes it stands in.
     told = json.dumps({"runs": data, "charts": [each._asdict() for each in CHARTS]}).replace("<", "\\u003c")
     head = [
         tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy()),
         tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name_="color-scheme", content="light dark"),
         tag("title", title),
@@ -111,7 +102,20 @@ def _document(title: str, body: Html, data: Any) -> str:
     return "<!doctype html>\n" + tag("html", tag("head", *head), tag("body", body, *end), lang="en") + "\n"
 
 
-def _hashes(contents: Sequence[str]) -> str:
+def policy() -> str:
+    """Return what a browser lets the page do: run our own scripts and style, and show the pictures within it."""
+    return (
+        "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
+        f"script-src {_hashes(SCRIPTS)}; style-src {_hashes(STYLES)}"
+    )
+
+
+def _contents(names: Sequence[str]) -> list[str]:
+    return [(PAGE / name).read_text(encoding="utf-8") for name in names]
+
+
+def _hashes(names: Sequence[str]) -> str:
+    contents = _contents(names)
     digests = (base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() for content in contents)
     return " ".join(f"'sha256-{digest}'" for digest in digests)
 
@@ -269,20 +273,30 @@ def _sheet(run: Reading, name: str, words: str, runs: int) -> Html:
     return tag("figure", _img(picture, words), tag("figcaption", words))
 
 
-def _fillings(run: Reading, found: Fillings | str | None, runs: int) -> Html:
-    if not found:
-        inpaints = run.config is not None and run.config.diffusion.task == "inpaint"
-        hint = "They take the time of some fillings, and come where the report is asked for:"
-        command = tag("pre", f"diffunet report {_typed(str(run.folder))}")
-        return joined([tag("p", hint, class_="quiet"), command]) if inpaints else Html()
-    if isinstance(found, str):
-        return tag("p", found, class_="quiet")
-    rows = [
-        tag("figure", _img(of_image(picture, SHEET // runs // len(found)), f"mask {kind}"), tag("figcaption", kind))
-        for kind, picture in found.items()
-    ]
-    note = "For each kind of mask: an image that training did not see, what is left of it, and what the model fills in."
-    return joined([tag("p", note, class_="quiet"), tag("div", *rows, class_="rows")])
+def _fillings(run: Reading, why_none: str | None, runs: int) -> Html:
+    inpaints = run.config is not None and run.config.diffusion.task == "inpaint"
+    if not inpaints and not run.fillings:
+        return Html()
+    rows = []
+    for kind, path in run.fillings.items():
+        try:
+            picture = thumbnail(path, SHEET // runs // len(run.fillings))
+            rows.append(tag("figure", _img(picture, f"mask {kind}"), tag("figcaption", kind)))
+        except DataError as error:
+            run.missing.append(f"{path.name} {error}.")
+    parts = list[Html]()
+    if rows:
+        note = (
+            "For each kind of mask: an image that training did not see, what is left of it, and what the model fills "
+            f"in, as it was after step {run.filled:,}."
+        )
+        parts = [tag("p", note, class_="quiet"), tag("div", *rows, class_="rows")]
+    if why_none is not None:
+        parts.append(tag("p", f"{'No newer ones' if rows else 'There are none'}: {why_none[:1000]}", class_="quiet"))
+    elif run.filled < (number(run.status.get("model_step")) or run.step):
+        hint = f"{'Newer ones' if rows else 'They'} take the time of some fillings, and come where they are asked for:"
+        parts += [tag("p", hint, class_="quiet"), tag("pre", f"diffunet report {_typed(str(run.folder))}")]
+    return joined(parts)
 
 
 def _nearest(run: Reading, runs: int) -> Html:

@@ -16,6 +16,7 @@ from typing import Any
 from diffunet.config import Config, read_toml
 from diffunet.diffusion.losses import NOISE
 from diffunet.errors import Error, UsageError
+from diffunet.names import MASK_KINDS
 
 VERSION = 1
 """Of the form of `BEGUN`."""
@@ -26,6 +27,9 @@ BEGUN, IMAGES = "begun.json", "images.png"
 NEAREST, EVALUATION = "nearest.png", "evaluation.json"
 """Samples beside their nearest training images, and figures of quality by their names, where the run was evaluated."""
 
+FILLINGS = "fillings"
+"""The folder of held-out images that `diffunet report` has filled in, step-00001000-wide.png for a kind of mask."""
+
 SIGNS = ("config.toml", "status.json", "metrics.jsonl", "checkpoints")
 """The names of which a run folder has one at least."""
 
@@ -33,6 +37,7 @@ MAX_BYTES = 2**26
 """The most bytes of a text that are read."""
 
 PREVIEW = re.compile(r"step-(\d{1,12})\.png")
+FILLING = re.compile(r"step-(\d{1,12})-([a-z]{1,40})\.png")
 
 
 @dataclass
@@ -44,6 +49,7 @@ class Reading:
         status, begun, evaluation: what status.json, begun.json and evaluation.json hold.
         lines: the lines of metrics.jsonl, with ascending steps; values that are no finite number are None.
         previews: the step and the file of each preview.
+        fillings: the files of the newest held-out images filled in, by the kind of mask; `filled` is their step.
         config: the resolved config, None where there is none that can be read.
         heard: when the newest line was written, in seconds since 1970.
         missing: a sentence about everything that is not there or cannot be read.
@@ -55,6 +61,8 @@ class Reading:
     evaluation: dict[str, Any] = field(default_factory=dict)
     lines: list[dict[str, Any]] = field(default_factory=list)
     previews: list[tuple[int, Path]] = field(default_factory=list)
+    fillings: dict[str, Path] = field(default_factory=dict)
+    filled: int = 0
     config: Config | None = None
     heard: float | None = None
     missing: list[str] = field(default_factory=list)
@@ -113,8 +121,8 @@ class Reading:
         return max(0.0, (steps - self.step) * batch / self.speed) if self.speed and isinstance(batch, int) else None
 
 
-def read(folder: Path) -> Reading:
-    """Read a run folder.
+def brief(folder: Path) -> Reading:
+    """Read only how a run is, its status, which takes no time.
 
     Raises:
         UsageError: there is no such folder, or nothing in it that a run writes.
@@ -125,6 +133,12 @@ def read(folder: Path) -> Reading:
         raise UsageError(f"{folder}: is no run folder: it has none of {', '.join(SIGNS)}")
     run = Reading(folder)
     run.status = _object(run, "status.json", "so the state of the run is not known")
+    return run
+
+
+def read(folder: Path) -> Reading:
+    """Read a run folder; raises as `brief`."""
+    run = brief(folder)
     run.begun = _object(
         run, BEGUN, "so device and images are not known: the run is of an earlier version, or has not begun"
     )
@@ -133,6 +147,7 @@ def read(folder: Path) -> Reading:
     _read_config(run)
     _read_metrics(run)
     _read_previews(run)
+    _read_fillings(run)
     return run
 
 
@@ -218,6 +233,17 @@ def _read_previews(run: Reading) -> None:
     run.previews.sort()
     if not run.previews:
         run.missing.append("There are no previews yet: they come with --train.sample-every steps.")
+
+
+def _read_fillings(run: Reading) -> None:
+    steps = dict[int, dict[str, Path]]()
+    with contextlib.suppress(OSError):
+        for path in (run.folder / FILLINGS).iterdir():
+            if (match := FILLING.fullmatch(path.name)) is not None:
+                steps.setdefault(int(match[1]), {})[match[2]] = path
+    run.filled = max(steps, default=0)
+    newest = steps.get(run.filled, {})
+    run.fillings = {kind: newest[kind] for kind in MASK_KINDS if kind in newest}
 
 
 def number(value: Any) -> float | None:

@@ -42,13 +42,6 @@ def thumbnail(path: Path, most: int) -> Thumbnail:
     return _made(path, status.st_mtime_ns, status.st_size, most)
 
 
-def of_image(image: Image.Image, most: int) -> Thumbnail:
-    """Return a thumbnail of a Pillow image, as `thumbnail` does of a file."""
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    return _encoded(image, "PNG", content.getvalue(), most)
-
-
 @lru_cache(256)
 def _made(path: Path, changed: int, size: int, most: int) -> Thumbnail:
     content = images.read_bytes(path)

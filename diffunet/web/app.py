@@ -31,6 +31,7 @@ from diffunet.inpainting.pairs import Pair, pairs
 from diffunet.web import receiving, views
 from diffunet.web.jobs import Full, Job, Jobs
 from diffunet.web.pages import Pages
+from diffunet.web.runs import NONE, Runs
 from diffunet.web.store import Gone, Item
 from diffunet.web.work import READING, Workshop, named
 
@@ -41,7 +42,7 @@ SHOWN = 60
 
 
 class Site:
-    """The page of one workshop, with its queue. `image` is the file that the page opens at first.
+    """The page of one workshop, with its queue. `image` is the file that the page opens at first; `runs` are shown.
 
     `close` ends the jobs and deletes the temporary files.
 
@@ -49,14 +50,14 @@ class Site:
         DataError, UsageError: the image cannot be filled in, or there are none in the folder.
     """
 
-    def __init__(self, workshop: Workshop, image: Path | None = None) -> None:
+    def __init__(self, workshop: Workshop, image: Path | None = None, runs: Runs = NONE) -> None:
         self.workshop, self.store, self.limits = workshop, workshop.store, workshop.limits
         self.listed = [] if workshop.folder is None else pairs([workshop.folder], None, workshop.out)
         if image is not None:
             views.opened(image, self.limits.max_pixels)
         self.pages = Pages(self.told)
         self.jobs = Jobs(self.limits.max_jobs, self.pages.notify)
-        self.first = image
+        self.first, self.runs = image, runs
         # Large pictures take gigabytes while they are decoded, so only one is at a time.
         self.decoding = anyio.CapacityLimiter(1)
 
@@ -103,6 +104,8 @@ class Site:
             ("/api/results/{id}/save", self.save, post),
             ("/api/folder", self.folder, get),
             ("/api/folder/{number:int}/view", self.thumbnail, get),
+            ("/api/runs", self.runs.listed, get),
+            ("/api/runs/report", self.runs.report, get),
         ]
         handlers: Any = {Error: receiving.failed, HTTPException: receiving.refused}
         return Starlette(
@@ -156,6 +159,7 @@ class Site:
                        "fillings": limits.max_fillings, "pictures": limits.max_generated},
             "out": workshop.out and workshop.out.name, "image": image,
             "folder": None if workshop.folder is None else {"count": len(self._listed())},
+            "runs": bool(self.runs.paths()),
         })  # fmt: skip
 
     async def page(self, request: Request) -> Response:

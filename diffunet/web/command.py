@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 def web(
     model: Model, source: Annotated[Positional[Path | None], arg(metavar="IMAGE_OR_FOLDER")] = None, /, *,
-    out: Path | None = None, host: str = "127.0.0.1", port: Annotated[int, Field(ge=0, le=65535)] | None = None,
-    open: bool = False, token: bool = True, frame: Rare[str | None] = None,
-    limits: OmitArgPrefixes[Rare[Limits]], computing: OmitArgPrefixes[Computing],
+    out: Path | None = None, runs: Path | None = None, host: str = "127.0.0.1",
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None, open: bool = False, token: bool = True,
+    frame: Rare[str | None] = None, limits: OmitArgPrefixes[Rare[Limits]], computing: OmitArgPrefixes[Computing],
 ) -> None:  # fmt: skip
     """Fill in and generate pictures on a page in the browser: paint over what is to go, and choose among fillings.
 
@@ -31,6 +31,8 @@ def web(
     Args:
         source: Picture to begin with, or a folder of pictures.
         out: Folder where the page may save results. If not given, they are downloaded.
+        runs: Folder of runs whose reports the page shows. If not given, it is the folder runs, where only this machine
+            reaches the page.
         host: Address to listen on. By default only this machine reaches it; 0.0.0.0 is all addresses of this machine.
         port: Port to listen on; 0 is any. If not given, it is 8765, or the next that is free.
         open: Open the page in the browser.
@@ -57,7 +59,7 @@ def web(
             webbrowser.open(page.url)
 
     page = serving.Page(
-        pipe, source, model=model, out=out, host=host, port=port, token=token, frame=frame, limits=limits,
+        pipe, source, model=model, out=out, runs=runs, host=host, port=port, token=token, frame=frame, limits=limits,
         computing=words, started=started,
     )  # fmt: skip
     page.run()

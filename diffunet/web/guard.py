@@ -26,6 +26,12 @@ OPEN_TO_ALL = ("/health",)
 
 HEADER = "X-Diffunet"
 
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "frame-src 'self'; base-uri 'none'; form-action 'none'"
+)
+"""What a browser lets the page do."""
+
 ENTER = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>diffunet</title>'
     '<link rel="icon" href="/static/icon.svg"><meta http-equiv="refresh" content="0;url=/">'
@@ -55,11 +61,7 @@ class Guard:
         self.app, self.token, self.cookie = app, token, f"diffunet-{port}"
         self.names = {"localhost", socket.gethostname().lower(), host.lower()}
         self.any_address = not is_loopback(host)
-        ancestors = " ".join(filter(None, ("'self'", frame)))
-        self.policy = (
-            "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
-            f"base-uri 'none'; form-action 'none'; frame-ancestors {ancestors}"
-        )
+        self.ancestors = " ".join(filter(None, ("frame-ancestors 'self'", frame)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or have it answered."""
@@ -70,7 +72,8 @@ class Guard:
         async def bound(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = self.policy
+                policy = headers.get("Content-Security-Policy", POLICY)  # a report has its own
+                headers["Content-Security-Policy"] = f"{policy}; {self.ancestors}"
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["Referrer-Policy"] = "no-referrer"
                 headers["Cross-Origin-Resource-Policy"] = "same-origin"

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 PORT, PORTS = 8765, 20
 """The port that is taken if none is asked for, and how many after it are tried where it is in use."""
 
+RUNS = Path("runs")
+"""The folder whose runs are shown if no other is named, to who is at this machine."""
+
 GRACE = 3
 """Seconds that open connections have at the end."""
 
@@ -31,6 +34,7 @@ try:
 
     from diffunet.web.app import Site
     from diffunet.web.guard import Guard, is_loopback
+    from diffunet.web.runs import NONE, Runs
     from diffunet.web.store import Store
     from diffunet.web.work import Workshop
 except ModuleNotFoundError as error:
@@ -74,6 +78,7 @@ class Page:
         self, pipe: Pipeline, source: Path | None = None, *, model: str = "MODEL", out: Path | None = None,
         host: str = "127.0.0.1", port: int | None = None, token: bool = True, frame: str | None = None,
         limits: Limits | None = None, computing: tuple[str, ...] = (), started: Callable[[Page], None] | None = None,
+        runs: Path | None = None,
     ) -> None:  # fmt: skip
         if not token and not is_loopback(host):
             raise UsageError(f"--no-token would let in everybody who reaches {host}: it goes with 127.0.0.1 alone")
@@ -81,11 +86,15 @@ class Page:
             raise UsageError(f"{source}: no such file or folder")
         limits = limits or Limits()
         folder, image = (source, None) if source is not None and source.is_dir() else (None, source)
+        if runs is not None and not runs.is_dir():
+            raise UsageError(f"--runs {runs}: there is no such folder")
+        # Reports tell where files are and what they are called: others than this person see those that are named.
+        shown = Runs(runs or RUNS, Path(model)) if runs is not None or is_loopback(host) else NONE
         workshop = Workshop(pipe, model, Store(limits), limits, computing, out, folder)
         with contextlib.ExitStack() as undo:
             undo.callback(workshop.store.close)
             listening = undo.enter_context(_listening(host, port))
-            self.site = Site(workshop, image)
+            self.site = Site(workshop, image, shown)
             undo.pop_all()
         self.port: int = listening.getsockname()[1]
         self.token = secrets.token_urlsafe(24) if token else None
@@ -142,7 +151,7 @@ class Page:
 def serve(
     pipe: Pipeline, source: str | Path | None = None, *, model: str = "MODEL", out: str | Path | None = None,
     host: str = "localhost", port: int | None = None, token: bool = True, frame: str | None = None,
-    limits: Limits | None = None,
+    limits: Limits | None = None, runs: str | Path | None = None,
 ) -> Page:  # fmt: skip
     """Serve the page of a model in a thread of its own, as in a notebook, and return it; it shows itself there.
 
@@ -157,14 +166,15 @@ def serve(
         frame: the origin of a page that may show this one in a frame beside pages of its own, such as
             http://localhost:8888 of a notebook.
         limits: what may be asked for; see `limits.Limits`.
+        runs: a folder of runs, whose reports are shown; by default `runs`, where only this machine reaches the page.
 
     Raises:
         UsageError: a port that is in use, a source that does not exist, or no token where others reach it.
     """
-    places = (None if each is None else Path(each) for each in (source, out))
+    places = (None if each is None else Path(each) for each in (source, out, runs))
     page = Page(
-        pipe, next(places), model=model, out=next(places), host=host, port=port, token=token, frame=frame,
-        limits=limits,
+        pipe, next(places), model=model, out=next(places), runs=next(places), host=host, port=port, token=token,
+        frame=frame, limits=limits,
     )  # fmt: skip
     return page.start()
 

@@ -14,7 +14,8 @@ from helpers.run_folders import line, noise, run_folder
 from PIL import Image
 
 from diffunet.errors import UsageError
-from diffunet.evaluation import markup, run_curves, run_page, run_reading
+from diffunet.evaluation import fillings, markup, run_curves, run_page, run_reading
+from diffunet.names import MASK_KINDS
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "v1" / "run"
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -45,8 +46,8 @@ class Parsed(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def page_of(*folders, fillings=None):
-    return run_page.page([run_reading.read(folder) for folder in folders], fillings or {})
+def page_of(*folders, unfilled=None):
+    return run_page.page([run_reading.read(folder) for folder in folders], unfilled)
 
 
 @pytest.fixture
@@ -63,7 +64,8 @@ def hostile(tmp_path):
     names = json.dumps([HOSTILE])
     folder = run_folder(
         tmp_path / HOSTILE.replace("/", "\u2215"), lines=[line(1), line(2, **{HOSTILE: 3})], previews=[1, 2],
-        begun=begun, status=status, config=f"[data]\nclasses = true\nclass_names = {names}\n",
+        begun=begun, status=status,
+        config=f'[diffusion]\ntask = "inpaint"\n[data]\nclasses = true\nclass_names = {names}\n',
     )  # fmt: skip
     (folder / "evaluation.json").write_text(json.dumps({HOSTILE: 1.5, "fid": 2}))
     return folder
@@ -86,8 +88,7 @@ def test_elements_escape_all_that_is_no_html():
 
 
 def test_names_of_strangers_are_texts_and_nothing_else(hostile):
-    picture = Image.new("RGB", (8, 8))
-    page = Parsed(page_of(hostile, fillings={hostile: {HOSTILE: picture}}))
+    page = Parsed(page_of(hostile, unfilled={hostile: HOSTILE}))
     assert len(page.of("script")) == 3, "the data, uPlot, and our own"
     assert all(each["src"].startswith("data:image/") for each in page.of("img"))
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
@@ -145,10 +146,11 @@ def test_it_stays_below_four_megabytes(tmp_path):
         for name in ("images.png", "nearest.png"):
             picture.save(folder / name)
         (folder / "evaluation.json").write_text(json.dumps({f"{'f' * 500}{k}": k for k in range(5000)}))
+        fillings.keep(folder, {kind: noise(300, n) for n, kind in enumerate(MASK_KINDS)}, 60)
         folders.append(folder)
-    filled = {folder: {f"kind {n}": noise(300, n) for n in range(7)} for folder in folders}
     for some in (folders[:1], folders):
-        page = page_of(*some, fillings=filled)
+        page = page_of(*some)
+        assert page.count('alt="mask box"') == len(some)
         assert 1_000_000 < len(page.encode()) < 4_000_000
         frames = json.loads(Parsed(page).texts["script"][0])["runs"][0]["film"]
         assert len(frames) == (24 if len(some) == 1 else 4)
@@ -171,15 +173,19 @@ GARBAGE = {
 @pytest.mark.parametrize("garbage", GARBAGE)
 @pytest.mark.parametrize(
     "name",
-    ["config.toml", "status.json", "metrics.jsonl", "begun.json", "evaluation.json", "images.png", "nearest.png"],
-)
+    [
+        "config.toml", "status.json", "metrics.jsonl", "begun.json", "evaluation.json", "images.png", "nearest.png",
+        "fillings/step-00000001-wide.png",
+    ],
+)  # fmt: skip
 def test_foreign_files_are_said_and_left_out(tmp_path, name, garbage):
     folder = run_folder(tmp_path / "r", lines=[line(1), line(2)], previews=[1], begun={})
+    (folder / "fillings").mkdir()
     (folder / name).write_bytes(GARBAGE[garbage])
     page = Parsed(page_of(folder))
     assert page.texts["h1"] == ["Report of "]
     if garbage in ("binary", "torn", "deep"):
-        assert any(name in said for said in page.texts["li"] + page.texts.get("b", [])), "it says which"
+        assert any(Path(name).name in said for said in page.texts["li"] + page.texts.get("b", [])), "it says which"
 
 
 @pytest.mark.parametrize("name", ["config.toml", "status.json", "metrics.jsonl", "begun.json", "evaluation.json"])

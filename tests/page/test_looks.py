@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from helpers.browser import drag, entered, mask, opened, picture, starts
+from helpers.run_folders import line, run_folder
 
 NARROW = {"width": 360, "height": 740}
 
@@ -55,7 +56,8 @@ def test_nothing_serious_is_found_by_axe(visit, tmp_path, scheme):
     script = next(Path(axe_playwright_python.__file__).parent.rglob("axe.min.js")).read_text(encoding="utf-8")
     (tmp_path / "album").mkdir()
     (tmp_path / "album" / "a.png").write_bytes(picture(30, 20))
-    page = visit(tmp_path / "album", options={"out": tmp_path / "out"}, color_scheme=scheme)
+    run_folder(tmp_path / "runs" / "one", lines=[line(5), line(10)])
+    page = visit(tmp_path / "album", options={"out": tmp_path / "out", "runs": tmp_path / "runs"}, color_scheme=scheme)
 
     def check(state):
         page.evaluate(f"{script}; null")
@@ -84,6 +86,9 @@ def test_nothing_serious_is_found_by_axe(visit, tmp_path, scheme):
     page.click("#tab-folder")
     page.wait_for_selector("#folder-images button")
     check("folder")
+    page.click("#tab-runs")
+    page.frame_locator("#runs-report").locator("h1").wait_for()
+    check("runs")
 
 
 BAD = ("serious", "critical")

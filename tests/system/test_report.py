@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import shutil
 import webbrowser
 
 import numpy as np
@@ -58,6 +59,8 @@ def test_several_runs_have_theirs_where_it_is_said(two, tmp_path, capsys, monkey
         (["report", "{0}/samples"], "is no run folder"),
         (["report", "{0}/nowhere"], "no such folder"),
         (["report", *(["{0}"] * 9)], "room for 8"),
+        (["report", "{0}", "{1}", "--out", "b.html", "--data", "{1}"], "images of one run"),
+        (["report", "{0}", "--data", "{1}"], "has learned to inpaint"),
     ],
 )
 def test_mistakes_are_one_line_that_says_how_to_mend_them(two, capsys, words, said):
@@ -94,6 +97,51 @@ def test_a_run_that_inpaints_shows_what_it_fills_in(folder, tmp_path, capsys):
         assert np.array_equal(left[~hole], image[~hole])
         assert np.array_equal(filled[~hole], image[~hole])
         assert not np.array_equal(filled[hole], image[hole])
+
+
+def fillings(page):
+    """Return the pictures of masked and filled images on a page, as their addresses, and what is said below them."""
+    section = page.partition("Held-out images, masked and filled")[2].partition("</section>")[0]
+    return re.findall(r'src="(data:[^"]+)"', section), re.sub("<[^>]+>", " ", section)
+
+
+@pytest.mark.seconds
+def test_fillings_stay_where_the_images_have_moved(folder, tmp_path, capsys):
+    """However often the report is written anew, by whom, and beside which other run."""
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(folder, data)
+    config = tiny(diffusion={"task": "inpaint"}, data={"held_out": 0.2}, train={"steps": 2})
+    train(config, data, out)
+    assert fillings((out / "report.html").read_text())[0] == []
+    assert diffunet(capsys, "report", out)[0] == 0
+    shown, said = fillings((out / "report.html").read_text())
+    assert len(shown) == len(MASK_KINDS)
+    assert "as it was after step 2" in said
+    assert "diffunet report" not in said
+
+    train(config.changed("train", steps=3), data, out, resume=True)
+    assert fillings((out / "report.html").read_text())[0] == shown, "training, too, writes them anew"
+    assert "Newer ones" in fillings((out / "report.html").read_text())[1]
+
+    data.rename(tmp_path / "moved")
+    code, _, error = diffunet(capsys, "report", out)
+    assert code == 0
+    assert re.search(r"no images are filled in: .*data.*; if its images have moved, --data says", error)
+    page = (out / "report.html").read_text()
+    assert fillings(page)[0] == shown
+    assert "No newer ones:" in fillings(page)[1]
+    other = run_folder(tmp_path / "other", lines=[line(1)])
+    assert diffunet(capsys, "report", out, other, "--out", tmp_path / "both.html")[0] == 0
+    assert fillings((tmp_path / "both.html").read_text())[0] == shown
+
+    code, _, error = diffunet(capsys, "report", out, "--data", tmp_path / "nowhere")
+    assert (code, len(error.splitlines())) == (3, 1)
+    assert diffunet(capsys, "report", out, "--data", tmp_path / "moved")[0] == 0
+    newer, said = fillings((out / "report.html").read_text())
+    assert len(newer) == len(shown)
+    assert newer != shown
+    assert "as it was after step 3" in said
+    assert len([*(out / "fillings").iterdir()]) == len(MASK_KINDS), "the former ones are gone"
 
 
 @pytest.mark.parametrize(

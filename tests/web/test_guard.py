@@ -13,7 +13,7 @@ ROUTES = [
     ("POST", "/api/images/x/regions"), ("POST", "/api/masks"), ("GET", "/api/jobs"), ("POST", "/api/jobs"),
     ("GET", "/api/jobs/x"), ("DELETE", "/api/jobs/x"), ("GET", "/api/jobs/x/previews/0"), ("GET", "/api/jobs/x/zip"),
     ("GET", "/api/results/x/view"), ("GET", "/api/results/x/file"), ("POST", "/api/results/x/save"),
-    ("GET", "/api/folder"), ("GET", "/api/folder/0/view"),
+    ("GET", "/api/folder"), ("GET", "/api/folder/0/view"), ("GET", "/api/runs"), ("GET", "/api/runs/report?ids=x"),
 ]  # fmt: skip
 
 

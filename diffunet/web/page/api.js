@@ -46,4 +46,5 @@ export const addresses = {
 	file: (id) => `api/results/${id}/file`,
 	zip: (job) => `api/jobs/${job.id}/zip`,
 	thumbnail: (number) => `api/folder/${number}/view`,
+	report: (ids) => `api/runs/report?ids=${ids}`,
 };

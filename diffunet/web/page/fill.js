@@ -10,7 +10,7 @@ import { isActive } from './jobs.js';
 import { Mask } from './mask.js';
 import { encodeGrey } from './png.js';
 import { bindOptions, copyCommand, fillSelect, optionsIn, Progress, showCommand } from './run.js';
-import { showSaid } from './tools.js';
+import { NO_PICTURE, showSaid } from './tools.js';
 
 /** Returns a box of the picture in pixels of its mask, which are larger where the picture is very large. */
 function inMask({ width, height, mask }, [x0, y0, x1, y1]) {
@@ -93,7 +93,7 @@ export class Fill {
 	run() {
 		return attempt(async () => {
 			const { editor, jobs, pictures, tools } = this.#app;
-			if (!pictures.image) throw new Problem('There is no picture yet; open one first.');
+			if (!pictures.image) throw new Problem(NO_PICTURE);
 			if (!editor.mask.count && !pictures.image.transparent) {
 				throw new Problem('Draw over what is to be filled first: the mask is empty.');
 			}

@@ -63,7 +63,7 @@ export function bindKeys({ editor, fill, tab }) {
 			return true;
 		}
 		if (key === 'Escape') {
-			if (editor.cancelStroke() || tab().cancel()) return true;
+			if (editor.cancelStroke() || tab().cancel?.()) return true;
 			if (isFill() && !isTyping(target)) editor.view.fit();
 			return false;
 		}

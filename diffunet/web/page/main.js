@@ -9,11 +9,12 @@ import { Generate } from './generate.js';
 import { Jobs } from './jobs.js';
 import { bindKeys } from './keys.js';
 import { Pictures } from './pictures.js';
+import { Runs } from './runs.js';
 import { keep, keepFields, kept } from './state.js';
 import { Tools } from './tools.js';
 import { Viewer } from './viewer.js';
 
-const TABS = ['fill', 'generate', 'folder'];
+const TABS = ['fill', 'generate', 'folder', 'runs'];
 
 /** Makes the tabs work as a tablist does: one of them is in the order of focus, and arrows go from one to the next. */
 function bindTabs(onShow) {
@@ -27,7 +28,11 @@ function bindTabs(onShow) {
 		keep({ tab: name });
 		onShow(name);
 	};
-	for (const name of TABS) onClick(`tab-${name}`, () => show(name));
+	for (const name of TABS) {
+		$(`tab-${name}`).setAttribute('aria-controls', `panel-${name}`);
+		$(`panel-${name}`).setAttribute('aria-labelledby', `tab-${name}`);
+		onClick(`tab-${name}`, () => show(name));
+	}
 	$('tabs').addEventListener('keydown', (event) => {
 		const all = tabs();
 		const at = all.indexOf(event.target);
@@ -103,12 +108,14 @@ async function start(editor) {
 	keepFields();
 	app.tools = new Tools(editor, pictures);
 	const folder = new Folder(app, () => showTab('fill'));
-	$('tab-folder').hidden = !model.folder;
+	const runs = new Runs();
+	for (const name of ['folder', 'runs']) $(`tab-${name}`).hidden = !model[name];
 	const showTab = bindTabs((name) => {
 		if (name === 'folder') folder.shown();
+		if (name === 'runs') runs.run();
 	});
-	const tab = () => ({ fill, generate, folder })[kept.tab];
-	showTab(kept.tab === 'folder' && !model.folder ? 'fill' : kept.tab ?? 'fill');
+	const tab = () => ({ fill, generate, folder, runs })[kept.tab];
+	showTab(TABS.includes(kept.tab) && !$(`tab-${kept.tab}`).hidden ? kept.tab : 'fill');
 	bindKeys({ editor, fill, tab });
 	bindOpening(pictures, showTab);
 	onClick('empty-generate', () => {

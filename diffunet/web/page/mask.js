@@ -7,8 +7,6 @@
  * - A stroke of a brush of diameter d from a to b marks each pixel whose centre is within d / 2 of the segment from a
  *   to b (a capsule; for a tap, where a = b, a disc), and always the two pixels that hold a and b, so that a brush of
  *   diameter 1 marks at least the pixel under the pointer.
- * - A rectangle marks all pixels from the one that holds its first corner to the one that holds its last, these two
- *   included.
  * - A lasso is closed, and marks each pixel from whose centre a ray to the left crosses its outline an odd number of
  *   times (even-odd); a crossing at the centre itself counts.
  * - Growing by n marks each pixel whose centre is within n of a marked one's. Shrinking by n clears each pixel whose

@@ -32,13 +32,16 @@ export class Pointers {
 		this.onSplit = onSplit;
 		this.onSize = onSize;
 		this.hovers = false;
-		canvas.addEventListener('pointerdown', (event) => this.#down(event));
-		canvas.addEventListener('pointermove', (event) => this.#move(event));
-		canvas.addEventListener('pointerup', (event) => this.#up(event));
-		canvas.addEventListener('pointercancel', (event) => this.#up(event, true));
-		canvas.addEventListener('pointerleave', () => this.#leave());
-		canvas.addEventListener('contextmenu', (event) => event.preventDefault());
-		canvas.addEventListener('wheel', (event) => this.#wheel(event), { passive: false });
+		const heard = {
+			pointerdown: (event) => this.#down(event),
+			pointermove: (event) => this.#move(event),
+			pointerup: (event) => this.#up(event),
+			pointercancel: (event) => this.#up(event, true),
+			pointerleave: () => this.#leave(),
+			contextmenu: (event) => event.preventDefault(),
+			wheel: (event) => this.#wheel(event),
+		};
+		for (const [type, hear] of Object.entries(heard)) canvas.addEventListener(type, hear, { passive: false });
 		// A pinch on a touchpad comes as a wheel with ctrlKey set though the key is up, so the key itself is watched.
 		for (const type of ['keydown', 'keyup']) {
 			addEventListener(type, (event) => {

@@ -57,13 +57,14 @@ export class Progress {
 	#bar;
 	#text;
 
-	/** The elements have the ids 'cancel', 'progress' and 'progress-text' with the prefix given. */
+	/** What it shows stands behind the button 'cancel'; the ids have the prefix given. */
 	constructor(jobs, kind, prefix = '') {
 		this.#jobs = jobs;
 		this.#kind = kind;
 		this.#cancel = $(`${prefix}cancel`);
-		this.#bar = $(`${prefix}progress`);
-		this.#text = $(`${prefix}progress-text`);
+		this.#bar = element('progress', { id: `${prefix}progress`, 'aria-label': 'Progress' });
+		this.#text = element('span', { id: `${prefix}progress-text` });
+		this.#cancel.after(element('div', { className: 'progress', hidden: true }, this.#bar, this.#text));
 		this.#cancel.addEventListener('click', () => this.cancel());
 		jobs.addEventListener('job', ({ detail: { job, before } }) => {
 			if (job.kind !== kind) return;

@@ -6,7 +6,7 @@ import { $, attempt, downloadBlob, element, fromBase64, numberIn, onClick, say }
 import { encodeGrey } from './png.js';
 
 /** Where there is no picture, this is what all tools have to say. */
-const NO_PICTURE = 'There is no picture yet; open one first.';
+export const NO_PICTURE = 'There is no picture yet; open one first.';
 
 export class Tools {
 	#editor;
@@ -136,12 +136,12 @@ export class Tools {
 		const { mask } = this.#editor;
 		$('undo').disabled = !mask?.past.length;
 		$('redo').disabled = !mask?.future.length;
-		$('transparent').hidden = !this.#pictures.image?.transparent;
-		const { image } = this.#pictures;
+		const { image, name } = this.#pictures;
+		$('transparent').hidden = !image?.transparent;
 		if (!mask || !image) return;
 		const share = (100 * mask.count) / mask.bytes.length;
 		const marked = mask.count ? `${share < 1 ? share.toFixed(1) : Math.round(share)}% marked` : 'nothing marked';
-		$('facts').textContent = `${this.#pictures.name} · ${image.width} × ${image.height} · ${marked}`;
+		$('facts').textContent = `${name} · ${image.width} × ${image.height} · ${marked}`;
 	}
 }
 

@@ -32,9 +32,10 @@ export class Viewer {
 		this.#shown = { job, index };
 		const result = this.#result;
 		const count = job.results.length;
-		$('viewer-title').textContent = `Picture ${index + 1} of ${count}, ${result.width} × ${result.height} pixels`;
+		const title = `Picture ${index + 1} of ${count}`;
+		$('viewer-title').textContent = `${title}, ${result.width} × ${result.height} pixels`;
 		$('viewer-image').src = addresses.result(result.id);
-		$('viewer-image').alt = `Picture ${index + 1} of ${count}`;
+		$('viewer-image').alt = title;
 		$('viewer-image').classList.toggle('pixels', Math.max(result.width, result.height) < 400);
 		$('viewer-download').href = addresses.file(result.id);
 		$('viewer-download').download = resultName(job, result, this.nameOf(job.image));
