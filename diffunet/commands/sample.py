@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 from tyro.conf import OmitArgPrefixes, arg
 
-from diffunet.commands import options, outputs
+from diffunet.commands import naming, options, outputs, viewer
 from diffunet.commands.film import Film, refuse_still
-from diffunet.commands.options import Computing, Model, Number, Overwrite, Sampling, Seed
+from diffunet.commands.options import Computing, Model, Number, Open, Overwrite, Sampling, Seed
 from diffunet.commands.progress import progress, say, tell
 from diffunet.commands.records import Record, content, fingerprint
 from diffunet.errors import UsageError
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 def sample(
-    model: Model, /, *, out: str, num: Number = 16, seed: Seed = 0, label: str | None = None,
+    model: Model, /, *, out: str | None = None, num: Number | None = None, seed: Seed = 0, label: str | None = None,
     sampling: OmitArgPrefixes[Sampling], from_: Annotated[Path | None, arg(name="from", metavar="PICTURE")] = None,
     strength: Annotated[float, Field(gt=0, le=1)] | None = None, grid: bool = False, animate: bool = False,
     batch_size: Number | None = None,
-    computing: OmitArgPrefixes[Computing], resume: bool = False, overwrite: Overwrite = False,
+    computing: OmitArgPrefixes[Computing], resume: bool = False, overwrite: Overwrite = False, open: Open = False,
 ) -> None:  # fmt: skip
     """Generate images with a model.
 
@@ -36,7 +36,8 @@ def sample(
 
     Args:
         out: A file for one picture or a grid, an .npz of all pixels, else a folder. Files are written as they are made.
-        num: How many.
+            If not given, MODEL-seedS in the current folder, and without --num that is a grid, MODEL-seedS.png.
+        num: How many, 16 if not given.
         seed: The same seed gives the same images.
         label: Class, by name or number; without, the classes in turn.
         from_: Make variations of this picture.
@@ -46,6 +47,11 @@ def sample(
         batch_size: Images at a time.
         resume: Make what is missing in the folder, after an interrupt or with a larger --num.
     """
+    if out is None:
+        grid = grid or (num is None and not animate and not resume)
+        suffix = ".webp" if animate else ".png" if grid or num == 1 else ""
+        out = naming.samples_of(model, seed, suffix)
+    num = num or 16
     is_file, target = outputs.is_arrays(out) or outputs.is_file(out), Path(out)
     as_arrays = outputs.is_arrays(out)
     if as_arrays and (grid or animate):
@@ -97,6 +103,8 @@ def sample(
                     "compile": computing.compile, "kernels": computing.kernels,
                 }  # fmt: skip
                 work.folder(made_by, resume, overwrite)
+        if open and processes.is_main:
+            viewer.show(target)
 
 
 CONFIGURED = (
