@@ -22,12 +22,14 @@ COMMANDS = {
     "inpaint": ("commands.inpaint", "fill in the masked part of images"),
     "web": ("web.command", "fill in and generate on a page in the browser"),
     "evaluate": ("commands.evaluate", "compare generated images with real ones"),
+    "status": ("commands.status", "what the runs here are at: steps, time left, loss; waits for them, or stops them"),
     "report": ("commands.report", "curves, previews and facts of a run, or of several, as one HTML file"),
     "check": ("commands.check", "what is in a folder of images, and what cannot be used"),
     "prepare": ("commands.folders", "a data set from elsewhere as a folder of images"),
     "masks": ("commands.folders", "random masks, to try inpainting with"),
     "convert": ("commands.convert", "from and to other forms: diffusers, guided-diffusion, ONNX, the hub, averages"),
-    "info": ("commands.info", "shapes, parameters, MACs, memory and time of a net"),
+    "info": ("commands.info", "what there is to compute with here; or shapes, parameters and speed of a net"),
+    "completion": ("commands.completion", "a script by which bash, zsh or fish completes what is typed"),
     "cache": ("commands.cache", "the decoded images that are kept: what there is, and clearing it"),
     "demo": ("commands.demo", "all of it on built-in data, in minutes, on a CPU"),
 }
@@ -37,7 +39,7 @@ imported when its command is called: reading options takes packages that take ha
 USAGE = "\n".join([
     "usage: diffunet COMMAND ...\n",
     "Train a diffusion model on a folder of images, sample from it, fill in masked images.\n",
-    *(f"  {name:<9} {words}" for name, (_, words) in COMMANDS.items()),
+    *(f"  {name:<10} {words}" for name, (_, words) in COMMANDS.items()),
     "\nOptions and an example of each: diffunet COMMAND --help\nStart with: diffunet train photos --out runs/photos",
 ])  # fmt: skip
 
