@@ -171,3 +171,20 @@ def lock(path: Path, *, wait: bool, message: str = "") -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):  # closing the file drops the lock as well
                 filelock.unlock_descriptor(file.fileno())
+
+
+def is_locked(path: Path) -> bool | None:
+    """Return whether a process holds the `lock` on a file; None where that cannot be told.
+
+    A lock that nobody holds is held for an instant, to find out.
+    """
+    try:
+        with path.open("r+b") as file:
+            if not filelock.lock_descriptor(file.fileno(), blocking=False):
+                return True
+            filelock.unlock_descriptor(file.fileno())
+            return False
+    except FileNotFoundError:
+        return False
+    except OSError:  # it is another user's, or the file system has no locks
+        return None

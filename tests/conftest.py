@@ -14,7 +14,7 @@ variables.wait_asleep()  # several processes test on few cores; before torch is 
 
 import torch  # noqa: E402
 
-WITHOUT = ("crashes", "evaluation", "fuzz", "gpu", "interop", "page", "parity", "system", "training", "web")
+WITHOUT = ("commands", "crashes", "evaluation", "fuzz", "gpu", "interop", "page", "parity", "system", "training", "web")
 """The rooms that `--fast` leaves out: their tests train nets, start processes, or import other libraries, and loading
 them alone takes seconds. test_whole_way.py goes once through what they look into."""
 

@@ -101,16 +101,22 @@ def _annotated(target: Any) -> dict[str, Any]:
     return found
 
 
-def base_config(args: Sequence[str]) -> Config:
-    """Return the config that options change: a resumed run's, a file's or a preset's. Raises UsageError for two."""
+def base_config(args: Sequence[str], run_of: Callable[[Config], Path]) -> Config:
+    """Return the config that options change: a resumed run's, a file's or a preset's. Raises UsageError for two.
+
+    `run_of` returns the run folder where --out does not name it, with what options change where nothing is resumed.
+    """
     args = _prepared(args)
     out, file, name = (next(iter(_values(args, option)), None) for option in ("--out", "--config", "--preset"))
     if file is not None and name is not None:
         raise UsageError("--config and --preset are both a place to start from; take one")
     base = read_toml(Path(file)) if file is not None else preset("default" if name is None else name)
-    if "--resume" not in args or out is None or not os.path.isfile(Path(out) / "config.toml"):
+    if "--resume" not in args:
         return base
-    stored = read_toml(Path(out) / "config.toml")
+    run = run_of(base) if out is None else Path(out)
+    if not os.path.isfile(run / "config.toml"):
+        return base
+    stored = read_toml(run / "config.toml")
     if file is None and name is None:
         return stored
     # The same command again, as a scheduler gives it: what the file says stands, and is checked against the run.

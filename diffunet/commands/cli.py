@@ -25,8 +25,9 @@ GROUPS = {
     },
     "look": {
         "evaluate": ("commands.evaluate", "compare generated images with real ones"),
+        "status": ("commands.status", "show, watch and stop runs: steps, time left, loss"),
         "report": ("commands.report", "write curves and previews of runs as one HTML file"),
-        "info": ("commands.info", "show shapes, parameters, memory and time of a net"),
+        "info": ("commands.info", "show what there is to compute with, or facts of a model"),
     },
     "data": {
         "check": ("commands.check", "say what is in a folder of images, and what is no good"),
@@ -36,6 +37,7 @@ GROUPS = {
     },
     "more": {
         "convert": ("commands.convert", "from and to diffusers, ONNX, the hub, guided-diffusion"),
+        "completion": ("commands.completion", "print a script by which a shell completes commands"),
         "demo": ("commands.demo", "do all of it on built-in data, in minutes, on a CPU"),
     },
 }

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from diffunet.commands import options, outputs, records
-from diffunet.commands.options import Computing, Finite, Label, Model, Number, Out, Overwrite, Seed, Steps
+from diffunet.commands import naming, options, outputs, records, viewer
+from diffunet.commands.options import Computing, Finite, Label, Model, Number, Open, Out, Overwrite, Seed, Steps
 from diffunet.commands.progress import progress, say, tell
 from diffunet.commands.signature import Rare
 from diffunet.errors import DataError, UsageError
@@ -41,7 +41,8 @@ Pixels = Annotated[int, Field(ge=0, le=10_000)]
 
 
 def inpaint(
-    model: Model, images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE")], /, *, out: Out,
+    model: Model, images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE")], /, *,
+    out: Out | None = None,
     mask: Path | None = None, box: str | None = None, method: MethodChoice = "auto",
     fit: Rare[InpaintFitName] = "auto", steps: Steps | None = None, jump_length: Rare[Steps | None] = None,
     jump_n_sample: Rare[Steps | None] = None, num: Number = 1, seed: Seed = 0, label: Label | None = None,
@@ -51,7 +52,7 @@ def inpaint(
     range: Annotated[Rare[tuple[Finite, Finite] | None], arg(metavar="LOW HIGH")] = None,
     page: Rare[Annotated[int, Field(ge=1, le=10**9)] | None] = None, lossy_ok: Rare[bool] = False,
     max_pixels: Rare[Annotated[int, Field(ge=1, le=10**12)]] = 200_000_000,
-    computing: OmitArgPrefixes[Computing], resume: bool = False, overwrite: Overwrite = False,
+    computing: OmitArgPrefixes[Computing], resume: bool = False, overwrite: Overwrite = False, open: Open = False,
 ) -> None:  # fmt: skip
     """Fill in the masked part of images; every pixel outside the mask comes back as it was.
 
@@ -59,7 +60,8 @@ def inpaint(
 
     Args:
         images: Images of any size, or folders of them.
-        out: File for one picture, or a folder, which several need.
+        out: File for one picture, or a folder, which several need. If not given, it is IMAGE-filled in the current
+            folder.
         mask: Mask of the image's size, white = fill; or a folder of masks with the images' names, or with these and
             "mask" (a_mask.png). If neither it nor --box is given, what is transparent is filled.
         box: Rectangle to fill, x0,y0,x1,y1 in pixels from the top left corner; x1 and y1 are the first outside.
@@ -94,8 +96,11 @@ def inpaint(
         resume: Fill only the images that a run which was broken off has not filled.
     """
     made_by = records.asked(
-        locals(), "model", "images", "out", "mask", "computing", "max_pixels", "resume", "overwrite"
+        locals(), "model", "images", "out", "mask", "computing", "max_pixels", "resume", "overwrite", "open"
     )
+    if out is None:
+        suffix = next(iter(outputs.held_by(images[0])), ".png") if len(images) == 1 else ""
+        out = naming.fillings_of(images, num, suffix)
     is_file, target = outputs.is_file(out), Path(out)
     jumps = jump_length is not None or jump_n_sample is not None
     for refused, message in (
@@ -143,6 +148,8 @@ def inpaint(
                 raise DataError(f"{len(failed)} of {len(jobs)} images could not be filled: {', '.join(failed)}")
 
         processes.share(ended)
+        if open and processes.is_main:
+            viewer.show(target if len(jobs) > 1 else jobs[0][1][-1])  # the last of one image is the sheet of several
 
 
 def _agreed(ranks: Ranks, jobs: Callable[[], list[Job]]) -> list[Job]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MODEL = "Run folder, model folder, folder of diffusers, name on the hub (owner/name), or emoji, which is built in."
 Model = Annotated[Positional[str], arg(metavar="MODEL", help=MODEL)]
 Overwrite = Annotated[bool, arg(help="Replace what exists at the output.")]
+Open = Annotated[bool, arg(help="Show the result in the system's viewer.")]
 Out = Annotated[str, arg(metavar="PATH")]
 Device = Annotated[str, arg(metavar="DEVICE")]
 Label = Annotated[str, arg(metavar="CLASS")]

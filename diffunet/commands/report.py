@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from diffunet.commands import options, outputs
+from diffunet.commands import options, outputs, viewer
 from diffunet.commands.options import Computing, Overwrite
 from diffunet.commands.progress import progress, say, tell
 from diffunet.errors import DataError, Error, ResourceError, UsageError
@@ -60,9 +60,7 @@ def report(
         raise ResourceError(f"{path} cannot be written: {error.strerror or error}") from None
     tell(str(path))
     if open:
-        import webbrowser
-
-        webbrowser.open(path.absolute().as_uri())
+        viewer.show(path)
 
 
 def _path(runs: Sequence[Path], out: Path | None, overwrite: bool) -> Path:

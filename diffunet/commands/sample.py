@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 from tyro.conf import OmitArgPrefixes, arg
 
-from diffunet.commands import options, outputs
+from diffunet.commands import naming, options, outputs, viewer
 from diffunet.commands.film import Film, refuse_still
-from diffunet.commands.options import Computing, Label, Model, Number, Out, Overwrite, Sampling, Seed
+from diffunet.commands.options import Computing, Label, Model, Number, Open, Out, Overwrite, Sampling, Seed
 from diffunet.commands.progress import progress, say, tell
 from diffunet.commands.records import Record, content, fingerprint
 from diffunet.commands.signature import Rare
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 def sample(
-    model: Model, /, *, out: Out, num: Number = 16, seed: Seed = 0, label: Label | None = None,
+    model: Model, /, *, out: Out | None = None, num: Number | None = None, seed: Seed = 0, label: Label | None = None,
     sampling: OmitArgPrefixes[Sampling], from_: Annotated[Path | None, arg(name="from", metavar="PICTURE")] = None,
     strength: Annotated[float, Field(gt=0, le=1)] | None = None, grid: bool = False, animate: bool = False,
     batch_size: Rare[Number | None] = None,
-    computing: OmitArgPrefixes[Computing], resume: bool = False, overwrite: Overwrite = False,
+    computing: OmitArgPrefixes[Computing], resume: bool = False, overwrite: Overwrite = False, open: Open = False,
 ) -> None:  # fmt: skip
     """Generate images with a model.
 
@@ -37,8 +37,8 @@ def sample(
 
     Args:
         out: File for one picture or a grid, an .npz file of all pixels, or a folder, in which each picture is written
-            as it is made.
-        num: Number of images.
+            as it is made. If not given, it is MODEL-seedS in the current folder; without --num that is a grid.
+        num: Number of images. If not given, it is 16.
         seed: Seed of the noise. The same seed gives the same images.
         label: Class to make, by its name or number. If not given, the classes come in turn.
         from_: Picture of which variations are made.
@@ -49,6 +49,11 @@ def sample(
         batch_size: Images that are made at a time. If not given, they are as many as suit the device.
         resume: Make what is missing in the folder, after an interrupt or with a larger --num.
     """
+    if out is None:
+        grid = grid or (num is None and not animate and not resume)
+        suffix = ".webp" if animate else ".png" if grid or num == 1 else ""
+        out = naming.samples_of(model, seed, suffix)
+    num = num or 16
     is_file, target = outputs.is_arrays(out) or outputs.is_file(out), Path(out)
     as_arrays = outputs.is_arrays(out)
     if as_arrays and (grid or animate):
@@ -100,6 +105,8 @@ def sample(
                     "compile": computing.compile, "kernels": computing.kernels,
                 }  # fmt: skip
                 work.folder(made_by, resume, overwrite)
+        if open and processes.is_main:
+            viewer.show(target)
 
 
 CONFIGURED = (

@@ -1,5 +1,6 @@
 """`diffunet train` trains a model on a folder of images."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from diffunet import variables
-from diffunet.commands import arguments
+from diffunet import plain, variables
+from diffunet.commands import arguments, naming
 from diffunet.commands.options import Device
-from diffunet.commands.progress import progress, tell
+from diffunet.commands.progress import progress, say, tell
 from diffunet.commands.signature import Rare
 from diffunet.config import Config, DataConfig, DiffusionConfig, ModelConfig, TrainConfig
 from diffunet.errors import UsageError
@@ -33,8 +34,8 @@ class Train:
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
     """Folder of images, searched recursively, or an archive or arrays of them."""
-    out: Path
-    """Run folder, which is made."""
+    out: Path | None = None
+    """Run folder, which is made. If not given, it is runs/NAME, by the name of DATA."""
     preset: str = "default"
     """Config that comes with diffunet, to start from; the README lists them."""
     config: Path | None = None
@@ -43,6 +44,8 @@ class Train:
     """Model whose weights and architecture to start from, such as emoji, which is built in."""
     resume: bool = False
     """Go on from the newest checkpoint of the run in --out."""
+    dry_run: bool = False
+    """Print what would be chosen, and why, as a config for --config; train nothing and make no run folder."""
     accept_new_data: Rare[bool] = False
     """Resume though the images are not those that the run began with."""
     classes: bool = False
@@ -74,7 +77,12 @@ class Train:
 def train(args: Sequence[str]) -> None:
     """Train a model on a folder of images."""
     missing: Any = tyro.MISSING
-    chosen = arguments.parse(Train, args, "train", Train(missing, missing, **dict(arguments.base_config(args))))
+
+    def parsed(base: Config) -> Train:
+        return arguments.parse(Train, args, "train", Train(missing, **dict(base)))
+
+    chosen = parsed(arguments.base_config(args, lambda base: naming.run_of(parsed(base).folder)))
+    out = chosen.out or naming.run_of(chosen.folder)
     config = Config(model=chosen.model, diffusion=chosen.diffusion, data=chosen.data, train=chosen.train)
     if chosen.minutes is not None:
         if chosen.steps is not None:
@@ -92,14 +100,34 @@ def train(args: Sequence[str]) -> None:
     if config.train.deterministic:
         variables.deterministic()
 
+    if chosen.dry_run:
+        _foresee(chosen, config, out)
+        return
     from diffunet.training.stop import StopFlag, on_signals
 
     with on_signals(StopFlag()), progress("training") as show:
         from diffunet.training.loop import train as run
 
         model = run(
-            config, chosen.folder, chosen.out, resume=chosen.resume, init=chosen.init, device=chosen.device,
+            config, chosen.folder, out, resume=chosen.resume, init=chosen.init, device=chosen.device,
             accept_new_data=chosen.accept_new_data,
             on_step=lambda p: show(p.step, p.steps, f"loss {p.loss:.4f}" if p.loss == p.loss else ""),
         )  # fmt: skip
-    tell(f"done: {model}. Try: diffunet sample {chosen.out} --out samples.png --grid")
+    tell(f"done: {model}. Try: diffunet sample {out}")
+
+
+def _foresee(chosen: Train, config: Config, out: Path) -> None:
+    """Print what the run would do, as a config with comments."""
+    if chosen.resume:
+        raise UsageError(f"--dry-run shows what a new run chooses; {out}/config.toml has what --resume goes on with")
+    from diffunet import build
+    from diffunet.training import foresight, opening
+
+    logging.getLogger("diffunet").setLevel(logging.WARNING)  # what is said on the way is among what is printed
+    opened = opening.foreseen(
+        config, chosen.folder, out, net=build.net, init=chosen.init, device=plain.device(chosen.device)
+    )
+    with opened as run:
+        tell(foresight.text(config, run, chosen.init).rstrip("\n"))
+    if out.exists():
+        say(f"{out} exists: without --dry-run this takes another --out, or --resume to go on with what is there")

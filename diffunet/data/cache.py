@@ -208,12 +208,12 @@ class Damaged(DataError):
 
 
 class Stored:
-    """The images of a generation as a sequence of uint8 [h w C], mapped from the file; a damaged one raises Damaged."""
+    """The images of a generation as a sequence of uint8 [h w C], mapped from `place`; a damaged one raises Damaged."""
 
     def __init__(self, folder: Path, generation: str, rows: Rows) -> None:
-        self._file, self._index = paths_of(folder, generation)
+        self.place, self._index = paths_of(folder, generation)
         self._paths = rows.paths
-        self._pixels = np.asarray(np.memmap(self._file, np.uint8, "r"))
+        self._pixels = np.asarray(np.memmap(self.place, np.uint8, "r"))
         self._shapes = rows.table["shape"].copy()
         self._ends = np.cumsum(self._shapes.astype(np.int64).prod(axis=1))
         self._sums = rows.table["crc32"].copy()
@@ -231,7 +231,7 @@ class Stored:
                 with contextlib.suppress(OSError):
                     self._index.unlink()  # so that the next start builds anew
                 raise Damaged(
-                    f"{printable(self._paths[index])}: its decoded form in {printable(str(self._file))} is damaged; "
+                    f"{printable(self._paths[index])}: its decoded form in {printable(str(self.place))} is damaged; "
                     "run the command again (train: with --resume), and the images are decoded anew"
                 )
             self._checked[index] = True

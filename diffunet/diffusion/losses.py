@@ -24,9 +24,6 @@ Loss = Callable[[Denoised, Tensor, Tensor], Tensor]
 VLB_WEIGHT = 0.001
 """The weight of the variational bound in the hybrid loss (Nichol & Dhariwal 2021, eq. 16)."""
 
-NOISE = (0.06, 0.15, 0.3, 0.6, 1.2, 2.5, 6.0)
-"""The noise levels (sigma) between the 8 for which the mean training loss is recorded."""
-
 
 def simple() -> Weighting:
     """Return W = 1 / c_out^2, which weights the square error of the net's own output equally at all noise levels.

@@ -5,7 +5,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from diffunet.diffusion.losses import NOISE
+from diffunet.diffusion.noise_levels import NOISE
 from diffunet.evaluation.run_reading import Reading, thinned
 
 POINTS = 1500

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffunet.config import Config, read_toml
-from diffunet.diffusion.losses import NOISE
+from diffunet.diffusion.noise_levels import NOISE
 from diffunet.errors import Error, UsageError
 from diffunet.names import MASK_KINDS
 

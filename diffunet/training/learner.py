@@ -18,7 +18,8 @@ from diffunet.compute import Compute
 from diffunet.config import Config
 from diffunet.data import warp
 from diffunet.diffusion.denoiser import Denoiser
-from diffunet.diffusion.losses import NOISE, DenoisingLoss, Loss
+from diffunet.diffusion.losses import DenoisingLoss, Loss
+from diffunet.diffusion.noise_levels import NOISE
 from diffunet.pictures import images
 from diffunet.training import cuda_graph, half_size, optimizers
 from diffunet.training.batches import Batch

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from diffunet import files
 from diffunet.compute import Compute
-from diffunet.diffusion.losses import NOISE
+from diffunet.diffusion.noise_levels import NOISE
 from diffunet.errors import ResourceError
 from diffunet.training.learner import Outcome
 from diffunet.training.tracking import Trackers

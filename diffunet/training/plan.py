@@ -7,7 +7,7 @@ from diffunet import build, compute
 from diffunet.data import findings
 from diffunet.data.folder import printable
 from diffunet.training import half_size, memory
-from diffunet.training.opening import Run
+from diffunet.training.run import Run
 
 
 def plan(run: Run, net: build.NetFactory) -> Iterator[str]:

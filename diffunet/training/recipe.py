@@ -156,10 +156,15 @@ def best(macs: float, price: Callable[[Net], Cost]) -> Net:
     chosen = LADDER[0]
     for size in LADDER[1:]:  # the larger, the more images are enough, and the fewer it sees
         cost = price(size)
-        if macs / cost.macs < IMAGES * (cost.parameters / PARAMETERS) ** GROWTH:
+        if macs / cost.macs < enough(cost.parameters):
             break
         chosen = size
     return chosen
+
+
+def enough(parameters: float) -> float:
+    """Return the images from which on a net of so many parameters pays, see `PARAMETERS`."""
+    return IMAGES * (parameters / PARAMETERS) ** GROWTH
 
 
 def _half_pays(config: Config, images: float) -> bool:

@@ -22,7 +22,7 @@ from diffunet.pictures.images import Pixels
 from diffunet.training.batches import Batch, Batches
 
 if TYPE_CHECKING:
-    from diffunet.training.opening import Run
+    from diffunet.training.run import Run
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import logging
 from diffunet import files
 from diffunet.training import processes
 from diffunet.training.learner import Learner
-from diffunet.training.opening import Run
+from diffunet.training.run import Run
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from diffunet.commands import options, outputs
+from diffunet.commands import options, outputs, viewer
 from diffunet.commands.options import Computing, Model
 from diffunet.commands.progress import say, tell
 from diffunet.commands.signature import Rare
@@ -54,9 +54,7 @@ def web(
         if not token:
             say("It has no token: every user and every program of this machine is let in.")
         if open:
-            import webbrowser
-
-            webbrowser.open(page.url)
+            viewer.show(page.url)
 
     page = serving.Page(
         pipe, source, model=model, out=out, runs=runs, host=host, port=port, token=token, frame=frame, limits=limits,

@@ -23,7 +23,7 @@ from benchmarks import nets, pictures
 from benchmarks.measure import Lap, Measure, Options, Row, Wanted
 from diffunet import compute
 from diffunet.config import Config
-from diffunet.training import defaults, ema, failures, learner, loop, meters, opening, snapshots
+from diffunet.training import defaults, ema, failures, learner, loop, meters, run, snapshots
 
 NAME = "overheads"
 
@@ -32,7 +32,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "clipping": [(torch.nn.utils, "get_total_norm"), (torch, "_foreach_mul_")],
     "metrics, every step": [(meters.Meters, "add")],
     "metrics, lines": [(meters.Meters, "report"), (meters.Record, "metrics")],
-    "checkpoints": [(opening.Run, "save"), (failures, "write_status")],
+    "checkpoints": [(run.Run, "save"), (failures, "write_status")],
     "stored averages": [(snapshots, "write")],
     "held-out loss": [(loop, "validate")],
     "previews": [(loop, "preview")],

@@ -268,7 +268,7 @@ def test_names_in_other_scripts(tmp_path, changes):
     assert "can be used" in out
     _, err = outcome("check", tmp_path / "犬", code=3, **changes)
     assert "no such folder" in err
-    assert "--out is missing" in outcome("train", cats, code=2, **changes)[1]
+    assert "--minutes takes a number" in outcome("train", cats, "--minutes", "犬", code=2, **changes)[1]
     assert "there is no option" in outcome("train", cats, "--犬", "1", code=2, **changes)[1]
 
     run = tmp_path / "走"

@@ -13,7 +13,7 @@ import diffunet
 from diffunet import build, compute
 from diffunet.compute import Compute
 from diffunet.config import read_toml
-from diffunet.diffusion.losses import NOISE
+from diffunet.diffusion.noise_levels import NOISE
 from diffunet.errors import UsageError
 from diffunet.training import checkpoint, defaults, loop, loss_scale
 from diffunet.training.learner import Learner

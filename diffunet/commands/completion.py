@@ -1,0 +1,165 @@
+"""`diffunet completion` prints the script by which a shell completes what is typed after `diffunet`.
+
+The scripts hold all that there is to complete, so that nothing is started when Tab is pressed.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import io
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from diffunet.commands.progress import tell
+
+SHORT = 70
+"""The most characters of what is said of an option."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option: how it is typed, what it does, whether it takes a value, and the values to choose from."""
+
+    name: str
+    words: str
+    takes: Literal["nothing", "value", "file"]
+    choices: tuple[str, ...] = ()
+
+
+def completion(
+    shell: Annotated[Positional[Literal["bash", "zsh", "fish"]], arg(metavar="SHELL", help="bash, zsh or fish.")], /
+) -> None:
+    """Print the script by which a shell completes commands, options and choices; write it where the shell looks.
+
+    Example: diffunet completion bash > ~/.local/share/bash-completion/completions/diffunet
+
+    Example: diffunet completion zsh > "${fpath[1]}/_diffunet"
+
+    Example: diffunet completion fish > ~/.config/fish/completions/diffunet.fish
+    """
+    tell({"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](options()).rstrip("\n"))
+
+
+def options() -> dict[str, list[Option]]:
+    """Return the options of each command, as tyro finds them in its function."""
+    from diffunet.commands.cli import COMMANDS
+
+    targets = dict[str, Any]()
+    for name, (place, _) in COMMANDS.items():
+        module = importlib.import_module(f"diffunet.{place}")
+        targets[name] = module.Train if name == "train" else getattr(module, name)
+    asked, printed = ["--tyro-print-completion", "bash"], io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        tyro.extras.subcommand_cli_from_dict(targets, prog="diffunet", args=asked)
+    # Tyro's script asks Python at each Tab, and completes no files where an argument stands. What it knows is in it.
+    known = re.search(r"^COMPLETION_SPEC = (.*)$", printed.getvalue(), re.MULTILINE)
+    assert known is not None, "tests/commands/test_completion.py reads it"
+    commands = ast.literal_eval(known[1])["subcommands"]
+    return {name: [made for each in commands[name]["options"] for made in _options(each)] for name in targets}
+
+
+def _options(found: dict[str, Any]) -> list[Option]:
+    """Return an option of tyro's; of a flag that is on, the one that turns it off."""
+    text: str = found["description"]
+    is_on = "(default: True)" in text
+    text = re.sub(r"\s*\((default: |required).*", "", text.partition(" • ")[2] or text, flags=re.DOTALL)
+    words = " ".join(text.split()).partition(". ")[0].rstrip(".")
+    words = words if len(words) <= SHORT else f"{words[:SHORT].rpartition(' ')[0]} ..."
+    kind, flags = found["type"], [flag for flag in found["flags"] if flag.startswith("--")]
+    if kind in ("flag", "boolean"):
+        return [Option(flags[-1] if is_on else flags[0], f"not: {words}" if is_on else words, "nothing")]
+    choices = tuple(sorted({*found.get("choices", ())} - {"None"}))
+    return [Option(flags[0], words, "file" if kind == "path" else "value", choices)]
+
+
+def _bash(known: dict[str, list[Option]]) -> str:
+    chosen = [
+        f'      "{command} {option.name}") words="{" ".join(option.choices)}" ;;\n'
+        for command, there in known.items() for option in there if option.choices
+    ]  # fmt: skip
+    named = [f'        {name}) words="{" ".join(each.name for each in there)}" ;;\n' for name, there in known.items()]
+    return f"""# bash completion of diffunet, made by: diffunet completion bash
+_diffunet() {{
+  local current=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD - 1]}} words=
+  COMPREPLY=()
+  if [[ $current == "=" ]]; then current=; fi
+  if [[ $before == "=" ]]; then before=${{COMP_WORDS[COMP_CWORD - 2]}}; fi
+  if ((COMP_CWORD == 1)); then
+    words="{" ".join(known)}"
+  else
+    case "${{COMP_WORDS[1]}} $before" in
+{"".join(chosen)}      *)
+        if [[ $current != -* ]]; then return; fi # a file, which bash completes itself
+        case ${{COMP_WORDS[1]}} in
+{"".join("  " + line for line in named)}        esac ;;
+    esac
+  fi
+  COMPREPLY=($(compgen -W "$words" -- "$current"))
+}}
+complete -o bashdefault -o default -F _diffunet diffunet
+"""
+
+
+def _zsh(known: dict[str, list[Option]]) -> str:
+    from diffunet.commands.cli import COMMANDS
+
+    def spec(option: Option) -> str:
+        words = re.sub(r"([\\\[\]:])", r"\\\1", option.words)
+        values = f"({' '.join(option.choices)})" if option.choices else "_files" if option.takes == "file" else " "
+        return _quoted(f"{option.name}[{words}]" + ("" if option.takes == "nothing" else f":value:{values}"))
+
+    commands = "\n".join(f"      {_quoted(f'{name}:{COMMANDS[name][1]}')}" for name in known)
+    cases = "\n".join(
+        f"    {name})\n      _arguments -S {' '.join(map(spec, there))} '*:file:_files' ;;"
+        for name, there in known.items()
+    )
+    return f"""#compdef diffunet
+# zsh completion of diffunet, made by: diffunet completion zsh
+_diffunet() {{
+  if (( CURRENT == 2 )); then
+    local -a commands=(
+{commands}
+    )
+    _describe command commands
+    return
+  fi
+  shift words
+  (( CURRENT-- ))
+  case $words[1] in
+{cases}
+  esac
+}}
+if [[ $funcstack[1] == _diffunet ]]; then
+  _diffunet "$@"
+else
+  compdef _diffunet diffunet
+fi
+"""
+
+
+def _fish(known: dict[str, list[Option]]) -> str:
+    from diffunet.commands.cli import COMMANDS
+
+    def line(command: str, option: Option) -> str:
+        takes = {"nothing": "", "value": " -x", "file": " -r -F"}[option.takes]
+        values = f" -x -a {_quoted(' '.join(option.choices))}" if option.choices else takes
+        where = f"-n '__fish_seen_subcommand_from {command}'"
+        return f"complete -c diffunet {where} -l {option.name[2:]}{values} -d {_quoted(option.words, fish=True)}"
+
+    commands = [
+        f"complete -c diffunet -n __fish_use_subcommand -f -a {name} -d {_quoted(COMMANDS[name][1], fish=True)}"
+        for name in known
+    ]
+    lines = [line(name, option) for name, there in known.items() for option in there]
+    return "\n".join(["# fish completion of diffunet, made by: diffunet completion fish", *commands, *lines])
+
+
+def _quoted(text: str, fish: bool = False) -> str:
+    """Return a text as one word of a shell, in single quotes."""
+    return "'" + (text.replace("\\", "\\\\").replace("'", "\\'") if fish else text.replace("'", "'\\''")) + "'"
