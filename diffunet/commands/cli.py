@@ -30,6 +30,7 @@ COMMANDS = {
     "info": ("commands.info", "shapes, parameters, MACs, memory and time of a net"),
     "cache": ("commands.cache", "the decoded images that are kept: what there is, and clearing it"),
     "demo": ("commands.demo", "all of it on built-in data, in minutes, on a CPU"),
+    "guide": ("commands.guide", "how to do what, in plain words: a list of guides, or one of them"),
 }
 """The module of each command in the package, which has a function of its name, and what the command does. A module is
 imported when its command is called: reading options takes packages that take half a second to import."""
@@ -38,7 +39,8 @@ USAGE = "\n".join([
     "usage: diffunet COMMAND ...\n",
     "Train a diffusion model on a folder of images, sample from it, fill in masked images.\n",
     *(f"  {name:<9} {words}" for name, (_, words) in COMMANDS.items()),
-    "\nOptions and an example of each: diffunet COMMAND --help\nStart with: diffunet train photos --out runs/photos",
+    "\nOptions and an example of each: diffunet COMMAND --help\nGuides: diffunet guide",
+    "Start with: diffunet train photos --out runs/photos",
 ])  # fmt: skip
 
 
