@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from diffunet import guides
+
 PACKAGE = Path(__file__).parents[1] / "diffunet"
 
 MOST_LINES = 28_500
@@ -73,9 +75,9 @@ def room_lines(name):
     return sum(map(lines, path.rglob("*.py"))) if path.is_dir() else lines(path)
 
 
-def test_the_floor_plan_in_the_readme_is_that_of_the_house():
+def test_the_floor_plan_in_the_guide_is_that_of_the_house():
     """Every room is in it, its lines are right within a tenth, and the reading order is short."""
-    chapter = (PACKAGE.parent / "README.md").read_text(encoding="utf-8").partition("## Read the code")[2]
+    chapter = guides.text("extending").partition("## Read the code")[2]
     rows = {row["rooms"]: int(row["lines"].replace(",", "")) for row in ROOM.finditer(chapter)}
     assert len(rows) == 11
     named = {room: re.findall(r"`([\w.]+)/?`", room) for room in rows}

@@ -1,4 +1,4 @@
-"""The lists of names, and what is held against them: the config, the tables, the help, the README, and the aliases."""
+"""The lists of names, and what is held against them: the config, the tables, the help, the guides, and the aliases."""
 
 import functools
 import inspect
@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import diffunet
-from diffunet import build, names, storage
+from diffunet import build, guides, names, storage
 from diffunet.commands import arguments, cli
 from diffunet.commands.folders import masks as masks_command
 from diffunet.commands.inpaint import inpaint
@@ -122,15 +122,15 @@ def test_the_types_and_the_tuples_say_the_same():
     assert get_args(get_type_hints(Sampling)["sampler"])[0] == names.SamplerName
 
 
-def test_the_readme_describes_every_name_that_is_chosen_for_sampling_and_inpainting():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = readme[readme.index("| sampler | what |") :].partition("\n\n")[0]
+def test_the_guides_describe_every_name_that_is_chosen_for_sampling_and_inpainting():
+    written = "".join(guides.text(topic) for topic in guides.TOPICS if topic != "options")
+    table = written[written.index("| sampler | what it is |") :].partition("\n\n")[0]
     for name in (*names.SAMPLERS, *names.ALIASES):
         assert f"`{name}`" in table, name
     for name in (*names.LADDERS, *names.THRESHOLDS[1:], *names.METHODS, "random", "pad", "native", "tile"):
-        assert f"`{name}`" in readme, name
+        assert f"`{name}`" in written, name
     for name in (*names.SCHEDULES, *names.TARGETS, *names.WEIGHTINGS):
-        assert re.search(rf"(?<![\w-]){name}(?![\w-])", readme), name
+        assert re.search(rf"(?<![\w-]){name}(?![\w-])", written), name
 
 
 def test_the_names_are_read_without_torch_and_pydantic():

@@ -37,6 +37,7 @@ GROUPS = {
     },
     "more": {
         "convert": ("commands.convert", "from and to diffusers, ONNX, the hub, guided-diffusion"),
+        "guide": ("commands.guide", "read how to do what, in plain words"),
         "completion": ("commands.completion", "print a script by which a shell completes commands"),
         "demo": ("commands.demo", "do all of it on built-in data, in minutes, on a CPU"),
     },
@@ -54,7 +55,8 @@ USAGE = "\n".join([
         "\n".join([f"\n{title.capitalize()}:", *(f"  {name:<11} {words}" for name, (_, words) in group.items())])
         for title, group in GROUPS.items()
     ),
-    "\nOptions and an example of each: diffunet COMMAND --help\nStart with: diffunet train photos --out runs/photos",
+    "\nOptions and an example of each: diffunet COMMAND --help\nGuides: diffunet guide",
+    "Start with: diffunet train photos --out runs/photos",
 ])  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from diffunet.commands.inpaint import as_typed
 from diffunet.errors import Error, UsageError
 from diffunet.inpainting import part
 from diffunet.inpainting.pairs import Pair, pairs
-from diffunet.web import receiving, views
+from diffunet.web import manual, receiving, views
 from diffunet.web.jobs import Full, Job, Jobs
 from diffunet.web.pages import Pages
 from diffunet.web.runs import NONE, Runs
@@ -109,7 +109,7 @@ class Site:
         ]
         handlers: Any = {Error: receiving.failed, HTTPException: receiving.refused}
         return Starlette(
-            routes=[*(Route(path, answer, methods=how) for path, answer, how in routes),
+            routes=[*(Route(path, answer, methods=how) for path, answer, how in routes), *manual.ROUTES,
                     Mount("/static", StaticFiles(directory=FILES))],
             exception_handlers=handlers, lifespan=self.lifespan,
         )  # fmt: skip

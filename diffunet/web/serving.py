@@ -38,7 +38,7 @@ try:
     from diffunet.web.store import Store
     from diffunet.web.work import Workshop
 except ModuleNotFoundError as error:
-    if error.name not in ("uvicorn", "starlette", "anyio"):
+    if error.name not in ("uvicorn", "starlette", "anyio", "markdown_it"):
         raise
     raise UsageError(f'the page needs {error.name}: pip install "diffunet[web]"') from None
 

@@ -1,4 +1,4 @@
-"""What the README tells people to type runs as written, in the order in which it stands; only runs are made short."""
+"""What the README and the guides tell people to type runs as written, in their order; only runs are made short."""
 
 import json
 import os
@@ -12,38 +12,52 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.documents import DOCUMENTS, ROOT, blocks, commands
 from helpers.launching import finish, wait_for
+from helpers.small import tiny
 from PIL import Image
 
 from diffunet.commands.cli import main
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SHORT = "--model.channels 8 --batch-size 4 --train.previews 4 --train.ema-every 1"
+STEPS, MOST = 4, 60
+"""The steps of the runs that are there beforehand, and the most samples that are made."""
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """The folders, pictures and finished runs that the README and the guides speak of."""
+    from diffunet.training.loop import train
+
+    root = tmp_path_factory.mktemp("home")
+    generator = np.random.default_rng(0)
+    for folder, count in (("photos", 30), ("animals/cat", 30), ("animals/dog", 30), ("album", 2)):
+        (root / folder).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(generator.integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(root / f"{folder}/{i}.png")
+    photo = generator.integers(0, 256, (90, 120, 4), dtype=np.uint8)
+    photo[..., 3] = 255
+    Image.fromarray(photo).convert("RGB").save(root / "holiday.png")
+    hole = np.zeros((90, 120), bool)
+    hole[30:50, 40:60] = True
+    Image.fromarray(hole).save(root / "holiday-mask.png")
+    photo[hole, 3] = 0
+    Image.fromarray(photo).save(root / "cut-out.png")
+    (root / "samples").mkdir()
+    shutil.copy(ROOT / "samples/cut-out.png", root / "samples")
+    for name, classes in (("photos", False), ("animals", True)):
+        data = {"image_size": 16, "classes": classes}
+        steps = {"steps": STEPS, "ema_every": 1, "previews": 0}
+        train(tiny(data=data, train=steps), root / name, root / "runs" / name)
+    return root
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    """The folders and pictures that the README speaks of."""
-    monkeypatch.chdir(tmp_path)
-    generator = np.random.default_rng(0)
-    for folder, count in (("photos", 30), ("animals/cat", 30), ("animals/dog", 30), ("album", 2)):
-        Path(folder).mkdir(parents=True)
-        for i in range(count):
-            Image.fromarray(generator.integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(f"{folder}/{i}.png")
-    photo = generator.integers(0, 256, (90, 120, 4), dtype=np.uint8)
-    photo[..., 3] = 255
-    Image.fromarray(photo).convert("RGB").save("holiday.png")
-    hole = np.zeros((90, 120), bool)
-    hole[30:50, 40:60] = True
-    Image.fromarray(hole).save("holiday-mask.png")
-    photo[hole, 3] = 0
-    Image.fromarray(photo).save("cut-out.png")
-    Path("samples").mkdir()
-    shutil.copy(Path(__file__).parents[2] / "samples/cut-out.png", "samples")
+def home(there, tmp_path, monkeypatch):
+    """A copy of them, as the current folder."""
+    shutil.copytree(there, tmp_path / "home")
+    monkeypatch.chdir(tmp_path / "home")
+    return tmp_path / "home"
 
 
 def short(words, reached):
@@ -52,6 +66,9 @@ def short(words, reached):
     for option in {"--steps", "--minutes"} & {*words}:
         at = words.index(option)
         words = words[:at] + words[at + 2 :]
+    if "--resume" not in words and Path(out).exists():  # it was there beforehand, for documents that do not make it
+        shutil.rmtree(out)
+        reached.pop(out)
     reached[out] = reached.get(out, 1) + 1
     words = [*words, "--steps", str(reached[out])]
     if "--resume" not in words and "--init" not in words:
@@ -60,44 +77,49 @@ def short(words, reached):
     return words
 
 
+def few(words):
+    """A command that makes a few samples in place of many."""
+    if "--num" in words and int(words[words.index("--num") + 1]) > MOST:
+        words = [*words]
+        words[words.index("--num") + 1] = str(MOST)
+    return words
+
+
+RUN = [name for name in DOCUMENTS if commands(name, "bash")]
+
+
 @pytest.mark.slow
-def test_every_command_of_the_readme_runs(home, capsys):
-    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("diffunet ")]
-    assert len(commands) >= 18
-    reached = {}
-    for line in commands:
-        words = shlex.split(line, comments=True)[1:]
-        if words[0] == "train":
-            words = short(words, reached)
+@pytest.mark.parametrize("name", RUN)
+def test_every_command_of_a_document_runs(name, home, capsys):
+    reached = {"runs/photos": STEPS, "runs/animals": STEPS}
+    for words in commands(name, "bash"):
+        words = short(words, reached) if words[0] == "train" else few(words)
         with pytest.raises(SystemExit) as stop:
             main(words)
-        assert stop.value.code == 0, (line, capsys.readouterr().err)
-    for path in (
-        "grid.png",
-        "cats.png",
-        "mended.png",
-        "boxed.png",
-        "better.png",
-        "album-mended/1.png",
-        "choices/holiday-3.png",
-        "filled.png",
-        "digits.png",
-        "emoji.png",
-        "emoji-filled.png",
-    ):
-        assert Image.open(path).size
-    assert len(list(Path("pictures").glob("1-*.png"))) == 100
-    known = np.asarray(Image.open("holiday-mask.png").convert("L")) < 128
-    before, after = (np.asarray(Image.open(path)) for path in ("holiday.png", "mended.png"))
-    assert np.array_equal(before[known], after[known])
+        assert stop.value.code == 0, (words, capsys.readouterr().err)
+        if "--out" in words:
+            made = Path(words[words.index("--out") + 1])
+            assert made.is_dir() or made.suffix in (".html", ".npz") or Image.open(made).size, words
+    if name == "README":
+        known = np.asarray(Image.open("holiday-mask.png").convert("L")) < 128
+        before, after = (np.asarray(Image.open(path)) for path in ("holiday.png", "mended.png"))
+        assert np.array_equal(before[known], after[known])
+        assert len(list(Path("pictures").glob("1-*.png"))) == MOST
 
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if blocks(name, "python")])
+def test_the_python_of_a_document_runs(name, home):
     namespace = {}  # of one session
-    for block in blocks("python"):
+    for block in blocks(name, "python"):
         small = '{"train": {"steps": 2, "batch_size": 4}, "model": {"channels": 8}, "data": {"image_size": 16}}'
         exec(re.sub(r"model_validate\(.*\)\n", f"model_validate({small})\n", block), namespace)
-    assert Path("one.png").exists()
-    assert len(list(Path("many").glob("*.png"))) == 100
-    assert Path("runs/charbonnier/model/model.safetensors").exists()
+    for picture in re.findall(r'"([\w-]+\.png)"\)\n', "".join(blocks(name, "python"))):
+        assert Image.open(picture).size
+
+
+def test_there_are_commands_that_run():
+    assert sum(len(commands(name, "bash")) for name in RUN) >= 50
+    assert len(commands("README", "bash")) >= 10
 
 
 SCHEDULER = {
@@ -111,13 +133,14 @@ SCHEDULER = {
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="a batch file needs bash")
 def test_the_slurm_file_requeues_what_was_stopped_and_nothing_else(home, tmp_path, monkeypatch):
-    [script] = blocks("sbatch")
+    shutil.rmtree("runs")
+    [script] = blocks("many-gpus", "sbatch")
     Path("job.sh").write_text(script)
     Path("bin").mkdir()
     for name, content in SCHEDULER.items():
         Path("bin", name).write_text(content.format(python=sys.executable))
         Path("bin", name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "42")
 
     def job(steps):
@@ -139,11 +162,3 @@ def test_the_slurm_file_requeues_what_was_stopped_and_nothing_else(home, tmp_pat
     [code], said = finish([job(0)])  # an option that cannot be
     assert code == 2, said
     assert Path("requeued").read_text() == "requeue 42\n"
-
-
-def test_what_the_readme_points_to_exists():
-    root = Path(__file__).parents[2]
-    links = re.findall(r"\]\((?!http|#)([^)#]+)\)", README) + re.findall(r"`((?:diffunet|scripts)/[\w/]+\.py)`", README)
-    links += re.findall(r'src="([^"]+)"', README)
-    assert links
-    assert [link for link in links if not (root / link).exists()] == []

@@ -1,0 +1,56 @@
+"""`diffunet guide` lists the guides, and shows one of them."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+import sys
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from diffunet import guides
+from diffunet.commands.progress import tell, writing_results
+from diffunet.errors import UsageError
+
+WIDEST = 100
+"""The most columns that a guide is laid out in: longer lines are hard to read."""
+
+
+def guide(topic: Annotated[Positional[str | None], arg(metavar="TOPIC")] = None, /) -> None:
+    """List the guides, or show one of them.
+
+    In a terminal a guide is laid out and shown by the pager (PAGER, or less). Elsewhere its Markdown is printed.
+
+    Example: diffunet guide
+
+    Example: diffunet guide inpainting
+
+    Args:
+        topic: The name of a guide; all names are listed if none is given.
+    """
+    if topic is None:
+        width = max(map(len, guides.TOPICS))
+        tell("\n".join(f"{name:<{width}}  {guides.about(name)}" for name in guides.TOPICS))
+        tell("\nRead one of them: diffunet guide TOPIC")
+        return
+    if topic not in guides.TOPICS:
+        close = difflib.get_close_matches(topic, guides.TOPICS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(guides.TOPICS)}"
+        raise UsageError(f"there is no guide {topic!r}{hint}")
+    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        _show(guides.text(topic))
+    else:
+        tell(guides.text(topic).rstrip("\n"))
+
+
+def _show(text: str) -> None:
+    """Lay Markdown out, and give it to the pager: in colours where that is less, which knows what to do with them."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    os.environ.setdefault("LESS", "-FRX")  # colours, and no waiting where all of it fits, as git does
+    console = Console(width=min(shutil.get_terminal_size().columns, WIDEST))
+    with writing_results(), console.pager(styles="PAGER" not in os.environ and shutil.which("less") is not None):
+        console.print(Markdown(text))

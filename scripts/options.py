@@ -1,0 +1,95 @@
+"""Write the guide of all options of training, diffunet/guides/options.md, from the config: `python scripts/options.py`.
+
+A test says when the guide is stale: run this again after changing an option, its default or its help.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from itertools import pairwise
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from diffunet import guides
+from diffunet.config import Config, Section
+
+GUIDE = guides.HERE / "options.md"
+
+HEAD = """# All options
+
+Every option of training, with what it takes and its default.
+
+`scripts/options.py` writes this guide from the config. On the command line an option is `--section.name`. In a config
+file it is `name` in the table `[section]`, and in Python `config.section.name`, both with `_` in place of `-`. An
+option that is not set is chosen by the images, the device and the time, or is off, as its help says. `config.toml` in
+the run's folder has what was chosen. `diffunet train --help` also has the short names, such as `--image-size` for
+`--data.image-size`. The options of other commands are in their help: `diffunet sample --help`.
+"""
+
+
+def guide() -> str:
+    """Return the Markdown of the guide."""
+    return "\n".join([HEAD, *(_section(name, field.annotation) for name, field in Config.model_fields.items())])
+
+
+def _section(name: str, section: Any) -> str:
+    """Return the heading of a section of the config, and a table of its options."""
+    helps = _helps(section)
+    rows = [
+        f"| `--{name}.{key.replace('_', '-')}` | {_takes(field)} | {_default(field.default)} | {_plain(helps[key])} |"
+        for key, field in section.model_fields.items()
+    ]
+    head = f"## {name}\n\n{_plain(inspect.cleandoc(section.__doc__))}\n"
+    return "\n".join([head, "| option | takes | default | what it does |", "|---|---|---|---|", *rows, ""])
+
+
+def _helps(section: type[Section]) -> dict[str, str]:
+    """Return the string below each field of a section, by the field's name: its help on the command line."""
+    [body] = [node.body for node in ast.parse(inspect.getsource(section)).body if isinstance(node, ast.ClassDef)]
+    found = {}
+    for field, text in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            assert isinstance(field.target, ast.Name), field
+            found[field.target.id] = str(ast.literal_eval(text.value))
+    return found
+
+
+def _takes(field: FieldInfo) -> str:
+    """Return in words what an option takes."""
+    return " or ".join(dict.fromkeys(_kinds(field.annotation)))
+
+
+def _kinds(hint: Any) -> list[str]:
+    """Return the kinds of values of a type, None aside."""
+    inner = get_args(hint)
+    if get_origin(hint) is Literal:
+        return [", ".join(f"`{choice}`" for choice in inner)]
+    if get_origin(hint) is tuple:
+        [kind] = dict.fromkeys(" or ".join(_kinds(part)) for part in inner if part is not ...)
+        return [f"several: {kind}" if ... in inner else f"{len(inner)} values"]
+    if inner:  # a union, or a type with its bounds
+        return [kind for part in inner if isinstance(part, type) or get_origin(part) for kind in _kinds(part)]
+    words = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
+    return [] if hint is NoneType else [words[hint]]
+
+
+def _default(value: Any) -> str:
+    """Return a default as it is typed."""
+    if value is None:
+        return "not set"
+    if isinstance(value, tuple):
+        return f"`{' '.join(map(str, value))}`" if value else "none"
+    return f"`{value}`"
+
+
+def _plain(text: str) -> str:
+    """Return a help as one line that Markdown shows as it is."""
+    return re.sub(r"([|*_<])", r"\\\1", " ".join(text.split()))
+
+
+if __name__ == "__main__":
+    GUIDE.write_text(guide(), encoding="utf-8")

@@ -1,0 +1,157 @@
+"""The README and the guides say what is so: their commands, options, links, names and tables."""
+
+import functools
+import importlib
+import importlib.util
+import pkgutil
+import re
+import subprocess
+import sys
+
+import pytest
+from helpers.documents import DOCUMENTS, ROOT, anchors, commands, inline, lines, links, text
+
+from diffunet import guides
+from diffunet.commands import arguments, cli
+from diffunet.commands.train import Train
+
+MOST_LINES_OF_THE_README = 170
+
+ELSEWHERE = {
+    "--all", "--fast", "--help", "--images", "--index-url", "--machine-rank", "--masks", "--multi-gpu",
+    "--num-processes", "--section.name",
+}  # fmt: skip
+"""Options of scripts and launchers, and of every command."""
+
+NEW = {"--dry-run", "--stop", "--watch"}
+
+
+def function_of(name):
+    """Return the function of a command."""
+    return getattr(importlib.import_module(f"diffunet.{cli.COMMANDS[name][0]}"), name)
+
+
+@pytest.fixture
+def understand(monkeypatch):
+    """Have a command read its words, and do nothing of what they ask for."""
+    monkeypatch.setattr("diffunet.training.loop.train", lambda *positional, **named: "model")
+
+    def read(words):
+        name, *rest = words
+        if name == "train":
+            function_of(name)(rest)
+            return
+        function = function_of(name)
+        asked = functools.wraps(function)(lambda *positional, **named: None)
+        arguments.call(asked, rest, name)
+
+    return read
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_command_is_understood(name, understand):
+    """Those of blocks that are not run here, too: for GPUs, launchers and the network."""
+    for language in ("bash", "", "sbatch"):
+        for words in commands(name, language):
+            understand([word for word in words if word != "&"])
+
+
+def test_wrong_commands_would_not_be_understood(understand):
+    for words in (
+        ["train", "photos", "--out", "x", "--no-such"],
+        ["sample", "x"],
+        ["inpaint", "x", "y", "--num", "two"],
+    ):
+        with pytest.raises(arguments.UsageError):
+            understand(words)
+
+
+def test_scripts_that_are_called_exist():
+    called = [word for name in DOCUMENTS for kind in ("bash", "") for words in lines(name, kind) for word in words]
+    scripts = {word for word in called if word.startswith("scripts/")}
+    assert scripts
+    assert [script for script in scripts if not (ROOT / script).exists()] == []
+
+
+def test_options_that_are_spoken_of_exist():
+    known = {*arguments._options(Train), *ELSEWHERE, *NEW}
+    for name in cli.COMMANDS:
+        known |= set() if name == "train" else set(arguments._options(function_of(name)))
+    off = {re.sub(r"^(--(?:\w+\.)?)no-", r"\1", option) for option in known}
+    assert off == known  # none begins with no-, so that the following means that the option can be turned off
+    unknown = []
+    for name in DOCUMENTS:
+        for option in re.findall(r"(?<!\S)--[a-z][\w.-]*", " ".join(inline(name))):
+            plain = re.sub(r"^(--(?:\w+\.)?)no-", r"\1", option.replace("_", "-")).rstrip(".")
+            if plain not in known and not any(each.startswith(f"{plain}.") for each in known):
+                unknown.append((name, option))
+    assert unknown == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name):
+    for link in links(name):
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = DOCUMENTS[name].parent / path if path else DOCUMENTS[name]
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+    for path in re.findall(r"(?<=`)(?!runs/)\w+/[\w/]+\.(?:py|toml)(?=`)", text(name)):
+        assert any((folder / path).exists() for folder in (ROOT, ROOT / "diffunet")), path
+
+
+def test_the_readme_is_short_and_leads_to_every_guide():
+    readme = text("README")
+    assert len(readme.splitlines()) <= MOST_LINES_OF_THE_README
+    for topic in guides.TOPICS:
+        row = f"| [{guides.title(topic)}](diffunet/guides/{topic}.md) | {guides.about(topic)} |"
+        assert row in readme, row
+
+
+def test_every_file_is_a_guide_and_begins_with_its_title_and_a_sentence():
+    assert {path.stem for path in guides.HERE.glob("*.md")} == set(guides.TOPICS)
+    for topic in guides.TOPICS:
+        assert guides.text(topic).startswith(f"# {guides.title(topic)}\n\n{guides.about(topic)}\n\n")
+        assert len(guides.about(topic)) <= 78, "it is a line of the list in a terminal"
+        assert guides.about(topic).endswith(".")
+    with pytest.raises(KeyError):
+        guides.text("../../README")
+
+
+def test_the_guide_of_all_options_is_as_the_config_is():
+    """`python scripts/options.py` writes it anew."""
+    place = importlib.util.spec_from_file_location("options", ROOT / "scripts" / "options.py")
+    script = importlib.util.module_from_spec(place)
+    place.loader.exec_module(script)
+    assert script.guide() == guides.text("options")
+
+
+def test_functions_that_the_mathematics_names_exist():
+    named = [code for code in inline("mathematics") if re.match(r"(diffusion|training)\.\w+", code)]
+    assert len(named) > 40
+    for code in named:
+        assert pkgutil.resolve_name(f"diffunet.{code.partition('(')[0]}")
+
+
+# `diffunet guide`.
+
+
+def run(*words):
+    code = "import sys\nfrom diffunet.commands.cli import main\n"
+    code += f"try: main({list(words)!r})\nfinally: print('torch' in sys.modules)"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_guides_are_listed_and_shown_without_torch():
+    listed = run("guide")
+    assert [line.split()[0] for line in listed.stdout.splitlines()[: len(guides.TOPICS)]] == list(guides.TOPICS)
+    shown = run("guide", "inpainting")
+    assert shown.stdout == f"{guides.text('inpainting')}False\n"
+    assert listed.stdout.endswith("False\n")
+
+
+def test_a_guide_that_is_not_there_is_an_error_that_names_the_nearest():
+    asked = run("guide", "impainting")
+    assert asked.returncode == 2
+    assert asked.stderr == "diffunet: there is no guide 'impainting'; did you mean inpainting?\n"
