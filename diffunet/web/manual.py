@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Route
 
 from diffunet import guides
@@ -28,6 +28,7 @@ FRAME = """<!doctype html>
 <title>{title} · diffunet</title>
 <link rel="icon" href="{up}static/icon.svg">
 <link rel="stylesheet" href="{up}static/style.css">
+<link rel="stylesheet" href="{up}help/guides.css">
 </head>
 <body class="guide">
 <header><nav><a href="{up}help">All guides</a></nav></header>
@@ -95,5 +96,13 @@ async def _answer(request: Request) -> Response:
     return HTMLResponse(listing() if topic is None else page(topic))
 
 
-ROUTES = (Route("/help", _answer, methods=["GET"]), Route("/help/{topic}", _answer, methods=["GET"]))
+async def _style(request: Request) -> Response:
+    return FileResponse(guides.HERE / "guides.css")
+
+
+ROUTES = (
+    Route("/help", _answer, methods=["GET"]),
+    Route("/help/guides.css", _style, methods=["GET"]),
+    Route("/help/{topic}", _answer, methods=["GET"]),
+)
 """The routes of the guides, which are answered behind the guard like all others."""

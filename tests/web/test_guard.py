@@ -14,7 +14,7 @@ ROUTES = [
     ("GET", "/api/jobs/x"), ("DELETE", "/api/jobs/x"), ("GET", "/api/jobs/x/previews/0"), ("GET", "/api/jobs/x/zip"),
     ("GET", "/api/results/x/view"), ("GET", "/api/results/x/file"), ("POST", "/api/results/x/save"),
     ("GET", "/api/folder"), ("GET", "/api/folder/0/view"), ("GET", "/api/runs"), ("GET", "/api/runs/report?ids=x"),
-    ("GET", "/help"), ("GET", "/help/x"),
+    ("GET", "/help"), ("GET", "/help/guides.css"), ("GET", "/help/x"),
 ]  # fmt: skip
 
 

@@ -71,7 +71,9 @@ def test_what_could_run_is_shown_as_text(client, monkeypatch):
     content = client.get("/help/inpainting").text
     assert "<b>" not in content
     assert "<img" not in content
-    assert re.findall(r'href="([^"]*)"', content) == ["../static/icon.svg", "../static/style.css", "../help"]
+    assert re.findall(r'href="([^"]*)"', content) == [
+        "../static/icon.svg", "../static/style.css", "../help/guides.css", "../help",
+    ]  # fmt: skip
     assert "onerror=alert(1)&gt;" in content
     assert " f</p>" in content
 
