@@ -36,7 +36,7 @@ class Train:
     out: Path
     """Run folder, which is made."""
     preset: str = "default"
-    """Config that comes with diffunet, to start from; the README lists them."""
+    """Config that comes with diffunet, to start from, such as ddpm or unet2015."""
     config: Path | None = None
     """Config file to start from, such as a RUN/config.toml."""
     init: str | None = None
