@@ -147,7 +147,9 @@ def _table(rows: Iterable[tuple[str, str]], width: int) -> str:
     for head, text in rows:
         wrapped = textwrap.wrap(text, width - column, break_long_words=False, break_on_hyphens=False) or [""]
         if len(head) + 4 > column:
-            lines += textwrap.wrap(head, width - 2, initial_indent="  ", subsequent_indent="    ")
+            lines += textwrap.wrap(
+                f"  {head}", width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+            )
         else:
             wrapped[0] = f"{f'  {head}':<{column}}{wrapped[0]}"
             lines.append(wrapped.pop(0).rstrip())
