@@ -56,7 +56,8 @@ SAMPLER_OPTIONS = ("--sampler", "--diffusion.sampler")
 def parse(cls: type[T], args: Sequence[str], command: str, default: T) -> T:
     """Return `default` with the fields that the words `args` name changed. Raises UsageError for wrong words."""
     _show_help(cls, args, command, default)
-    return _tyro(cls, signature.options(cls, default), args, command, default=default)
+    takes = functools.partial(signature.options, cls, default)
+    return _tyro(cls, takes, args, command, default=default)
 
 
 def call(function: Callable[..., None], args: Sequence[str], command: str) -> None:
@@ -69,7 +70,7 @@ def call(function: Callable[..., None], args: Sequence[str], command: str) -> No
     def arguments(*positional: Any, **named: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return positional, named
 
-    positional, named = _tyro(arguments, signature.options(function), args, command)
+    positional, named = _tyro(arguments, functools.partial(signature.options, function), args, command)
     function(*positional, **named)
 
 
@@ -159,25 +160,29 @@ def _show_help(target: Callable[..., Any], args: Sequence[str], command: str, de
         raise SystemExit(0)
 
 
-def _tyro(target: Any, options: Mapping[str, Option], args: Sequence[str], command: str, **more: Any) -> Any:
-    """Call `target` with `args`. Raises UsageError."""
+def _tyro(
+    target: Any, takes: Callable[[], Mapping[str, Option]], args: Sequence[str], command: str, **more: Any
+) -> Any:
+    """Call `target` with `args`. Raises UsageError; for its message, and not before, it asks what `takes` returns."""
     args = _prepared(args)
 
-    def wrong(message: str) -> UsageError:
+    def wrong(message: str, options: Mapping[str, Option]) -> UsageError:
         """Name the part of the help that has the option which a message is about."""
         about = next((options[name] for name in re.findall(r"--[\w.-]*\w", message) if name in options), None)
         rest = (f" {about.section}" if about.section else "-all") if about is not None and about.rare else ""
         return UsageError(f"{message} (see diffunet {command} --help{rest})")
 
     def refuse(event: Any) -> None:
+        options = takes()
         if message := _mistake(event, args, options, command):
-            raise wrong(message) from None
+            raise wrong(message, options) from None
 
     try:
         with on_parse_error(refuse):
             return tyro.cli(target, args=args, prog=f"diffunet {command}", add_help=False, **more)
     except ValidationError as error:
-        raise wrong(_out_of_bounds(error, options)) from None
+        options = takes()
+        raise wrong(_out_of_bounds(error, options), options) from None
 
 
 def _mistake(event: Any, args: Sequence[str], options: Mapping[str, Option], command: str) -> str | None:

@@ -25,9 +25,9 @@ def cache(
     Example: diffunet cache --clear --older-than 30
 
     Args:
-        folder: Folder of images, whose decoded images alone are meant.
+        folder: Folder of images, to show or delete its decoded images alone. If not given, all are shown or deleted.
         clear: Delete what is shown.
-        older_than: Days without use, of which only older ones are meant.
+        older_than: Days without use: what was used since then is left out.
         place: Folder where decoded images are kept, as --data.cache named it. If not given, it is in the user's cache
             folder.
     """

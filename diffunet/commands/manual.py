@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,9 @@ COLUMN = 26
 
 TWO_COLUMNS = 64
 
+FIRM = "\xa0"
+"""A space at which no line ends, until it is laid out."""
+
 ALL = "all"
 """The part of the help that is all of it, beside "", the main options, and the names of sections."""
 
@@ -30,9 +34,10 @@ def asked(args: Sequence[str]) -> str | None:
     """Return which part of the help a command line asks for; None if it asks for none."""
     if "--help-all" in args:
         return ALL
-    for i, word in enumerate(args):
+    for word, after in itertools.pairwise([*args, ""]):
+        if word.startswith("--help="):
+            return word.partition("=")[2]
         if word in ("-h", "--help"):
-            after = args[i + 1] if i + 1 < len(args) else ""
             return "" if after.startswith("-") else after
     return None
 
@@ -127,8 +132,8 @@ def _row(option: Option) -> tuple[str, str]:
         return typed, f"{text} (required)"
     if default in (None, (), "") or default is False:
         return typed, text
-    shown = " ".join(map(_typed, default)) if isinstance(default, tuple) else _typed(default)
-    return typed, f"{text} (default: {'on' if is_switch else shown})"
+    shown = FIRM.join(map(_typed, default)) if isinstance(default, tuple) else _typed(default)
+    return typed, f"{text} (default:{FIRM}{'on' if is_switch else shown})"
 
 
 def _typed(value: Any) -> str:
@@ -142,9 +147,11 @@ def _table(rows: Iterable[tuple[str, str]], width: int) -> str:
     for head, text in rows:
         wrapped = textwrap.wrap(text, width - column, break_long_words=False, break_on_hyphens=False) or [""]
         if len(head) + 4 > column:
-            lines += textwrap.wrap(head, width - 2, initial_indent="  ", subsequent_indent="    ")
+            lines += textwrap.wrap(
+                f"  {head}", width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+            )
         else:
             wrapped[0] = f"{f'  {head}':<{column}}{wrapped[0]}"
             lines.append(wrapped.pop(0).rstrip())
         lines += [" " * column + line for line in wrapped]
-    return "\n".join(lines)
+    return "\n".join(lines).replace(FIRM, " ")

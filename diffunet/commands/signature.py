@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import itertools
 import re
-import textwrap
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -109,8 +109,8 @@ def helps(target: Callable[..., Any]) -> dict[str, str]:
         _, _, args = inspect.cleandoc(target.__doc__ or "").partition("\nArgs:\n")
         found = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", args, re.MULTILINE))
     else:
-        [definition] = ast.parse(textwrap.dedent(inspect.getsource(target))).body
-        assert isinstance(definition, ast.ClassDef)
+        module = ast.parse(inspect.getsource(sys.modules[target.__module__]))
+        [definition] = (node for node in module.body if isinstance(node, ast.ClassDef) and node.name == target.__name__)
         found = {
             field.target.id: below.value.value
             for field, below in itertools.pairwise(definition.body)

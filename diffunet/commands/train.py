@@ -37,7 +37,7 @@ class Train:
     out: Path | None = None
     """Run folder, which is made. If not given, it is runs/NAME, by the name of DATA."""
     preset: str = "default"
-    """Config that comes with diffunet, to start from; the README lists them."""
+    """Config that comes with diffunet, to start from, such as ddpm or unet2015."""
     config: Path | None = None
     """Config file to start from, such as a RUN/config.toml."""
     init: str | None = None

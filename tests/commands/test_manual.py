@@ -173,4 +173,4 @@ def test_metavars_say_what_is_taken():
 def test_the_words_after_help_that_are_no_part():
     assert manual.asked(["photos", "--out", "x"]) is None
     assert manual.asked(["--help", "--out", "x"]) == ""
-    assert manual.asked(["--out", "x", "-h", "data"]) == "data"
+    assert manual.asked(["--out", "x", "-h", "data"]) == manual.asked(["--help=data"]) == "data"

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from diffunet.commands import arguments
 from diffunet.commands.cli import main
+from diffunet.commands.train import Train
 
 try:
     from tyro._errors import on_parse_error
@@ -106,6 +107,16 @@ def test_what_an_object_refuses_can_be_found_by_its_exception():
     while exception is not None and not isinstance(exception, TooDeep):
         exception = exception.__context__
     assert exception is not None, CHANGED
+
+
+@pytest.mark.parametrize("before", ["true", "false"])
+@pytest.mark.parametrize(("word", "found"), [("--data.balance", True), ("--data.no-balance", False)])
+def test_a_switch_is_typed_both_ways_whatever_its_default_is(before, word, found, tmp_path):
+    """The command of a run is typed again to resume it, when what it said has become the default."""
+    (tmp_path / "c.toml").write_text(f"[data]\nbalance = {before}\n")
+    base = arguments.base_config(["--config", str(tmp_path / "c.toml")])
+    default = Train(tyro.MISSING, tyro.MISSING, **dict(base))
+    assert arguments.parse(Train, ["photos", "--out", "x", word], "train", default).data.balance is found
 
 
 def test_a_tyro_without_such_complaints_still_refuses(monkeypatch, capsys):
