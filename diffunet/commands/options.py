@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MODEL = "A run folder, a model folder, a folder of diffusers, a name of the hub (owner/name), or emoji (built in)."
 Model = Annotated[Positional[str], arg(metavar="MODEL", help=MODEL)]
 Overwrite = Annotated[bool, arg(help="Replace what exists.")]
-Open = Annotated[bool, arg(help="Show it in the system's viewer.")]
+Open = Annotated[bool, arg(help="Show what was made, in the system's viewer.")]
 Number = Annotated[int, Field(ge=1, le=10**7)]
 Steps = Annotated[int, Field(ge=1, le=100_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
