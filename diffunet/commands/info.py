@@ -1,13 +1,14 @@
-"""`diffunet info` says what a net is made of and what it costs."""
+"""`diffunet info` says what a net is made of and what it costs, or what there is to compute with."""
 
 from __future__ import annotations
 
 import difflib
+import json as formats
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -15,7 +16,7 @@ from diffunet import pretrained
 from diffunet.commands.options import Device, Size
 from diffunet.commands.progress import duration, tell
 from diffunet.config import Config, preset, preset_names
-from diffunet.errors import CheckpointError, UsageError
+from diffunet.errors import CheckpointError, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from diffunet.compute import Compute
@@ -26,11 +27,16 @@ WORTH_MEASURING = 150 * 10**9
 
 def info(
     model: Annotated[Positional[str | None], arg(metavar="MODEL_OR_PRESET")] = None, /,
-    image_size: Size | None = None, device: Device | None = None, list: bool = False,
+    image_size: Size | None = None, device: Device | None = None, list: bool = False, json: bool = False,
 ) -> None:  # fmt: skip
     """Show a net: shapes as an image flows through it, parameters, MACs, memory and time to expect.
 
+    Without MODEL_OR_PRESET, show what there is to compute with: versions, device, precision, memory, disk, and whether
+    a small net learns there.
+
     Example: diffunet info default --image-size 64
+
+    Example: diffunet info --json
 
     Args:
         model: Run folder, model folder, folder of diffusers, name on the hub (owner/name), preset, or model that comes
@@ -38,14 +44,51 @@ def info(
         image_size: Height and width of the images, in pixels. If not given, it is the model's own.
         device: Device to measure on: cuda, cuda:1, mps or cpu. If not given, it is the best there is.
         list: Show the models that come with diffunet instead.
+        json: Print one JSON object in place of lines (with --list, a list of them).
     """
     if list and any(each is not None for each in (model, image_size, device)):
         raise UsageError("--list shows all models that come with diffunet, and takes nothing beside it")
-    if model is None and not list:
-        raise UsageError("MODEL_OR_PRESET is missing (or --list; see diffunet info --help)")
-    for line in listed() if model is None else describe(model, image_size, device):
+    if model is None and image_size is not None:
+        raise UsageError("--image-size is of a net: MODEL_OR_PRESET is missing (see diffunet info --help)")
+    if list:
+        _tell(formats.dumps([*shipped()], indent=1) if json else listed())
+    elif model is not None:
+        _tell(
+            formats.dumps(facts(model, image_size, device), indent=1) if json else describe(model, image_size, device)
+        )
+    else:
+        from diffunet.commands import machine
+
+        found = machine.facts(device)
+        if json:
+            found["self_test"] = machine.self_test(device)
+            tell(formats.dumps(found, indent=1))
+        else:
+            _tell(machine.lines(found))
+            found["self_test"] = machine.self_test(device)
+            _tell(machine.tested(found["self_test"]))
+        if not found["self_test"]["passed"]:
+            raise ResourceError(f"the self-test failed: {found['self_test']['why']}")
+
+
+def _tell(lines: str | Iterator[str]) -> None:
+    for line in [lines] if isinstance(lines, str) else lines:
         if not tell(line):
             return
+
+
+def shipped() -> Iterator[dict[str, Any]]:
+    """Yield the facts of each model that comes with diffunet, as JSON has them."""
+    from diffunet import storage
+
+    for name in pretrained.names():
+        folder = pretrained.HERE / name
+        data, task = (config := storage.read_config(folder)).data, config.diffusion.task
+        parameters = sum(tensor.numel() for tensor in storage.read_header(folder / storage.WEIGHTS)[0].values())
+        yield {
+            "name": name, "parameters": parameters, "image_size": data.image_size, "task": task,
+            "classes": [*data.class_names], "card": pretrained.card(name),
+        }  # fmt: skip
 
 
 def listed() -> Iterator[str]:
@@ -53,16 +96,22 @@ def listed() -> Iterator[str]:
 
     It comes from their configs, their weights and their cards.
     """
-    from diffunet import storage
-
-    for name in pretrained.names():
-        folder = pretrained.HERE / name
-        data, task = (config := storage.read_config(folder)).data, config.diffusion.task
-        parameters = sum(tensor.numel() for tensor in storage.read_header(folder / storage.WEIGHTS)[0].values())
-        classes = f", {len(data.class_names)} classes: {', '.join(data.class_names)}" if data.class_names else ""
-        yield f"{name}: {parameters / 1e6:.1f} M parameters, {data.image_size}x{data.image_size}, {task}{classes}"
+    for one in shipped():
+        name, size = one["name"], one["image_size"]
+        classes = f", {len(one['classes'])} classes: {', '.join(one['classes'])}" if one["classes"] else ""
+        yield f"{name}: {one['parameters'] / 1e6:.1f} M parameters, {size}x{size}, {one['task']}{classes}"
         yield from (f"  {line}" for line in pretrained.lines(name))
-        yield f"  try: diffunet sample {name} --out {name}.png --grid"
+        yield f"  try: diffunet sample {name}"
+
+
+def facts(model: str, image_size: int | None = None, device_name: str | None = None) -> dict[str, Any]:
+    """Return what there is to know of a model or preset, as JSON has it; raise as `describe` does.
+
+    Bytes, parameters and multiply-accumulates are whole numbers, speeds are images a second; `parts` has the rows of
+    the table, with the shape [C H W] of what each gives.
+    """
+    found, config, how = _counted(model, image_size, device_name)
+    return found | {"time": _time(config, how)}
 
 
 def describe(model: str, image_size: int | None = None, device_name: str | None = None) -> Iterator[str]:
@@ -72,10 +121,8 @@ def describe(model: str, image_size: int | None = None, device_name: str | None 
     """
     from diffunet import compute
     from diffunet.interop import models
-    from diffunet.training import memory
 
-    how = compute.choose(device_name)
-    config = _config(model, image_size, how)
+    found, config, how = _counted(model, image_size, device_name)
     data, diffusion, size = config.data, config.diffusion, config.data.image_size
     classes = f", {len(data.class_names)} classes" if data.class_names else ""
     yield f"{model}: {size}x{size}, {data.channels} channels{classes}"
@@ -85,24 +132,44 @@ def describe(model: str, image_size: int | None = None, device_name: str | None 
         yield f"learned to inpaint, with random masks ({data.masks}), and generates too"
     sampling = f"samples by {diffusion.sample_steps} steps of {diffusion.sampler}"
     yield f"predicts {diffusion.target} on the {diffusion.schedule} schedule; {sampling}"
-    price = memory.price(config)
     yield f"\n{'part':<14}{'output':>18}{'parameters':>14}{'MACs':>14}"
     yield f"{'image':<14}{f'{data.channels} x {size} x {size}':>18}"
-    for row in price.rows:
-        yield f"{row.name:<14}{' x '.join(map(str, row.shape)):>18}{row.parameters:>14,}{row.macs / 1e6:>13,.1f}M"
-    yield f"{'all':<14}{'':>18}{price.parameters:>14,}{price.macs / 1e6:>13,.1f}M\n"
-
-    def needed(batch: int) -> int:
-        return memory.training_bytes(config, how, batch)
-
-    one, few, many = (f"{needed(batch) / 2**30:.1f} GiB" for batch in (1, 16, 64))
+    for row in found["parts"]:
+        shape = " x ".join(map(str, row["shape"]))
+        yield f"{row['name']:<14}{shape:>18}{row['parameters']:>14,}{row['macs'] / 1e6:>13,.1f}M"
+    yield f"{'all':<14}{'':>18}{found['parameters']:>14,}{found['macs'] / 1e6:>13,.1f}M\n"
+    one, few, many = (f"{size / 2**30:.1f} GiB" for size in found["training_bytes"].values())
     yield f"memory to train in {how.precision}: {one} at 1 image a pass, {few} at 16, {many} at 64"
-    yield f"weights on disk: {price.parameters * 4 / 2**20:.0f} MiB\n"
-    most = max(1, min(8, WORTH_MEASURING // max(1, price.macs)))
-    if batch := how.fits(needed, most=most, free=how.free_memory() // 2):
-        yield from _time(config, how, batch)
-    else:
+    yield f"weights on disk: {found['parameters'] * 4 / 2**20:.0f} MiB\n"
+    if (took := _time(config, how)) is None:
         yield f"time not measured: {compute.describe(how.device)} has too little free memory for it"
+        return
+    training, sampled = took["training"], took["sampling"]
+    yield f"measured on {found['device']} in {how.precision} ({how.why}), {took['images']} images a pass:"
+    yield f"  training: {training:.1f} images a second; 1,000 steps of 64: {duration(64_000 / training)}"
+    yield f"  sampling: 16 images by {took['calls']} calls of the net take {duration(16 / sampled)}"
+
+
+def _counted(model: str, image_size: int | None, device_name: str | None) -> tuple[dict[str, Any], Config, Compute]:
+    """Return what can be counted of a model or preset, its config, and how it would be computed."""
+    from diffunet import compute
+    from diffunet.training import memory
+
+    how = compute.choose(device_name)
+    config = _config(model, image_size, how)
+    data, diffusion, price = config.data, config.diffusion, memory.price(config)
+    return {
+        "model": model, "image_size": data.image_size, "channels": data.channels, "classes": [*data.class_names],
+        "task": diffusion.task, "target": diffusion.target, "schedule": diffusion.schedule,
+        "sampler": diffusion.sampler, "sample_steps": diffusion.sample_steps,
+        "parts": [
+            {"name": row.name, "shape": [*row.shape], "parameters": row.parameters, "macs": row.macs}
+            for row in price.rows
+        ],
+        "parameters": price.parameters, "macs": price.macs,
+        "training_bytes": {str(batch): memory.training_bytes(config, how, batch) for batch in (1, 16, 64)},
+        "device": compute.describe(how.device), "precision": how.precision,
+    }, config, how  # fmt: skip
 
 
 def _config(model: str, image_size: int | None, how: Compute) -> Config:
@@ -125,13 +192,22 @@ def _config(model: str, image_size: int | None, how: Compute) -> Config:
     return models.read_config(model).changed("data", **resize)
 
 
-def _time(config: Config, how: Compute, batch: int) -> Iterator[str]:
-    """Yield how long training and sampling take, by a few passes of `batch` images through a net of random weights."""
+def _time(config: Config, how: Compute) -> dict[str, Any] | None:
+    """Return how fast a net of random weights learns and samples, by a few passes; None where it does not fit.
+
+    Returns:
+        `images` of a pass and `calls` of the net for a sample; `training` and `sampling` are images a second.
+    """
     import torch
 
-    from diffunet import build, compute
+    from diffunet import build
+    from diffunet.training import memory
 
     size, diffusion = config.data.image_size, config.diffusion
+    most = max(1, min(8, WORTH_MEASURING // max(1, memory.price(config).macs)))
+    batch = how.fits(lambda n: memory.training_bytes(config, how, n), most=most, free=how.free_memory() // 2)
+    if not batch:
+        return None
     net = build.net(config)
     how.prepare(net)
     x = torch.zeros(batch, net.in_channels, size, size, device=how.device)
@@ -149,11 +225,9 @@ def _time(config: Config, how: Compute, batch: int) -> Iterator[str]:
             seconds.append(time.perf_counter() - began)
         return batch / median(seconds[1:])  # the first pass prepares things
 
+    calls = build.calls(diffusion.sampler, diffusion.sample_steps)
     with how.kernels():
         training = images_per_second(learn=True)
         how.prepare(net, frozen=True)
         sampling = images_per_second(learn=False)
-    calls = build.calls(diffusion.sampler, diffusion.sample_steps)
-    yield f"measured on {compute.describe(how.device)} in {how.precision} ({how.why}), {batch} images a pass:"
-    yield f"  training: {training:.1f} images a second; 1,000 steps of 64: {duration(64_000 / training)}"
-    yield f"  sampling: 16 images by {calls} calls of the net take {duration(16 * calls / sampling)}"
+    return {"images": batch, "calls": calls, "training": training, "sampling": sampling / calls}

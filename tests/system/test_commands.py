@@ -357,7 +357,7 @@ BAD = [
     ("check", ["DATA is missing"]),
     ("prepare digits", ["OUT is missing"]),
     ("masks", ["OUT is missing"]),
-    ("info", ["MODEL_OR_PRESET is missing"]),
+    ("info --image-size 8", ["MODEL_OR_PRESET is missing"]),
     (TRAIN_ + "more", ["'more' is one too many", "--out"]),
     ("inpaint MODEL DATA --out NEW --range 1", ["--range takes 2 values, each a number", "'1'"]),
     ("check DATA more", ["'more' is one too many", "diffunet check takes DATA"]),

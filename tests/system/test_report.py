@@ -40,7 +40,7 @@ def test_one_run_has_its_report_within_it(two, capsys):
 
 def test_several_runs_have_theirs_where_it_is_said(two, tmp_path, capsys, monkeypatch):
     opened = []
-    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or True)
     path = tmp_path / "both.html"
     code, out, _ = diffunet(capsys, "report", *two, "--out", path, "--open")
     assert (code, out, opened) == (0, f"{path}\n", [path.as_uri()])
