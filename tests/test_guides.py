@@ -136,6 +136,18 @@ def test_functions_that_the_mathematics_names_exist():
         assert pkgutil.resolve_name(f"diffunet.{code.partition('(')[0]}")
 
 
+def test_messages_that_are_explained_are_those_of_the_code():
+    """What stands between the names and numbers of each, in the text of the package with its strings joined."""
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "diffunet").rglob("*.py"))
+    code = re.sub(r"""(?<=[^"'])["']\s*f?["'](?=[^"'])""", "", code)
+    table = text("trouble").partition("| message |")[2].partition("\n\n")[0]
+    messages = re.findall(r"^\| `([^`]+)`", table, re.M)
+    assert len(messages) >= 10
+    for message in messages:
+        for part in re.split(r"\.\.\.|runs/photos|\b50\b|'cuda'|in photos|starlette", message):
+            assert part.strip() in code, (message, part)
+
+
 # `diffunet guide`.
 
 
