@@ -1,8 +1,10 @@
 """The README and the guides say what is so: their commands, options, links, names and tables."""
 
+import contextlib
 import functools
 import importlib
 import importlib.util
+import os
 import pkgutil
 import re
 import subprocess
@@ -134,6 +136,18 @@ def test_functions_that_the_mathematics_names_exist():
         assert pkgutil.resolve_name(f"diffunet.{code.partition('(')[0]}")
 
 
+def test_messages_that_are_explained_are_those_of_the_code():
+    """What stands between the names and numbers of each, in the text of the package with its strings joined."""
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "diffunet").rglob("*.py"))
+    code = re.sub(r"""(?<=[^"'])["']\s*f?["'](?=[^"'])""", "", code)
+    table = text("trouble").partition("| message |")[2].partition("\n\n")[0]
+    messages = re.findall(r"^\| `([^`]+)`", table, re.M)
+    assert len(messages) >= 10
+    for message in messages:
+        for part in re.split(r"\.\.\.|runs/photos|\b50\b|'cuda'|in photos|starlette", message):
+            assert part.strip() in code, (message, part)
+
+
 # `diffunet guide`.
 
 
@@ -155,3 +169,27 @@ def test_a_guide_that_is_not_there_is_an_error_that_names_the_nearest():
     asked = run("guide", "impainting")
     assert asked.returncode == 2
     assert asked.stderr == "diffunet: there is no guide 'impainting'; did you mean inpainting?\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+def test_in_a_terminal_a_guide_is_laid_out_and_given_to_the_pager():
+    import pty
+
+    ours, theirs = pty.openpty()
+    changes = {"TERM": "xterm", "COLUMNS": "90", "MANPAGER": "sed 's/^/|/'"}
+    command = [sys.executable, "-m", "diffunet", "guide", "inpainting"]
+    shown = b""
+    with subprocess.Popen(command, env=os.environ | changes, stdin=theirs, stdout=theirs) as child:
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # Linux says so that the other end was closed
+            while some := os.read(ours, 65536):
+                shown += some
+    os.close(ours)
+    assert child.returncode == 0
+    lines = [line.rstrip("\r") for line in shown.decode().split("\n")[:-1]]
+    assert all(line.startswith("|") and len(line) <= 91 for line in lines)
+    said = " ".join(" ".join(line[1:].split()) for line in lines)
+    assert "White in the mask is filled, and black is kept." in said
+    assert "The page (diffunet guide the-page) lets you draw the mask" in said
+    assert "](" not in said
+    assert "\x1b" not in said  # colours are for less alone

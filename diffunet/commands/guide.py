@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shutil
 import sys
 from typing import Annotated
@@ -51,6 +52,15 @@ def _show(text: str) -> None:
     from rich.markdown import Markdown
 
     os.environ.setdefault("LESS", "-FRX")  # colours, and no waiting where all of it fits, as git does
+    pager = os.environ.get("MANPAGER") or os.environ.get("PAGER") or "less"  # as pydoc chooses it, which rich asks
+    colours = os.path.basename(pager.split()[0]) == "less" and shutil.which("less") is not None
     console = Console(width=min(shutil.get_terminal_size().columns, WIDEST))
-    with writing_results(), console.pager(styles="PAGER" not in os.environ and shutil.which("less") is not None):
-        console.print(Markdown(text))
+    with writing_results(), console.pager(styles=colours):
+        console.print(Markdown(_for_terminal(text), hyperlinks=False))
+
+
+def _for_terminal(text: str) -> str:
+    """Return Markdown without pictures, and with links that can be followed in a terminal."""
+    text = re.sub(r"!\[[^\]]*\]\([^)]*\)\n*", "", text)
+    text = re.sub(r"\[([^\]]+)\]\(([a-z-]+)\.md[^)]*\)", r"\1 (`diffunet guide \2`)", text)
+    return re.sub(r"\[([^\]]+)\]\((?!https:)[^)]*\)", r"\1", text)
