@@ -14,7 +14,7 @@ import pytest
 from helpers.documents import DOCUMENTS, ROOT, anchors, commands, inline, lines, links, text
 
 from diffunet import guides
-from diffunet.commands import arguments, cli
+from diffunet.commands import arguments, cli, signature
 from diffunet.commands.train import Train
 
 MOST_LINES_OF_THE_README = 170
@@ -61,7 +61,7 @@ def test_every_command_is_understood(name, understand):
 def test_wrong_commands_would_not_be_understood(understand):
     for words in (
         ["train", "photos", "--out", "x", "--no-such"],
-        ["sample", "x"],
+        ["sample", "x", "--num", "0"],
         ["inpaint", "x", "y", "--num", "two"],
     ):
         with pytest.raises(arguments.UsageError):
@@ -76,9 +76,9 @@ def test_scripts_that_are_called_exist():
 
 
 def test_options_that_are_spoken_of_exist():
-    known = {*arguments._options(Train), *ELSEWHERE, *NEW}
+    known = {*signature.options(Train), *ELSEWHERE, *NEW}
     for name in cli.COMMANDS:
-        known |= set() if name == "train" else set(arguments._options(function_of(name)))
+        known |= set() if name == "train" else set(signature.options(function_of(name)))
     off = {re.sub(r"^(--(?:\w+\.)?)no-", r"\1", option) for option in known}
     assert off == known  # none begins with no-, so that the following means that the option can be turned off
     unknown = []
