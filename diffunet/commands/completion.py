@@ -5,21 +5,21 @@ The scripts hold all that there is to complete, so that nothing is started when 
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import importlib
-import io
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import tyro
 from tyro.conf import Positional, arg
 
+from diffunet.commands import signature
 from diffunet.commands.progress import tell
 
 SHORT = 70
 """The most characters of what is said of an option."""
+
+FILES = ("PATH", "PICTURE")
+"""The words for a value that is a file or a folder."""
 
 
 @dataclass(frozen=True)
@@ -33,49 +33,42 @@ class Option:
 
 
 def completion(
-    shell: Annotated[Positional[Literal["bash", "zsh", "fish"]], arg(metavar="SHELL", help="bash, zsh or fish.")], /
+    shell: Annotated[
+        Positional[Literal["bash", "zsh", "fish"]],
+        arg(metavar="SHELL", help="Shell to complete in: bash, zsh or fish."),
+    ],
+    /,
 ) -> None:
-    """Print the script by which a shell completes commands, options and choices; write it where the shell looks.
+    """Print the script by which a shell completes commands, options and choices.
 
-    Example: diffunet completion bash > ~/.local/share/bash-completion/completions/diffunet
+    The guide the-terminal says where each shell looks for it: diffunet guide the-terminal
 
-    Example: diffunet completion zsh > "${fpath[1]}/_diffunet"
-
-    Example: diffunet completion fish > ~/.config/fish/completions/diffunet.fish
+    Example: eval "$(diffunet completion bash)"
     """
     tell({"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](options()).rstrip("\n"))
 
 
 def options() -> dict[str, list[Option]]:
-    """Return the options of each command, as tyro finds them in its function."""
+    """Return the options of each command."""
     from diffunet.commands.cli import COMMANDS
 
-    targets = dict[str, Any]()
+    known = dict[str, list[Option]]()
     for name, (place, _) in COMMANDS.items():
         module = importlib.import_module(f"diffunet.{place}")
-        targets[name] = module.Train if name == "train" else getattr(module, name)
-    asked, printed = ["--tyro-print-completion", "bash"], io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        tyro.extras.subcommand_cli_from_dict(targets, prog="diffunet", args=asked)
-    # Tyro's script asks Python at each Tab, and completes no files where an argument stands. What it knows is in it.
-    known = re.search(r"^COMPLETION_SPEC = (.*)$", printed.getvalue(), re.MULTILINE)
-    assert known is not None, "tests/commands/test_completion.py reads it"
-    commands = ast.literal_eval(known[1])["subcommands"]
-    return {name: [made for each in commands[name]["options"] for made in _options(each)] for name in targets}
+        target = module.Train if name == "train" else getattr(module, name)
+        known[name] = [_option(each) for each in signature.options(target).values() if not each.is_argument]
+    return known
 
 
-def _options(found: dict[str, Any]) -> list[Option]:
-    """Return an option of tyro's; of a flag that is on, the one that turns it off."""
-    text: str = found["description"]
-    is_on = "(default: True)" in text
-    text = re.sub(r"\s*\((default: |required).*", "", text.partition(" • ")[2] or text, flags=re.DOTALL)
-    words = " ".join(text.split()).partition(". ")[0].rstrip(".")
+def _option(option: signature.Option) -> Option:
+    """Return what is completed of an option; of a switch that is on, the name that turns it off."""
+    words = option.help.partition(". ")[0].rstrip(".")
     words = words if len(words) <= SHORT else f"{words[:SHORT].rpartition(' ')[0]} ..."
-    kind, flags = found["type"], [flag for flag in found["flags"] if flag.startswith("--")]
-    if kind in ("flag", "boolean"):
-        return [Option(flags[-1] if is_on else flags[0], f"not: {words}" if is_on else words, "nothing")]
-    choices = tuple(sorted({*found.get("choices", ())} - {"None"}))
-    return [Option(flags[0], words, "file" if kind == "path" else "value", choices)]
+    if option.kind is bool and option.default is True:
+        return Option(option.off, f"not: {words}", "nothing")
+    choices = tuple(signature.choices(option.kind))
+    takes: Literal["nothing", "value", "file"] = "value" if option.metavar else "nothing"
+    return Option(option.name, words, "file" if option.metavar in FILES else takes, choices)
 
 
 def _bash(known: dict[str, list[Option]]) -> str:

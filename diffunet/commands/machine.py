@@ -17,7 +17,7 @@ PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "pillow", "pydantic",
 """Packages whose versions matter where something goes wrong."""
 
 EXTRAS = {
-    "web": ("starlette", "uvicorn"), "fid": ("torch-fidelity",), "tensorboard": ("tensorboard",),
+    "web": ("starlette", "uvicorn", "markdown-it-py"), "fid": ("torch-fidelity",), "tensorboard": ("tensorboard",),
     "onnx": ("onnx", "onnxscript"), "parquet": ("pyarrow",),
 }  # fmt: skip
 """What `pip install "diffunet[NAME]"` adds; tests/commands/test_machine.py compares it with pyproject.toml."""

@@ -122,8 +122,7 @@ def _row(option: Option) -> tuple[str, str]:
     is_switch, default = option.kind is bool, option.default
     name = option.name
     if is_switch and default is True:  # --part.[no-]name
-        at = max(2, name.find(".") + 1)
-        name = f"{name[:at]}[no-]{name[at:]}"
+        name = option.off.replace("no-", "[no-]", 1)
     typed = name if option.is_argument else f"{name} {option.metavar}".rstrip()
     text = option.help
     if "NAME" in option.metavar and (known := signature.choices(option.kind)):

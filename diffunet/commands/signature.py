@@ -52,6 +52,12 @@ class Option:
     metavar: str
 
     @property
+    def off(self) -> str:
+        """What turns a switch off: --no-token, --train.no-cuda-graph."""
+        at = max(2, self.name.find(".") + 1)
+        return f"{self.name[:at]}no-{self.name[at:]}"
+
+    @property
     def is_argument(self) -> bool:
         """Whether it is told by its place and not by its name."""
         return not self.name.startswith("--")

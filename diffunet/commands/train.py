@@ -45,11 +45,11 @@ class Train:
     resume: bool = False
     """Go on from the newest checkpoint of the run in --out."""
     dry_run: bool = False
-    """Print what would be chosen, and why, as a config for --config; train nothing and make no run folder."""
+    """Print a config with what would be chosen, and why; train nothing."""
     accept_new_data: Rare[bool] = False
     """Resume though the images are not those that the run began with."""
     classes: bool = False
-    """Train by class: subfolders are classes (short for --data.classes)."""
+    """Train by class: subfolders are classes."""
     task: TaskName | None = None
     """What the net learns: to generate, or to fill in holes as well (short for --diffusion.task)."""
     image_size: int | None = None
@@ -64,8 +64,7 @@ class Train:
     seed: Rare[int | None] = None
     """Seed of all random numbers of the run (short for --train.seed)."""
     device: Device | None = None
-    """Device to train on: cuda, cuda:1, mps or cpu. If not given, it is the best there is. Of several processes each
-    has a GPU of its own."""
+    """Device to train on: cuda, cuda:1, mps or cpu. If not given, it is the best there is."""
     threads: Rare[int | None] = None
     """CPU threads to compute with (short for --train.threads)."""
     model: Rare[ModelConfig] = field(default_factory=ModelConfig)

@@ -140,7 +140,7 @@ def test_a_real_run_is_stopped_with_everything_saved(folder, tmp_path, monkeypat
         "open('tiny.toml', 'w').write(tiny(train={'steps': 10**6}).to_toml())\n"
         "main(['train', sys.argv[1], '--config', 'tiny.toml', '--out', 'runs/real'])"
     )
-    run = start(code, folder)
+    run = start(code, folder, PYTHONPATH=str(Path(__file__).parents[1]))
     wait_for(lambda: status.of(Path("runs/real")).step > 0 if Path("runs/real/config.toml").exists() else False, run)
     assert status.of(Path("runs/real")).state == "running"
     diffunet("status", "runs/real", "--stop", "--watch")
