@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,13 @@ MOST_LINES_OF_A_MODULE = 410
 """The most lines that one file may have."""
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
+
+AT_THE_TOP = {
+    ".ci", ".dockerignore", ".gitattributes", ".github", ".gitignore", "CHANGELOG.md", "CITATION.cff",
+    "CONTRIBUTING.md", "Dockerfile", "LICENSE", "README.md", "SECURITY.md", "diffunet", "pyproject.toml", "samples",
+    "scripts", "tests",
+}  # fmt: skip
+"""All that lies at the top of the repository: who comes for the first time reads this list first."""
 
 DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -55,6 +63,16 @@ def complaints(path):
         elif not SENTENCE.search(text.split("\n\n")[0]):
             found.append(f"{name} has no full stop at the end of its first sentence")
     return found
+
+
+def test_the_top_of_the_repository_has_few_names():
+    try:
+        tracked = subprocess.run(
+            ["git", "ls-files"], cwd=PACKAGE.parent, check=True, capture_output=True, text=True
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this is no checkout of git's")
+    assert {line.partition("/")[0] for line in tracked.splitlines()} == AT_THE_TOP
 
 
 def test_the_package_can_be_read_in_a_day():

@@ -69,7 +69,8 @@ class Server(uvicorn.Server):
 
 
 class Page:
-    """A page that is served: its address is `url`, and a notebook shows it in a frame. `close` ends it.
+    """A page that is served: its address is `url`, and a notebook at the address `frame` shows it in a frame. `close`
+    ends it.
 
     `local` is its address on this machine, where it listens on all of the machine's.
     """
@@ -103,6 +104,7 @@ class Page:
         self.url, self.local = (
             f"http://{each}:{self.port}/" + (f"?token={self.token}" if token else "") for each in (name, "localhost")
         )
+        self.frame = frame
         guard = Guard(self.site.app(), self.token, self.port, host, frame)
         config = uvicorn.Config(
             guard, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE, limit_concurrency=200,
@@ -140,12 +142,12 @@ class Page:
         atexit.unregister(self.close)
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
+        """Return what a notebook shows: the page in a frame, where it may be shown there, and else its address."""
         address = html.escape(self.url, quote=True)
-        return (
-            f'<iframe src="{address}" width="100%" height="800" style="border:1px solid #8888"></iframe>'
-            f'<p><a href="{address}" target="_blank" rel="noopener">In a window of its own</a></p>'
-        )
+        link = f'<p><a href="{address}" target="_blank" rel="noopener">In a window of its own</a></p>'
+        if self.frame is None:  # the notebook is of another port, and so a stranger
+            return link + '<p>To show it here, name the notebook\'s own address: frame="http://localhost:8888".</p>'
+        return f'<iframe src="{address}" width="100%" height="800" style="border:1px solid #8888"></iframe>{link}'
 
 
 def serve(

@@ -390,6 +390,9 @@ def test_a_page_in_python(served, tmp_path):
     page = served()
     assert re.fullmatch(r"http://127.0.0.1:\d+/\?token=[\w-]{32}", page.url)
     assert page.url in page._repr_html_()
+    assert "<iframe" not in page._repr_html_()  # which the browser would leave empty
+    framed = served(frame="http://localhost:8888")
+    assert f'<iframe src="{framed.url}"' in framed._repr_html_()
     folder = page.site.store.folder
     assert folder.exists()
     page.close()
