@@ -1,7 +1,7 @@
 """The processes that a launcher (torchrun, accelerate launch) has started: where each of them computes, and how they
 share work that needs no gradients, such as sampling.
 
-Training joins its processes by accelerate (training/processes.py).
+Training joins its processes by accelerate (training/processes.py), and shares previews and validation like this.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -66,11 +66,13 @@ class Ranks:
     """This process, the `rank`-th of `count`, and the others; the main one, which writes and prints, is of rank 0.
 
     All processes call its methods together, in the same order. Where another one is gone they raise torch's error,
-    which `together` turns into words.
+    which `together` turns into words. `group` is torch's process group of all of them that they talk in, on the CPU; by
+    default the one that is there.
     """
 
     rank: int = 0
     count: int = 1
+    group: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -80,7 +82,7 @@ class Ranks:
     def meet(self) -> None:
         """Wait until all are here."""
         if self.count > 1:
-            dist.barrier()
+            dist.barrier(self.group)
 
     def gather(self, content: bytes) -> list[bytes]:
         """Return the bytes of all processes, by rank, on the main one; nothing elsewhere."""
@@ -88,14 +90,32 @@ class Ranks:
             return [content]
         mine = _tensor(content)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
-        dist.all_gather(sizes, torch.tensor([len(mine)]))
+        dist.all_gather(sizes, torch.tensor([len(mine)]), self.group)
         if not self.is_main:
-            dist.send(mine, 0)
+            dist.send(mine, 0, self.group)
             return []
         parts = [mine, *(torch.empty(int(size), dtype=torch.uint8) for size in sizes[1:])]
         for rank in range(1, self.count):
-            dist.recv(parts[rank], rank)
+            dist.recv(parts[rank], rank, self.group)
         return [_bytes(part) for part in parts]
+
+    def each(self, work: Callable[[], bytes]) -> list[bytes]:
+        """Let every process do its part of some work, and return what they give as `gather` does.
+
+        Raises:
+            Error: on all of them what the first by rank raises; one that another process has told is `told`.
+        """
+        if self.count == 1:
+            return [work()]
+        content, failed = b"", None
+        try:
+            content = work()
+        except Error as error:
+            failed = error
+        first = self.smallest(self.count if failed is None else self.rank)
+        if first < self.count:
+            self._told(first, None, failed)
+        return self.gather(content)
 
     def share(self, work: Callable[[], T]) -> T:
         """Let the main process do some work, and return what it gives, as JSON has it, on all of them.
@@ -111,12 +131,23 @@ class Ranks:
                 value = work()
             except Error as error:
                 failed = error
+        return self._told(0, value, failed)  # type: ignore[no-any-return]
+
+    def smallest(self, number: int) -> int:
+        """Return the smallest of the processes' numbers, so that all of them make the same choice."""
+        found = torch.tensor([number])
+        if self.count > 1:
+            dist.all_reduce(found, dist.ReduceOp.MIN, self.group)
+        return int(found)
+
+    def _told(self, rank: int, value: Any, failed: Error | None) -> Any:
+        """Return the value of the process of this rank on all of them, or raise its error."""
         told = json.dumps([value] if failed is None else [type(failed).__name__, str(failed)]).encode()
         size = torch.tensor([len(told)])
-        dist.broadcast(size, 0)
-        content = _tensor(told) if self.is_main else torch.empty(int(size), dtype=torch.uint8)
-        dist.broadcast(content, 0)
-        if failed is not None:
+        dist.broadcast(size, rank, self.group)
+        content = _tensor(told) if self.rank == rank else torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(content, rank, self.group)
+        if self.rank == rank and failed is not None:
             raise failed
         found = json.loads(_bytes(content))
         if len(found) == 2:
@@ -124,18 +155,21 @@ class Ranks:
             repeated: Error = getattr(errors, kind)(words)
             repeated.told = True
             raise repeated
-        return found[0]  # type: ignore[no-any-return]
-
-    def smallest(self, number: int) -> int:
-        """Return the smallest of the processes' numbers, so that all of them make the same choice."""
-        found = torch.tensor([number])
-        if self.count > 1:
-            dist.all_reduce(found, dist.ReduceOp.MIN)
-        return int(found)
+        return found[0]
 
 
 ALONE = Ranks()
 """A process that works by itself."""
+
+
+def of_group(timeout: timedelta) -> Ranks:
+    """Return the processes of the process group that there is, which talk in one of their own; ALONE without any.
+
+    All of them call this together. None waits longer than `timeout` for another.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return ALONE
+    return Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=timeout))
 
 
 @contextlib.contextmanager

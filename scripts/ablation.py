@@ -55,8 +55,8 @@ from diffunet.nn.cost import cost
 from diffunet.sampling.pipeline import Pipeline
 from diffunet.training import defaults
 from diffunet.training.batches import Batches, Share
+from diffunet.training.judging import validate
 from diffunet.training.learner import Learner
-from diffunet.training.loop import validate
 from diffunet.training.stop import StopFlag
 
 MARKS = (0.125, 0.25, 0.5, 1.0)
@@ -150,6 +150,7 @@ class Bench:
             if passed >= MARKS[len(curve)] * self.seconds:
                 with self.how.autocast():
                     value = validate(judge, self.held_out, 0, self.shape, 128, StopFlag())
+                assert value is not None, "this process is alone"
                 curve.append({"seconds": passed, "steps": step + 1, "loss": value})
                 if len(curve) == len(MARKS):
                     break

@@ -30,32 +30,6 @@ def features(seed, count, centre=0.0, width=1.0):
 # The judge
 
 
-@pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize(("centre", "width"), [(0.0, 1.0), (1.0, 0.5), (9.0, 1.0)])
-def test_precision_and_recall_are_those_of_the_definition(k, centre, width):
-    real, made = features(0, 30), features(1, 23, centre, width)
-
-    def by_hand(points, centres):
-        covered = 0
-        for point in points:
-            for i, one in enumerate(centres):
-                others = sorted(np.linalg.norm(one - other) for j, other in enumerate(centres) if j != i)
-                if np.linalg.norm(point - one) <= others[k - 1]:
-                    covered += 1
-                    break
-        return covered / len(points)
-
-    assert quality_judge.precision_recall(real, made, k) == (by_hand(made, real), by_hand(real, made))
-
-
-def test_precision_and_recall_of_the_same_images_and_of_far_ones():
-    assert quality_judge.precision_recall(features(0, 50), features(0, 50)) == (1.0, 1.0)
-    assert quality_judge.precision_recall(features(0, 50), features(0, 50) + 100) == (0.0, 0.0)
-    precise, spread = quality_judge.precision_recall(features(0, 200), features(1, 200, width=0.1))
-    assert precise > 0.95  # all near the middle
-    assert spread < 0.3
-
-
 def test_real_images_have_no_excess_and_others_have():
     same, floor = quality_judge.distances(features(0, 600), features(1, 600))
     assert abs(same - floor) < 0.05

@@ -26,6 +26,12 @@ def rounds(needed: Sequence[int], batch_size: int, count: int) -> list[Round]:
     return [batches[first : first + count] for first in range(0, len(batches), count)]
 
 
+def shares(num: int, batch_size: int, count: int) -> list[list[list[int]]]:
+    """Return for each of `count` processes the batches of `num` images that `rounds` deals out to it."""
+    dealt = rounds(range(num), batch_size, count)
+    return [[each[rank] for each in dealt if rank < len(each)] for rank in range(count)]
+
+
 def batch_size(pipe: Pipeline, num: int, guided: bool, ranks: Ranks) -> int:
     """Return how many of `num` images to make at a time: what fits every process, and leaves none of several idle.
 

@@ -17,17 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL.Image import Image
 
-from diffunet import build, draws, plain
+from diffunet import build, draws, plain, ranks
 from diffunet.config import Config, config_of
 from diffunet.defaults import own_defaults
 from diffunet.diffusion.losses import DenoisingLoss, Loss
 from diffunet.errors import Cancelled, DivergedError, Stopped
-from diffunet.pictures import images
 from diffunet.sampling.pipeline import Pipeline
-from diffunet.training import budget, earlier, failures, half_size, opening, resuming, snapshots, stages, stop, transfer
-from diffunet.training.batches import Batch, Batches
+from diffunet.training import budget, earlier, failures, half_size, opening, resuming, snapshots, stages, transfer
+from diffunet.training.batches import Batches
+from diffunet.training.judging import preview, validate
 from diffunet.training.learner import Learner
 from diffunet.training.meters import Meters, Record
 from diffunet.training.plan import plan
@@ -39,8 +38,6 @@ log = logging.getLogger(__name__)
 
 VALIDATION_IMAGES = 256
 """The most held-out images that a validation takes."""
-
-PREVIEW_SAMPLER, PREVIEW_STEPS, PREVIEW_LADDER = "unipc", 15, "log-snr"
 
 
 @dataclass(frozen=True)
@@ -140,7 +137,7 @@ def train(
         # Of a few pictures that windows are taken of there are as many windows as there would be images.
         many = VALIDATION_IMAGES if config.data.fit == "patch" and len(held_out) else len(held_out)
         few = np.linspace(0, len(held_out) - 1, min(VALIDATION_IMAGES, many)).astype(np.int64)
-        validation = batches.held_out(held_out[few]).to(how.device) if len(few) and run.is_main else None
+        validation = batches.held_out(held_out[few]).to(how.device) if len(few) else None
         judge = DenoisingLoss(build.denoiser(config, learner.state.ema.net), build.weighting(config), loss)
         pipeline = Pipeline(config, judge.denoiser, how, net)
         meters, last_loss = Meters(run.state.get("counters", {}), how, share.batch_size), math.nan
@@ -157,6 +154,7 @@ def train(
             log.info("%s", line)
 
         flag.begin(timedelta(minutes=t.timeout))
+        sharing = ranks.of_group(timedelta(minutes=t.timeout))
         if run.is_main:  # a signal that comes meanwhile waits for the first step
             trackers.begin(t.track, first_step, config)
         cadence = Cadence(t.checkpoint_minutes)
@@ -200,24 +198,28 @@ def train(
                     earlier.write(run.folder, done, learner.state.ema.net)
                 if saving:
                     run.save(learner, meters, wait=stopping or last or cooling)
-                # A process that is asked to stop may have half a minute left: these come after saving, and break off.
-                with contextlib.suppress(Cancelled):
-                    if validation is not None and (last or done % validate_every == 0):
-                        with how.autocast():
-                            value = validate(judge, validation, t.seed, learner.shape, share.images_per_pass, flag)
+            # A process that is asked to stop may have half a minute left: these come after saving, and break off.
+            with contextlib.suppress(Cancelled):
+                at_once = share.images_per_pass
+                if validation is not None and (last or done % validate_every == 0):
+                    with how.autocast():
+                        value = validate(judge, validation, t.seed, learner.shape, at_once, flag, sharing)
+                    if record is not None and value is not None:
                         record.metrics(done, validation_loss=value)
                         if run.best is not None:
                             run.best.note(value, done, run.config, learner.state.ema.net.state_dict())
                         if last:
                             run.choose_model(value)
-                    if t.previews and (last or done % sample_every == 0):
-                        path = run.folder / "samples" / f"step-{done:08d}.png"
-                        try:
-                            picture = preview(pipeline, t.previews, path, share.images_per_pass, flag)
+                if t.previews and (last or done % sample_every == 0):
+                    path = run.folder / "samples" / f"step-{done:08d}.png"
+                    try:
+                        if (picture := preview(pipeline, t.previews, path, at_once, flag, sharing)) is not None:
                             trackers.show(done, picture, path)
-                        except DivergedError as error:  # the averages draw bad pictures, but may recover
-                            log.warning("no preview of step %d: %s", done, error)
+                    except DivergedError as error:  # the averages draw bad pictures, but may recover
+                        log.warning("no preview of step %d: %s", done, error)
+                    if run.is_main:
                         run.reports.write()
+            if record is not None:
                 trackers.tell()
                 seconds = budget.now() - began
                 progress = TrainProgress(done, run.end_in_sight(done), last_loss, seconds)
@@ -244,40 +246,3 @@ def train(
             run.limits.done()
         run.processes.wait_for_everyone()
     return run.folder / "model"
-
-
-@torch.no_grad()
-def validate(
-    judge: DenoisingLoss, batch: Batch, seed: int, shape: tuple[int, int, int], at_once: int, flag: stop.StopFlag
-) -> float:
-    """Return the mean loss on the held-out `batch`, with the same noise every time; raise Cancelled if asked to stop.
-
-    Args:
-        judge, seed, shape: the loss of the averaged weights, the seed of the run, and (C, H, W) of an image.
-        at_once, flag: the images of one pass through the net, and what breaks the validation off when it is set.
-    """
-    total = torch.zeros((), device=batch.sigma.device)
-    for first in range(0, len(batch.sigma), at_once):
-        if flag.wanted:
-            raise Cancelled("validation")
-        part = slice(first, first + at_once)
-        sigma = batch.sigma[part]
-        noise = draws.gaussian(draws.seed_of("validation", seed), 0, first, len(sigma), shape, sigma.device)
-        label, keep = (None if tensor is None else tensor[part] for tensor in (batch.label, batch.keep))
-        total += judge(images.to_float(batch.images[part]), noise, sigma, label, keep).sum()
-    return total.item() / len(batch.sigma)
-
-
-def preview(pipeline: Pipeline, num: int, path: Path, at_once: int, flag: stop.StopFlag) -> Image:
-    """Write a grid of samples, from the same noise every time; raise Cancelled if somebody asks the run to stop.
-
-    They are drawn by a fast sampler whatever the model's own is: that of preset improved-ddpm calls the net 4,000
-    times, which would take longer than the training between two previews.
-    """
-    pictures = pipeline.sample(
-        num, sampler=PREVIEW_SAMPLER, steps=PREVIEW_STEPS, ladder=PREVIEW_LADDER, batch_size=at_once,
-        on_step=lambda _: not flag.wanted,
-    )  # fmt: skip
-    grid = images.grid([images.to_array(picture, pipeline.channels) for picture in pictures])
-    images.save(grid, path)
-    return grid

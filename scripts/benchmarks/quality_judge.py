@@ -22,7 +22,7 @@ from diffunet.data import folder
 from diffunet.errors import DataError
 from diffunet.evaluation.distances import Floats, frechet
 from diffunet.evaluation.features import Trained, train_classifier
-from diffunet.evaluation.neighbours import nearest
+from diffunet.evaluation.neighbours import manifold, nearest
 from diffunet.evaluation.reals import RealImages
 from diffunet.pictures.images import Pixels
 
@@ -31,9 +31,6 @@ HELD_OUT = 2000
 
 LEAST = 60
 """The fewest images of a folder."""
-
-NEIGHBOURS = 3
-"""The neighbour whose distance is an image's radius, as in Kynkäänniemi et al. 2019."""
 
 COPIES = (0.01, 0.05)
 """The shares of images kept back that the limits of near copies are drawn at."""
@@ -105,10 +102,11 @@ class Judge:
         """Judge samples, uint8 [N H W C]: the excess, precision and recall, and the shares of near copies."""
         made = self.trained.features(samples)
         distance, floor = distances(made, self.real, self.seed)
-        precision, recall = precision_recall(self.real, made)
+        lies = manifold(made, self.real)
+        assert lies is not None, "there are a third of LEAST images at least, and more samples"
         found = {
-            "excess": distance - floor, "distance": distance, "real to real": floor, "precision": precision,
-            "recall": recall,
+            "excess": distance - floor, "distance": distance, "real to real": floor, "precision": lies.precision,
+            "recall": lies.recall,
         }  # fmt: skip
         apart = from_training(samples, self.training)
         return found | {
@@ -155,24 +153,6 @@ def distances(made: Floats, real: Floats, seed: int = 0) -> tuple[float, float]:
         found.append((frechet(made[some], one), frechet(other, one)))
     distance, floor = np.mean(found, axis=0)
     return float(distance), float(floor)
-
-
-def precision_recall(real: Floats, made: Floats, k: int = NEIGHBOURS) -> tuple[float, float]:
-    """Return improved precision and recall (Kynkäänniemi et al. 2019) of features [M D] and [N D].
-
-    Precision is the share of samples within the radius of any real image, recall that of real images within the radius
-    of any sample; an image's radius is the distance to its k-th nearest neighbour of its own kind.
-    """
-    return within(made, real, k), within(real, made, k)
-
-
-def within(points: Floats, centres: Floats, k: int) -> float:
-    """Return the share of points [N D] that are no further from any of the centres [M D] than its radius."""
-    from scipy.spatial.distance import cdist
-
-    own = cdist(centres, centres)
-    radii = np.partition(own, k, axis=1)[:, k]  # the nearest is the centre itself
-    return float((cdist(points, centres) <= radii).any(axis=1).mean())
 
 
 def sheet(samples: Sequence[Pixels] | Pixels, path: Path, columns: int = 8) -> None:

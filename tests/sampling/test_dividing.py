@@ -21,6 +21,15 @@ def test_every_image_is_dealt_once_in_batches_that_are_those_of_one_process(need
     assert all(len(each) == count for each in dealt[:-1])
 
 
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 5))
+def test_shares_are_what_the_rounds_deal_to_each(num, batch_size, count):
+    shares = dividing.shares(num, batch_size, count)
+    assert len(shares) == count
+    assert sorted(i for share in shares for batch in share for i in batch) == list(range(num))
+    for rank, share in enumerate(shares):
+        assert [batch[0] // batch_size for batch in share] == list(range(rank, -(-num // batch_size), count))
+
+
 @pytest.mark.seconds
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_image_i_is_image_i_whatever_the_number_of_processes(run, count):

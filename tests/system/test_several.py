@@ -209,6 +209,21 @@ with ranks.together() as us:
         assert (str(error), error.told) == ("no such folder", not us.is_main)
     else:
         raise SystemExit("no error")
+    parts = us.each(lambda: bytes([us.rank]))
+    assert parts == ([b"\\x00", b"\\x01", b"\\x02"] if us.is_main else []), parts
+
+    def one_fails():
+        if us.rank:
+            raise UsageError(f"no folder of {us.rank}")
+        return b"done"
+
+    for _ in range(2):
+        try:
+            us.each(one_fails)
+        except UsageError as error:
+            assert (str(error), error.told) == ("no folder of 1", us.rank != 1)
+        else:
+            raise SystemExit("no error")
     us.meet()
     try:
         if us.rank == 1:
@@ -234,5 +249,5 @@ def test_a_process_that_is_alone_needs_no_group():
     with ranks.together() as us:
         assert us == ranks.ALONE
         us.meet()
-        assert (us.gather(b"x"), us.share(lambda: 3), us.smallest(4)) == ([b"x"], 3, 4)
+        assert (us.gather(b"x"), us.each(lambda: b"y"), us.share(lambda: 3), us.smallest(4)) == ([b"x"], [b"y"], 3, 4)
     assert not torch.distributed.is_initialized()

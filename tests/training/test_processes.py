@@ -241,6 +241,96 @@ def test_the_loss_of_one_process_ends_the_other_with_a_clear_line_and_both_resum
     assert_equal(tmp_path / "whole", tmp_path / "run", last + 4)
 
 
+JUDGED = """
+import os, signal, sys
+from diffunet.commands.cli import main
+from diffunet.diffusion import samplers
+
+rank, (fate, *words) = int(os.environ["RANK"]), sys.argv[1:]
+pictures = []
+
+def sample(*arguments, function=samplers.sample):
+    for i, x, denoised in function(*arguments):
+        pictures.append(len(x))
+        if fate == "diverged" and rank == 1:
+            x.fill_(float("nan"))
+        if fate == "stop" and rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if fate == "dead" and rank == 1:
+            os._exit(9)
+        yield i, x, denoised
+
+samplers.sample = sample
+try:
+    main(["train", *words])
+finally:
+    print(sum(pictures), flush=True)
+"""
+
+
+def judged(tmp_path, folder, name, processes, fate="", **options):
+    """Train with previews and validation; gives the workers, and the words for one that is to be resumed."""
+    changes = {"precision": "fp32", "previews": 6, "sample_every": 2, "validate_every": 2, "steps": 4} | options
+    config = tiny(train=changes, model={"dropout": 0.0}, data={"held_out": 0.3})
+    (tmp_path / f"{name}.toml").write_text(config.to_toml())
+    words = [folder, "--config", tmp_path / f"{name}.toml", "--out", tmp_path / name]
+    return launch(processes, [fate, *words], code=JUDGED)
+
+
+def held_out_losses(run):
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["validation_loss"] for line in lines if "validation_loss" in line]
+
+
+@pytest.mark.parametrize("batch_size", [3, 12])
+def test_previews_and_held_out_losses_are_shared_and_those_of_one_process(folder, tmp_path, batch_size):
+    """Of the very same model, bit for bit where batches are equal. With 3 images at a time they are, with 12 not."""
+    # The weights do not change, so that all is of one model whatever the number of processes.
+    still = {"learning_rate": 1e-12, "grad_accumulation": 1}
+    one = judged(tmp_path, folder, "one", 1, batch_size=batch_size, **still)
+    said = [worker.communicate(timeout=PATIENCE) for worker in one]
+    assert [worker.returncode for worker in one] == [0], said
+    two = judged(tmp_path, folder, "two", 2, batch_size=batch_size * (2 if batch_size == 3 else 1), **still)
+    shared = [worker.communicate(timeout=PATIENCE) for worker in two]
+    assert [worker.returncode for worker in two] == [0, 0], shared
+    drawn = [int(out.split()[-1]) for out, _ in (*said, *shared)]
+    assert drawn[1] == drawn[2] == drawn[0] / 2 > 0, "each draws half of the pictures"
+    losses = [held_out_losses(tmp_path / name) for name in ("one", "two")]
+    assert len(losses[0]) == len(losses[1]) == 2
+    if batch_size == 3:
+        assert losses[0] == losses[1]
+    assert np.allclose(*losses, rtol=1e-6)
+    for step in (2, 4):
+        grids = [np.asarray(Image.open(tmp_path / name / f"samples/step-{step:08d}.png")) for name in ("one", "two")]
+        if batch_size == 3:
+            assert np.array_equal(*grids)
+        assert np.abs(grids[0].astype(int) - grids[1]).max() <= 1
+
+
+def test_a_picture_of_another_process_that_is_not_finite_is_said_and_training_goes_on(folder, tmp_path):
+    codes, said = finish(judged(tmp_path, folder, "run", 2, "diverged"))
+    assert codes == [0, 0], said
+    assert said.count("no preview of step 2") == 1
+    assert len(held_out_losses(tmp_path / "run")) == 2
+    assert not (tmp_path / "run/samples").exists()
+
+
+def test_a_process_that_is_stopped_during_a_preview_stops_all(folder, tmp_path):
+    codes, said = finish(judged(tmp_path, folder, "run", 2, "stop", steps=10**6, log_every=1))
+    assert codes == [75, 75], said
+    stopped = json.loads((tmp_path / "run/status.json").read_text())["step"]
+    assert stopped == 4, "asked for in the preview of step 2, agreed on after step 3, and known after step 4"
+    assert checkpoint.newest(tmp_path / "run") == checkpoint.folder_of(tmp_path / "run", stopped)
+    assert not (tmp_path / "run/samples/step-00000002.png").exists()
+
+
+def test_a_process_that_dies_during_a_preview_ends_the_other_with_a_clear_line(folder, tmp_path):
+    codes, said = finish(judged(tmp_path, folder, "run", 2, "dead"))
+    assert codes == [6, 9], said
+    assert "Traceback" not in said
+    assert "contact with another process was lost at step 2" in said
+
+
 def nodes(arguments, tmp_path):
     """Two groups of `accelerate launch` on one machine, as two machines with a process each would be."""
     with socket.socket() as free:
