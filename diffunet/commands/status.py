@@ -127,7 +127,8 @@ def text(found: Sequence[Status]) -> str:
     rows = [head, *map(_row, found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join([*lines, *(f"{each.run}: {each.why}" for each in found if each.why)])
+    ended = (f"{each.run}: {'stopped by ' * (each.state == 'stopped')}{each.why}" for each in found if each.why)
+    return "\n".join([*lines, *ended])
 
 
 def _row(one: Status) -> tuple[str, ...]:
