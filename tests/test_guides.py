@@ -20,12 +20,10 @@ from diffunet.commands.train import Train
 MOST_LINES_OF_THE_README = 170
 
 ELSEWHERE = {
-    "--all", "--fast", "--help", "--images", "--index-url", "--machine-rank", "--masks", "--multi-gpu",
+    "--all", "--fast", "--help", "--help-all", "--images", "--index-url", "--machine-rank", "--masks", "--multi-gpu",
     "--num-processes", "--section.name",
 }  # fmt: skip
 """Options of scripts and launchers, and of every command."""
-
-NEW = {"--dry-run", "--stop", "--watch"}
 
 
 def function_of(name):
@@ -76,7 +74,7 @@ def test_scripts_that_are_called_exist():
 
 
 def test_options_that_are_spoken_of_exist():
-    known = {*signature.options(Train), *ELSEWHERE, *NEW}
+    known = {*signature.options(Train), *ELSEWHERE}
     for name in cli.COMMANDS:
         known |= set() if name == "train" else set(signature.options(function_of(name)))
     off = {re.sub(r"^(--(?:\w+\.)?)no-", r"\1", option) for option in known}

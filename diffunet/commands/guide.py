@@ -29,7 +29,7 @@ def guide(topic: Annotated[Positional[str | None], arg(metavar="TOPIC")] = None,
     Example: diffunet guide inpainting
 
     Args:
-        topic: The name of a guide; all names are listed if none is given.
+        topic: Name of a guide. If not given, all are listed.
     """
     if topic is None:
         width = max(map(len, guides.TOPICS))
