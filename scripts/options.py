@@ -26,8 +26,8 @@ Every option of training, with what it takes and its default.
 `scripts/options.py` writes this guide from the config. On the command line an option is `--section.name`. In a config
 file it is `name` in the table `[section]`, and in Python `config.section.name`, both with `_` in place of `-`. An
 option that is not set is chosen by the images, the device and the time, or is off, as its help says. `config.toml` in
-the run's folder has what was chosen. `diffunet train --help-all` shows the same, and the short names, such as `--image-size` for
-`--data.image-size`. Other commands tell theirs likewise: `diffunet sample --help-all`.
+the run's folder has what was chosen. `diffunet train --help-all` shows the same, with the short names, such as
+`--image-size` for `--data.image-size`. Other commands tell theirs likewise: `diffunet sample --help-all`.
 """
 
 
