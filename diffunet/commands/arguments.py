@@ -127,6 +127,25 @@ def base_config(args: Sequence[str], run_of: Callable[[Config], Path]) -> Config
     return validated(content, "the command line")
 
 
+def stated(config: Config, base: Config, args: Sequence[str]) -> Config:
+    """Return `config`, which options made of `base`, with those of its values as set that `base` or `args` state.
+
+    An option may be stated with the value that it has by default, as `--image-size 64`, which tyro does not tell.
+    """
+    words = {word.partition("=")[0].replace("_", "-") for word in args}
+    content = {}
+    for section, values in config.model_dump().items():
+        before = getattr(base, section)
+        content[section] = {
+            name: value
+            for name, value in values.items()
+            if name in before.model_fields_set
+            or value != getattr(before, name)
+            or f"--{section}.{name}".replace("_", "-") in words
+        }
+    return validated(content, "the command line")
+
+
 def _prepared(args: Sequence[str]) -> list[str]:
     """Return the words of a command line as tyro is to read them.
 

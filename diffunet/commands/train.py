@@ -80,9 +80,11 @@ def train(args: Sequence[str]) -> None:
     def parsed(base: Config) -> Train:
         return arguments.parse(Train, args, "train", Train(missing, **dict(base)))
 
-    chosen = parsed(arguments.base_config(args, lambda base: naming.run_of(parsed(base).folder)))
+    base = arguments.base_config(args, lambda base: naming.run_of(parsed(base).folder))
+    chosen = parsed(base)
     out = chosen.out or naming.run_of(chosen.folder)
     config = Config(model=chosen.model, diffusion=chosen.diffusion, data=chosen.data, train=chosen.train)
+    config = arguments.stated(config, base, args)
     if chosen.minutes is not None:
         if chosen.steps is not None:
             raise UsageError("--steps and --minutes both say when the run ends; take one")

@@ -2,16 +2,18 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any, NamedTuple
 
+import torch
 from accelerate import Accelerator
 
 from diffunet import build, compiler
 from diffunet.compute import Compute
 from diffunet.config import Config, ModelConfig
+from diffunet.errors import UsageError
 from diffunet.nn import kernels
 from diffunet.nn.cost import Cost
 from diffunet.training import defaults, half_size, memory, processes
@@ -114,14 +116,16 @@ def for_minutes(
         config = config.changed("train", batch_size=None)
     trial = replace(how, native=_with_kernels(config, how))
     if net is build.net and config.model.net == "unet" and None in (config.model.channels, config.model.num_blocks):
-        probe = resolved(of_size(config, PROBE_GPU if how.device.type == "cuda" else PROBE))
-        images = _batch(probe) / seconds_per_step(probe, trial, net, many)
-        macs = many * processes.smallest(int(images / many * seconds * memory.price(probe, net).macs), joined)
 
         def price(size: Net) -> Cost:
             return memory.price(defaults.architecture(of_size(config, size), how.device), net)
 
-        size = best(macs, price)
+        ladder = possible(config, how.device)
+        wanted = PROBE_GPU if how.device.type == "cuda" else PROBE
+        probe = resolved(of_size(config, wanted if wanted in ladder else ladder[0]))
+        images = _batch(probe) / seconds_per_step(probe, trial, net, many)
+        macs = many * processes.smallest(int(images / many * seconds * memory.price(probe, net).macs), joined)
+        size = best(macs, price, ladder)
         config = of_size(config, size)
         if asked is None:
             config = config.changed("train", batch_size=batch_for(config, macs / price(size).macs))
@@ -148,13 +152,36 @@ def for_minutes(
     return config, processes.smallest(steps, joined), slower
 
 
-def best(macs: float, price: Callable[[Net], Cost]) -> Net:
-    """Return the largest net of `LADDER` that sees enough images in so many multiply-accumulates of forward passes.
+def possible(config: Config, device: torch.device) -> tuple[Net, ...]:
+    """Return the nets of `LADDER` that there are with the options of `config`.
+
+    Where these ask for groups of channels or for heads of attention, some widths do not divide into them.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found, problem = list[Net](), None
+    for size in LADDER:
+        try:
+            with torch.device("meta"):
+                build.net(defaults.architecture(of_size(config, size), device))
+        except UsageError as error:
+            problem = problem or error
+        else:
+            found.append(size)
+    if not found:
+        assert problem is not None, "the ladder has nets"
+        raise problem
+    return tuple(found)
+
+
+def best(macs: float, price: Callable[[Net], Cost], ladder: Sequence[Net] = LADDER) -> Net:
+    """Return the largest net of `ladder` that sees enough images in so many multiply-accumulates of forward passes.
 
     `price` returns what a net costs. See `PARAMETERS` for how many are enough.
     """
-    chosen = LADDER[0]
-    for size in LADDER[1:]:  # the larger, the more images are enough, and the fewer it sees
+    chosen = ladder[0]
+    for size in ladder[1:]:  # the larger, the more images are enough, and the fewer it sees
         cost = price(size)
         if macs / cost.macs < enough(cost.parameters):
             break

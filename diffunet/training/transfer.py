@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffunet import build, storage
-from diffunet.config import Config
+from diffunet.config import Config, preset
 from diffunet.errors import UsageError
 from diffunet.interop import models
 
@@ -30,14 +30,22 @@ LABELS, AUGMENTATION = "embedding.label.weight", "embedding.augment.weight"
 
 
 def like_model(config: Config, init: str | Path) -> Config:
-    """Return `config` with the architecture and meaning of the model `init`; raise UsageError if it asks otherwise."""
+    """Return `config` with the architecture and meaning of the model `init`; raise UsageError if it asks otherwise.
+
+    What `config` leaves open, or has as by default, is the model's; but an option of `FREE_WITH_INIT` that it states,
+    as `--image-size 64`, stays, unless it is the preset `default` that states it.
+    """
     model = models.read_config(init)
     content, plain, theirs = config.model_dump(), Config().model_dump(), model.model_dump()
+    usual = preset("default").model_dump(exclude_unset=True)
     if model.diffusion.task != config.diffusion.task:
         log.info("--init: %s learned to %s, and this run to %s", init, model.diffusion.task, config.diffusion.task)
     sections = [(section, name) for section in ("model", "diffusion") for name in theirs[section] if name not in OWN]
     for section, name in (*sections, ("data", "image_size"), ("data", "channels")):
         value, asked = theirs[section][name], content[section][name]
+        is_stated = name in getattr(config, section).model_fields_set and asked != usual.get(section, {}).get(name)
+        if name in FREE_WITH_INIT and is_stated and asked is not None:
+            continue
         if asked in (plain[section][name], value):
             if value != asked:
                 log.info("--init: %s.%s = %r, as in %s", section, name, value, init)

@@ -114,7 +114,7 @@ def test_what_an_object_refuses_can_be_found_by_its_exception():
 def test_a_switch_is_typed_both_ways_whatever_its_default_is(before, word, found, tmp_path):
     """The command of a run is typed again to resume it, when what it said has become the default."""
     (tmp_path / "c.toml").write_text(f"[data]\nbalance = {before}\n")
-    base = arguments.base_config(["--config", str(tmp_path / "c.toml")])
+    base = arguments.base_config(["--config", str(tmp_path / "c.toml")], lambda base: tmp_path)
     default = Train(tyro.MISSING, tyro.MISSING, **dict(base))
     assert arguments.parse(Train, ["photos", "--out", "x", word], "train", default).data.balance is found
 

@@ -11,10 +11,11 @@ from PIL import Image
 
 import diffunet
 from diffunet import draws, storage
+from diffunet.commands import arguments
 from diffunet.compute import Compute
-from diffunet.config import Config
+from diffunet.config import Config, preset
 from diffunet.errors import UsageError
-from diffunet.training import defaults, memory
+from diffunet.training import defaults, memory, transfer
 from diffunet.training.ema import Average, exponential
 from diffunet.training.loop import train
 
@@ -126,6 +127,16 @@ def test_init_takes_weights_and_matches_classes_by_name(run, folder, tmp_path):
     assert all(torch.allclose(before[key], after[key]) for key in before if key != name)
     with pytest.raises(UsageError, match=r"--init takes model\.channels = 8"):
         train(tiny(model={"channels": 16}), folder, tmp_path / "clash", init=run)
+
+
+def test_init_keeps_the_size_that_is_stated_though_it_is_the_default(run):
+    assert transfer.like_model(preset("default"), run).data.image_size == 8
+    assert transfer.like_model(preset("default").changed("data", image_size=64), run).data.image_size == 64
+    base = preset("default")
+    for words in (["--data.image-size", "64"], ["--data.image_size=64"]):
+        assert transfer.like_model(arguments.stated(Config(**dict(base)), base, words), run).data.image_size == 64
+    everything = Config.model_validate(base.model_dump())  # as tyro makes it: all fields count as set
+    assert transfer.like_model(arguments.stated(everything, base, []), run).data.image_size == 8
 
 
 def test_init_from_a_model_of_another_image_size(run, folder, tmp_path):

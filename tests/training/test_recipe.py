@@ -8,6 +8,7 @@ from helpers.small import tiny
 
 from diffunet.compute import Compute
 from diffunet.config import Config, ModelConfig, preset, read_toml
+from diffunet.errors import UsageError
 from diffunet.training import defaults, memory, plan, recipe
 from diffunet.training.loop import train
 from diffunet.training.recipe import LADDER, Net
@@ -41,6 +42,17 @@ def test_a_net_that_is_chosen_sees_enough_images_and_the_next_would_not():
         needed = {net: 7000 * (cost.parameters / 1.5e6) ** (7 / 3) for net, cost in costs.items()}
         assert place == 0 or images[LADDER[place]] >= needed[LADDER[place]]
         assert all(images[net] < needed[net] for net in LADDER[place + 1 :])
+
+
+def test_nets_that_groups_or_heads_do_not_divide_are_passed_over():
+    def found(**model):
+        config = preset("default").changed("data", image_size=32).changed("model", **model)
+        return [net.channels for net in recipe.possible(config, torch.device("cpu"))]
+
+    assert found() == [net.channels for net in LADDER]
+    assert found(norm_groups=32, head_channels=32) == [32, 64, 64, 96, 128, 192]
+    with pytest.raises(UsageError, match="24 channels cannot be normalised in 7 groups"):
+        found(norm_groups=7)
 
 
 @pytest.mark.parametrize(
