@@ -46,10 +46,10 @@ def evaluate(
     Example: diffunet evaluate runs/photos photos --loss
 
     Args:
-        data: Folder of real images. Class subfolders make better features.
+        data: Folder of real images. With a subfolder for each class the comparison is sharper.
         samples: Folder of samples that anybody has made, in place of MODEL; all of them are taken.
-        num: Images to compare. If not given, they are 10,000, or 256 with --loss. The feature distance is of at most a
-            third of the real ones.
+        num: Images to compare. If not given, they are 10,000, or 256 with --loss. The feature distance compares at
+            most a third as many as DATA has.
         seed: Seed of the samples and the features.
         metrics: Published figures of the Inception network as well: FID, KID, precision and recall with density and
             coverage (prc), inception score (is). They need its weights, and diffunet[fid].

@@ -41,9 +41,9 @@ class Train:
     config: Path | None = None
     """Config file to start from, such as a RUN/config.toml."""
     init: str | None = None
-    """Model whose weights and architecture to start from, such as emoji, which is built in."""
+    """Model whose weights, net and image size to start from, such as emoji."""
     resume: bool = False
-    """Go on from the newest checkpoint of the run in --out."""
+    """Go on from the newest checkpoint in --out, if there is one."""
     dry_run: bool = False
     """Print a config with what would be chosen, and why; train nothing."""
     accept_new_data: Rare[bool] = False

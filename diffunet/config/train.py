@@ -19,8 +19,8 @@ class TrainConfig(Section):
     steps: Positive | None = None
     """Optimizer steps in all, in place of minutes."""
     batch_size: Annotated[int, Field(ge=1, le=2**20)] | Literal["auto"] | None = None
-    """Images of one optimizer step, over all processes and passes; auto finds by trial what fits. If not given, it is
-    chosen by the image size."""
+    """Images of one optimizer step, over all processes and passes; auto finds by trial what fits. If not given, the
+    images that the minutes allow decide; with --steps, the image size and the device."""
     grad_accumulation: Annotated[int, Field(ge=1, le=2**20)] | None = None
     """Passes that a step is divided into, to take less memory. If not given, they are as few as the free memory
     allows."""

@@ -91,7 +91,7 @@ def find(run: Path) -> list[Snapshot]:
     if not stored:
         why = f"the first comes after step {every}" if every else "it was trained without (train.ema_every)"
         raise CheckpointError(
-            f"{run} has no stored averages, from which --ema puts one together: {why}; see diffunet train --help"
+            f"{run} has no stored averages, from which --ema puts one together: {why}; see diffunet train --help train"
         )
     return stored
 
