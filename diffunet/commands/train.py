@@ -53,7 +53,7 @@ class Train:
     task: TaskName | None = None
     """What the net learns: to generate, or to fill in holes as well (short for --diffusion.task)."""
     image_size: int | None = None
-    """Height and width in pixels (short for --data.image-size, 64 by default)."""
+    """Height and width in pixels, 64 if not given."""
     minutes: float | None = None
     """Minutes that the run may take in all. If neither these nor --steps are given, it is an hour. With --resume, more
     minutes make a run longer."""
