@@ -161,7 +161,9 @@ def lock(path: Path, *, wait: bool, message: str = "") -> Iterator[None]:
     with path.open("a+b") as file:
         try:
             if not filelock.lock_descriptor(file.fileno(), blocking=wait, poll_interval=0.2):
-                raise CheckpointError(message)
+                time.sleep(0.1)  # it may have been `is_locked`, which holds it for an instant
+                if not filelock.lock_descriptor(file.fileno(), blocking=False):
+                    raise CheckpointError(message)
         except OSError as error:  # some network file systems have no locks
             if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
                 raise

@@ -5,17 +5,16 @@ A test says when the guide is stale: run this again after changing an option, it
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
-from itertools import pairwise
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from diffunet import guides
-from diffunet.config import Config, Section
+from diffunet.commands import signature
+from diffunet.config import Config
 
 GUIDE = guides.HERE / "options.md"
 
@@ -38,24 +37,13 @@ def guide() -> str:
 
 def _section(name: str, section: Any) -> str:
     """Return the heading of a section of the config, and a table of its options."""
-    helps = _helps(section)
+    helps = signature.helps(section)
     rows = [
         f"| `--{name}.{key.replace('_', '-')}` | {_takes(field)} | {_default(field.default)} | {_plain(helps[key])} |"
         for key, field in section.model_fields.items()
     ]
     head = f"## {name}\n\n{_plain(inspect.cleandoc(section.__doc__))}\n"
     return "\n".join([head, "| option | takes | default | what it does |", "|---|---|---|---|", *rows, ""])
-
-
-def _helps(section: type[Section]) -> dict[str, str]:
-    """Return the string below each field of a section, by the field's name: its help on the command line."""
-    [body] = [node.body for node in ast.parse(inspect.getsource(section)).body if isinstance(node, ast.ClassDef)]
-    found = {}
-    for field, text in pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-            assert isinstance(field.target, ast.Name), field
-            found[field.target.id] = str(ast.literal_eval(text.value))
-    return found
 
 
 def _takes(field: FieldInfo) -> str:

@@ -48,6 +48,19 @@ def test_a_lock_holds_against_another_process_and_dies_with_its_own(tmp_path):
         pass
 
 
+def test_a_look_whether_it_is_locked_refuses_nobody(tmp_path, monkeypatch):
+    """`is_locked` holds the lock for an instant, in which another one may want it."""
+    path, tried, real = tmp_path / "lock", [], filelock.lock_descriptor
+
+    def looked_at(descriptor, **options):
+        tried.append(options)
+        return len(tried) > 1 and real(descriptor, **options)
+
+    monkeypatch.setattr(filelock, "lock_descriptor", looked_at)
+    with files.lock(path, wait=False, message="in use"):
+        assert len(tried) == 2
+
+
 def test_a_lock_holds_against_another_thread_and_leaves_its_file(tmp_path):
     path = tmp_path / "folder" / "lock"
     entered = threading.Event()

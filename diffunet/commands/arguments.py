@@ -174,7 +174,7 @@ def _prepared(args: Sequence[str]) -> list[str]:
 
 def _show_help(target: Callable[..., Any], args: Sequence[str], command: str, default: Any = None) -> None:
     """Print the help that `args` ask for, if they do, and raise SystemExit then."""
-    if (part := manual.asked(args)) is not None:
+    if (part := manual.asked(args, signature.sections(target))) is not None:
         tell(manual.page(command, target, part, default))
         raise SystemExit(0)
 
@@ -207,7 +207,7 @@ def _tyro(
 def _mistake(event: Any, args: Sequence[str], options: Mapping[str, Option], command: str) -> str | None:
     """Return what is wrong with `args`, of which tyro complains by `event`; None for an event of a later tyro."""
     known = [name for name, option in options.items() if not option.is_argument]
-    off = [re.sub(r"^(--(?:\w+\.)?)", r"\1no-", name) for name in known if options[name].kind is bool]
+    off = [options[name].off for name in known if options[name].kind is bool]
     for word in args:
         name = word.partition("=")[0].replace("_", "-")
         if name.startswith("--") and name not in (*known, *off):

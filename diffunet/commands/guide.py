@@ -52,7 +52,8 @@ def _show(text: str) -> None:
     from rich.markdown import Markdown
 
     os.environ.setdefault("LESS", "-FRX")  # colours, and no waiting where all of it fits, as git does
-    pager = os.environ.get("MANPAGER") or os.environ.get("PAGER") or "less"  # as pydoc chooses it, which rich asks
+    chosen = (os.environ.get(name, "").strip() for name in ("MANPAGER", "PAGER"))  # as pydoc, which rich asks
+    pager = next(filter(None, chosen), "less")
     colours = os.path.basename(pager.split()[0]) == "less" and shutil.which("less") is not None
     console = Console(width=min(shutil.get_terminal_size().columns, WIDEST))
     with writing_results(), console.pager(styles=colours):

@@ -20,7 +20,7 @@ EXTRAS = {
     "web": ("starlette", "uvicorn", "markdown-it-py"), "fid": ("torch-fidelity",), "tensorboard": ("tensorboard",),
     "onnx": ("onnx", "onnxscript"), "parquet": ("pyarrow",),
 }  # fmt: skip
-"""What `pip install "diffunet[NAME]"` adds; tests/commands/test_machine.py compares it with pyproject.toml."""
+"""What `pip install "diffunet[NAME]"` adds; tests/commands/test_info.py compares it with pyproject.toml."""
 
 BESIDE = ("pillow-heif", "triton")
 """Packages that diffunet uses where they are, and that no extra brings."""

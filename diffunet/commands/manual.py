@@ -30,15 +30,18 @@ ALL = "all"
 """The part of the help that is all of it, beside "", the main options, and the names of sections."""
 
 
-def asked(args: Sequence[str]) -> str | None:
-    """Return which part of the help a command line asks for; None if it asks for none."""
+def asked(args: Sequence[str], parts: Iterable[str]) -> str | None:
+    """Return which of `parts` of the help, or what part by a wrong name, a command line asks for; None if for none.
+
+    A word after --help that is not like the name of a part is an argument of the command, whose help is asked for.
+    """
     if "--help-all" in args:
         return ALL
     for word, after in itertools.pairwise([*args, ""]):
         if word.startswith("--help="):
             return word.partition("=")[2]
         if word in ("-h", "--help"):
-            return "" if after.startswith("-") else after
+            return after if difflib.get_close_matches(after, [*parts, ALL], n=1) else ""
     return None
 
 

@@ -36,7 +36,8 @@ def samples_of(model: str, seed: int, suffix: str) -> str:
 def fillings_of(images: Sequence[Path], num: int, suffix: str) -> str:
     """Return the name of fillings, in the current folder: of one image a file, of a folder or of several a folder.
 
-    They do not go beside the image, which may be where nothing can be written, or among images to train on.
+    They do not go beside the image, unless that is the current folder: nothing may be written there, or it may be
+    trained on.
 
     Args:
         images: as they are named on the command line.

@@ -109,10 +109,12 @@ def _fill(run: Reading, data: Path | None, computing: Computing) -> str | None:
     if not folder:
         return "the run does not say where its images are, being of an earlier version: --data says it"
     try:
+        fillings.make_room(run.folder)
+        step = storage.weights_step(storage.find_model(run.folder)) or 0  # before the weights, which may be newer then
         pipe = options.load(str(run.folder), computing)
         with progress("filling in") as show, _quietly():
             rows = fillings.fillings(pipe, Path(folder), on_step=show)
-        fillings.keep(run.folder, rows, storage.weights_step(storage.find_model(run.folder)) or 0)
+        fillings.keep(run.folder, rows, step)
     except DataError as error:
         if data is not None:
             raise

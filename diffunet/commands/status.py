@@ -145,22 +145,18 @@ def _row(one: Status) -> tuple[str, ...]:
 
 def _below(place: Path, *, needed: bool) -> list[Path]:
     """Return the runs that a folder is or holds somewhere; raise UsageError for none where one is `needed`."""
-    if _is_run(place):
+    if run_reading.is_run(place):
         return [place]
     if needed and not place.is_dir():
         raise UsageError(f"{place}: there is no such folder; name the RUN that diffunet train --out RUN made")
     found = list[Path]()
     for here, folders, _ in os.walk(place):
-        of_runs = [name for name in folders if _is_run(Path(here, name))]
+        of_runs = [name for name in folders if run_reading.is_run(Path(here, name))]
         found += [Path(here, name) for name in of_runs]
         folders[:] = [name for name in folders if name not in of_runs]
     if needed and not found:
         raise UsageError(f"{place}: is no run folder, and there is none below it")
     return sorted(found)
-
-
-def _is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in run_reading.SIGNS)
 
 
 def _stop(folders: Iterable[Path]) -> None:

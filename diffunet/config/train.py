@@ -41,7 +41,7 @@ class TrainConfig(Section):
     """Step from which the run trains at full size, in place of --train.half-size."""
     optimizer: Literal["muon", "adamw"] | None = None
     """Optimizer of the convolutions and matrices inside the net; AdamW learns the rest of it. If not given, it is muon
-    for diffunet's UNet, else adamw."""
+    for diffunet's UNet, unless the learning rate is given; then it is adamw."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     """Weight decay of the optimizers, 0 to 10: the share of a weight that a step takes away at rate 1."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.99)

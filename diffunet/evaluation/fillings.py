@@ -1,5 +1,6 @@
 """What a model that has learned to inpaint makes of held-out images, one for each kind of mask."""
 
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -48,14 +49,20 @@ def fillings(
     return rows
 
 
+def make_room(run: Path) -> None:
+    """Make the folder of a run's fillings; raise OSError where it cannot be written, before any is computed."""
+    folder = run / run_reading.FILLINGS
+    folder.mkdir(exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+
+
 def keep(run: Path, rows: Mapping[str, Image.Image], step: int) -> None:
-    """Write the rows of a model after a step into a run folder, for its reports, in place of those that are there.
+    """Write the rows of a model after a step where `make_room` made room, in place of those that are there.
 
     Raises:
         OSError, ResourceError: they cannot be written.
     """
     folder = run / run_reading.FILLINGS
-    folder.mkdir(exist_ok=True)
     written = {folder / f"step-{step:08d}-{kind}.png": row for kind, row in rows.items()}
     for path, row in written.items():
         images.save(row, path)

@@ -121,6 +121,14 @@ class Reading:
         return max(0.0, (steps - self.step) * batch / self.speed) if self.speed and isinstance(batch, int) else None
 
 
+def is_run(folder: Path) -> bool:
+    """Return whether a folder holds what a run writes; one that cannot be looked into holds nothing."""
+    try:
+        return any((folder / name).exists() for name in SIGNS)
+    except OSError:
+        return False
+
+
 def brief(folder: Path) -> Reading:
     """Read only how a run is, its status, which takes no time.
 
@@ -129,7 +137,7 @@ def brief(folder: Path) -> Reading:
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder; name the RUN that diffunet train --out RUN made")
-    if not any((folder / name).exists() for name in SIGNS):
+    if not is_run(folder):
         raise UsageError(f"{folder}: is no run folder: it has none of {', '.join(SIGNS)}")
     run = Reading(folder)
     run.status = _object(run, "status.json", "so the state of the run is not known")

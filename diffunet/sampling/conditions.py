@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 OWN_INTERVAL = (0.2, 4.0)
 """The noise levels between which a model is guided by the weaker model beside it: see samples/recipe.md."""
 
-FROM_ZERO = ("seed", "feather", "grow", "shrink")
-"""The counts among the arguments that may be 0."""
-
 Label = SupportsIndex | str | None
 """A class by its name or by its number (an integer of Python, numpy or torch), or None for an image without a label."""
 

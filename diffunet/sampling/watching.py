@@ -50,6 +50,9 @@ class Bar:
 
     def __call__(self, progress: Any) -> None:
         """Show that `progress.step` of `progress.steps` are done, and `progress.loss` where there is one."""
+        if self._bar is not None and progress.step <= self._bar.n:  # the one before was cancelled
+            self._bar.close()
+            self._bar = None
         if self._bar is None:
             from tqdm.auto import tqdm
 

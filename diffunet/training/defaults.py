@@ -95,7 +95,8 @@ def resolve(
     config = _filled(config, "data", flip=small and not one_sided)
     # Images of one flat colour have no deviation, by which a net may have to divide.
     config = _filled(config, "diffusion", mean=mean, sigma_data=max(sigma_data, 0.01))
-    ours = config.model.net == "unet" and net is build.net
+    # A learning rate that is stated is AdamW's, as in the configs and presets from before there was Muon.
+    ours = config.model.net == "unet" and net is build.net and config.train.learning_rate is None
     config = _filled(config, "train", optimizer="muon" if ours else "adamw")
     if config.train.ema_every is None:
         config = config.changed("train", ema_every=stored_every(config, steps, net))

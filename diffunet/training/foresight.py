@@ -52,11 +52,14 @@ def _reasons(asked: Config, run: Run, each: float, init: str | None) -> Iterator
     m, t, few = config.model, config.train, run.distinct < defaults.SMALL
     seen, clock = run.expected * batch, run.config.train.minutes
     yield f"speed: {batch / each:.3g} images a second, measured with this net, {each:.3g} s a step at full size"
-    net = f"net: {m.channels} channels x {' '.join(map(str, m.multipliers or ()))}, {m.num_blocks} blocks a level"
+    net = f"net: {m.channels} channels x {' '.join(map(str, m.multipliers or ()))}"
+    net += "" if m.num_blocks is None else f", {m.num_blocks} blocks a level"
     if init is not None:
         yield f"{net}, as {init} has it"
-    elif asked.model.channels is not None and asked.model.num_blocks is not None:
+    elif asked.model.channels is not None:
         yield f"{net}, as asked"
+    elif m.net != "unet":
+        yield f"{net}, by the image size"
     elif clock is None:
         yield f"{net}, by the image size and the device, since --steps says nothing of time"
     else:
@@ -77,7 +80,8 @@ def _reasons(asked: Config, run: Run, each: float, init: str | None) -> Iterator
             f"batch: {batch}, so that there are about {recipe.STEPS_AT_LEAST:,} steps or more ({run.expected:,}), "
             f"or larger where that costs little; {recipe.SMALLEST} to {recipe.largest_batch(config)} at {size} pixels"
         )
-    rate = "as asked" if asked.train.learning_rate is not None else f"for a net of {m.channels} channels"
+    suited = f"for {t.optimizer} and a net of {m.channels} channels"
+    rate = "as asked" if asked.train.learning_rate is not None else suited
     yield f"learning rate: {t.learning_rate:g}, {rate}; it falls over the last {t.cooldown or 0:.0%}"
     if asked.train.half_size is None and asked.train.half_size_until is None:
         first = f"for {t.half_size:.0%} of the time" if t.half_size else "no"

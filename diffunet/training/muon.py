@@ -80,8 +80,9 @@ class Muon(torch.optim.Optimizer):
 def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return about U V^T, float32, for each of `matrices` = U S V^T [... rows columns], computed in `dtype`.
 
-    Its singular values lie between about 0.7 and 1.2 where those of `matrices` are above about 1% of their norm; it is
-    0 where `matrices` is. By Newton-Schulz iterations, which need products of matrices alone.
+    Its singular values lie between about 0.7 and 1.2 where those of `matrices` are above some percent of their norm,
+    and below where they are smaller; it is 0 where `matrices` is. Newton-Schulz iterations need products of matrices
+    alone.
     """
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]

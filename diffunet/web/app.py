@@ -159,7 +159,7 @@ class Site:
                        "fillings": limits.max_fillings, "pictures": limits.max_generated},
             "out": workshop.out and workshop.out.name, "image": image,
             "folder": None if workshop.folder is None else {"count": len(self._listed())},
-            "runs": bool(self.runs.paths()),
+            "runs": self.runs is not NONE,
         })  # fmt: skip
 
     async def page(self, request: Request) -> Response:

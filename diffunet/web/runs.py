@@ -3,6 +3,7 @@
 What a browser sends is an id, which names one of the run folders that are found here, and never a path.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +58,10 @@ class Runs:
         return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
 
     def _told(self) -> Any:
-        runs = {id: run_reading.brief(path) for id, path in self.paths().items()}
+        runs = {}
+        for id, path in self.paths().items():
+            with contextlib.suppress(UsageError):  # deleted meanwhile
+                runs[id] = run_reading.brief(path)
         return [
             {
                 "id": id,
@@ -73,7 +77,10 @@ class Runs:
         paths = self.paths()
         if not {*ids} <= {*paths}:
             raise Gone("there is no such run, or it is gone")
-        return run_page.page([run_reading.read(paths[id]) for id in ids])
+        try:
+            return run_page.page([run_reading.read(paths[id]) for id in ids])
+        except UsageError:  # deleted meanwhile
+            raise Gone("there is no such run, or it is gone") from None
 
 
 NONE = Runs()
@@ -94,6 +101,6 @@ def _within(place: Path) -> Sequence[Path]:
 def _changed(path: Path) -> float | None:
     """Return when a run folder has changed, None of what is none."""
     try:
-        return path.stat().st_mtime if any((path / name).exists() for name in run_reading.SIGNS) else None
+        return path.stat().st_mtime if run_reading.is_run(path) else None
     except OSError:
         return None

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from diffunet.commands.naming import RUNS
 from diffunet.errors import ResourceError, UsageError
 from diffunet.web.limits import Limits
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 PORT, PORTS = 8765, 20
 """The port that is taken if none is asked for, and how many after it are tried where it is in use."""
-
-RUNS = Path("runs")
-"""The folder whose runs are shown if no other is named, to who is at this machine."""
 
 GRACE = 3
 """Seconds that open connections have at the end."""

@@ -116,7 +116,7 @@ def test_examples_stay_commands_when_they_are_copied(page):
 def test_a_part_that_there_is_not(capsys):
     for words, line in (
         (["train", "--help", "dta"], "diffunet: --help has no part 'dta'; there is data\n"),
-        (["sample", "--help", "xyz"], "diffunet: --help has no part 'xyz'; there is sampling or computing or all\n"),
+        (["sample", "--help=xyz"], "diffunet: --help has no part 'xyz'; there is sampling or computing or all\n"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(words)
@@ -171,6 +171,8 @@ def test_metavars_say_what_is_taken():
 
 
 def test_the_words_after_help_that_are_no_part():
-    assert manual.asked(["photos", "--out", "x"]) is None
-    assert manual.asked(["--help", "--out", "x"]) == ""
-    assert manual.asked(["--out", "x", "-h", "data"]) == manual.asked(["--help=data"]) == "data"
+    parts = ("model", "data")
+    assert manual.asked(["photos", "--out", "x"], parts) is None
+    assert manual.asked(["--help", "--out", "x"], parts) == manual.asked(["--help", "runs/photos"], parts) == ""
+    assert manual.asked(["--out", "x", "-h", "data"], parts) == manual.asked(["--help=data"], parts) == "data"
+    assert manual.asked(["--help", "dta"], parts) == "dta"  # for which there is a line that names the nearest

@@ -19,6 +19,13 @@ def test_it_counts_to_the_end_and_begins_anew_for_what_comes_next(pipe, capsys):
     assert drawn(capsys) == [("digits", "3", "3"), ("digits", "6", "6")]
 
 
+def test_after_a_walk_that_was_cancelled_it_begins_anew(capsys):
+    bar = Bar()
+    for step, steps in ((1, 10), (5, 10), (1, 4), (4, 4)):
+        bar(TrainProgress(step, steps, loss=0.5, seconds=1.0))
+    assert [found[1:] for found in drawn(capsys)] == [("5", "10"), ("4", "4")]
+
+
 def test_it_goes_with_training_that_is_resumed_and_whose_end_is_open(capsys):
     bar = Bar()
     for step, steps in ((5001, 9000), (5002, 8000), (5003, 5003)):

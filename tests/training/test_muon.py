@@ -9,10 +9,11 @@ from helpers.small import tiny
 from safetensors.torch import load_file
 
 from diffunet import compute
+from diffunet.config import Config, preset, preset_names
 from diffunet.errors import Stopped, UsageError
 from diffunet.nn.unet import UNet
 from diffunet.nn.unet2015 import UNet2015
-from diffunet.training import checkpoint, optimizers
+from diffunet.training import checkpoint, defaults, optimizers
 from diffunet.training.loop import train
 from diffunet.training.muon import SCALE, Muon, orthogonalised
 
@@ -126,6 +127,25 @@ def test_a_run_by_default_learns_by_it_and_goes_on_exactly(folder, tmp_path):
         train(tiny(train=QUIET), folder, tmp_path / "parts", on_step=stop_at(2))
     train(tiny(train=QUIET), folder, tmp_path / "parts", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts", 4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"), [({}, "muon"), ({"learning_rate": 2e-3}, "adamw"),
+                         ({"learning_rate": 2e-3, "optimizer": "muon"}, "muon"), ({"optimizer": "adamw"}, "adamw")],
+)  # fmt: skip
+def test_a_rate_that_is_stated_alone_is_adamws(asked, found):
+    """As in configs that were written before there was Muon, and in presets of papers."""
+    assert resolved(Config().changed("train", steps=9, **asked)).train.optimizer == found
+
+
+@pytest.mark.parametrize("name", set(preset_names()) - {"default", "digits"})
+def test_presets_of_papers_keep_adamw(name):
+    assert resolved(preset(name)).train.optimizer == "adamw"
+
+
+def resolved(config):
+    how = compute.choose("cpu", "fp32")
+    return defaults.resolve(config, images=9, class_names=(), mean=(0.0,) * 3, sigma_data=0.5, how=how)
 
 
 def test_a_run_of_a_version_before_it_goes_on_with_adamw(folder, tmp_path):

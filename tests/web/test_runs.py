@@ -1,6 +1,8 @@
 """The runs that the page shows: which ones, to whom, and that a report has no part in the page."""
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 from helpers.run_folders import line, run_folder
@@ -8,6 +10,7 @@ from helpers.web import told
 
 from diffunet.errors import UsageError
 from diffunet.evaluation import run_page, run_reading
+from diffunet.web.runs import Runs
 
 
 @pytest.fixture
@@ -54,11 +57,30 @@ def test_where_others_reach_it_only_runs_that_are_named_are_shown(asking, page, 
         page(runs=runs / "nowhere")
 
 
-def test_without_runs_there_is_no_such_tab(asking, tmp_path, monkeypatch):
+def test_a_run_that_begins_later_is_listed(asking, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     client = asking(model="emoji")
-    assert told(client.get("/api/model"))["runs"] is False
+    assert told(client.get("/api/model"))["runs"] is True
     assert told(client.get("/api/runs"))["runs"] == []
+    Path("runs/later").mkdir(parents=True)
+    Path("runs/later/status.json").write_text("{}")
+    assert [each["name"] for each in told(client.get("/api/runs"))["runs"]] == ["later"]
+
+
+def test_a_run_that_is_deleted_meanwhile_is_left_out(asking, runs, monkeypatch):
+    client = asking(model="emoji")
+    gone, paths = listed(client)["first"], Runs.paths
+
+    def then_deleted(self):
+        found = paths(self)
+        shutil.rmtree(runs / "first", ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(Runs, "paths", then_deleted)
+    assert sorted(each["name"] for each in told(client.get("/api/runs"))["runs"]) == ["second", "third"]
+    answer = client.get("/api/runs/report", params={"ids": gone})
+    assert answer.status_code == 404
+    assert str(runs) not in answer.text
 
 
 def test_a_report_is_that_of_the_command_as_the_run_is_now(asking, runs):

@@ -1,4 +1,4 @@
-/** What the three tabs have in common: a job's progress, its buttons, and fields of options. */
+/** What tabs have in common: a job's progress, its buttons, and fields of options. */
 
 import { $, alertLine, attempt, copyText, element, numberIn, say } from './dom.js';
 import { announcement, isActive, progressText } from './jobs.js';
