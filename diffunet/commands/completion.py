@@ -43,7 +43,7 @@ def completion(
 
     The guide the-terminal says where each shell looks for it: diffunet guide the-terminal
 
-    Example: eval "$(diffunet completion bash)"
+    Example: diffunet completion bash > completion.bash; source completion.bash
     """
     tell({"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](options()).rstrip("\n"))
 
