@@ -211,7 +211,7 @@ def test_a_preview_that_is_not_finite_does_not_end_a_run(folder, tmp_path, monke
     def spoilt(self, num, **options):
         raise diffunet.DivergedError("the model's images are not finite")
 
-    monkeypatch.setattr(loop.Pipeline, "sample", spoilt)
+    monkeypatch.setattr(loop.Pipeline, "stream", spoilt)
     train(tiny(train={"steps": 2, "sample_every": 1}), folder, tmp_path / "run")
     assert "no preview of step 1: the model's images are not finite" in caplog.text
     assert checkpoint.steps(tmp_path / "run")[-1] == 2
@@ -257,13 +257,13 @@ def test_the_compiled_net_is_tried_with_the_batch_that_comes(folder, monkeypatch
 
 
 def test_previews_take_a_fast_sampler_whatever_the_models_own(folder, tmp_path, monkeypatch):
-    asked, sample = [], loop.Pipeline.sample
+    asked, stream = [], loop.Pipeline.stream
 
     def spied(self, num, **options):
         asked.append((options["sampler"], options["steps"], options["ladder"]))
-        return sample(self, num, **options)
+        return stream(self, num, **options)
 
-    monkeypatch.setattr(loop.Pipeline, "sample", spied)
+    monkeypatch.setattr(loop.Pipeline, "stream", spied)
     slow = {"schedule": "cosine", "target": "epsilon", "sampler": "ddpm", "sample_steps": 4000}
     train(tiny(diffusion=slow, train={"steps": 1, "previews": 2}), folder, tmp_path / "run")
     assert asked == [("unipc", 15, "log-snr")]

@@ -32,7 +32,7 @@ def test_what_a_run_leaves_behind(run, folder):
     assert config.diffusion.sigma_data == pytest.approx(pixels.std(), rel=1e-3)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     assert [line["step"] for line in lines if "loss" in line] == [2, 3, 4, 6, 8]
-    assert lines[0]["learning_rate"] == pytest.approx(2e-3 * 2 / 3)
+    assert lines[0]["learning_rate"] == pytest.approx(4e-3 * 2 / 3)
     assert any("validation_loss" in line for line in lines)
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["step"], status["exit_code"]) == ("done", 8, 0)
@@ -217,12 +217,18 @@ def test_blocks_are_checkpointed_above_128_pixels_where_a_card_is_small():
 
 
 def test_the_rate_is_by_the_width_of_the_net_and_what_is_said_stands():
-    for channels, rate in ((32, 2e-3), (64, 2e-3), (96, 1e-3), (128, 1e-3), (192, 5e-4)):
-        assert resolved(sized(64).changed("model", channels=channels)).train.learning_rate == rate
+    for channels, muon, adamw in (
+        (32, 4e-3, 2e-3), (64, 4e-3, 2e-3), (96, 1e-3, 1e-3), (128, 1e-3, 1e-3), (192, 5e-4, 5e-4),
+    ):  # fmt: skip
+        config = sized(64).changed("model", channels=channels)
+        assert resolved(config).train.learning_rate == muon
+        assert resolved(config.changed("train", optimizer="adamw")).train.learning_rate == adamw
     said = resolved(sized(64, learning_rate=1e-5, grad_accumulation=4, batch_size=64)).train
     assert (said.learning_rate, said.grad_accumulation, said.batch_size) == (1e-5, 4, 64)
     narrow = sized(64, batch_size="auto").changed("model", channels=32)
-    assert defaults.after_trial(narrow, 8, processes=4).train.learning_rate == 2e-3
+    assert (
+        defaults.after_trial(narrow, 8, processes=4).train.learning_rate == 2e-3
+    )  # AdamW's, as nothing is resolved yet
 
 
 def test_a_batch_that_processes_and_passes_do_not_divide():
