@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 Pixels = Annotated[int, Field(ge=0, le=10_000)]
 
+UNSEEN = ("model", "images", "out", "mask", "computing", "max_pixels", "resume", "overwrite", "open")
+"""What is not noted of how pictures were made: it does not change them, or is noted by what it holds."""
+
 
 def inpaint(
     model: Model, images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE")], /, *,
@@ -95,9 +98,7 @@ def inpaint(
         max_pixels: Pixels of the largest image that is taken. Larger ones are refused before they are decoded.
         resume: Fill only the images that a run which was broken off has not filled.
     """
-    made_by = records.asked(
-        locals(), "model", "images", "out", "mask", "computing", "max_pixels", "resume", "overwrite", "open"
-    )
+    made_by = records.asked(locals(), *UNSEEN)
     if out is None:
         suffix = next(iter(outputs.held_by(images[0])), ".png") if len(images) == 1 else ""
         out = naming.fillings_of(images, num, suffix)

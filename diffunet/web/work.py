@@ -128,9 +128,7 @@ class Workshop:
         def run(job: Job) -> None:
             # The very same as of the command line, so that either goes on with what the other has begun.
             defaults = {name: parameter.default for name, parameter in _optional(inpaint.inpaint).items()}
-            made_by = records.asked(
-                defaults | options, "out", "mask", "computing", "max_pixels", "resume", "overwrite"
-            ) | {
+            made_by = records.asked(defaults | options, *inpaint.UNSEEN) | {
                 "command": "inpaint", "model": records.fingerprint(self.pipe), "precision": self.pipe.how.precision
             }  # fmt: skip
             jobs = inpaint.jobs_of((folder,), mask.path, out, False, 1, True)
