@@ -26,9 +26,8 @@ SECONDS, STEPS, WARM = 1.0, 20, 2
 """A step is timed for at most so many seconds and steps, after some that are not counted."""
 
 
-DOUBLING, FEWEST = 1.4, 150
-"""A batch is doubled where that makes a step less than so many times as long, as it does where a net is small, and
-leaves so many steps. Measured in samples/recipe.md."""
+DOUBLING = 1.4
+"""A batch is doubled where that makes a step less than so many times as long, as it does where a net is small."""
 
 
 class Net(NamedTuple):
@@ -134,7 +133,7 @@ def for_minutes(
     while asked is None and config.train.batch_size is not None and _batch(config) < largest_batch(config):
         larger = config.changed("train", batch_size=2 * _batch(config))
         slower = seconds_per_step(resolved(larger), trial, net, many)
-        if not processes.smallest(int(slower < DOUBLING * each and seconds / slower >= FEWEST), joined):
+        if not processes.smallest(int(slower < DOUBLING * each), joined):
             break
         config, each = larger, slower
     t, slower = whole.train, 1.0

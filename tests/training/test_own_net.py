@@ -1,5 +1,7 @@
 """A net of the user's own, from training to pictures: nothing of it is imported from a file."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -97,12 +99,13 @@ def test_without_the_function_that_makes_it_nothing_is_done(trained, folder, tmp
 
 
 def test_another_net_is_refused(trained, run, folder, tmp_path):
+    mine = shutil.copytree(run, tmp_path / "mine")  # a refusal is noted in the run's status
     with pytest.raises(CheckpointError, match=r"do not fit: first\.weight is"):
         diffunet.load(trained, net=lambda config: Wide(3, 3, 2))
     with pytest.raises(UsageError, match=r"has a net of diffunet's own, and net= was given: leave it out"):
         diffunet.load(run, net=lambda config: build.net(config))
     with pytest.raises(UsageError, match=r"has a net of diffunet's own, and net=.* was given: leave it out"):
-        diffunet.train(tiny(train={"steps": 9}), folder, run, resume=True, net=own)
+        diffunet.train(tiny(train={"steps": 9}), folder, mine, resume=True, net=own)
 
 
 @pytest.mark.parametrize("answers", [1, 4])
