@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.commands import diffunet, refused
+from helpers.commands import dies_at, diffunet, refused
 from PIL import Image
 
 from diffunet.commands import naming, viewer
-from diffunet.pictures import images
 
 SMALL = [
     *("--image-size", 8, "--steps", 2, "--batch-size", 4, "--train.previews", 0),
@@ -105,18 +104,10 @@ def test_samples_go_to_one_picture_and_never_over_another(here, capsys, words, n
 
 def test_many_samples_go_to_a_folder_which_is_gone_on_with(here, capsys, monkeypatch):
     words = ["sample", "runs/made", "--steps", 2, "--num", 3, "--batch-size", 1]
-    plain, left = images.save, [2]
-
-    def save(picture, path):
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        plain(picture, path)
-
-    monkeypatch.setattr(images, "save", save)
+    again = dies_at(monkeypatch, 2)
     diffunet(*words, code=128 + signal.SIGINT)
     assert len(list(Path("made-seed0").glob("*.png"))) == 2
-    monkeypatch.setattr(images, "save", plain)
+    again()
     diffunet(*words)
     assert "2 of 3 are there" in capsys.readouterr().err
     line = refused(capsys, *words)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.commands import diffunet
 from helpers.complaints import FINITE, WHOLE, at_least, at_most, check, less_than, more_than
 from PIL import Image
 
@@ -25,13 +26,6 @@ ROOT = Path(__file__).parents[2]
 TRAIN = (
     "--image-size 8 --classes --steps 4 --batch-size 4 --model.channels 8 --model.multipliers 1 2 --train.previews 2"
 )
-
-
-def diffunet(*words, code=0):
-    """Run a command in this process."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    assert stop.value.code == code
 
 
 def refused(capsys, *words, code=2):

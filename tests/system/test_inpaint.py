@@ -6,22 +6,15 @@ from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
+from helpers.commands import diffunet
 from helpers.complaints import at_least, check
 from PIL import Image, ImageCms
 
 from diffunet.commands import folders, inpaint, options, outputs
-from diffunet.commands.cli import main
 from diffunet.inpainting import masks, methods, part, regions
 
 MAGENTA = (255, 0, 255)
 FAST = ("--steps", 2, "--method", "replace")
-
-
-def diffunet(*words, code=0):
-    """Run a command in this process."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    assert stop.value.code == code
 
 
 def refused(capsys, *words, code=2):

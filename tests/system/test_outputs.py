@@ -2,32 +2,16 @@
 
 import json
 import os
+from functools import partial
 
 import numpy as np
 import pytest
+from helpers.commands import dies_at, diffunet, refused
 from helpers.small import tiny
 from PIL import Image
 
 from diffunet.commands import records
-from diffunet.commands.cli import main
-from diffunet.pictures import images
 from diffunet.training.loop import train
-
-
-def diffunet(*words, code=0):
-    """Run a command in this process."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    assert stop.value.code == code
-
-
-def refused(capsys, *words, code=2):
-    """Run a command that must end with `code`; gives its last line."""
-    capsys.readouterr()
-    diffunet(*words, code=code)
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("diffunet: ")
-    return line
 
 
 def pictures(folder):
@@ -36,22 +20,8 @@ def pictures(folder):
 
 @pytest.fixture
 def killed(monkeypatch):
-    """`killed(n)`: the next command is interrupted when it is about to write picture n, counted from 0."""
-    plain = images.save
-
-    def at(n):
-        left = [n]
-
-        def save(picture, path):
-            if not left[0]:
-                raise KeyboardInterrupt
-            left[0] -= 1
-            plain(picture, path)
-
-        monkeypatch.setattr(images, "save", save)
-        return lambda: monkeypatch.setattr(images, "save", plain)
-
-    return at
+    """`killed(n)`: see `dies_at`."""
+    return partial(dies_at, monkeypatch)
 
 
 def sample(run, out, *more, num=7):
