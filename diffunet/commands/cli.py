@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from diffunet import __version__, variables
-from diffunet.commands.progress import complain, silence, tell, writing_results
+from diffunet.commands.progress import complain, interruptions, silence, tell, writing_results
 from diffunet.errors import Error, ResourceError, UsageError
 
 GROUPS = {
@@ -145,6 +145,7 @@ def _signals() -> Iterator[None]:
 
     def listen(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
+        interruptions.append(number)
         raise KeyboardInterrupt(number)
 
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
@@ -155,6 +156,7 @@ def _signals() -> Iterator[None]:
     try:
         yield
     finally:
+        interruptions.clear()
         for number, handler in before.items():
             if signal.getsignal(number) is listen:  # else a signal came, and the process is about to end
                 signal.signal(number, handler)

@@ -66,6 +66,14 @@ EVERY = 15.0
 """Seconds between lines where there is no terminal."""
 
 
+interruptions: list[int] = []
+"""The numbers of the signals that were to end this command.
+
+A signal raises KeyboardInterrupt wherever the program happens to be. In a finaliser, in a callback of C++ code or in a
+library that catches all there is, it is lost, and the work would go on. So every update of progress raises it again.
+"""
+
+
 FEWEST, SOONEST, RECENT = 3, 3.0, 120.0
 """The updates and the seconds after the first update before time left is told, and the seconds that it goes by."""
 
@@ -110,7 +118,22 @@ class Pace:
 
 @contextlib.contextmanager
 def progress(title: str, *, clock: Callable[[], float] = time.monotonic) -> Iterator[Update]:
-    """Yield a function to call with (done, total, words) as work goes on, which the main process of several shows."""
+    """Yield a function to call with (done, total, words) as work goes on, which the main process of several shows.
+
+    The function raises KeyboardInterrupt after a signal that was lost, as `interruptions` says.
+    """
+    with _shown(title, clock) as show:
+
+        def update(done: int, total: int, words: str = "") -> None:
+            if interruptions:
+                raise KeyboardInterrupt(interruptions[-1])
+            show(done, total, words)
+
+        yield update
+
+
+@contextlib.contextmanager
+def _shown(title: str, clock: Callable[[], float]) -> Iterator[Update]:
     if not variables.is_main() or sys.stderr is None:
         yield lambda done, total, words="": None
     elif not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
