@@ -26,7 +26,7 @@ MasksName = Literal["mixed", MaskKind]
 MethodName = Literal["trained", "repaint", "ddnm", "mmps", "replace"]
 MethodChoice = Literal["auto", MethodName]
 InpaintFitName = Literal["auto", "crop", "native", "tile"]
-MetricName = Literal["fid", "kid", "prc", "is"]
+MetricName = Literal["fid", "kid", "prc", "is", "fd-dinov2"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "aim", "swanlab", "dvclive", "comet_ml", "clearml"]
 
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
@@ -48,7 +48,8 @@ JUMPING: tuple[MethodName, ...] = ("repaint", "ddnm")
 """The methods of inpainting that jump back up their ladder, and take a jump length and a number of samples."""
 INPAINT_FITS: tuple[InpaintFitName, ...] = get_args(InpaintFitName)
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
-"""What is measured by the published Inception network: FID, KID, precision and recall with density and coverage, IS."""
+"""What is measured by published networks: by Inception FID, KID, precision and recall with density and coverage (prc),
+and the inception score (is); by DINOv2 the Fréchet distance."""
 TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
 NO_TRACKIO = "trackio needs Pillow below 13, which opens some broken files unsafely, so that diffunet needs a later one"
 

@@ -26,8 +26,8 @@ def evaluate(
     model: Annotated[Positional[str | None], arg(metavar="MODEL", help=MODEL)] = None,
     data: Annotated[Positional[Path | None], arg(metavar="DATA")] = None, /, *,
     samples: Path | None = None, num: Annotated[int, Field(ge=2, le=10**7)] | None = None, seed: Seed = 0,
-    metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)] | None = None, weights: Rare[Path | None] = None,
-    reals: Rare[Path | None] = None, pairs: Rare[Path | None] = None, json: bool = False,
+    metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)] | None = None, weights: Rare[tuple[Path, ...]] = (),
+    reals: Rare[tuple[Path, ...]] = (), pairs: Rare[Path | None] = None, json: bool = False,
     sampling: OmitArgPrefixes[Sampling], likelihood: Literal["vlb", "ode"] | None = None,
     likelihood_num: Rare[Number] = 100, likelihood_steps: Rare[Steps | None] = None, loss: bool = False,
     computing: OmitArgPrefixes[Computing],
@@ -39,7 +39,7 @@ def evaluate(
 
     Example: diffunet evaluate runs/photos photos --num 1000
 
-    Example: diffunet evaluate runs/photos photos --num 50000 --metrics fid kid prc is
+    Example: diffunet evaluate runs/photos photos --num 50000 --metrics fid kid prc is fd-dinov2
 
     Example: diffunet evaluate --samples made-elsewhere photos
 
@@ -51,10 +51,10 @@ def evaluate(
         num: Images to compare. If not given, they are 10,000, or 256 with --loss. The feature distance compares at
             most a third as many as DATA has.
         seed: Seed of the samples and the features.
-        metrics: Published figures of the Inception network as well: FID, KID, precision and recall with density and
-            coverage (prc), inception score (is). They need its weights, and diffunet[fid].
-        weights: File of the Inception network's weights. If not given, they are found in torch hub's cache.
-        reals: Statistics of real images by which FID is measured, an .npz with mu and sigma as EDM publishes.
+        metrics: Published figures as well. By the Inception network: FID, KID, precision and recall with density and
+            coverage (prc), inception score (is). By DINOv2: fd-dinov2. They need weights, and diffunet[fid].
+        weights: Files of the weights of these networks. If not given, they are found in torch hub's cache.
+        reals: Statistics of real images by which fid or fd-dinov2 is measured, an .npz with mu and sigma as EDM has.
         pairs: Picture to write of the 16 samples that are nearest to a training image, each above that image. If not
             given, a run's is RUN/nearest.png.
         json: Print one JSON object in place of lines.
@@ -76,10 +76,8 @@ def evaluate(
         raise UsageError("--loss draws no samples: it goes with neither --likelihood nor options of sampling")
     if loss and (metrics is not None or pairs is not None):
         raise UsageError("--loss draws no samples: it goes with neither --metrics nor --pairs")
-    if metrics is None and (weights is not None or reals is not None):
+    if metrics is None and (weights or reals):
         raise UsageError("--weights and --reals go with --metrics, such as --metrics fid")
-    if reals is not None and "fid" not in (metrics or ()):
-        raise UsageError("--reals has statistics for FID: it goes with --metrics fid")
     if pairs is not None:
         outputs.lossless(pairs, "--pairs")
         outputs.claim(pairs, file=True, option="--pairs")
@@ -88,8 +86,9 @@ def evaluate(
         computing = replace(computing, precision="fp32")
     from diffunet import ranks
     from diffunet.evaluation import report as reports
+    from diffunet.evaluation.networks import Published
 
-    published = reports.Published(metrics or (), weights, reals)
+    published = Published(metrics or (), weights, reals)
     with ranks.together() as processes, progress("evaluating") as show:
         if not processes.is_main and (loss or model is None):
             return  # only samples are made by all

@@ -17,8 +17,8 @@ PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "pillow", "pydantic",
 """Packages whose versions matter where something goes wrong."""
 
 EXTRAS = {
-    "web": ("starlette", "uvicorn", "markdown-it-py"), "fid": ("torch-fidelity",), "tensorboard": ("tensorboard",),
-    "onnx": ("onnx", "onnxscript"), "parquet": ("pyarrow",),
+    "web": ("starlette", "uvicorn", "markdown-it-py"), "fid": ("torch-fidelity", "timm"),
+    "tensorboard": ("tensorboard",), "onnx": ("onnx", "onnxscript"), "parquet": ("pyarrow",),
 }  # fmt: skip
 """What `pip install "diffunet[NAME]"` adds; tests/commands/test_info.py compares it with pyproject.toml."""
 

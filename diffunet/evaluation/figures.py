@@ -41,6 +41,8 @@ FIGURES = {
     "coverage": "share of real images with a sample near, likewise",
     "inception_score": "inception score of all samples, the mean over 10 parts",
     "inception_score_error": "standard deviation of the inception score over the parts",
+    "fd_dinov2": "Fréchet distance by DINOv2's features, of all samples (Stein et al. 2023)",
+    "fd_dinov2_reals": "number of real images that it is measured against, or the file of statistics that was given",
     "copies": "share of samples as close, by pixels, to a training image as the closest 2% of those to one another",
     "held_out_copies": "that share of held-out real images; null where none is held out",
     "feature_copies": "that share of samples by the features of the classifier",

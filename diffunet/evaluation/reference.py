@@ -1,6 +1,7 @@
 """The real images of a folder as what samples are compared with: in distance, class by class, and for copies."""
 
 import logging
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -17,7 +18,7 @@ from diffunet.errors import DataError
 from diffunet.evaluation import neighbours
 from diffunet.evaluation.distances import frechet
 from diffunet.evaluation.features import Trained, train_classifier
-from diffunet.evaluation.inception import Inception
+from diffunet.evaluation.networks import Network
 from diffunet.evaluation.reals import MAX_REAL, RealImages
 from diffunet.evaluation.told import Memory, OfClass, Report
 from diffunet.pictures import images
@@ -175,20 +176,20 @@ class Reference(RealImages):
         return self.gather(some), self._labels_of(some), unseen
 
     def report(
-        self, fakes: Pixels, labels: NDArray[np.int64] | None, inception: Inception | None, tell: OnStep,
+        self, fakes: Pixels, labels: NDArray[np.int64] | None, networks: Sequence[Network], tell: OnStep,
         some: NDArray[np.int64] | None = None,
     ) -> Report:  # fmt: skip
         """Compare samples, uint8 [N H W C], with real images in every way that takes no model.
 
         Args:
             fakes, labels: the samples, and their classes, int64 [N], or None.
-            inception: the network for published figures, if there are to be any.
+            networks: those that measure published figures.
             tell: is called with (what is being done, done, of how many).
             some: the places of `num` samples for the feature distance, by default the first ones.
         """
         some = np.arange(self.num) if some is None else some
         report = self.compared(fakes[some], None if labels is None else labels[some])
         memory = self.memory(fakes, partial(tell, "looking for copies"))
-        published = {} if inception is None else inception.figures(fakes, self, tell)
+        published = [network.figures(fakes, self, tell) for network in networks]
         about = {"samples": len(fakes), "reals": len(self), "seed": self.seed, "data": self.dataset.index_hash}
-        return replace(report, memory=memory, inception=published, about=about)
+        return replace(report, memory=memory, published=dict(ChainMap(*published)), about=about)

@@ -1,50 +1,35 @@
 """How good the samples of a model are: their feature distance to real images, beside that of real images to others.
 
 And what goes with it: each class for itself, how far the two sets cover each other, copies of training images, the
-published figures of Inception, and likelihoods. What each figure says is in figures.py.
+published figures by Inception and DINOv2, and likelihoods. What each figure says is in figures.py.
 """
 
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
 
 from diffunet import plain
-from diffunet.errors import UsageError
 from diffunet.evaluation import bits_per_dimension
 from diffunet.evaluation.denoising import denoising_error
+from diffunet.evaluation.dinov2 import Dinov2
 from diffunet.evaluation.inception import Inception
+from diffunet.evaluation.networks import Published
 from diffunet.evaluation.reals import RealImages
 from diffunet.evaluation.reference import OnStep, Reference
 from diffunet.evaluation.samples import Samples
 from diffunet.evaluation.told import Loss, Report
-from diffunet.names import MetricName
 from diffunet.pictures import images
 from diffunet.ranks import ALONE, Ranks
 from diffunet.sampling import conditions, dividing
 from diffunet.sampling.conditions import SamplingOptions, refuse_unknown
 from diffunet.sampling.pipeline import Pipeline
 
-
-class Published(NamedTuple):
-    """Which figures of Inception are asked for, its file of weights, and the file of statistics of real images."""
-
-    metrics: tuple[MetricName, ...] = ()
-    weights: Path | None = None
-    reals: Path | None = None
-
-    def load(self, device: torch.device) -> Inception | None:
-        """Return the network, or None where nothing is asked of it; raises as `Inception`."""
-        if self.metrics:
-            return Inception(self.metrics, self.weights, self.reals, device)
-        if self.weights is not None or self.reals is not None:
-            raise UsageError(
-                "weights and statistics of real images are for metrics of Inception, and none is asked for"
-            )
-        return None
+NETWORKS = (Inception, Dinov2)
+"""Those that measure published figures."""
 
 
 def evaluate(
@@ -68,8 +53,8 @@ def evaluate(
 
     Raises:
         DataError: fewer than 40 usable images.
-        UsageError: `num` below 2, and as `Pipeline.sample`, `bits_per_dimension.check` and `Inception`.
-        CheckpointError: the weights of Inception are missing, or others.
+        UsageError: `num` below 2, and as `Pipeline.sample`, `bits_per_dimension.check` and `Published.load`.
+        CheckpointError: weights of a published network are missing, or others.
     """
     refuse_unknown("evaluate()", options, SamplingOptions)
     num, seed = plain.integer("num", num, least=2), plain.integer("seed", seed, least=0)
@@ -77,12 +62,12 @@ def evaluate(
         bits_per_dimension.check(pipeline.denoiser.schedule, likelihood, likelihood_steps)
     likelihood_num = plain.integer("likelihood_num", likelihood_num)
     tell = on_step or (lambda what, done, of: None)
-    inception = (published or Published()).load(pipeline.device)
+    networks = (published or Published()).load(NETWORKS, pipeline.device)
     reference = Reference(pipeline.config, data, num, seed, pipeline.device, partial(tell, "learning features"))
-    if inception is None:
+    for network in networks:
+        network.refuse(num)
+    if not networks:
         num = reference.num
-    else:
-        inception.refuse(num)
     labels = reference.labels_for(num)
     # Sampling comes first: it refuses arguments that cannot be, before anything is learned.
     guided = conditions.chosen(options.get("guidance"), pipeline).scale != 1
@@ -93,7 +78,7 @@ def evaluate(
     fakes = np.concatenate(list(batches))
     if not ranks.is_main:
         return None
-    report = reference.report(fakes, None if labels is None else np.array(labels), inception, tell)
+    report = reference.report(fakes, None if labels is None else np.array(labels), networks, tell)
     if likelihood is None:
         return report
     real, of_real, unseen = reference.for_likelihood(likelihood_num)
@@ -113,17 +98,17 @@ def evaluate_samples(
 
     Raises:
         DataError: as `samples.Samples` and `Reference`.
-        UsageError, CheckpointError: as `Inception`.
+        UsageError, CheckpointError: as `Published.load`.
     """
     tell, device = on_step or (lambda what, done, of: None), device or torch.device("cpu")
     seed = plain.integer("seed", seed, least=0)
-    inception = (published or Published()).load(device)
+    networks = (published or Published()).load(NETWORKS, device)
     samples = Samples(folder, data)
-    if inception is not None:
-        inception.refuse(len(samples))
+    for network in networks:
+        network.refuse(len(samples))
     reference = Reference(samples.config, data, len(samples), seed, device, partial(tell, "learning features"))
     some = samples.some(reference.num, seed)
-    return reference.report(samples.pictures(), samples.labels, inception, tell, some)
+    return reference.report(samples.pictures(), samples.labels, networks, tell, some)
 
 
 def denoising(pipeline: Pipeline, data: Path, *, num: int = 256, seed: int = 0, on_step: OnStep | None = None) -> Loss:

@@ -8,8 +8,8 @@ from PIL.Image import Image
 
 from diffunet.evaluation.bits_per_dimension import Likelihood
 from diffunet.evaluation.denoising import DenoisingError
-from diffunet.evaluation.inception import BIASED
 from diffunet.evaluation.neighbours import Copies, Manifold
+from diffunet.evaluation.networks import BIASED
 
 
 class OfClass(NamedTuple):
@@ -39,7 +39,7 @@ class Report:
     Only numbers of the same data, `num` and seed compare. `learned` and `accuracy` are those of the classifier, see
     `Trained`; `agreement` is the share of generated images that it takes for their class. `likelihood`, where it was
     asked for, is of images that training held out, or else (`held_out` False) may have seen. `about` says of what the
-    report is (samples, reals, seed, data), and `inception` has the published figures.
+    report is (samples, reals, seed, data), and `published` has the figures of published networks.
     """
 
     distance: float
@@ -53,7 +53,7 @@ class Report:
     likelihood: Likelihood | None = None
     held_out: bool = False
     memory: Memory | None = None
-    inception: dict[str, Any] = field(default_factory=dict)
+    published: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -76,7 +76,7 @@ class Report:
             found["classes"] = {name: each._asdict() for name, each in self.classes.items()}
         if self.manifold is not None:
             found |= {f"feature_{name}": value for name, value in vars(self.manifold).items()}
-        found |= self.inception
+        found |= self.published
         if (memory := self.memory) is not None:
             found |= {
                 "copies": memory.pixels.share, "held_out_copies": memory.pixels.held_out,
@@ -105,7 +105,7 @@ class Report:
             lines.append(f"label agreement:  {self.agreement:.1%} of generated images are taken for their class")
         if self.manifold is not None:
             lines.append(f"by its features:  {_in_words(vars(self.manifold))}")
-        lines += self._of_classes() + self._of_memory() + self._of_inception()
+        lines += self._of_classes() + self._of_memory() + self._of_networks()
         if (likelihood := self.likelihood) is not None:
             unseen, seen = "that training on this folder holds out", "that it may have seen in training, which flatters"
             lines += [
@@ -139,16 +139,18 @@ class Report:
             lines.append("  nothing is known to be held out: all images of DATA count as training images")
         return lines
 
-    def _of_inception(self) -> list[str]:
-        found, lines = self.inception, list[str]()
-        if "fid" in found:
-            reals = found["fid_reals"]
+    def _of_networks(self) -> list[str]:
+        found, lines = self.published, list[str]()
+        for key, name in (("fid", "FID"), ("fd_dinov2", "FD-DINOv2")):
+            if key not in found:
+                continue
+            reals = found[f"{key}_reals"]
             against = f"{reals:,} real images" if isinstance(reals, int) else f"the statistics in {reals}"
-            lines.append(f"FID: {found['fid']:.4f} ({self.about['samples']:,} samples, {against})")
+            lines.append(f"{name}: {found[key]:.4f} ({self.about['samples']:,} samples, {against})")
             if self.about["samples"] < BIASED:
                 lines.append(
-                    f"  below {BIASED:,} samples FID is biased upwards, the more the fewer: it compares with no "
-                    "paper's, and only with FIDs of as many samples"
+                    f"  below {BIASED:,} samples {name} is biased upwards, the more the fewer: it compares with no "
+                    "paper's, and only with distances of as many samples"
                 )
         if "kid" in found:
             lines.append(f"KID: {found['kid']:.6f} +- {found['kid_error']:.6f} (subsets of {found['kid_subset']:,})")

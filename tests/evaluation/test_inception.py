@@ -17,13 +17,13 @@ from PIL import Image
 from torchvision.models import inception_v3
 
 from diffunet.config import Config
-from diffunet.errors import CheckpointError, DataError, UsageError
-from diffunet.evaluation import inception, reference, report
+from diffunet.evaluation import reference
 from diffunet.evaluation.features import train_classifier
-from diffunet.evaluation.inception import Inception, kid, read_statistics, statistics
+from diffunet.evaluation.inception import Inception, kid
 from diffunet.evaluation.neighbours import manifold
+from diffunet.evaluation.networks import Published
 from diffunet.evaluation.reals import RealImages
-from diffunet.evaluation.report import Published, evaluate_samples
+from diffunet.evaluation.report import evaluate_samples
 
 pytest.importorskip("torch_fidelity")
 
@@ -46,7 +46,8 @@ def weights_file(tmp_path_factory):
 @pytest.fixture
 def weights(weights_file, monkeypatch):
     """The same, with their hash in the place of the published one."""
-    monkeypatch.setattr(inception, "SHA256", hashlib.sha256(weights_file.read_bytes()).hexdigest())
+    known = hashlib.sha256(weights_file.read_bytes()).hexdigest()
+    monkeypatch.setattr(Inception, "WEIGHTS", Inception.WEIGHTS._replace(sha256=known))
     return weights_file
 
 
@@ -72,7 +73,7 @@ def test_the_figures_are_those_of_the_command_line_of_torch_fidelity(weights, tm
     words += ["--feature-extractor", "inception-v3-compat"]  # for prc, too, as guided-diffusion; theirs is a VGG16
     command = [sys.executable, "-m", "torch_fidelity.fidelity", *map(str, words)]
     theirs = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    ours = evaluate_samples(made, real, published=Published(inception.METRICS, weights)).figures()
+    ours = evaluate_samples(made, real, published=Published(Inception.METRICS, (weights,))).figures()
     assert ours["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     assert ours["fid"] > 1
     for name, other in (
@@ -88,7 +89,7 @@ def test_the_figures_are_those_of_the_command_line_of_torch_fidelity(weights, tm
 def test_features_of_reals_are_kept_by_what_the_images_are(weights, tmp_path, monkeypatch):
     folder = pictures(tmp_path / "real", 6, 0)
     config = Config().changed("data", image_size=20)
-    net = Inception(["fid"], weights, None, CPU)
+    (net,) = Published(("fid",), (weights,)).load([Inception], CPU)
     first = net.of_reals(RealImages(config, folder), no_step)
     moved = folder.rename(tmp_path / "elsewhere")
     calls = []
@@ -99,61 +100,6 @@ def test_features_of_reals_are_kept_by_what_the_images_are(weights, tmp_path, mo
     changed = net.of_reals(RealImages(config, moved), no_step)
     assert not np.array_equal(changed[0], first[0])
     assert np.allclose(changed[1:], first[1:], atol=1e-5)
-
-
-def test_statistics_that_are_given_are_those_that_are_compared_with(tmp_path, monkeypatch):
-    """The distance of normals with equal covariances is that of their means."""
-    monkeypatch.setattr(inception, "FEATURES", 32)
-    made = np.random.default_rng(0).normal(size=(60, 32)).astype(np.float32)
-    mean, covariance = statistics(made)
-    assert np.allclose(mean, made.astype(np.float64).mean(0))
-    assert np.allclose(covariance, np.cov(made.astype(np.float64), rowvar=False))
-    np.savez(tmp_path / "reals.npz", mu=mean + 0.01, sigma=covariance)
-    found = read_statistics(tmp_path / "reals.npz")
-    assert inception.distances.frechet_of(mean, covariance, *found) == pytest.approx(32 * 1e-4)
-
-
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        ({"mu": np.zeros(2048)}, "no .npz with mu and sigma"),
-        ({"mu": np.zeros(64), "sigma": np.eye(64)}, r"mu \[64\] and sigma \[64, 64\]"),
-        ({"mu": np.full(2048, np.nan), "sigma": np.eye(2048)}, "not finite"),
-        ({"mu": np.array([{}], object), "sigma": np.eye(2)}, "no .npz with mu and sigma"),
-        (b"words", "no .npz with mu and sigma"),
-    ],
-)
-def test_statistics_that_are_none_are_refused(content, why, tmp_path):
-    path = tmp_path / "reals.npz"
-    path.write_bytes(content) if isinstance(content, bytes) else np.savez(path, **content)
-    with pytest.raises(DataError, match=why):
-        read_statistics(path)
-
-
-def test_other_weights_and_none_are_refused_with_where_to_get_them(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"download https://github.com/toshas.*--weights FILE"):
-        inception.weights()
-    cached = tmp_path / "hub" / "checkpoints" / inception.NAMES[0]
-    cached.parent.mkdir(parents=True)
-    cached.write_bytes(b"others")
-    for given in (None, cached):
-        with pytest.raises(CheckpointError, match="does not hold the published weights"):
-            inception.weights(given)
-    monkeypatch.setattr(inception, "SHA256", hashlib.sha256(b"others").hexdigest())
-    assert inception.weights() == b"others"
-    with pytest.raises(CheckpointError, match="cannot be read: No such file"):
-        inception.weights(tmp_path / "nothing")
-
-
-def test_what_cannot_be_asked_is_refused_before_weights_are_read(tmp_path):
-    for metrics, reals, why in (
-        (["fid", "sfid"], None, "no metric 'sfid'"),
-        (["kid"], tmp_path / "reals.npz", "not among the metrics"),
-        ([], tmp_path / "reals.npz", "none is asked for"),
-    ):
-        with pytest.raises(UsageError, match=why):
-            report.Published(tuple(metrics), None, reals).load(CPU)
 
 
 def test_kid_and_precision_and_recall_are_those_of_torch_fidelity():
