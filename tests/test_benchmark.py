@@ -200,6 +200,7 @@ def test_what_cannot_be_is_refused(tmp_path, capsys):
     assert benchmark.arguments([]).names == list(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.seconds
 def test_a_few_parts_on_a_cpu(tmp_path):
     code, kept, said = run(tmp_path, "busy", "overheads")

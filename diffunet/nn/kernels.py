@@ -7,10 +7,12 @@ weights, for which torch multiplies, may depend on the number of threads.
 Legend: B batch, C C' channels, H W height and width, T tiles of 4x4 pixels in a batch.
 """
 
+import contextlib
 import ctypes
 import importlib.util
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -133,6 +135,23 @@ def _loaded() -> ctypes.CDLL:
     return loaded
 
 
+class _Drawing(threading.local):
+    generator: torch.Generator | None = None
+
+
+_drawing = _Drawing()
+
+
+@contextlib.contextmanager
+def drawing_from(generator: torch.Generator | None) -> Iterator[None]:
+    """Let this thread draw dropout from a generator of its own; None is the one that all threads share."""
+    _drawing.generator = generator
+    try:
+        yield
+    finally:
+        _drawing.generator = None
+
+
 def norm(
     x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, scale: Tensor | None = None,
     shift: Tensor | None = None, silu: bool = False, dropout: float = 0.0,
@@ -148,7 +167,7 @@ def norm(
         scale, shift: [B C], or None.
         silu, dropout: whether SiLU follows, and the probability of dropout, 0 to below 1.
     """
-    seed = torch.randint(2**63 - 1, (), device=x.device) if dropout else None
+    seed = torch.randint(2**63 - 1, (), device=x.device, generator=_drawing.generator) if dropout else None
     return _Norm.apply(x, weight, bias, scale, shift, groups, eps, silu, dropout, seed)  # type: ignore[no-any-return]
 
 

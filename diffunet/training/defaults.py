@@ -97,7 +97,7 @@ def resolve(
     config = _filled(config, "diffusion", mean=mean, sigma_data=max(sigma_data, 0.01))
     # A learning rate that is stated is AdamW's, as in the configs and presets from before there was Muon.
     ours = config.model.net == "unet" and net is build.net and config.train.learning_rate is None
-    config = _filled(config, "train", optimizer="muon" if ours else "adamw")
+    config = _filled(config, "train", optimizer="muon" if ours else "adamw", cpu_parts=1)
     if config.train.ema_every is None:
         config = config.changed("train", ema_every=stored_every(config, steps, net))
     if config.train.batch_size is None:

@@ -80,6 +80,9 @@ def _reasons(asked: Config, run: Run, each: float, init: str | None) -> Iterator
             f"batch: {batch}, so that there are about {recipe.STEPS_AT_LEAST:,} steps or more ({run.expected:,}), "
             f"or larger where that costs little; {recipe.SMALLEST} to {recipe.largest_batch(config)} at {size} pixels"
         )
+    if asked.train.cpu_parts is None and run.how.device.type == "cpu":
+        trial = ", what was fastest in a trial" if clock is not None and (t.threads or 1) > 1 else ""
+        yield f"parts of a batch that are computed at once: {t.cpu_parts}{trial}"
     suited = f"for {t.optimizer} and a net of {m.channels} channels"
     rate = "as asked" if asked.train.learning_rate is not None else suited
     yield f"learning rate: {t.learning_rate:g}, {rate}; it falls over the last {t.cooldown or 0:.0%}"

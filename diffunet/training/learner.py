@@ -21,7 +21,7 @@ from diffunet.diffusion.denoiser import Denoiser
 from diffunet.diffusion.losses import DenoisingLoss, Loss
 from diffunet.diffusion.noise_levels import NOISE
 from diffunet.pictures import images
-from diffunet.training import cuda_graph, half_size, optimizers
+from diffunet.training import cuda_graph, half_size, optimizers, parts
 from diffunet.training.batches import Batch
 from diffunet.training.ema import averages
 from diffunet.training.loss_scale import LossScale
@@ -71,6 +71,7 @@ class Learner:
         self.skips_by_itself = optimizers.skip_by_themselves(how.device)
         self.alone = DenoisingLoss(denoiser, build.weighting(config), loss).train()
         self.model: nn.Module = self.alone if processes is None else processes.prepare(self.alone)
+        self.parts = parts.count(config, how, net, alone=loss is None and self.many == 1)
         self.recorded: dict[torch.Size, cuda_graph.Recorded] = {}  # by the shape of the noise
 
     def load(self, checkpoint: Path, state: dict[str, Any]) -> None:
@@ -124,10 +125,23 @@ class Learner:
 
     def _pass(self, batch: Batch, noise: Tensor) -> Tensor:
         """Add the gradient of a pass to those of the parameters, and return the loss of each image, [b]."""
-        losses = self._losses(self.model, batch, noise)
         # DDP averages gradients over the processes; we want the mean over all images: times their number.
-        (losses.sum() * (self.scale.value * (self.many / self.batch_size))).backward()
-        return losses.detach()
+        factor = self.scale.value * (self.many / self.batch_size)
+        bounds = parts.bounds(len(noise), self.parts)
+        if len(bounds) == 1:
+            losses = self._losses(self.model, batch, noise)
+            (losses.sum() * factor).backward()
+            return losses.detach()
+
+        def part(number: int) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+            first, end = bounds[number]
+            losses = self._losses(self.alone, batch.part(first, end - first), noise[first:end])
+            return losses.detach(), torch.autograd.grad(losses.sum() * factor, self.parameters, allow_unused=True)
+
+        found = parts.computed(part, len(bounds), self.config, self.how)
+        for _, gradients in found:  # in this order, whichever was ready first
+            parts.add(self.parameters, gradients)
+        return torch.cat([losses for losses, _ in found])
 
     def _losses(self, model: nn.Module, batch: Batch, noise: Tensor) -> Tensor:
         """Return the loss of each image, [b], with noise [b C H W], to whose size the image is averaged."""

@@ -2,12 +2,13 @@
 
 import gc
 import logging
+from functools import lru_cache
 
 import torch
 
 from diffunet import build, compute
 from diffunet.compute import Compute
-from diffunet.config import Config
+from diffunet.config import Config, TrainConfig
 from diffunet.diffusion.losses import Loss
 from diffunet.errors import ResourceError
 from diffunet.nn.cost import Cost, cost
@@ -20,6 +21,12 @@ log = logging.getLogger(__name__)
 
 def price(config: Config, net: build.NetFactory = build.net) -> Cost:
     """Return what the net of a resolved config costs; it is built on the meta device, where nothing is allocated."""
+    # The train section does not matter here; a fixed one makes the cache hit more often.
+    return _price(config.model_copy(update={"train": TrainConfig()}), net)
+
+
+@lru_cache(maxsize=64)
+def _price(config: Config, net: build.NetFactory) -> Cost:
     with torch.device("meta"):
         module = net(config)
     return cost(module, config.data.image_size, config.data.image_size, channels=build.in_channels(config))

@@ -186,6 +186,8 @@ def _ready(
             left = 60 * config.train.minutes - budget.elapsed
             if init is not None and config.train.half_size is None:  # its weights know the full size already
                 config = config.changed("train", half_size=0.0)
+            if loss is not None:  # a loss of somebody else may keep things for later
+                config = config.changed("train", cpu_parts=1)
             config, expected, budget.slower = recipe.for_minutes(config, how, left, resolved, net, joined)
         config = resolved(half_size.decided(config, state.get("step", 0))).changed("train", threads=threads)
         if state and state.get("cooldown") is None:

@@ -94,6 +94,25 @@ def seconds_per_step(config: Config, how: Compute, net: build.NetFactory, proces
     return median(times[WARM:])
 
 
+def divided(
+    config: Config, how: Compute, net: build.NetFactory, processes: int, resolved: Callable[[Config], Config]
+) -> tuple[Config, float]:
+    """Return `config` with the parts of a pass that are fastest on a CPU, and the seconds of a step with them.
+
+    There is something to choose for diffunet's net in one process with several threads.
+    """
+    each, parts = seconds_per_step(resolved(config), how, net, processes), 2
+    if config.train.cpu_parts is not None or how.device.type != "cpu" or processes > 1 or net is not build.net:
+        return config, each
+    config = config.changed("train", cpu_parts=1)
+    while parts <= min(torch.get_num_threads(), _batch(resolved(config))):
+        more = config.changed("train", cpu_parts=parts)
+        if (faster := seconds_per_step(resolved(more), how, net, processes)) > each:
+            break
+        config, each, parts = more, faster, 2 * parts
+    return config, each
+
+
 def for_minutes(
     config: Config, how: Compute, seconds: float, resolved: Callable[[Config], Config], net: build.NetFactory,
     joined: Accelerator,
@@ -122,14 +141,15 @@ def for_minutes(
 
         ladder = possible(config, how.device)
         wanted = PROBE_GPU if how.device.type == "cuda" else PROBE
-        probe = resolved(of_size(config, wanted if wanted in ladder else ladder[0]))
-        images = _batch(probe) / seconds_per_step(probe, trial, net, many)
+        probe, each = divided(of_size(config, wanted if wanted in ladder else ladder[0]), trial, net, many, resolved)
+        config, probe = config.changed("train", cpu_parts=probe.train.cpu_parts), resolved(probe)
+        images = _batch(probe) / each
         macs = many * processes.smallest(int(images / many * seconds * memory.price(probe, net).macs), joined)
         size = best(macs, price, ladder)
         config = of_size(config, size)
         if asked is None:
             config = config.changed("train", batch_size=batch_for(config, macs / price(size).macs))
-    each = seconds_per_step(resolved(config), trial, net, many)
+    config, each = divided(config, trial, net, many, resolved)
     while asked is None and config.train.batch_size is not None and _batch(config) < largest_batch(config):
         larger = config.changed("train", batch_size=2 * _batch(config))
         slower = seconds_per_step(resolved(larger), trial, net, many)

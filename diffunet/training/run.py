@@ -229,7 +229,8 @@ class Run:
         return {
             "diffunet": __version__, "torch": torch.__version__, "device": compute.describe(self.how.device),
             "threads": torch.get_num_threads(), "processes": self.processes.num_processes,
-            "passes": self.config.train.grad_accumulation, "precision": self.how.precision,
+            "passes": self.config.train.grad_accumulation, "cpu parts": self.config.train.cpu_parts,
+            "precision": self.how.precision,
             "compile": self.config.train.compile, "kernels": kernels.description(self.how),
             "python": platform.python_version(),
         }  # fmt: skip

@@ -22,8 +22,8 @@ FREE_ON_RESUME = {
     "diffusion": {"sampler", "sample_steps", "ladder", "threshold"},
     "data": {"cache", "max_rejected"},
     "train": {
-        "steps", "grad_accumulation", "log_every", "validate_every", "sample_every", "previews", "checkpoint_every",
-        "checkpoint_minutes", "keep_every", "track", "max_skipped", "learning_rate", "precision",
+        "steps", "grad_accumulation", "cpu_parts", "log_every", "validate_every", "sample_every", "previews",
+        "checkpoint_every", "checkpoint_minutes", "keep_every", "track", "max_skipped", "learning_rate", "precision",
         "deterministic", "stop_after", "timeout", "ema_every", "compile", "kernels", "cuda_graph", "threads", "minutes",
         "cooldown", "cooldown_from",
     },

@@ -27,7 +27,11 @@ def photos(tmp_path, monkeypatch):
 WORDS = ["--image-size", 8, "--classes"]
 
 
-@pytest.mark.parametrize("end", [["--minutes", 0.02], ["--steps", 30, "--batch-size", 4]], ids=["minutes", "steps"])
+@pytest.mark.parametrize(
+    "end",
+    [["--minutes", 0.02], pytest.param(["--steps", 30, "--batch-size", 4], marks=pytest.mark.slow)],
+    ids=["minutes", "steps"],
+)
 def test_its_output_is_a_config_that_chooses_the_same(photos, end, capsys, monkeypatch):
     monkeypatch.setattr(recipe, "SECONDS", 0.01)
     diffunet("train", photos, *WORDS, *end, "--dry-run")
@@ -47,6 +51,7 @@ def test_its_output_is_a_config_that_chooses_the_same(photos, end, capsys, monke
         assert any("batch: 4, as asked" in line for line in comments)
 
 
+@pytest.mark.slow
 def test_a_run_by_its_output_is_the_run_that_was_shown(photos, capsys):
     diffunet("train", photos, *WORDS, "--steps", 2, "--batch-size", 4, "--train.previews", 0, "--dry-run")
     shown = capsys.readouterr().out

@@ -74,7 +74,7 @@ def shortages(operations, error, every):
         yield Fault(number, "fail half way" if half else "fail from", getattr(errno, error), kinds)
 
 
-@pytest.mark.parametrize("every", [17, pytest.param(THOROUGH, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [67, pytest.param(THOROUGH, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "error", ["ENOSPC", *(pytest.param(error, marks=pytest.mark.slow) for error in ("EDQUOT", "EFBIG"))]
 )
@@ -86,7 +86,7 @@ def test_no_room_from_some_operation_on(crashes, base, wanted, resumed, error, e
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("every", [17, pytest.param(THOROUGH, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [67, pytest.param(THOROUGH, marks=pytest.mark.slow)])
 def test_no_room_for_a_new_run(crashes, wanted, started, every):
     """Neither for the cache of its images, nor for its folder (which may be a usage error), nor for the rest."""
     operations = until(started[0], 2 * EVERY)
@@ -96,7 +96,7 @@ def test_no_room_for_a_new_run(crashes, wanted, started, every):
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("every", [29, pytest.param(THOROUGH, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [113, pytest.param(THOROUGH, marks=pytest.mark.slow)])
 def test_one_operation_fails(crashes, base, wanted, resumed, every):
     """EIO, for example by a network file system that is away for a moment. What it hits may be of no importance."""
     operations, _ = resumed

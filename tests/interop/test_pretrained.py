@@ -86,6 +86,7 @@ def test_the_card_for_people_is_the_one_for_programs(script):
     assert (EMOJI / "LICENSE").read_text(encoding="utf-8").lstrip().startswith("Apache License")
 
 
+@pytest.mark.slow
 def test_every_command_takes_the_short_name(here, capsys):
     assert command("sample", "emoji", "--out", "grid.png", "--grid", "--num", 2, "--steps", 2) == 0
     assert command("inpaint", "emoji", ROOT / "samples/cut-out.png", "--out", "filled.png", "--steps", 2) == 0
@@ -105,6 +106,7 @@ def test_every_command_takes_the_short_name(here, capsys):
     assert command("sample", "copy", "--out", "album", "--num", 1, "--steps", 2, "--resume") == 0, "the same model"
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_the_short_name(here, folder):
     options = ["--image-size", 64, "--batch-size", 2, "--steps", 1, "--train.previews", 0, "--train.kernels", "off"]
     assert command("train", folder, "--out", "run", "--init", "emoji", *options) == 0

@@ -374,6 +374,7 @@ def test_no_compiler_is_said(tmp_path):
     assert ended.stdout == "unavailable: there is no C++ compiler (no-such-compiler)\n"
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_no_hindrance(tmp_path):
     (tmp_path / "file").write_text("")
     ended = in_a_child(LOAD, DIFFUNET_CACHE=tmp_path / "file", TMPDIR=tmp_path)

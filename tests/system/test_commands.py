@@ -183,6 +183,7 @@ def test_inpainting_files(trained, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_check_prepare_info_evaluate(trained, folder, tmp_path, capsys):
     diffunet("prepare", "digits", tmp_path / "digits", "--limit", 50)
     assert len(list((tmp_path / "digits").rglob("*.png"))) == 50
@@ -213,6 +214,7 @@ def test_check_prepare_info_evaluate(trained, folder, tmp_path, capsys):
     assert Image.open(trained / "nearest.png").size == (4 * 10 + 2, 4 * 10 + 2)
 
 
+@pytest.mark.slow
 def test_figures_as_json_of_a_model_that_is_no_run_and_of_samples_of_anybody(trained, folder, tmp_path, capsys):
     before = sorted(path.name for path in (trained / "model").iterdir())
     pairs = ["--pairs", tmp_path / "pairs.png", "--json"]
@@ -584,6 +586,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
 def test_a_file_that_may_not_be_so_large(trained, tmp_path):
     (tmp_path / "x.png").write_bytes(b"what was there")
@@ -608,6 +611,7 @@ def test_nothing_is_left_where_nothing_came_of_it(trained, tmp_path, capsys):
     diffunet(*words, "--overwrite")
 
 
+@pytest.mark.slow
 def test_a_signal_saves_everything_and_exits_75(folder, tmp_path):
     command = [sys.executable, "-m", "diffunet", "train", str(folder), "--out", str(tmp_path / "run"), *TRAIN.split()]
     command += ["--steps", "1000000", "--train.log-every", "1"]

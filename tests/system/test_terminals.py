@@ -75,7 +75,16 @@ def pictures(folder, *names):
 
 @posix
 @pytest.mark.parametrize("unbuffered", [None, "1"])
-@pytest.mark.parametrize("words", [[], ["train", "--help"], ["demo", "--help"], ["check", "FOLDER"], ["info", "RUN"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["train", "--help"],
+        ["demo", "--help"],
+        ["check", "FOLDER"],
+        pytest.param(["info", "RUN"], marks=pytest.mark.slow),
+    ],
+)
 def test_a_reader_who_has_enough_is_no_error(folder, run, broken, words, unbuffered):
     words = [{"FOLDER": str(folder), "RUN": str(run)}.get(word, word) for word in words]
     done = subprocess.run(
@@ -105,6 +114,7 @@ def test_work_goes_on_when_nobody_reads(folder, run, broken, tmp_path, unbuffere
     assert into_the_void("train", folder, "--out", tmp_path / "run", *TINY) == 2  # it exists, which nobody hears
 
 
+@pytest.mark.slow
 @posix
 def test_progress_lines_that_nobody_reads_do_not_end_the_work(folder, broken, tmp_path):
     words = words_of("train", folder, "--out", tmp_path / "run", *TINY, hasty=True)
@@ -174,7 +184,7 @@ def in_terminal(*words, hang_up_after=None, columns=None, hasty=False, **changes
 
 
 @posix
-@pytest.mark.parametrize("columns", [1, 7, 80])
+@pytest.mark.parametrize("columns", [1, *(pytest.param(columns, marks=pytest.mark.slow) for columns in (7, 80))])
 def test_a_bar_in_a_terminal_of_any_width(run, tmp_path, columns):
     [name] = pictures(tmp_path, "[red] {0}.png")  # nothing of this is markup
     code, shown = in_terminal(
@@ -188,7 +198,9 @@ def test_a_bar_in_a_terminal_of_any_width(run, tmp_path, columns):
 
 
 @posix
-@pytest.mark.parametrize("term", ["dumb", None, "unheard-of"])
+@pytest.mark.parametrize(
+    "term", ["dumb", *(pytest.param(term, marks=pytest.mark.slow) for term in (None, "unheard-of"))]
+)
 def test_a_terminal_that_can_do_nothing(run, tmp_path, term):
     words = ["sample", run, "--out", tmp_path / "x.png", "--num", 1, "--steps", 2]
     code, shown = in_terminal(*words, hasty=True, TERM=term)
@@ -337,7 +349,11 @@ def files_of(folder):
 
 @posix
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "code", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_ends_sampling_without_half_a_picture(run, tmp_path, number, code, word):
     (tmp_path / "x.png").write_bytes(b"what was there")
@@ -369,7 +385,7 @@ cli.main(sys.argv[2:])
 
 
 @posix
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_that_a_library_swallowed_ends_sampling_at_the_next_step(run, tmp_path, number):
     words = ["sample", run, "--out", tmp_path / "x.png", "--num", "1", "--steps", "100000"]
     line = [sys.executable, "-c", LOST, str(int(number)), *map(str, words)]

@@ -457,6 +457,7 @@ def stored_steps(run):
     return sorted({each.step for each in snapshots.find(run)})
 
 
+@pytest.mark.slow
 def test_a_run_that_is_made_longer_thins_them_evenly_where_they_would_take_more_than_their_disk(
     folder, tmp_path, monkeypatch
 ):

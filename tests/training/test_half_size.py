@@ -128,7 +128,9 @@ def test_a_run_with_minutes_ends_when_they_do_and_its_config_repeats_it(folder, 
     assert_same_run(tmp_path / "a", tmp_path / "b", t.steps)
 
 
-@pytest.mark.parametrize("stop", [8, 38, 46])  # at half, at full size while the end is open, and in the cool-down
+@pytest.mark.parametrize(
+    "stop", [*(pytest.param(step, marks=pytest.mark.slow) for step in (8, 46)), 38]
+)  # at half, at full size while the end is open, and in the cool-down
 def test_a_run_with_minutes_that_is_stopped_has_the_stages_of_one_that_is_not(folder, tmp_path, clock, stop):
     config = tiny(train=QUICK | {"steps": None, "minutes": 1.5, "cooldown": 0.4, "half_size": 0.4})
     train(config, folder, tmp_path / "whole", on_step=clock.ticks(tmp_path / "whole"))
@@ -159,6 +161,7 @@ def test_a_longer_run_does_not_go_back_to_half_of_the_size(folder, tmp_path, clo
     assert {size for _, size in sizes} == {8}
 
 
+@pytest.mark.slow
 def test_another_end_moves_the_border_of_a_run_that_is_at_half(folder, tmp_path):
     long = {"steps": 40, "half_size": 0.5, "cooldown": 0.25}
     train(tiny(train=QUICK | long), folder, tmp_path / "whole")

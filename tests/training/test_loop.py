@@ -182,12 +182,16 @@ def sized(size, **train):
     return Config().changed("data", image_size=size).changed("train", **train)
 
 
+COUNTED = {"grad_accumulation": 1, "ema_every": 0}
+"""Options by which nothing is left to choose that depends on the memory that a net takes; counting it takes seconds."""
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_defaults_are_sensible_on_little_and_much(device):
     for images, size in ((100, 16), (100_000, 64), (100, 256)):
-        config = resolved(sized(size), device=device, images=images)
+        config = resolved(sized(size, **COUNTED), device=device, images=images)
         assert config.data.flip == (images < 5000)
-        assert not resolved(sized(size), device=device, images=images, one_sided=True).data.flip
+        assert not resolved(sized(size, **COUNTED), device=device, images=images, one_sided=True).data.flip
         assert (config.model.dropout > 0) == (images < 5000)
         assert config.train.precision == "bf16"
 
@@ -220,7 +224,7 @@ def test_the_rate_is_by_the_width_of_the_net_and_what_is_said_stands():
     for channels, muon, adamw in (
         (32, 4e-3, 2e-3), (64, 4e-3, 2e-3), (96, 1e-3, 1e-3), (128, 1e-3, 1e-3), (192, 5e-4, 5e-4),
     ):  # fmt: skip
-        config = sized(64).changed("model", channels=channels)
+        config = sized(64, **COUNTED).changed("model", channels=channels)
         assert resolved(config).train.learning_rate == muon
         assert resolved(config.changed("train", optimizer="adamw")).train.learning_rate == adamw
     said = resolved(sized(64, learning_rate=1e-5, grad_accumulation=4, batch_size=64)).train
@@ -239,7 +243,7 @@ def test_a_batch_that_processes_and_passes_do_not_divide():
 
 def test_a_long_run_on_cuda_is_compiled_and_no_other():
     def chosen(device="cuda", **train):
-        return resolved(sized(16, **train), device=device).train.compile
+        return resolved(sized(16, **COUNTED, **train), device=device).train.compile
 
     pytest.importorskip("triton")
     assert chosen(steps=100_000) == "on"

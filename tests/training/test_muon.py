@@ -51,6 +51,23 @@ def test_a_matrix_becomes_nearly_the_semi_orthogonal_one(shape):
     assert torch.equal(orthogonalised(torch.zeros(shape)), torch.zeros(shape))
 
 
+@pytest.mark.parametrize("shape", [(32, 288), (2, 288, 32), (16, 31)])
+@pytest.mark.parametrize("smallest", [0.1, 1e-3, 1e-6])
+def test_it_is_the_iteration_as_published(shape, smallest):
+    """Of singular values far apart, against the polynomial of each singular value in float64: on a CPU the iteration is
+    on the Gram matrix where that is the smaller one."""
+    torch.manual_seed(0)
+    u, _, vt = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    values = torch.logspace(0, math.log10(smallest), u.shape[-1], dtype=torch.float64).expand(*shape[:-2], -1)
+    matrices = u * values[..., None, :] @ vt
+    values = values / values.norm(dim=-1, keepdim=True)
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    expected = u * values[..., None, :] @ vt
+    found = orthogonalised(matrices.float())
+    assert (found - expected).norm() < 1e-3 * expected.norm()
+
+
 def test_convolutions_and_queries_keys_and_values_are_matrices():
     torch.manual_seed(0)
     conv, qkv = torch.nn.Parameter(torch.zeros(4, 3, 3, 3)), torch.nn.Parameter(torch.zeros(12, 4, 1, 1))

@@ -33,7 +33,7 @@ def whole(folder, tmp_path_factory):
 # epoch ends within step 7; with accumulation a step has two passes. The run that is not stopped has a cache: without
 # one, the images are the same.
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("stop", [1, 4, 6])
+@pytest.mark.parametrize("stop", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 6))])
 @pytest.mark.parametrize("cache", ["on", "off"])
 def test_stopped_and_resumed_equals_not_stopped(folder, tmp_path, whole, accumulation, stop, cache):
     config = tiny(train={"grad_accumulation": accumulation}, data={} if cache == "on" else {"cache": "off"})

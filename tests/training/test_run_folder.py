@@ -79,6 +79,7 @@ def test_a_folder_of_another_user_is_refused_first(folder, run, tmp_path):
     assert "cannot be written: Permission denied" in said
 
 
+@pytest.mark.slow
 def test_a_second_process_exits_4_and_a_dead_one_holds_nothing(folder, tmp_path):
     (tmp_path / "config.toml").write_text(tiny(train=ENDLESS).to_toml())
     words = ["train", folder, "--config", tmp_path / "config.toml", "--out", tmp_path / "run"]

@@ -42,7 +42,9 @@ def assert_saved(tmp_path, reason):
     return status["step"]
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGINT", "SIGHUP"))]
+)
 def test_a_signal_ends_the_step_saves_and_exits_75(folder, tmp_path, name):
     child = endless(folder, tmp_path)
     wait_for(lambda: lines(tmp_path), child)
@@ -59,6 +61,7 @@ def test_a_signal_ends_the_step_saves_and_exits_75(folder, tmp_path, name):
     assert all(a[name] == b[name] for name in a if name.endswith(".safetensors"))
 
 
+@pytest.mark.slow
 def test_under_nohup_a_closed_terminal_does_not_matter(folder, tmp_path):
     child = endless(folder, tmp_path, "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); " + MAIN)
     wait_for(lambda: lines(tmp_path), child)
@@ -103,7 +106,7 @@ diffunet.train(read_toml(sys.argv[4]), sys.argv[2], sys.argv[6], loss=loss)
     assert checkpoint.newest(tmp_path / "run") is None
 
 
-@pytest.mark.parametrize("name", ["dataset", "denoiser"])
+@pytest.mark.parametrize("name", ["dataset", pytest.param("denoiser", marks=pytest.mark.slow)])
 def test_a_signal_before_the_first_step_is_no_failure(folder, tmp_path, name):
     child = endless(folder, tmp_path, ASLEEP.format(name=name))
     assert child.stdout.readline() == "asleep\n"
@@ -130,6 +133,7 @@ def test_a_signal_while_torch_is_imported_is_no_failure(folder, tmp_path):
     assert "nothing is lost" in said
 
 
+@pytest.mark.slow
 def test_the_clock_ends_a_run_and_resuming_is_exact(folder, tmp_path):
     child = endless(folder, tmp_path, stop_after=0.01)
     [code], said = finish([child])
@@ -144,6 +148,7 @@ def test_the_clock_ends_a_run_and_resuming_is_exact(folder, tmp_path):
     assert filecmp.cmp(a, b, shallow=False)
 
 
+@pytest.mark.slow
 def test_a_file_ends_a_run_and_is_gone(folder, tmp_path):
     child = endless(folder, tmp_path)
     wait_for(lambda: lines(tmp_path), child)
@@ -163,7 +168,7 @@ def test_a_clock_that_is_set_ends_no_run(tmp_path, monkeypatch):
     assert limits.reason() == "--train.stop-after"
 
 
-@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("call", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_signal_inside_gradient_accumulation(folder, tmp_path, call):
     """It comes while the first or the second of two passes is computed; the step is finished."""
     config = tiny(train={"grad_accumulation": 2})
@@ -187,7 +192,7 @@ def test_a_signal_inside_gradient_accumulation(folder, tmp_path, call):
         assert filecmp.cmp(a, b, shallow=False)
 
 
-@pytest.mark.parametrize("what", ["sample_every", "validate_every"])
+@pytest.mark.parametrize("what", ["sample_every", pytest.param("validate_every", marks=pytest.mark.slow)])
 def test_a_stop_does_not_wait_for_previews_and_validation(folder, tmp_path, what):
     """They would take for ever here, and the run is saved and ended all the same."""
     code = """

@@ -407,7 +407,13 @@ def test_a_page_in_python(served, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, getattr(signal, "SIGHUP", None))),
+    ],
+)
 def test_a_signal_ends_the_server_within_a_step(model, tmp_path, number):
     """With a job that runs and a stream that is open; its temporary files are gone then."""
     command = [sys.executable, "-m", "diffunet", "web", str(model), "--port", "0", "--device", "cpu"]

@@ -1,0 +1,93 @@
+"""A pass in parts that a CPU computes at once, each with its share of the threads.
+
+Threads that share each single operation wait for one another after each. Those of a small net take microseconds, so
+that two threads are hardly faster than one. Parts of a batch wait for one another once in a pass. Numbers do not depend
+on whether parts are computed at once or in turn, but on their number, by rounding and by the masks of dropout.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from threading import Barrier
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from diffunet import draws
+from diffunet.compute import Compute
+from diffunet.config import Config
+from diffunet.nn import kernels
+from diffunet.nn.unet import UNet
+
+Part = TypeVar("Part")
+
+
+def count(config: Config, how: Compute, net: torch.nn.Module, *, alone: bool) -> int:
+    """Return the parts of a pass of a run: those of its config where a CPU can compute some at once, else 1.
+
+    Args:
+        config, how, net: the resolved config, how to compute, and the net.
+        alone: whether it is one process, and the loss is diffunet's.
+    """
+    ours = type(net) is UNet and not config.model.checkpointing  # a net of somebody else may keep things for later
+    at_once = alone and ours and how.device.type == "cpu" and not how.compiled
+    return (config.train.cpu_parts or 1) if at_once else 1
+
+
+def bounds(images: int, parts: int) -> list[tuple[int, int]]:
+    """Return the first image of each part, and the one after its last, of parts that are as equal as possible."""
+    parts = min(images, parts)
+    return list(pairwise(images * part // parts for part in range(parts + 1)))
+
+
+def computed(work: Callable[[int], Part], parts: int, config: Config, how: Compute) -> list[Part]:
+    """Return `work(part)` for each of so many parts, computed at once.
+
+    Dropout is drawn for each part anew, from a seed that torch's global generator draws. torch's own functions can draw
+    dropout from that generator alone, which all threads share, so that with them parts are computed in turn.
+    """
+    dropout, threads = config.model.dropout, torch.get_num_threads()
+    seeds: list[int] = torch.randint(2**63 - 1, (parts,)).tolist() if dropout else []
+    if dropout and not how.native:
+        found = []
+        for part, seed in enumerate(seeds):
+            draws.seed_global(how.device, seed)
+            found.append(work(part))
+        return found
+
+    def drawing(part: int) -> Part:
+        with kernels.drawing_from(torch.Generator().manual_seed(seeds[part]) if dropout else None):
+            return work(part)
+
+    return list(_workers(min(parts, threads), threads).map(drawing, range(parts)))
+
+
+def add(parameters: list[torch.nn.Parameter], gradients: tuple[Tensor | None, ...]) -> None:
+    """Add gradients to those of the parameters, with whose layout in memory they lie there."""
+    pairs = [(each, gradient) for each, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+    first = [(each, gradient) for each, gradient in pairs if each.grad is None]
+    others = [(each.grad, gradient) for each, gradient in pairs if each.grad is not None]
+    for each, gradient in first:
+        each.grad = gradient if gradient.stride() == each.stride() else torch.empty_like(each).copy_(gradient)
+    if others:
+        torch._foreach_add_(*map(list, zip(*others, strict=True)))
+
+
+@cache
+def _workers(number: int, threads: int) -> ThreadPoolExecutor:
+    """Return an executor of so many workers, which share the threads of torch. It is there until the program ends."""
+    barrier = Barrier(number + 1)
+
+    def begin() -> None:
+        torch.set_num_threads(max(1, threads // number))
+        torch.get_num_threads()  # settles it for this thread: what is set below is for threads to come
+        barrier.wait()
+
+    workers = ThreadPoolExecutor(number, "diffunet-part", begin)
+    for _ in range(number):
+        workers.submit(lambda: None)
+    barrier.wait()
+    torch.set_num_threads(threads)
+    return workers
