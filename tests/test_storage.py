@@ -132,6 +132,7 @@ except diffunet.CheckpointError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.seconds
 def test_a_file_of_gigabytes_that_does_not_fit_is_refused_before_it_is_read(run, tmp_path):
     """The file has 4 GiB (sparse); there is room to map it twice, as safetensors does, and none to read it."""

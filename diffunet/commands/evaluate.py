@@ -78,6 +78,8 @@ def evaluate(
         raise UsageError("--loss draws no samples: it goes with neither --metrics nor --pairs")
     if metrics is None and (weights or reals):
         raise UsageError("--weights and --reals go with --metrics, such as --metrics fid")
+    if reals and not {"fid", "fd-dinov2"} & {*(metrics or ())}:
+        raise UsageError("--reals has statistics for a distance: it goes with --metrics fid or --metrics fd-dinov2")
     if pairs is not None:
         outputs.lossless(pairs, "--pairs")
         outputs.claim(pairs, file=True, option="--pairs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import http.server
@@ -36,6 +37,7 @@ def photo(seed: int) -> bytes:
 FILES = {f"{('cat', 'dog')[n % 2]}/{n}.png": photo(n) for n in range(12)}
 
 
+@functools.cache  # it holds the time at which it was made
 def a_zip(top: str = "animals/") -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

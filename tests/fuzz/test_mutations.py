@@ -31,10 +31,11 @@ def counts(said: str, kind: str) -> tuple[int, int]:
     return accepted, refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "sources", "models"),
-    [(200, 80, 30), pytest.param(10_000, 4_000, 2_000, marks=pytest.mark.slow)],
-    ids=["quick", "all"],
+    [(500, 200, 80), (10_000, 4_000, 2_000)],
+    ids=["some", "many"],
 )
 def test_broken_files_are_refused_in_one_line(images: int, sources: int, models: int, tmp_path: Path) -> None:
     code, said = fuzz(tmp_path, f"--images={images}", f"--sources={sources}", f"--models={models}")

@@ -153,6 +153,7 @@ def test_a_net_that_cannot_be_compiled_is_one_line(run, monkeypatch):
         pipe.sample(1)
 
 
+@pytest.mark.slow
 def test_kernels_give_the_same_pictures(run, pipe, monkeypatch):
     used, norm = [], native.norm
     monkeypatch.setattr(native, "norm", lambda *a, **k: used.append(a) or norm(*a, **k))

@@ -210,6 +210,7 @@ def test_the_batch_is_by_the_image_size_and_passes_by_memory():
     assert resolved(sized(64), device="cpu").train.batch_size == 32
 
 
+@pytest.mark.slow
 def test_blocks_are_checkpointed_above_128_pixels_where_a_card_is_small():
     assert resolved(sized(256), gigabytes=6).model.checkpointing
     assert not resolved(sized(256), gigabytes=75).model.checkpointing

@@ -35,6 +35,7 @@ def limited(mebibytes, folder, config, run, *options):
 LARGE = {"channels": 32, "multipliers": (1, 2), "dropout": 0.0}
 
 
+@pytest.mark.slow
 def test_out_of_memory_is_one_line_with_what_to_do(folder, tmp_path):
     config = tiny(model=LARGE, train={"batch_size": 2**14, "precision": "fp32", "grad_accumulation": 1})
     [code], said = limited(1000, folder, config, tmp_path / "run")

@@ -192,7 +192,8 @@ def test_a_signal_inside_gradient_accumulation(folder, tmp_path, call):
         assert filecmp.cmp(a, b, shallow=False)
 
 
-@pytest.mark.parametrize("what", ["sample_every", pytest.param("validate_every", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["sample_every", "validate_every"])
 def test_a_stop_does_not_wait_for_previews_and_validation(folder, tmp_path, what):
     """They would take for ever here, and the run is saved and ended all the same."""
     code = """

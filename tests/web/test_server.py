@@ -441,6 +441,7 @@ def test_a_signal_ends_the_server_within_a_step(model, tmp_path, number):
         process.kill()
 
 
+@pytest.mark.slow
 def test_on_all_addresses_it_says_the_one_of_this_machine_which_a_container_publishes(model):
     command = [
         sys.executable,

@@ -229,11 +229,11 @@ def litter(run: Path) -> list[str]:
 
 
 def spread(operations: list[Operation], every: int) -> Iterator[int]:
-    """Yield the numbers of every n-th operation, and of each fsync and rename of one checkpoint."""
-    name = f"step-{START + EVERY:08d}"
+    """Yield the numbers of every n-th operation, and of each rename of one checkpoint; in thorough tests each fsync."""
+    name, kinds = f"step-{START + EVERY:08d}", ("rename",) if every > 100 else ("fsync", "rename")
     for number, operation in enumerate(operations):
         one = any(name in str(path) for path in (operation.path, operation.other))
-        if number % every == 0 or (one and operation.kind in ("fsync", "rename")):
+        if number % every == 0 or (one and operation.kind in kinds):
             yield number
 
 
