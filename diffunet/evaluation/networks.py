@@ -10,6 +10,7 @@ import hashlib
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -136,6 +137,7 @@ class Network(ABC):
         made = self.features(lambda some: fakes[some], len(fakes), real.config.data.background,
                              lambda done, of: on_step(f"{self.NAME} on samples", done, of))  # fmt: skip
 
+        @cache  # several figures take them, and they may not be kept elsewhere
         def reals() -> Floats:
             return self.of_reals(real, lambda done, of: on_step(f"{self.NAME} on real images", done, of))
 

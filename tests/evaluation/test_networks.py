@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffunet.config import Config
 from diffunet.errors import CheckpointError, DataError, UsageError
 from diffunet.evaluation import distances
 from diffunet.evaluation.dinov2 import Dinov2
@@ -132,6 +133,27 @@ def test_statistics_that_are_none_are_refused(content, why, tmp_path):
         np.savez(path, **content)
     with pytest.raises(DataError, match=why):
         load(reals=(path,))
+
+
+def test_real_images_are_looked_at_once(tmp_path, monkeypatch):
+    (tmp_path / "weights").write_text("weights")
+    (network,) = load(Sums, weights=(tmp_path / "weights",))
+    asked, some = [], np.random.default_rng(0).integers(0, 256, (9, 4, 5, 3), dtype=np.uint8)
+
+    class Real:
+        config = Config()
+
+    def of_reals(real, on_step):
+        asked.append(real)
+        return some.astype(np.float32).sum((2, 3))
+
+    def figures(made, reals):
+        return {"first": reals(), "second": reals()}
+
+    monkeypatch.setattr(network, "of_reals", of_reals)
+    monkeypatch.setattr(network, "_figures", figures)
+    network.figures(some, Real(), lambda *step: None)
+    assert len(asked) == 1
 
 
 def test_too_few_samples_are_refused(tmp_path):
