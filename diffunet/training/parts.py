@@ -32,8 +32,14 @@ def count(config: Config, how: Compute, net: torch.nn.Module, *, alone: bool) ->
         alone: whether it is one process, and the loss is diffunet's.
     """
     ours = type(net) is UNet and not config.model.checkpointing  # a net of somebody else may keep things for later
-    at_once = alone and ours and how.device.type == "cpu" and not how.compiled
+    at_once = alone and ours and how.device.type == "cpu" and not how.compiled and _threads_are_each_ones_own()
     return (config.train.cpu_parts or 1) if at_once else 1
+
+
+@cache
+def _threads_are_each_ones_own() -> bool:
+    """Return whether each thread may have a number of threads for its operations, as with OpenMP."""
+    return "ATen parallel backend: OpenMP" in torch.__config__.parallel_info()
 
 
 def bounds(images: int, parts: int) -> list[tuple[int, int]]:
