@@ -152,6 +152,14 @@ def drawing_from(generator: torch.Generator | None) -> Iterator[None]:
         _drawing.generator = None
 
 
+def dropout(x: Tensor, probability: float) -> Tensor:
+    """Return torch's dropout of `x` by `probability`, drawn from this thread's generator where it has its own."""
+    if _drawing.generator is None:
+        return F.dropout(x, probability)
+    kept = torch.empty_like(x).bernoulli_(1 - probability, generator=_drawing.generator)
+    return x * (kept / max(1 - probability, 1e-9))
+
+
 def norm(
     x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, scale: Tensor | None = None,
     shift: Tensor | None = None, silu: bool = False, dropout: float = 0.0,

@@ -44,7 +44,7 @@ class GroupNorm(nn.GroupNorm):
         if scale is not None and shift is not None:
             h = h * (1 + scale[..., None, None]) + shift[..., None, None]
         h = F.silu(h) if silu else h
-        return F.dropout(h, dropout) if dropout else h
+        return kernels.dropout(h, dropout) if dropout else h
 
 
 class Conv(nn.Conv2d):

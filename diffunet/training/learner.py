@@ -138,7 +138,7 @@ class Learner:
             losses = self._losses(self.alone, batch.part(first, end - first), noise[first:end])
             return losses.detach(), torch.autograd.grad(losses.sum() * factor, self.parameters, allow_unused=True)
 
-        found = parts.computed(part, len(bounds), self.config, self.how)
+        found = parts.computed(part, len(bounds), bool(self.config.model.dropout))
         for _, gradients in found:  # in this order, whichever was ready first
             parts.add(self.parameters, gradients)
         return torch.cat([losses for losses, _ in found])

@@ -15,7 +15,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from diffunet import draws
 from diffunet.compute import Compute
 from diffunet.config import Config
 from diffunet.nn import kernels
@@ -48,20 +47,13 @@ def bounds(images: int, parts: int) -> list[tuple[int, int]]:
     return list(pairwise(images * part // parts for part in range(parts + 1)))
 
 
-def computed(work: Callable[[int], Part], parts: int, config: Config, how: Compute) -> list[Part]:
+def computed(work: Callable[[int], Part], parts: int, dropout: bool) -> list[Part]:
     """Return `work(part)` for each of so many parts, computed at once.
 
-    Dropout is drawn for each part anew, from a seed that torch's global generator draws. torch's own functions can draw
-    dropout from that generator alone, which all threads share, so that with them parts are computed in turn.
+    With `dropout` it is drawn for each part from a generator of its own, by a seed that torch's global one draws.
     """
-    dropout, threads = config.model.dropout, torch.get_num_threads()
+    threads = torch.get_num_threads()
     seeds: list[int] = torch.randint(2**63 - 1, (parts,)).tolist() if dropout else []
-    if dropout and not how.native:
-        found = []
-        for part, seed in enumerate(seeds):
-            draws.seed_global(how.device, seed)
-            found.append(work(part))
-        return found
 
     def drawing(part: int) -> Part:
         with kernels.drawing_from(torch.Generator().manual_seed(seeds[part]) if dropout else None):

@@ -100,12 +100,11 @@ def test_parts_add_to_the_passes_before(two_threads):
 
 @pytest.mark.parametrize("native", [True, False])
 def test_dropout_is_drawn_for_each_part_alike_at_once_and_in_turn(native, two_threads, monkeypatch):
-    """torch's own dropout is always in turn: there other threads would draw from the same generator."""
     how = ready(Compute(CPU, native=native))
     first = learned(learner(how, cpu_parts=2, dropout=0.5))
     assert same(first[0], learned(learner(how, cpu_parts=2, dropout=0.5))[0])
     assert not same(first[0], learned(learner(how, cpu_parts=1, dropout=0.5))[0])
-    with ThreadPoolExecutor(1) as one, compute.use_threads(1 if native else 2):
+    with ThreadPoolExecutor(1) as one, compute.use_threads(1):
         monkeypatch.setattr(parts, "_workers", lambda number, threads: one)
         in_turn = learned(learner(how, cpu_parts=2, dropout=0.5))
     assert same(first[0], in_turn[0])
@@ -126,9 +125,7 @@ def test_parts_have_masks_of_their_own(native, two_threads):
 
 
 def test_each_part_has_its_share_of_the_threads_and_nobody_else_has_less(two_threads):
-    seen = parts.computed(
-        lambda part: (threading.current_thread().name, torch.get_num_threads()), 2, learner().config, Compute(CPU)
-    )
+    seen = parts.computed(lambda part: (threading.current_thread().name, torch.get_num_threads()), 2, dropout=False)
     assert [threads for _, threads in seen] == [1, 1]
     assert all(name.startswith("diffunet-part") for name, _ in seen)
     assert torch.get_num_threads() == 2
