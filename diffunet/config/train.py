@@ -25,8 +25,8 @@ class TrainConfig(Section):
     """Passes that a step is divided into, to take less memory. If not given, they are as few as the free memory
     allows."""
     cpu_parts: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Parts of a pass that a CPU computes at once, each with its share of the threads. If not given, they are what is
-    fastest in a trial, or 1 with --steps."""
+    """Parts of a pass that a CPU computes at once, each with its share of the threads, for diffunet's own UNet and loss
+    in one process. If not given, they are what is fastest in a trial, or 1 with --steps."""
     learning_rate: Rate | None = None
     """Learning rate between warm-up and cool-down. If not given, it is what suits the width of the net."""
     warmup: Count | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from diffunet.errors import UsageError
@@ -52,7 +53,8 @@ class Dinov2(Network):
         return made
 
     def _answers(self, rgb: Pixels) -> tuple[Tensor, ...]:
-        large = np.stack([np.asarray(images.from_array(each).resize((SIZE, SIZE), resample=3)) for each in rgb])
+        sized = (images.from_array(each).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for each in rgb)
+        large = np.stack([np.asarray(each) for each in sized])
         x = torch.from_numpy(large).to(self.device).permute(0, 3, 1, 2) / 255
         mean, deviation = (torch.tensor(each, device=self.device)[:, None, None] for each in (MEAN, DEVIATION))
         return (self.net((x - mean) / deviation),)

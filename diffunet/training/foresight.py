@@ -7,7 +7,7 @@ from diffunet.config import Config
 from diffunet.data.cache import Stored, megabytes
 from diffunet.data.dataset import Dataset
 from diffunet.data.folder import printable
-from diffunet.training import best, defaults, half_size, memory, recipe
+from diffunet.training import best, defaults, half_size, memory, parts, recipe
 from diffunet.training.plan import plan
 from diffunet.training.run import Run
 
@@ -82,7 +82,8 @@ def _reasons(asked: Config, run: Run, each: float, init: str | None) -> Iterator
         )
     if asked.train.cpu_parts is None and run.how.device.type == "cpu":
         trial = ", what was fastest in a trial" if clock is not None and (t.threads or 1) > 1 else ""
-        yield f"parts of a batch that are computed at once: {t.cpu_parts}{trial}"
+        at_once = parts.count(config, run.how, ours=True, alone=run.share.processes == 1)
+        yield f"parts of a batch that are computed at once: {at_once}{trial}"
     suited = f"for {t.optimizer} and a net of {m.channels} channels"
     rate = "as asked" if asked.train.learning_rate is not None else suited
     yield f"learning rate: {t.learning_rate:g}, {rate}; it falls over the last {t.cooldown or 0:.0%}"

@@ -20,6 +20,7 @@ from diffunet.data import warp
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.diffusion.losses import DenoisingLoss, Loss
 from diffunet.diffusion.noise_levels import NOISE
+from diffunet.nn.unet import UNet
 from diffunet.pictures import images
 from diffunet.training import cuda_graph, half_size, optimizers, parts
 from diffunet.training.batches import Batch
@@ -71,7 +72,7 @@ class Learner:
         self.skips_by_itself = optimizers.skip_by_themselves(how.device)
         self.alone = DenoisingLoss(denoiser, build.weighting(config), loss).train()
         self.model: nn.Module = self.alone if processes is None else processes.prepare(self.alone)
-        self.parts = parts.count(config, how, net, alone=loss is None and self.many == 1)
+        self.parts = parts.count(config, how, ours=type(net) is UNet and loss is None, alone=self.many == 1)
         self.recorded: dict[torch.Size, cuda_graph.Recorded] = {}  # by the shape of the noise
 
     def load(self, checkpoint: Path, state: dict[str, Any]) -> None:

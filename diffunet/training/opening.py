@@ -181,13 +181,15 @@ def _ready(
                 held_out=len(split.held_out), one_sided=one_sided,
             )  # fmt: skip
 
+        if loss is not None:  # it may keep things from one pass to the next, and plan.py does not know of it
+            if (config.train.cpu_parts or 1) > 1:
+                log.warning("the loss is your own: each pass is computed whole, and not in %d parts", t.cpu_parts)
+            config = config.changed("train", cpu_parts=1)
         if config.train.steps is None and previous is None:
             assert config.train.minutes is not None, "chosen above"
             left = 60 * config.train.minutes - budget.elapsed
             if init is not None and config.train.half_size is None:  # its weights know the full size already
                 config = config.changed("train", half_size=0.0)
-            if loss is not None:  # a loss of somebody else may keep things for later
-                config = config.changed("train", cpu_parts=1)
             config, expected, budget.slower = recipe.for_minutes(config, how, left, resolved, net, joined)
         config = resolved(half_size.decided(config, state.get("step", 0))).changed("train", threads=threads)
         if state and state.get("cooldown") is None:

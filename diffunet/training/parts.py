@@ -18,20 +18,20 @@ from torch import Tensor
 from diffunet.compute import Compute
 from diffunet.config import Config
 from diffunet.nn import kernels
-from diffunet.nn.unet import UNet
 
 Part = TypeVar("Part")
 
 
-def count(config: Config, how: Compute, net: torch.nn.Module, *, alone: bool) -> int:
+def count(config: Config, how: Compute, *, ours: bool, alone: bool) -> int:
     """Return the parts of a pass of a run: those of its config where a CPU can compute some at once, else 1.
 
     Args:
-        config, how, net: the resolved config, how to compute, and the net.
-        alone: whether it is one process, and the loss is diffunet's.
+        config, how: the resolved config, and how to compute.
+        ours: whether net and loss are diffunet's; those of somebody else may keep things from one pass to the next.
+        alone: whether the run is one process.
     """
-    ours = type(net) is UNet and not config.model.checkpointing  # a net of somebody else may keep things for later
-    at_once = alone and ours and how.device.type == "cpu" and not how.compiled and _threads_are_each_ones_own()
+    plain = config.model.net == "unet" and not config.model.checkpointing and config.train.compile != "on"
+    at_once = ours and alone and plain and how.device.type == "cpu" and _threads_are_each_ones_own()
     return (config.train.cpu_parts or 1) if at_once else 1
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from diffunet import build, compute
 from diffunet.data import findings
 from diffunet.data.folder import printable
-from diffunet.training import half_size, memory
+from diffunet.training import half_size, memory, parts
 from diffunet.training.run import Run
 
 
@@ -65,8 +65,8 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
         f"about {needed / 2**30:.1f} GiB to train{' (blocks checkpointed)' if run.config.model.checkpointing else ''}"
     )
     passes = "" if share.passes == 1 else f" in {share.passes} passes"
-    if (t.cpu_parts or 1) > 1 and how.device.type == "cpu":
-        passes += f", {t.cpu_parts} parts of them at once"
+    if (at_once := parts.count(run.config, how, ours=net is build.net, alone=processes == 1)) > 1:
+        passes += f", {at_once} parts of them at once"
     about = "about " if run.steps is None else ""
     yield (
         f"steps: {about}{steps} of {share.batch_size} images{passes}, "

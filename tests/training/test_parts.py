@@ -2,7 +2,6 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
 import torch
@@ -110,6 +109,27 @@ def test_dropout_is_drawn_for_each_part_alike_at_once_and_in_turn(native, two_th
     assert same(first[0], in_turn[0])
 
 
+def test_dropout_from_a_generator_of_ones_own_is_dropout():
+    x = torch.rand(100, 100) + 1
+    with kernels.drawing_from(torch.Generator().manual_seed(0)):
+        found = kernels.dropout(x, 0.25)
+        nothing = kernels.dropout(x, 1.0)
+    kept = found != 0
+    assert abs(kept.float().mean() - 0.75) < 0.02
+    assert torch.allclose(found[kept], x[kept] / 0.75)
+    assert not nothing.any()
+
+
+def test_with_a_loss_of_ones_own_a_pass_is_whole_and_that_is_said(folder, tmp_path, caplog):
+    caplog.set_level("INFO", "diffunet")
+    config = tiny(train={"cpu_parts": 2, "steps": 2, "previews": 0})
+    train(
+        config, folder, tmp_path / "run", loss=lambda denoised, x0, sigma: (denoised.x0 - x0).square().mean((1, 2, 3))
+    )
+    assert "each pass is computed whole, and not in 2 parts" in caplog.text
+    assert "parts of them at once" not in caplog.text
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_parts_have_masks_of_their_own(native, two_threads):
     """The same image in both parts has another loss in each, where dropout is the only thing that differs."""
@@ -136,16 +156,20 @@ def test_each_part_has_its_share_of_the_threads_and_nobody_else_has_less(two_thr
 def test_parts_are_of_diffunets_net_alone_and_of_one_process_on_a_cpu(two_threads, monkeypatch):
     some = learner(cpu_parts=2)
     config, net = some.config, some.state.net
-    assert some.parts == parts.count(config, Compute(CPU), net, alone=True) == 2
-    assert parts.count(config, Compute(CPU), net, alone=False) == 1
-    assert parts.count(config, Compute(torch.device("meta")), net, alone=True) == 1
-    assert parts.count(config, replace(Compute(CPU), compiled=True), net, alone=True) == 1
-    assert parts.count(config, Compute(CPU), torch.nn.Sequential(net), alone=True) == 1
-    assert parts.count(config.changed("model", checkpointing=True), Compute(CPU), net, alone=True) == 1
+    assert some.parts == parts.count(config, Compute(CPU), ours=True, alone=True) == 2
+    assert parts.count(config, Compute(CPU), ours=True, alone=False) == 1
+    assert parts.count(config, Compute(CPU), ours=False, alone=True) == 1
+    assert parts.count(config, Compute(torch.device("meta")), ours=True, alone=True) == 1
+    for section, change in (
+        ("train", {"compile": "on"}),
+        ("model", {"checkpointing": True}),
+        ("model", {"net": "unet2015"}),
+    ):
+        assert parts.count(config.changed(section, **change), Compute(CPU), ours=True, alone=True) == 1
     own = Learner(config, build.denoiser(config, net), Compute(CPU), lambda denoised, x0, sigma: sigma * x0.sum())
     assert own.parts == 1
     monkeypatch.setattr(parts, "_threads_are_each_ones_own", lambda: False)  # as where torch has no OpenMP
-    assert parts.count(config, Compute(CPU), net, alone=True) == 1
+    assert parts.count(config, Compute(CPU), ours=True, alone=True) == 1
 
 
 def test_what_a_part_raises_is_raised(two_threads, monkeypatch):
