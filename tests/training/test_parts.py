@@ -163,7 +163,6 @@ def test_parts_are_of_diffunets_net_alone_and_of_one_process_on_a_cpu(two_thread
     for section, change in (
         ("train", {"compile": "on"}),
         ("model", {"checkpointing": True}),
-        ("model", {"net": "unet2015"}),
     ):
         assert parts.count(config.changed(section, **change), Compute(CPU), ours=True, alone=True) == 1
     own = Learner(config, build.denoiser(config, net), Compute(CPU), lambda denoised, x0, sigma: sigma * x0.sum())
