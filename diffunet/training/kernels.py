@@ -8,8 +8,9 @@ from statistics import median
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from diffunet import build, compiler
+from diffunet import build, compiler, compute
 from diffunet.compute import Compute
 from diffunet.config import Config
 from diffunet.errors import UsageError
@@ -32,15 +33,19 @@ FASTER, RUNS = 1.05, 5
 
 
 def choose(
-    config: Config, how: Compute, processes_: Accelerator, net: build.NetFactory, steps: int, *, resumed: bool
-) -> tuple[Config, Compute]:
+    config: Config, how: Compute, processes_: Accelerator, net: build.NetFactory, steps: int, *, resumed: bool,
+    timed: bool = False,
+) -> tuple[Config, Compute]:  # fmt: skip
     """Return `config` and `how` with train.kernels "on" or "off", the same on all processes, for a run of `steps`.
+
+    `timed` says that steps with kernels have been timed, by `recipe.for_minutes`: they are built then, and pay in short
+    runs, too.
 
     Raises:
         UsageError: kernels were asked for, in a new run, and cannot be used.
     """
     asked = config.train.kernels
-    reason = _reason_against(config, how, net, steps, trial=asked == "auto")
+    reason = _reason_against(config, how, net, None if timed else steps, trial=asked == "auto")
     if not processes.smallest(reason is None, processes_):
         reason = reason or "another process could not use them"
         if asked == "on" and not resumed:
@@ -62,8 +67,13 @@ def description(how: Compute) -> str:
     return compiler.describe() if how.native else "off"
 
 
-def _reason_against(config: Config, how: Compute, net: build.NetFactory, steps: int, *, trial: bool) -> str | None:
-    """Return why the run does not use kernels, or None; with `trial`, also where they would not make it faster."""
+def _reason_against(
+    config: Config, how: Compute, net: build.NetFactory, steps: int | None, *, trial: bool
+) -> str | None:
+    """Return why the run does not use kernels, or None; with `trial`, also where they would not make it faster.
+
+    With `steps` a short run has none, so that it does not wait for their building; None are built already.
+    """
     if config.train.kernels == "off":
         return "as asked"
     if how.device.type not in WORTH:
@@ -76,9 +86,7 @@ def _reason_against(config: Config, how: Compute, net: build.NetFactory, steps: 
         module = net(config)
     if not any(hasattr(part, "native_kernels") for part in module.modules()):
         return "no layer of this net has any"
-    batch = config.train.batch_size
-    images = steps * (batch if isinstance(batch, int) else 1)
-    if trial and (images < FEWEST or memory.price(config, net).macs * images < WORTH[how.device.type]):
+    if trial and steps is not None and _is_short(config, how, net, steps):
         return "the run is short"
     try:
         kernels.ready(how.device)
@@ -86,32 +94,44 @@ def _reason_against(config: Config, how: Compute, net: build.NetFactory, steps: 
         return str(error)
     if not trial:
         return None
-    if (times := _times_as_fast(config, how)) < FASTER:
-        return f"with others a residual block is only {times:.2f} times as fast"
-    log.info("kernels: diffunet's own, a residual block takes 1/%.2f of the time of torch's", times)
+    with compute.use_threads(max(1, torch.get_num_threads() // (config.train.cpu_parts or 1))):  # those of one part
+        times = _times_as_fast(config, how)
+    if times < FASTER:
+        return f"with others residual blocks are only {times:.2f} times as fast"
+    log.info("kernels: diffunet's own, residual blocks take 1/%.2f of the time of torch's", times)
     return None
 
 
-def _times_as_fast(config: Config, how: Compute) -> float:
-    """Return how many times as fast a residual block is with kernels, forwards and backwards.
+def _is_short(config: Config, how: Compute, net: build.NetFactory, steps: int) -> bool:
+    """Return whether a run of so many steps is over before kernels are built and have paid."""
+    batch = config.train.batch_size
+    images = steps * (batch if isinstance(batch, int) else 1)
+    return images < FEWEST or memory.price(config, net).macs * images < WORTH[how.device.type]
 
-    The block is of the width and image size of the run, and a new one, which nobody learns from.
+
+def _times_as_fast(config: Config, how: Compute) -> float:
+    """Return how many times as fast residual blocks are with kernels, forwards and backwards: one of each level.
+
+    They are of the widths and sizes of the run, and new ones, which nobody learns from.
     """
-    size, c = config.data.image_size, max(kernels.FEWEST_CHANNELS, config.model.channels or 64)
+    size, channels = config.data.image_size, config.model.channels or 64
     batch = max(1, min(16 if how.device.type == "cpu" else 4096, PIXELS[how.device.type] // size**2))
+    levels = list[tuple[ResBlock, Tensor, Tensor]]()
     with torch.random.fork_rng([how.device] if how.device.type == "cuda" else []):
-        block = ResBlock(c, c, 4 * c)
-        x = torch.randn(batch, c, size, size, device=how.device).contiguous(memory_format=torch.channels_last)
-        e = torch.randn(batch, 4 * c, device=how.device)
-    x.requires_grad_()
+        for level, times in enumerate(config.model.multipliers or (1, 2)):
+            c, side = max(kernels.FEWEST_CHANNELS, channels * times), max(1, size >> level)
+            x = torch.randn(batch, c, side, side, device=how.device).contiguous(memory_format=torch.channels_last)
+            levels.append((ResBlock(c, c, 4 * c), x.requires_grad_(), torch.randn(batch, 4 * c, device=how.device)))
 
     def seconds(on: bool) -> float:
-        replace(how, native=on).prepare(block)
+        for block, _, _ in levels:
+            replace(how, native=on).prepare(block)
         how.synchronize()
         began = time.perf_counter()
-        with how.autocast():
-            y = block(x, e)
-        torch.autograd.grad(y.float().square().sum(), [x, *block.parameters()])
+        for block, x, e in levels:
+            with how.autocast():
+                y = block(x, e)
+            torch.autograd.grad(y.float().square().sum(), [x, *block.parameters()])
         how.synchronize()
         return time.perf_counter() - began
 

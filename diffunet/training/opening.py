@@ -60,7 +60,8 @@ def opened(
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop.on_signals(flag))
         config = stack.enter_context(run_folder.claimed(config, folder, resume=resume, init=init, main=main))
-        status, reports = failures.Status(folder, config), reporting.Reports(folder)
+        done = max(checkpoint.steps(folder), default=0)
+        status, reports = failures.Status(folder, config, done, done), reporting.Reports(folder)
         if main:
             stack.callback(reports.end)  # once the status below says how the run has ended
         stack.enter_context(failures.explaining(status, flag, main))
@@ -185,7 +186,8 @@ def _ready(
             if (config.train.cpu_parts or 1) > 1:
                 log.warning("the loss is your own: each pass is computed whole, and not in %d parts", t.cpu_parts)
             config = config.changed("train", cpu_parts=1)
-        if config.train.steps is None and previous is None:
+        timed = config.train.steps is None and previous is None
+        if timed:
             assert config.train.minutes is not None, "chosen above"
             left = 60 * config.train.minutes - budget.elapsed
             if init is not None and config.train.half_size is None:  # its weights know the full size already
@@ -205,7 +207,7 @@ def _ready(
             fits = processes.smallest(memory.images_per_pass(config, how, free, loss, net), joined)
             config = status.config = defaults.after_trial(config, fits, joined.num_processes)
 
-        config, how = kernels.choose(config, how, joined, net, expected, resumed=previous is not None)
+        config, how = kernels.choose(config, how, joined, net, expected, resumed=previous is not None, timed=timed)
         status.config = config
 
         run = Run(

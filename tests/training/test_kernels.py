@@ -12,7 +12,7 @@ from diffunet import compiler, compute
 from diffunet.config import Config, read_toml
 from diffunet.errors import Stopped, UsageError
 from diffunet.nn import kernels as native
-from diffunet.training import checkpoint, kernels
+from diffunet.training import checkpoint, kernels, recipe
 from diffunet.training.loop import train
 
 WIDE = {"channels": 16}
@@ -81,9 +81,17 @@ def test_a_short_run_is_torchs_alone(folder, tmp_path, monkeypatch):
     assert environment(run, checkpoint.steps(run)[-1]) == "off"
 
 
+def test_a_short_run_of_minutes_uses_what_has_been_built_for_its_trial(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "for_minutes", lambda config, *_: (config, 20, 1.0))
+    monkeypatch.setattr(kernels, "_times_as_fast", times_as_fast(1.5))
+    with pytest.raises(Stopped):
+        train(config("auto", train={"minutes": 1.0, "steps": None}), folder, tmp_path / "run", on_step=stop_at(1))
+    assert decided(tmp_path / "run") == "on"
+
+
 @pytest.mark.parametrize(
     ("times", "expected", "said"),
-    [(1.5, "on", "takes 1/1.50 of the time"), (1.01, "off", "a residual block is only 1.01 times as fast")],
+    [(1.5, "on", "take 1/1.50 of the time"), (1.01, "off", "residual blocks are only 1.01 times as fast")],
 )
 def test_a_trial_decides(folder, tmp_path, long_run, monkeypatch, caplog, times, expected, said):
     monkeypatch.setattr(kernels, "_times_as_fast", times_as_fast(times))
