@@ -203,9 +203,9 @@ def test_what_cannot_be_is_refused(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.seconds
 def test_a_few_parts_on_a_cpu(tmp_path):
-    code, kept, said = run(tmp_path, "busy", "overheads")
+    code, kept, said = run(tmp_path, "busy", "overheads", "processes")
     assert code == 0, said
-    assert list(kept["parts"]) == ["busy", "overheads"]
+    assert list(kept["parts"]) == ["busy", "overheads", "processes"]
     for each in kept["parts"].values():
         assert each["ended"] == "exit code 0"
         assert [[row["measure"], row["way"]] for row in each["rows"]] == each["planned"]

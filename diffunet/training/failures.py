@@ -11,7 +11,7 @@ from typing import Any
 
 from diffunet import compute, files, ranks
 from diffunet.config import Config
-from diffunet.errors import DataError, DivergedError, Error, ResourceError, Stopped
+from diffunet.errors import DataError, DivergedError, Error, ResourceError, Stopped, UsageError
 from diffunet.training.memory import out_of_memory
 from diffunet.training.stop import StopFlag
 
@@ -28,7 +28,7 @@ class Status:
     """How far a run is.
 
     `step` optimizer steps are done, and the checkpoint of the step `saved` is on the disk. The model of a run that is
-    done is of the step `model_step`, if that is not the last.
+    done is of the step `model_step`, if that is not the last. It has `begun` once all is chosen.
     """
 
     folder: Path
@@ -36,11 +36,17 @@ class Status:
     step: int = 0
     saved: int = 0
     model_step: int | None = None
+    begun: bool = False
 
 
 @contextlib.contextmanager
 def explaining(status: Status, flag: StopFlag, main: bool) -> Iterator[None]:
-    """Turn an error that a person can mend into a `diffunet.Error`, and write every error to RUN/status.json."""
+    """Turn an error that a person can mend into a `diffunet.Error`, and write every error to RUN/status.json.
+
+    A command that is refused before its first step changes nothing of a run that there is, and not its status either.
+    """
+    path = status.folder / "status.json"
+    before = path.read_bytes() if main and path.exists() else None
     try:
         if main:
             write_status(status.folder, "starting", None)  # replaces what an earlier start has left
@@ -53,7 +59,10 @@ def explaining(status: Status, flag: StopFlag, main: bool) -> Iterator[None]:
             details = {"steps": status.config.train.steps, "exit_code": getattr(explained, "exit_code", 1)}
             details |= {"reason": flag.reason} if stopped else {"error": str(explained)}
             with contextlib.suppress(OSError):  # the disk may be full, which the error says already
-                write_status(status.folder, state, status.step, **details)
+                if before is not None and isinstance(explained, UsageError) and not status.begun:
+                    files.write_atomic(path, before)
+                else:
+                    write_status(status.folder, state, status.step, **details)
         if explained is error:
             raise
         raise explained from None

@@ -4,10 +4,14 @@ from collections import Counter
 from collections.abc import Iterator
 
 from diffunet import build, compute
+from diffunet.config import DataConfig
 from diffunet.data import findings
 from diffunet.data.folder import printable
 from diffunet.training import half_size, memory, parts
 from diffunet.training.run import Run
+
+MASKS = ("masks", "mask_folder", "all_hole")
+"""The options of the data that say by which masks a net learns to inpaint."""
 
 
 def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
@@ -47,6 +51,9 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
     if run.config.diffusion.task == "inpaint":
         kind = f"random masks ({d.masks})" if d.mask_folder is None else f"the masks of {d.mask_folder}"
         yield f"it learns to inpaint, with {kind}; {d.all_hole:.0%} are all hole, so that it generates too"
+    elif given := [name for name in MASKS if getattr(d, name) != DataConfig.model_fields[name].default]:
+        options = ", ".join(f"--data.{name.replace('_', '-')}" for name in given)
+        yield f"note: {options}: this net learns to generate, without masks; --task inpaint makes it learn to inpaint"
     small = dataset.files.smaller_than(size)
     if d.fit == "patch":
         of = "" if d.scales == (1.0,) else f", at scales {' '.join(f'{scale:g}' for scale in d.scales)}"

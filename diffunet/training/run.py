@@ -152,6 +152,7 @@ class Run:
 
         A run that got further than its last checkpoint has left such averages; they will be written again.
         """
+        self.status.begun = True
         if not self.is_main:
             return
         snapshots.forget_after(self.folder, self.first_step)

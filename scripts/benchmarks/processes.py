@@ -3,7 +3,8 @@
 Each is a real `diffunet train` of the default net at 32 pixels, batch 32, started with the variables that `accelerate
 launch` and torchrun set; two processes talk by gloo. The figure is the median of `images_per_second` over the lines of
 metrics.jsonl after the first. The mean losses of the first line are compared: the images and the noise of a step do not
-depend on the number of processes. On a machine where this process may use one core alone, both share it.
+depend on the number of processes. On a machine where this process may use one core alone, both share it. What two
+processes add up in each step are the gradients, of four bytes for each parameter.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from statistics import median
 
 from benchmarks import nets, pictures
 from benchmarks.measure import Lap, Measure, Options, Row, Wanted, refuse_difference
-from diffunet import compute
+from diffunet import build, compute, storage
 
 NAME = "processes"
 
@@ -54,6 +55,7 @@ def made(
         every = 2 if options.tiny else LOG_EVERY
         words = ["train", data, "--out", run, "--image-size", 32, "--batch-size", 32, "--steps", every * LINES]
         words += ["--train.log-every", every, "--train.previews", 0, "--threads", threads]
+        words += ["--train.cooldown", 0]  # its begin is saved, and would have a line of its own
         words += ["--train.kernels", "on" if nets.with_kernels(compute.choose("cpu")).native else "off"]  # as long runs
         if options.tiny:
             words += ["--model.channels", 16, "--model.multipliers", 1, "--image-size", 8, "--batch-size", 8]
@@ -63,11 +65,18 @@ def made(
         lines = [line for line in lines if "images_per_second" in line]
         if len(lines) != LINES:
             raise RuntimeError(f"metrics.jsonl has {len(lines)} lines, not {LINES}")
+        if processes > 1:
+            facts["MB all-reduced in a step"] = 4e-6 * parameters(run)
         told.setdefault(processes, lines[0]["loss"])
         facts.update(refuse_difference(abs(told[processes] / told.get(1, told[processes]) - 1), tolerance))
         return median(line["images_per_second"] for line in lines[1:])
 
     return lap, facts
+
+
+def parameters(run: Path) -> int:
+    """Return how many parameters the net of a run has."""
+    return sum(parameter.numel() for parameter in build.net(storage.run_config(run)).parameters())
 
 
 def launch(processes: int, threads: int, words: list[object]) -> None:

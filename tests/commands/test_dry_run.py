@@ -67,3 +67,12 @@ def test_it_shows_new_runs_alone(photos, capsys):
     assert "take one" in refused(capsys, "train", photos, "--steps", 2, "--minutes", 1, "--dry-run")
     assert "nowhere" in refused(capsys, "train", "nowhere", "--dry-run", code=3)
     assert sorted(path.name for path in Path().iterdir()) == ["photos"]
+
+
+def test_options_of_masks_are_told_where_nothing_is_learned_of_masks(photos, capsys):
+    masks = ["--data.all-hole", 0.5, "--data.masks", "wide"]
+    words = ["train", photos, "--image-size", 8, "--steps", 2, *masks, "--dry-run"]
+    diffunet(*words)
+    assert "note: --data.masks, --data.all-hole: this net learns to generate" in capsys.readouterr().out
+    diffunet(*words, "--task", "inpaint")
+    assert "note: --data.masks" not in capsys.readouterr().out
