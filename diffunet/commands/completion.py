@@ -8,18 +8,19 @@ from __future__ import annotations
 import importlib
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from diffunet import guides, pretrained
 from diffunet.commands import signature
 from diffunet.commands.progress import tell
 
 SHORT = 70
 """The most characters of what is said of an option."""
 
-FILES = ("PATH", "PICTURE")
-"""The words for a value that is a file or a folder."""
+FILES = ("PATH", "PICTURE", "MODEL")
+"""The words for a value that is a file or a folder, or may be."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,39 @@ def completion(
     tell({"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](options()).rstrip("\n"))
 
 
+def named(metavar: str) -> tuple[str, ...]:
+    """Return the names that there are for a value that the help calls so; none where there are files alone."""
+    from diffunet.config import preset_names
+    from diffunet.data import builtin
+
+    models, presets = pretrained.names(), preset_names()
+    words = {"MODEL": models, "SOURCE": models, "MODEL_OR_PRESET": [*models, *presets], "PRESET": presets}
+    return tuple((words | {"TOPIC": [*guides.TOPICS], "DATASET": [*builtin.DATASETS]}).get(metavar, ()))
+
+
+def arguments() -> dict[str, tuple[str, ...]]:
+    """Return of each command the names that its arguments may be; files are others."""
+    found = dict[str, tuple[str, ...]]()
+    for name, target in _targets().items():
+        known = [each for each in signature.options(target).values() if each.is_argument]
+        found[name] = tuple(word for each in known for word in (*signature.choices(each.kind), *named(each.metavar)))
+    return found
+
+
 def options() -> dict[str, list[Option]]:
     """Return the options of each command."""
+    return {
+        name: [_option(each) for each in signature.options(target).values() if not each.is_argument]
+        for name, target in _targets().items()
+    }
+
+
+def _targets() -> dict[str, Any]:
+    """Return what takes the options of each command."""
     from diffunet.commands.cli import COMMANDS
 
-    known = dict[str, list[Option]]()
-    for name, (place, _) in COMMANDS.items():
-        module = importlib.import_module(f"diffunet.{place}")
-        target = module.Train if name == "train" else getattr(module, name)
-        known[name] = [_option(each) for each in signature.options(target).values() if not each.is_argument]
-    return known
+    modules = {name: importlib.import_module(f"diffunet.{place}") for name, (place, _) in COMMANDS.items()}
+    return {name: getattr(module, "Train" if name == "train" else name) for name, module in modules.items()}
 
 
 def _option(option: signature.Option) -> Option:
@@ -66,20 +90,22 @@ def _option(option: signature.Option) -> Option:
     words = words if len(words) <= SHORT else f"{words[:SHORT].rpartition(' ')[0]} ..."
     if option.kind is bool and option.default is True:
         return Option(option.off, f"not: {words}", "nothing")
-    choices = tuple(signature.choices(option.kind))
+    choices = tuple(signature.choices(option.kind)) or named(option.metavar)
     takes: Literal["nothing", "value", "file"] = "value" if option.metavar else "nothing"
     return Option(option.name, words, "file" if option.metavar in FILES else takes, choices)
 
 
 def _bash(known: dict[str, list[Option]]) -> str:
+    also = {"file": " files=yes", "value": "", "nothing": ""}
     chosen = [
-        f'      "{command} {option.name}") words="{" ".join(option.choices)}" ;;\n'
+        f'      "{command} {option.name}") words="{" ".join(option.choices)}"{also[option.takes]} ;;\n'
         for command, there in known.items() for option in there if option.choices
     ]  # fmt: skip
-    named = [f'        {name}) words="{" ".join(each.name for each in there)}" ;;\n' for name, there in known.items()]
+    named = [f'          {name}) words="{" ".join(each.name for each in there)}" ;;\n' for name, there in known.items()]
+    first = [f'          {name}) words="{" ".join(words)}" ;;\n' for name, words in arguments().items() if words]
     return f"""# bash completion of diffunet, made by: diffunet completion bash
 _diffunet() {{
-  local current=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD - 1]}} words=
+  local current=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD - 1]}} words= files= file
   COMPREPLY=()
   if [[ $current == "=" ]]; then current=; fi
   if [[ $before == "=" ]]; then before=${{COMP_WORDS[COMP_CWORD - 2]}}; fi
@@ -88,12 +114,21 @@ _diffunet() {{
   else
     case "${{COMP_WORDS[1]}} $before" in
 {"".join(chosen)}      *)
-        if [[ $current != -* ]]; then return; fi # a file, which bash completes itself
-        case ${{COMP_WORDS[1]}} in
-{"".join("  " + line for line in named)}        esac ;;
+        if [[ $current == -* ]]; then
+          case ${{COMP_WORDS[1]}} in
+{"".join("  " + line for line in named)}          esac
+        elif [[ $before != -* ]]; then # an argument: a name, or a file
+          files=yes
+          case ${{COMP_WORDS[1]}} in
+{"".join("  " + line for line in first)}          esac
+        fi ;;
     esac
   fi
   COMPREPLY=($(compgen -W "$words" -- "$current"))
+  if [[ $files ]] && ((${{#COMPREPLY[@]}})); then # where no name fits, bash completes files itself
+    while IFS= read -r file; do COMPREPLY+=("$file"); done < <(compgen -f -- "$current")
+    compopt -o filenames 2>/dev/null
+  fi
 }}
 complete -o bashdefault -o default -F _diffunet diffunet
 """
@@ -104,12 +139,13 @@ def _zsh(known: dict[str, list[Option]]) -> str:
 
     def spec(option: Option) -> str:
         words = re.sub(r"([\\\[\]:])", r"\\\1", option.words)
-        values = f"({' '.join(option.choices)})" if option.choices else "_files" if option.takes == "file" else " "
+        values = _zsh_values(option.choices, files=option.takes == "file") or " "
         return _quoted(f"{option.name}[{words}]" + ("" if option.takes == "nothing" else f":value:{values}"))
 
+    rest = {name: f"'*:file:{_zsh_values(words, files=True)}'" for name, words in arguments().items()}
     commands = "\n".join(f"      {_quoted(f'{name}:{COMMANDS[name][1]}')}" for name in known)
     cases = "\n".join(
-        f"    {name})\n      _arguments -S {' '.join(map(spec, there))} '*:file:_files' ;;"
+        f"    {name})\n      _arguments -S {' '.join(map(spec, there))} {rest[name]} ;;"
         for name, there in known.items()
     )
     return f"""#compdef diffunet
@@ -136,12 +172,19 @@ fi
 """
 
 
+def _zsh_values(words: tuple[str, ...], *, files: bool) -> str:
+    """Return how zsh completes a value: one of some words, a file, or either."""
+    if not files:
+        return f"({' '.join(words)})" if words else ""
+    return f"{{compadd -- {' '.join(words)}; _files}}" if words else "_files"
+
+
 def _fish(known: dict[str, list[Option]]) -> str:
     from diffunet.commands.cli import COMMANDS
 
     def line(command: str, option: Option) -> str:
         takes = {"nothing": "", "value": " -x", "file": " -r -F"}[option.takes]
-        values = f" -x -a {_quoted(' '.join(option.choices))}" if option.choices else takes
+        values = takes + (f" -a {_quoted(' '.join(option.choices))}" if option.choices else "")
         where = f"-n '__fish_seen_subcommand_from {command}'"
         return f"complete -c diffunet {where} -l {option.name[2:]}{values} -d {_quoted(option.words, fish=True)}"
 
@@ -150,6 +193,10 @@ def _fish(known: dict[str, list[Option]]) -> str:
         for name in known
     ]
     lines = [line(name, option) for name, there in known.items() for option in there]
+    lines += [
+        f"complete -c diffunet -n '__fish_seen_subcommand_from {name}' -a {_quoted(' '.join(words))}"
+        for name, words in arguments().items() if words
+    ]  # fmt: skip
     return "\n".join(["# fish completion of diffunet, made by: diffunet completion fish", *commands, *lines])
 
 

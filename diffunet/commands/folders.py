@@ -18,7 +18,7 @@ Side = Annotated[int, Field(ge=1, le=20_000)]
 
 
 def prepare(
-    name: Annotated[Positional[str], arg(metavar="NAME")], out: Annotated[Positional[Path], arg(metavar="OUT")], /,
+    name: Annotated[Positional[str], arg(metavar="DATASET")], out: Annotated[Positional[Path], arg(metavar="OUT")], /,
     limit: Number | None = None, download_root: Path | None = None, sha256: str | None = None,
     overwrite: Overwrite = False,
 ) -> None:  # fmt: skip

@@ -36,11 +36,11 @@ class Train:
     """Folder of images, searched recursively, or an archive or arrays of them."""
     out: Path | None = None
     """Run folder, which is made. If not given, it is runs/NAME, by the name of DATA."""
-    preset: str = "default"
+    preset: Annotated[str, tyro.conf.arg(metavar="PRESET")] = "default"
     """Config that comes with diffunet, to start from, such as ddpm or unet2015."""
     config: Path | None = None
     """Config file to start from, such as a RUN/config.toml."""
-    init: str | None = None
+    init: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
     """Model whose weights, net and image size to start from, such as emoji."""
     resume: bool = False
     """Go on from the newest checkpoint in --out, if there is one."""

@@ -46,9 +46,10 @@ def explaining(status: Status, flag: StopFlag, main: bool) -> Iterator[None]:
     A command that is refused before its first step changes nothing of a run that there is, and not its status either.
     """
     path = status.folder / "status.json"
-    before = path.read_bytes() if main and path.exists() else None
+    before: bytes | None = None
     try:
         if main:
+            before = path.read_bytes() if path.exists() else None
             write_status(status.folder, "starting", None)  # replaces what an earlier start has left
         yield
     except Exception as error:

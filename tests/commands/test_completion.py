@@ -87,6 +87,10 @@ def test_tab_completes_a_command_its_options_their_values_and_files(shell, scrip
     assert got in (["train", "--minutes", "5", "--task", "inpaint", name] for name in ("photos/", "photos"))
     got = typed(shell, script(shell), "diffunet inp\t--ov\t--me\trepa\t", tmp_path)
     assert got == ["inpaint", "--overwrite", "--method", "repaint"]
+    (tmp_path / "emily").mkdir()
+    assert typed(shell, script(shell), "diffunet samp\temo\t--gr\t", tmp_path) == ["sample", "emoji", "--grid"]
+    got = typed(shell, script(shell), "diffunet inp\temo\temi\t", tmp_path)
+    assert got in (["inpaint", "emoji", name] for name in ("emily/", "emily"))
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
@@ -97,7 +101,9 @@ def test_tab_completes_a_command_its_options_their_values_and_files(shell, scrip
         ("train --task ", ["generate", "inpaint"]), ("train --task = in", ["inpaint"]),
         ("train --task =", ["generate", "inpaint"]), ("web --no", ["--no-token"]),
         ("sample --sampler dpm", ["dpm++2m", "dpm++2m-sde"]), ("train pho", []),
-        ("sample --out pic", []), ("nothing --x", []),
+        ("sample --out pic", []), ("nothing --x", []), ("sample em", ["emoji"]), ("train --preset un", ["unet2015"]),
+        ("train --init e", ["emoji"]), ("guide inp", ["inpainting"]), ("prepare dig", ["digits"]),
+        ("sample --out em", []), ("completion fi", ["fish"]),
     ],
 )  # fmt: skip
 def test_bash_completes(words, found, script):
@@ -115,6 +121,8 @@ def test_bash_completes(words, found, script):
     [
         ("tr", ["train"]), ("train --mi", ["--minutes"]), ("train --task ", ["generate", "inpaint"]),
         ("sample --sampler=dpm", ["--sampler=dpm++2m", "--sampler=dpm++2m-sde"]), ("sample pho", ["photos/"]),
+        ("sample em", ["emoji"]), ("train --preset unet", ["unet2015"]), ("guide inp", ["inpainting"]),
+        ("train --init e", ["emoji"]), ("train --init ph", ["photos/"]),
     ],
 )  # fmt: skip
 def test_fish_completes(words, found, script, tmp_path):
