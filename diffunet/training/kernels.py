@@ -119,7 +119,7 @@ def _times_as_fast(config: Config, how: Compute) -> float:
     levels = list[tuple[ResBlock, Tensor, Tensor]]()
     with torch.random.fork_rng([how.device] if how.device.type == "cuda" else []):
         for level, times in enumerate(config.model.multipliers or (1, 2)):
-            c, side = max(kernels.FEWEST_CHANNELS, channels * times), max(1, size >> level)
+            c, side = max(kernels.FEWEST_CHANNELS, round(channels * times)), max(1, size >> level)
             x = torch.randn(batch, c, side, side, device=how.device).contiguous(memory_format=torch.channels_last)
             levels.append((ResBlock(c, c, 4 * c), x.requires_grad_(), torch.randn(batch, 4 * c, device=how.device)))
 
