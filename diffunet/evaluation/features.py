@@ -4,9 +4,9 @@ It needs no weights from elsewhere. Where a folder has classes it learns these; 
 turned (Gidaris et al. 2018), for which it has to look at the same things.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from diffunet import draws
 from diffunet.nn.layers import group_norm
 from diffunet.pictures import images
+
+VERSION = 1
+"""Of how a classifier is made and learns; features of another version are others."""
 
 WIDTH = 64
 """Features of an image: few, so that a thousand images are enough to estimate their covariance well."""
@@ -62,6 +65,24 @@ class Trained:
     def predict(self, pictures: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Return the classes that the classifier takes images for, uint8 [N H W C] -> int64 [N]."""
         return self._in_parts(lambda x: self.classifier(x).argmax(1), pictures)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what `of_arrays` makes the same classifier of: its weights, by name, and its accuracy."""
+        weights = {name: value.cpu().numpy() for name, value in self.classifier.state_dict().items()}
+        return {**weights, "accuracy": np.array(self.accuracy)}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]], image_size: int, learned: str, device: torch.device) -> Self:
+        """Return the classifier of images of a size that `arrays` has given.
+
+        Raises:
+            KeyError, RuntimeError: they are not those of such a classifier.
+        """
+        weights = {name: torch.from_numpy(value) for name, value in arrays.items() if name != "accuracy"}
+        with torch.random.fork_rng():
+            net = Classifier(weights["body.0.weight"].shape[1], image_size, len(weights["head.bias"]))
+        net.load_state_dict(weights)
+        return cls(net.to(device).eval().requires_grad_(False), learned, float(arrays["accuracy"]), device)
 
     @torch.no_grad()
     def _in_parts(self, compute: Callable[[Tensor], Tensor], pictures: NDArray[np.uint8]) -> NDArray[Any]:

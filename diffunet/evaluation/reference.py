@@ -1,5 +1,7 @@
 """The real images of a folder as what samples are compared with: in distance, class by class, and for copies."""
 
+import contextlib
+import hashlib
 import logging
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +17,9 @@ from PIL.Image import Image
 
 from diffunet.config import Config
 from diffunet.errors import DataError
-from diffunet.evaluation import neighbours
+from diffunet.evaluation import neighbours, stored
 from diffunet.evaluation.distances import frechet
-from diffunet.evaluation.features import Trained, train_classifier
+from diffunet.evaluation.features import VERSION, Trained, train_classifier
 from diffunet.evaluation.networks import Network
 from diffunet.evaluation.reals import MAX_REAL, RealImages
 from diffunet.evaluation.told import Memory, OfClass, Report
@@ -147,10 +149,27 @@ class Reference(RealImages):
 
     @cached_property
     def _trained(self) -> Trained:
+        """The classifier, which is learned once and kept for these images, see `stored.arrays`."""
         first = self.chosen[: self.third]
         several = self.classes is not None and len(np.unique(self.classes[first])) > 1
         of_first = self.classes[first] if self.classes is not None and several else None
-        return train_classifier(self.gather(first), of_first, seed=self.seed, device=self.device, on_step=self.on_step)
+        learned, size = "turns" if of_first is None else "classes", self.config.data.image_size
+
+        def learn() -> stored.Arrays:
+            pictures = self.gather(first)
+            return train_classifier(
+                pictures, of_first, seed=self.seed, device=self.device, on_step=self.on_step
+            ).arrays()
+
+        def fits(found: stored.Arrays) -> bool:
+            with contextlib.suppress(KeyError, RuntimeError):
+                Trained.of_arrays(found, size, learned, self.device)
+                return True
+            return False
+
+        classes = "" if of_first is None else hashlib.sha256(of_first.tobytes()).hexdigest()
+        by = f"classifier {VERSION} {learned} {classes} seed {self.seed} {self.device.type}"
+        return Trained.of_arrays(stored.arrays(self, first, by, learn, fits), size, learned, self.device)
 
     @cached_property
     def _real_features(self) -> dict[int, NDArray[np.float64]]:

@@ -11,6 +11,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +25,30 @@ from diffunet.evaluation.reals import RealImages
 log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
+Arrays = dict[str, NDArray[Any]]
 
 
 def features(real: RealImages, chosen: NDArray[np.int64], by: str, measure: Callable[[], Floats]) -> Floats:
     """Return the features of the `chosen` real images, float32 [N D]: those that are kept, or else measured and kept.
 
-    They are found by the contents of the images, how these meet the model, and `by`, which names the network and its
-    weights. Where nothing can be written, or the config says that nothing is to be (data.cache off), none are kept.
+    They are kept as `arrays` says; `by` names the network and its weights.
+    """
+
+    def fits(found: Arrays) -> bool:
+        kept = found["features"]
+        return kept.dtype == np.float32 and kept.ndim == 2 and len(kept) == len(chosen)
+
+    return arrays(real, chosen, by, lambda: {"features": measure()}, fits)["features"]
+
+
+def arrays(
+    real: RealImages, chosen: NDArray[np.int64], by: str, measure: Callable[[], Arrays], fits: Callable[[Arrays], bool]
+) -> Arrays:  # fmt: skip
+    """Return arrays that are known by the `chosen` real images: those that are kept, or else measured and kept.
+
+    They are found by the contents of the images, how these meet the model, and `by`, which says what they are. What is
+    kept and does not fit, or cannot be read, is measured anew. Where nothing can be written, or the config says that
+    nothing is to be (data.cache off), none are kept.
     """
     d = real.config.data
     if d.cache == "off":
@@ -45,8 +63,8 @@ def features(real: RealImages, chosen: NDArray[np.int64], by: str, measure: Call
         return measure()
     path = folder / f"features-{key}.npz"
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(path) as archive:
-        found: Floats = archive["features"]  # whose checksum is compared
-        if found.dtype == np.float32 and found.ndim == 2 and len(found) == len(chosen):
+        found: Arrays = dict(archive)  # whose checksums are compared
+        if fits(found):
             os.utime(folder / "lock")  # when it was last used, see kept.py
             return found
     found = measure()
@@ -54,7 +72,7 @@ def features(real: RealImages, chosen: NDArray[np.int64], by: str, measure: Call
         with files.lock(folder / "lock", wait=True):
             files.write_atomic(folder / "manifest.json", json.dumps({"source": printable(os.path.realpath(real.data))}))
             with files.replacing(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, features=found)
+                np.savez(file, **found)  # type: ignore[arg-type]
     except OSError as error:
         log.info("features of real images are not kept: %s", error.strerror or error)
     return found

@@ -43,7 +43,7 @@ class Status:
 def explaining(status: Status, flag: StopFlag, main: bool) -> Iterator[None]:
     """Turn an error that a person can mend into a `diffunet.Error`, and write every error to RUN/status.json.
 
-    A command that is refused before its first step changes nothing of a run that there is, and not its status either.
+    What does not begin leaves the status of a run that there is: where the command is refused, or the run was done.
     """
     path = status.folder / "status.json"
     before: bytes | None = None
@@ -60,13 +60,21 @@ def explaining(status: Status, flag: StopFlag, main: bool) -> Iterator[None]:
             details = {"steps": status.config.train.steps, "exit_code": getattr(explained, "exit_code", 1)}
             details |= {"reason": flag.reason} if stopped else {"error": str(explained)}
             with contextlib.suppress(OSError):  # the disk may be full, which the error says already
-                if before is not None and isinstance(explained, UsageError) and not status.begun:
+                if before and not status.begun and (isinstance(explained, UsageError) or _says_done(before)):
                     files.write_atomic(path, before)
                 else:
                     write_status(status.folder, state, status.step, **details)
         if explained is error:
             raise
         raise explained from None
+
+
+def _says_done(content: bytes) -> bool:
+    """Return whether the content of a status.json says that its run is done."""
+    try:
+        return bool(json.loads(content)["state"] == "done")
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 @contextlib.contextmanager

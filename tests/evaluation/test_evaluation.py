@@ -102,6 +102,35 @@ def test_samples_are_dealt_the_labels_of_the_floor(run, folder):
     assert compared.floor > 0
 
 
+def test_what_was_learned_of_images_is_kept_and_known_by_them(run, folder, tmp_path, monkeypatch):
+    pipe, learned = diffunet.load(run), list[int]()
+    config = pipe.config.changed("data", cache=str(tmp_path))
+
+    def learn(*args, seed, **options):
+        learned.append(seed)
+        return train_classifier(*args, seed=seed, steps=5, **options)
+
+    monkeypatch.setattr(reference, "train_classifier", learn)
+    pictures = [
+        images.from_array(picture) for picture in np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), "u1")
+    ]
+
+    def report(seed, config=config):
+        return Reference(config, folder, 10, seed, pipe.device).compare(pictures)
+
+    assert report(3) == report(3)
+    report(4)
+    assert learned == [3, 4]
+    [path, *_] = tmp_path.rglob("features-*.npz")
+    path.write_bytes(path.read_bytes()[:1000])
+    report(3), report(4)
+    np.savez(path, accuracy=0.5)
+    report(3), report(4)
+    assert sorted(learned[2:]) in ([3, 3], [4, 4])
+    report(3, config.changed("data", cache="off"))
+    assert learned[-1] == 3
+
+
 @pytest.mark.usefixtures("_brief")
 def test_evaluating_a_model(run, folder, tmp_path, caplog):
     report = evaluate(diffunet.load(run), folder, num=10, steps=2)
