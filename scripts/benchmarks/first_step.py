@@ -102,7 +102,7 @@ def diffunet(root: Path, size: int, run: Path, device: str | None) -> dict[str, 
 
     Learner.step = reached  # type: ignore[method-assign, assignment]
     chosen = config.Config().changed("data", image_size=size)
-    chosen = chosen.changed("train", steps=1000)  # by minutes, the net is chosen first by trying steps, which takes seconds
+    chosen = chosen.changed("train", steps=1000)  # by minutes, steps would be tried first, to choose the net
     began = time.perf_counter()
     with contextlib.suppress(FirstStep):
         loop.train(chosen, root, run, device=device)
