@@ -1,8 +1,8 @@
 """Set up and run every check: ruff, mypy, the import contract, pytest.
 
     python3 scripts/test.py --fast   for the inner loop, under a minute on two cores: no mypy, and tests of a second
-    python3 scripts/test.py          the quick suite, about eleven minutes: before each commit
-    python3 scripts/test.py --all    also the slow tests and the page in a browser, half an hour and more: for releases
+    python3 scripts/test.py          the quick suite, about ten minutes: before each commit
+    python3 scripts/test.py --all    also the slow tests and the page in a browser, an hour or so: for releases
 
 `--fast` is an option of pytest in this repository (tests/conftest.py says what it leaves out), so `pytest --fast` is
 the same without the other checks; so is `--times`, which ends with a table of the seconds that each folder took.
