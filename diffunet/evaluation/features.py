@@ -76,7 +76,7 @@ class Trained:
         """Return the classifier of images of a size that `arrays` has given.
 
         Raises:
-            KeyError, RuntimeError: they are not those of such a classifier.
+            KeyError, IndexError, TypeError, RuntimeError: they are not those of such a classifier.
         """
         weights = {name: torch.from_numpy(value) for name, value in arrays.items() if name != "accuracy"}
         with torch.random.fork_rng():

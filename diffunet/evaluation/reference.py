@@ -156,13 +156,11 @@ class Reference(RealImages):
         learned, size = "turns" if of_first is None else "classes", self.config.data.image_size
 
         def learn() -> stored.Arrays:
-            pictures = self.gather(first)
-            return train_classifier(
-                pictures, of_first, seed=self.seed, device=self.device, on_step=self.on_step
-            ).arrays()
+            some = self.gather(first), of_first
+            return train_classifier(*some, seed=self.seed, device=self.device, on_step=self.on_step).arrays()
 
         def fits(found: stored.Arrays) -> bool:
-            with contextlib.suppress(KeyError, RuntimeError):
+            with contextlib.suppress(KeyError, IndexError, TypeError, RuntimeError):
                 Trained.of_arrays(found, size, learned, self.device)
                 return True
             return False

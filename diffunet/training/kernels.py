@@ -72,7 +72,7 @@ def _reason_against(
 ) -> str | None:
     """Return why the run does not use kernels, or None; with `trial`, also where they would not make it faster.
 
-    With `steps` a short run has none, so that it does not wait for their building; None are built already.
+    A run of few `steps` has none, since building them takes seconds; where `steps` is None, they have been built.
     """
     if config.train.kernels == "off":
         return "as asked"
