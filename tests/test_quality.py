@@ -16,7 +16,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import benchmark  # noqa: E402
 import quality_curves  # noqa: E402
-from benchmarks import quality_judge, quality_peers, report  # noqa: E402
+from benchmarks import quality, quality_judge, quality_peers, report  # noqa: E402
 
 from diffunet.data import builtin  # noqa: E402
 from diffunet.errors import DataError  # noqa: E402
@@ -174,6 +174,13 @@ def test_facts_under_columns_have_a_table_of_their_own():
     row = {"measure": "after", "way": "diffunet", "unit": "excess", "reference": "diffunet", "recall": 0.5, "more": 2}
     assert report.cells(row, ["precision", "recall"]) == ["", "0.5"]
     assert report.rest(row, ["precision", "recall"]) == "more 2"
+
+
+def test_a_way_that_there_is_not_is_an_error_before_anything_is_trained():
+    assert quality.chosen(None) == list(quality.WAYS)
+    assert quality.chosen(["EDM", "diffunet"]) == ["diffunet", "EDM, bare"]
+    with pytest.raises(ValueError, match="no way begins with 'EDM training'; there are: diffunet; lucidrains"):
+        quality.chosen(["diffunet", "EDM training"])
 
 
 @pytest.mark.slow

@@ -58,6 +58,13 @@ CLASSIFIER_STEPS = 1000
 PATIENCE = 0.5
 """Sampling may take so many times as long as training."""
 
+WAYS = {
+    "diffunet": ("diffunet", 0), "lucidrains, DDIM 250": ("lucidrains", 0),
+    "diffusers, DPM-Solver++ 25": ("diffusers", 0), "diffusers, DPM-Solver++ 50": ("diffusers", 1),
+    "diffusers, DDPM 1000": ("diffusers", 2), "EDM, bare": ("edm", 0), "training images": ("real", 0),
+}  # fmt: skip
+"""The ways that are compared, in this order: the package that trains, and the number of the sampler of its own."""
+
 STOPPED = 75
 """The exit code of a run that ended before its last step."""
 
@@ -89,9 +96,22 @@ class Wish:
         return self.image_size or (32 if self.data else 16)
 
 
+def chosen(wanted: list[str] | None) -> list[str]:
+    """Return the ways whose names begin with one of these, or all for None.
+
+    Raises:
+        ValueError: one of them begins no name.
+    """
+    for one in wanted or ():
+        if not any(way.startswith(one) for way in WAYS):
+            raise ValueError(f"no way begins with {one!r}; there are: {'; '.join(WAYS)}")
+    return [way for way in WAYS if wanted is None or way.startswith(tuple(wanted))]
+
+
 def measures(options: Options) -> list[Measure]:
     """Deal the images, train the judge, and return the measure."""
     wish = Wish(**options.quality)
+    wanted = chosen(wish.ways)
     data = Path(wish.data) if wish.data else options.work / "digits"
     if wish.data is None:
         builtin.prepare("digits", data)
@@ -99,19 +119,7 @@ def measures(options: Options) -> list[Measure]:
     steps = 200 if options.tiny else CLASSIFIER_STEPS
     judge = quality_judge.make(options.work, wish.size, steps)
     contest = Contest(options, wish, judge)
-    ways = {
-        "diffunet": partial(contest.made, "diffunet", 0),
-        "lucidrains, DDIM 250": partial(contest.made, "lucidrains", 0),
-        "diffusers, DPM-Solver++ 25": partial(contest.made, "diffusers", 0),
-        "diffusers, DPM-Solver++ 50": partial(contest.made, "diffusers", 1),
-        "diffusers, DDPM 1000": partial(contest.made, "diffusers", 2),
-        "EDM, bare": partial(contest.made, "edm", 0),
-        "training images": partial(contest.made, "real", 0),
-    }
-    if wish.ways is not None:
-        ways = {name: lap for name, lap in ways.items() if name.startswith(tuple(wish.ways))}
-    if not ways:
-        raise ValueError(f"no way begins with {' or '.join(wish.ways or ())}")
+    ways = {way: partial(contest.made, *WAYS[way]) for way in wanted}
     name = f"after {wish.minutes:g} minutes at {wish.size} pixels"
     return [Measure(name, "excess", ways, least=wish.seeds, most=wish.seeds)]
 

@@ -11,6 +11,7 @@ import pytest
 from helpers.crashes.harness import (
     EVERY,
     START,
+    THOROUGH,
     Fault,
     config,
     differences,
@@ -71,7 +72,7 @@ def survives(crashes, base, wanted, operations):
     return check
 
 
-@pytest.mark.parametrize("every", [211, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [211, pytest.param(THOROUGH, marks=pytest.mark.slow)])
 def test_killed_at_every_operation_of_a_resumed_run(crashes, base, wanted, resumed, every):
     operations, _ = resumed
     points = list(deaths(operations, spread(operations, every)))
@@ -80,7 +81,7 @@ def test_killed_at_every_operation_of_a_resumed_run(crashes, base, wanted, resum
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("every", [101, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [101, pytest.param(THOROUGH, marks=pytest.mark.slow)])
 def test_killed_at_every_operation_up_to_the_first_checkpoint(crashes, wanted, started, every):
     operations = until(started[0], 2 * EVERY)
     points = list(deaths(operations, range(0, len(operations), every)))
@@ -89,7 +90,7 @@ def test_killed_at_every_operation_up_to_the_first_checkpoint(crashes, wanted, s
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("every", [151, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [151, pytest.param(2 * THOROUGH, marks=pytest.mark.slow)])
 def test_killed_while_a_thread_writes_checkpoints(crashes, base, wanted, every):
     """As on a GPU. In which order the thread and the steps come to the disk is another one each time."""
 

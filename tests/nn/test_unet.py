@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffunet import compute
 from diffunet.nn.cost import cost
 from diffunet.nn.footprint import footprint
-from diffunet.nn.layers import Attention, sinusoids
+from diffunet.nn.layers import Attention, Embedding, sinusoids
 from diffunet.nn.unet import UNet
 from diffunet.training.ema import Average, exponential
 
@@ -195,6 +195,15 @@ def test_memory_is_counted_in_the_types_of_autocast():
     assert at[torch.float32, "cpu"] == at[torch.float32, "cuda"]
     # Norms are float32 on CUDA alone, so that more is kept there; the rest takes half.
     assert max(at[torch.bfloat16, "cpu"]) < max(at[torch.bfloat16, "cuda"]) < max(at[torch.float32, "cpu"])
+
+
+def test_labels_begin_as_those_of_torch():
+    torch.manual_seed(3)
+    theirs = torch.nn.Sequential(
+        torch.nn.Linear(8, 16), torch.nn.SiLU(), torch.nn.Linear(16, 16), torch.nn.Embedding(5, 16)
+    )
+    torch.manual_seed(3)
+    assert torch.equal(Embedding(8, 16, num_classes=4).label.weight, theirs[3].weight)
 
 
 @pytest.mark.parametrize("learn", [False, True])

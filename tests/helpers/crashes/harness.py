@@ -31,7 +31,7 @@ GROWING = ("write", "create", "mkdir", "truncate", "allocate")
 """The kinds of operations that a full disk refuses."""
 
 THOROUGH = int(os.environ.get("DIFFUNET_EVERY", "12"))
-"""The slow tests resume from every so many of the power losses and failures; 1 is all. They try all kills, always."""
+"""The slow tests resume from every so many of the kills, power losses and failures; 1 is all, and takes hours."""
 
 START, EVERY, END = 6, 2, 10
 """The step at which the run to be resumed stands, the steps between its checkpoints, and the step at which it ends."""
