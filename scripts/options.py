@@ -23,7 +23,8 @@ HEAD = """# All options
 Every option of training, with what it takes and its default.
 
 `scripts/options.py` writes this guide from the config. On the command line an option is `--section.name`. In a config
-file it is `name` in the table `[section]`, and in Python `config.section.name`, both with `_` in place of `-`. An
+file it is `name` in the table `[section]`, and in Python `config.section.name`, both with `_` in place of `-`; a switch
+that takes nothing on the command line is True or False there. An
 option that is not set is chosen by the images, the device and the time, or is off, as its help says. `config.toml` in
 the run's folder has what was chosen. `diffunet train --help-all` shows the same, with the short names, such as
 `--image-size` for `--data.image-size`. Other commands tell theirs likewise: `diffunet sample --help-all`.
@@ -38,16 +39,20 @@ def guide() -> str:
 def _section(name: str, section: Any) -> str:
     """Return the heading of a section of the config, and a table of its options."""
     helps = signature.helps(section)
+    words = {key: key.replace("_", "-") for key in section.model_fields}
     rows = [
-        f"| `--{name}.{key.replace('_', '-')}` | {_takes(field)} | {_default(field.default)} | {_plain(helps[key])} |"
-        for key, field in section.model_fields.items()
+        f"| `--{name}.{word}` | {_takes(section.model_fields[key], f'--{name}.no-{word}')} | "
+        f"{_default(section.model_fields[key].default)} | {_plain(helps[key])} |"
+        for key, word in words.items()
     ]
     head = f"## {name}\n\n{_plain(inspect.cleandoc(section.__doc__))}\n"
     return "\n".join([head, "| option | takes | default | what it does |", "|---|---|---|---|", *rows, ""])
 
 
-def _takes(field: FieldInfo) -> str:
-    """Return in words what an option takes."""
+def _takes(field: FieldInfo, opposite: str) -> str:
+    """Return in words what an option takes on the command line; a switch takes nothing, and has an opposite."""
+    if field.annotation is bool:
+        return f"nothing; its opposite is `{opposite}`"
     return " or ".join(dict.fromkeys(_kinds(field.annotation)))
 
 

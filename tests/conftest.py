@@ -1,5 +1,6 @@
 """The fast tier, the device that tests compute on, and a small folder of images with a run on it, for all rooms."""
 
+import os
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
@@ -63,6 +64,18 @@ def pytest_terminal_summary(terminalreporter, config):
 def _own_cache(tmp_path_factory, monkeypatch):
     """No test reads or writes the user's cache of decoded images."""
     monkeypatch.setenv("DIFFUNET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _hurry():
+    """Hundreds of runs of a second: they do not wait for the disk (crashes/ looks into that, in processes of its own),
+    and their previews take few steps."""
+    from diffunet.training import judging
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(judging, "PREVIEW_STEPS", 3)
+        yield
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
