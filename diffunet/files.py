@@ -5,6 +5,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -92,6 +93,22 @@ def replacing_all(folder: Path, names: Iterable[str]) -> Iterator[Path]:
             replace(temporary / name, folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def absent(path: str | Path, what: str = "no such file or folder") -> str | None:
+    """Return why nothing can be found at a path: `what`, or what the system says; None if there is something."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null byte in the name
+        return what
+    except OSError as error:
+        return f"cannot be looked at: {error.strerror}"
+    return None
+
+
+def is_within(path: str) -> bool:
+    """Return whether a path that a file or the network gives stays within its folder, on every system."""
+    return not re.match(r"[A-Za-z]:|[\\/]", path) and ".." not in re.split(r"[\\/]", path)
 
 
 MADE = ".diffunet-prepared"

@@ -132,8 +132,7 @@ def stated(config: Config, base: Config, args: Sequence[str]) -> Config:
 
     An option may be stated with the value that it has by default, as `--image-size 64`, which tyro does not tell.
     """
-    words = {word.partition("=")[0].replace("_", "-") for word in args}
-    content = {}
+    words, content = typed(args), {}
     for section, values in config.model_dump().items():
         before = getattr(base, section)
         content[section] = {
@@ -144,6 +143,11 @@ def stated(config: Config, base: Config, args: Sequence[str]) -> Config:
             or f"--{section}.{name}".replace("_", "-") in words
         }
     return validated(content, "the command line")
+
+
+def typed(args: Sequence[str]) -> set[str]:
+    """Return the options that the words of a command line name, as `--image-size`, without their values."""
+    return {word.partition("=")[0].replace("_", "-") for word in args if word.startswith("--")}
 
 
 def _prepared(args: Sequence[str]) -> list[str]:

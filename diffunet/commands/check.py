@@ -13,6 +13,7 @@ from diffunet.commands.options import Overwrite, Size
 from diffunet.commands.progress import progress, say, tell
 from diffunet.commands.signature import Rare
 from diffunet.config import Config, DataConfig
+from diffunet.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,6 +44,8 @@ def check(
         sheet: Picture to write of 36 images as the net will see them, such as sheet.png.
     """
     short = {"image_size": image_size, "classes": classes or None}
+    if image_size is not None and "image_size" in data.model_fields_set and data.image_size != image_size:
+        raise UsageError("--image-size is short for --data.image-size; take one")
     config = Config(data=data).changed("data", **{name: value for name, value in short.items() if value is not None})
     if sheet is not None:
         outputs.lossless(sheet)

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import importlib
 import io
 import logging
@@ -48,6 +49,9 @@ module is imported when its command is called: reading options takes packages th
 COMMANDS = {name: row for group in GROUPS.values() for name, row in group.items()}
 """The rows of all groups."""
 
+OF_A_NAME = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR}
+"""What a system says of a path that it does not let a program look at, which is no fault of the program."""
+
 USAGE = "\n".join([
     "usage: diffunet COMMAND ...\n",
     "Train a diffusion model on a folder of images, generate new ones, and fill in\nmasked parts of existing ones.",
@@ -91,6 +95,14 @@ def _outcome(args: list[str]) -> int:
         if not error.told:
             complain(f"diffunet: {' '.join(str(error).split())}")
         return error.exit_code
+    except BrokenPipeError:  # nobody reads the results any more
+        silence(sys.stdout)
+        return 0
+    except OSError as error:  # a place that nobody has tried before: a folder that may not be looked into, a long name
+        if error.filename is None or error.errno not in OF_A_NAME:
+            raise
+        complain(f"diffunet: {' '.join(os.fsdecode(error.filename).split())}: {error.strerror}")
+        return UsageError.exit_code
     except (MemoryError, RuntimeError) as error:
         from diffunet.compute import is_out_of_memory
 
@@ -98,8 +110,6 @@ def _outcome(args: list[str]) -> int:
             raise
         complain("diffunet: out of memory")
         return ResourceError.exit_code
-    except BrokenPipeError:  # nobody reads the results any more
-        silence(sys.stdout)
     return 0
 
 

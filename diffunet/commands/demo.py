@@ -13,6 +13,7 @@ from diffunet.commands import outputs
 from diffunet.commands.options import Overwrite
 from diffunet.commands.progress import duration, progress, tell
 from diffunet.config import preset
+from diffunet.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,9 +51,8 @@ def demo(
     began = time.monotonic()
     rest = "then samples, inpainting and a judgement, another minute or two"
     tell(f"1. training on 1,797 handwritten digits, by class: {duration(seconds)}; {rest}")
-    for folder in (out / "digits", out / "run"):
-        shutil.rmtree(folder, ignore_errors=True)
-    builtin.prepare("digits", out / "digits")
+    _make_room(out / "run")
+    builtin.prepare("digits", out / "digits", overwrite=overwrite)
     _train(out, seconds)
 
     pipe = load(out / "run")
@@ -82,6 +82,16 @@ def demo(
     tell(f"4. {JUDGED} samples judged; all of it took {duration(time.monotonic() - began)}; the model: {out / 'run'}")
     tell(f"agreement: {agreement:.1%}\nvariance ratio: {ratio:.2f}")
     tell(f"near copies: {copies.share:.1%} (held-out reals {copies.held_out:.1%})")
+
+
+def _make_room(run: Path) -> None:
+    """Delete the run of an earlier demo. Raises UsageError where something else lies in its place."""
+    from diffunet.evaluation import run_reading
+
+    if run.exists():
+        if not run_reading.is_run(run) and (not run.is_dir() or any(run.iterdir())):
+            raise UsageError(f"{run}: is no run of diffunet, and is not overwritten; remove it yourself")
+        shutil.rmtree(run)
 
 
 def _train(out: Path, seconds: float) -> None:

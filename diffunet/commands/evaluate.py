@@ -10,7 +10,7 @@ from pydantic import Field
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from diffunet.commands import options, outputs
-from diffunet.commands.options import MODEL, Computing, Number, Sampling, Seed, Steps
+from diffunet.commands.options import MODEL, Computing, Number, Overwrite, Sampling, Seed, Steps
 from diffunet.commands.progress import progress, say, tell
 from diffunet.commands.records import fingerprint
 from diffunet.commands.signature import Rare
@@ -27,7 +27,8 @@ def evaluate(
     data: Annotated[Positional[Path | None], arg(metavar="DATA")] = None, /, *,
     samples: Path | None = None, num: Annotated[int, Field(ge=2, le=10**7)] | None = None, seed: Seed = 0,
     metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)] | None = None, weights: Rare[tuple[Path, ...]] = (),
-    reals: Rare[tuple[Path, ...]] = (), pairs: Rare[Path | None] = None, json: bool = False,
+    reals: Rare[tuple[Path, ...]] = (), pairs: Rare[Path | None] = None, overwrite: Rare[Overwrite] = False,
+    json: bool = False,
     sampling: OmitArgPrefixes[Sampling], likelihood: Literal["vlb", "ode"] | None = None,
     likelihood_num: Rare[Number] = 100, likelihood_steps: Rare[Steps | None] = None, loss: bool = False,
     computing: OmitArgPrefixes[Computing],
@@ -80,9 +81,11 @@ def evaluate(
         raise UsageError("--weights and --reals go with --metrics, such as --metrics fid")
     if reals and not {"fid", "fd-dinov2"} & {*(metrics or ())}:
         raise UsageError("--reals has statistics for a distance: it goes with --metrics fid or --metrics fd-dinov2")
+    if overwrite and pairs is None:
+        raise UsageError("--overwrite is about --pairs FILE, and there is none")
     if pairs is not None:
         outputs.lossless(pairs, "--pairs")
-        outputs.claim(pairs, file=True, option="--pairs")
+        outputs.claim(pairs, file=True, overwrite=overwrite, option="--pairs")
     if likelihood is not None and computing.precision == "auto":
         # Bits of thousands of dimensions are added up, and with them what rounding does to each.
         computing = replace(computing, precision="fp32")

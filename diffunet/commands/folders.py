@@ -43,9 +43,9 @@ def prepare(
     from diffunet.data.download import sha256_of
     from diffunet.data.prepare import prepare as run
 
-    outputs.claim(out, file=False, option="OUT")
+    outputs.claim(out, file=False, overwrite=True, option="OUT")  # `prepare` refuses what it has not made
     if download_root is not None:
-        outputs.claim(download_root, file=False, option="--download-root")
+        outputs.claim(download_root, file=False, overwrite=True, option="--download-root")
     checked = None if sha256 is None else sha256_of(sha256)
     with progress("writing") as show:
         count = run(

@@ -29,7 +29,7 @@ HOLE = (255, 0, 255)
 """Colour of a hole on a sheet, which few images have."""
 
 
-def claim(path: Path, *, file: bool, overwrite: bool = True, option: str = "--out") -> None:
+def claim(path: Path, *, file: bool, overwrite: bool, option: str = "--out") -> None:
     """Find out before any work is done that `path` (a file or a folder to be) is taken or cannot be written.
 
     A file is written and removed again, since permissions do not tell: network drives and read-only mounts refuse what

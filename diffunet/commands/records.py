@@ -48,14 +48,16 @@ class Record:
         self._begun, self._torn = self.run in self._runs, text != "" and not text.endswith("\n")
 
     def _read(self, line: str) -> None:
+        """Take in a line, unless a kill has torn it, or somebody else has written it, who may name files elsewhere."""
         try:
             entry = json.loads(line)
-            if "options" in entry:
-                self._runs[entry["run"]] = entry
-            else:
-                self._made |= dict.fromkeys(entry["pictures"], (entry["run"], entry.get("of", "")))
-                self._replaced |= dict.fromkeys(entry["pictures"]) | entry.get("replaced", {})
-        except (ValueError, TypeError, KeyError):  # a line that a kill has torn
+            run, options, pictures = entry["run"], entry.get("options"), entry.get("pictures", [])
+            if isinstance(options, dict):
+                self._runs[run] = entry
+            elif isinstance(pictures, list) and all(map(files.is_within, pictures)):
+                self._made |= dict.fromkeys(pictures, (run, entry.get("of", "")))
+                self._replaced |= dict.fromkeys(pictures) | dict(entry.get("replaced", {}))
+        except (ValueError, TypeError, KeyError, AttributeError):
             pass
 
     def names(self, paths: Iterable[Path]) -> list[str]:
@@ -101,15 +103,21 @@ class Record:
                 return f"made with another {option}" + (f", {its}, not {ours}" if len(f"{its}{ours}") <= 60 else "")
         return "made of another image or mask"
 
-    def remove_others(self, option: str, names: Iterable[str]) -> None:
-        """Delete the pictures of other runs that have this option in common, but for `names`, which are replaced."""
-        names = set(names)
+    def remove_others(self, options: Sequence[str], names: Iterable[str]) -> int:
+        """Delete the pictures of other runs that have these options in common, but for `names`, which are replaced.
+
+        Returns:
+            How many were deleted.
+        """
+        names, deleted = set(names), 0
         for name, (run, _) in list(self._made.items()):
             theirs = self._runs.get(run, {}).get("options", {})
-            same = all(theirs.get(each) == self.options[each] for each in ("command", option))
+            same = all(theirs.get(each) == self.options[each] for each in ("command", *options))
             if run != self.run and same and name not in names:
+                deleted += self._time(name) is not None
                 (self.folder / name).unlink(missing_ok=True)
                 del self._made[name]
+        return deleted
 
     def note(self, names: Sequence[str], of: str = "") -> None:
         """Note files that are about to be written, and when those of these names that are there were.

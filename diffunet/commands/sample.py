@@ -202,8 +202,9 @@ class _Work:
             for dealt, pictures in dividing.divided(
                 pipe, num, self.ranks, batch_size=self.asked or before or self.batch_size, skip=skip, **self.keywords
             ):
-                if self.ranks.is_main and made == 0 and overwrite:  # now that there is one
-                    record.remove_others("seed", names)
+                first_one = self.ranks.is_main and made == 0  # now that there is one, others may go
+                if first_one and overwrite and (deleted := record.remove_others(("seed", "label"), names)):
+                    say(f"deleted {deleted} other pictures of seed {seed} in {out}, of an earlier run")
                 made += sum(map(len, dealt))
                 if noted < made:
                     first, noted = noted, max(made, noted + NOTED)

@@ -80,14 +80,14 @@ def train(args: Sequence[str]) -> None:
     def parsed(base: Config) -> Train:
         return arguments.parse(Train, args, "train", Train(missing, **dict(base)))
 
+    typed = arguments.typed(args)
+    _refuse_contradictions(typed)
     base = arguments.base_config(args, lambda base: naming.run_of(parsed(base).folder))
     chosen = parsed(base)
     out = chosen.out or naming.run_of(chosen.folder)
     config = Config(model=chosen.model, diffusion=chosen.diffusion, data=chosen.data, train=chosen.train)
     config = arguments.stated(config, base, args)
     if chosen.minutes is not None:
-        if chosen.steps is not None:
-            raise UsageError("--steps and --minutes both say when the run ends; take one")
         until = None if config.train.half_size else config.train.half_size_until  # of another run, or asked for
         config = config.changed(
             "train", minutes=chosen.minutes, steps=None, cooldown_from=None, half_size_until=until
@@ -98,6 +98,8 @@ def train(args: Sequence[str]) -> None:
         value = getattr(chosen, name)
         if value is not None and value is not False:  # without --classes the config decides
             config = config.changed(section, **{name: value})
+    if "--no-classes" in typed:
+        config = config.changed("data", classes=False, labels=None, class_names=())
     if config.train.deterministic:
         variables.deterministic()
 
@@ -117,12 +119,28 @@ def train(args: Sequence[str]) -> None:
     tell(f"done: {model}. Try: diffunet sample {out}")
 
 
+def _refuse_contradictions(typed: set[str]) -> None:
+    """Raise UsageError where options that were typed say one thing twice, since one of them would not count."""
+
+    def both(one: set[str], other: set[str]) -> bool:
+        return bool(typed & one and typed & other)
+
+    for name, section in {**SHORT, "minutes": "train"}.items():
+        word = name.replace("_", "-")
+        if both({f"--{word}", f"--no-{word}"}, {f"--{section}.{word}", f"--{section}.no-{word}"}):
+            raise UsageError(f"--{word} is short for --{section}.{word}; take one")
+    if both({"--minutes", "--train.minutes"}, {"--steps", "--train.steps"}):
+        raise UsageError("--steps and --minutes both say when the run ends; take one")
+    if both({"--minutes", "--train.minutes"}, {"--train.cooldown-from"}):
+        raise UsageError("--train.cooldown-from is a step; with --minutes --train.cooldown says the share of the time")
+
+
 def _foresee(chosen: Train, config: Config, out: Path) -> None:
     """Print what the run would do, as a config with comments."""
     if chosen.resume:
         raise UsageError(f"--dry-run shows what a new run chooses; {out}/config.toml has what --resume goes on with")
     from diffunet import build
-    from diffunet.training import foresight, opening
+    from diffunet.training import foresight, opening, run_folder
 
     logging.getLogger("diffunet").setLevel(logging.WARNING)  # what is said on the way is among what is printed
     opened = opening.foreseen(
@@ -130,5 +148,5 @@ def _foresee(chosen: Train, config: Config, out: Path) -> None:
     )
     with opened as run:
         tell(foresight.text(config, run, chosen.init).rstrip("\n"))
-    if out.exists():
+    if run_folder.is_taken(out):
         say(f"{out} exists: without --dry-run this takes another --out, or --resume to go on with what is there")

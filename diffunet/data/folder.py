@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from diffunet import files
 from diffunet.data import listing
 from diffunet.data.facts import Facts
 from diffunet.data.listing import LeftOut, Listing
@@ -65,8 +66,8 @@ def candidates(root: Path) -> Listing:
         DataError: `root` is not a folder, or there is no candidate in it.
     """
     shown = printable(str(root))
-    if not os.path.exists(root):
-        raise DataError(f"{shown}: no such folder")
+    if (why := files.absent(root, "no such folder")) is not None:
+        raise DataError(f"{shown}: {why}")
     if not os.path.isdir(root):
         raise DataError(f"{shown}: is a file; give the folder that holds the images (unpack archives first)")
     left_out = LeftOut()

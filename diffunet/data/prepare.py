@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import itertools
 import lzma
 import re
 import shutil
@@ -68,6 +69,8 @@ def prepare(
             if not count:
                 raise DataError(f"{address}: holds no images")
     except OSError as error:
+        if isinstance(error.filename, str) and Path(address) in (Path(error.filename), *Path(error.filename).parents):
+            raise DataError(f"{printable(error.filename)}: cannot be read: {error.strerror}") from None
         raise ResourceError(f"{printable(str(out))}: cannot be written: {error.strerror or error}") from error
     if download_root is None:
         shutil.rmtree(kept, ignore_errors=True)
@@ -104,7 +107,7 @@ def _wanted(names: list[str], peek: Callable[[str], bytes]) -> list[str]:
     """Return the names of the images in a bucket, or of its archives and parquet files where it has no images."""
     visible = [name for name in names if not any(map(listing.is_hidden, name.split("/")))]
     visible = [name for name in visible if not any(map(listing.is_kept_by_systems, name.split("/")))]
-    visible = [name for name in visible if _is_safe(name)]
+    visible = [name for name in visible if files.is_within(name)]
     labels = [name for name in visible if name.rpartition("/")[2].casefold() in listing.LABELS]
     try:
         found = listing.of(((name, None) for name in visible), peek, lambda name: name, LeftOut(), "the bucket")
@@ -141,14 +144,14 @@ def _local(path: Path, temporary: Path) -> tuple[int, Iterable[Written | None]]:
 
 def _of_source(path: Path) -> tuple[int, Iterable[Written | None]]:
     source, found = sources.open_source(path)
-    classes, parts = source.classes, splits.find(found.paths)
+    classes, parts, folders = source.classes, splits.find(found.paths), ClassFolders()
 
     def written() -> Iterator[Written | None]:
         for name in found.paths:
             target = name
             if classes is not None and name in classes:
                 top, _, rest = name.partition("/") if parts is not None else ("", "", name)
-                target = "/".join(filter(None, (top, folder_of(classes[name]), rest)))
+                target = "/".join(filter(None, (top, folders.of(classes[name]), rest)))
             try:
                 yield target, source.read(name)
             except DataError as error:
@@ -160,14 +163,14 @@ def _of_source(path: Path) -> tuple[int, Iterable[Written | None]]:
 
 
 def _of_parquet(tables: list[tuple[Path, str | None]]) -> tuple[int, Iterable[Written | None]]:
-    count, several = parquet.count(tables), len({part for _, part in tables}) > 1
+    count, several, of_classes = parquet.count(tables), len({part for _, part in tables}) > 1, ClassFolders()
 
     def written() -> Iterator[Written | None]:
         for n, row in enumerate(parquet.rows(tables)):
             if row is None:
                 yield None
                 continue
-            folders = [row.part or "other" if several else "", "" if row.label is None else folder_of(row.label)]
+            folders = [row.part or "other" if several else "", "" if row.label is None else of_classes.of(row.label)]
             name = f"{n:0{len(str(count - 1))}}{_ending(row.image)}"
             yield "/".join(filter(None, (*folders, name))), row.image
 
@@ -178,14 +181,24 @@ def _ending(content: bytes) -> str:
     return next((ending for magic, ending in _ENDINGS.items() if content.startswith(magic)), ".img")
 
 
-def folder_of(label: str) -> str:
-    """Return the name of a class in a form that is the name of a folder on every system."""
-    return re.sub(r"[^\w\- ]", "_", label).strip() or "_"
+class ClassFolders:
+    """The folders of classes: names that every system takes, another for each class, and none that means a part."""
 
+    def __init__(self) -> None:
+        self._of: dict[str, str] = {}
 
-def _is_safe(path: str) -> bool:
-    """Return whether a path stays within its folder on every system."""
-    return not re.match(r"[A-Za-z]:|[\\/]", path) and ".." not in re.split(r"[\\/]", path)
+    def of(self, label: str) -> str:
+        """Return the folder of a class; where its name is taken by another class, it gets a number."""
+        if label not in self._of:
+            plain = re.sub(r"[^\w\- ]", "_", label).strip() or "_"
+            plain = plain if splits.kind_of(plain) is None else f"class {plain}"
+            taken, name = {folder.casefold() for folder in self._of.values()}, plain
+            for number in itertools.count(2):
+                if name.casefold() not in taken:
+                    break
+                name = f"{plain}-{number}"
+            self._of[label] = name
+        return self._of[label]
 
 
 def _write(
@@ -199,7 +212,7 @@ def _write(
         if (n not in chosen and n < total) or item is None:
             continue
         path, content = item
-        if not _is_safe(path):
+        if not files.is_within(path):
             raise DataError(f"{printable(path)}: its name leads out of the folder")
         target = folder / path
         if target.parent not in made:

@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from diffunet import files
 from diffunet.data import archives, arrays, folder, listing, splits
 from diffunet.data.folder import native
 from diffunet.data.index import Paths
@@ -105,9 +106,9 @@ def _listed(names: tuple[str, ...]) -> str:
 def _opened(data: Path) -> tuple[Source, Listing]:
     shown = printable(str(data))
     if not os.path.exists(data):
-        if files := _matching(data):
-            return archives.open_archives(data, files)
-        raise DataError(f"{shown}: no such folder or file")
+        if found := _matching(data):
+            return archives.open_archives(data, found)
+        raise DataError(f"{shown}: {files.absent(data, 'no such folder or file')}")
     data = Path(os.path.realpath(data))
     if os.path.isdir(data):
         return _folder(data)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from diffunet import files
 from diffunet.data import folder
 from diffunet.errors import DataError
 
@@ -41,8 +42,8 @@ def pairs(images: Sequence[Path], mask: Path | None, out: Path | None = None) ->
         DataError: a file or folder that does not exist, a folder without images, images without a mask or with several.
     """
     for path in (*images, mask):
-        if path is not None and not os.path.exists(path):
-            raise DataError(f"{path}: no such file or folder")
+        if path is not None and (why := files.absent(path)) is not None:
+            raise DataError(f"{path}: {why}")
     left_out = [path for path in (mask, out) if path is not None]
     named = [(path, name) for source in images for path, name in _images(source, left_out)]
     if mask is None or not os.path.isdir(mask):

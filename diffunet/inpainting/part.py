@@ -47,6 +47,8 @@ class Masked:
 
     ranges: Ranges = UNKNOWN
     """What is black and what is white in images of more than 8 bits, where that is known."""
+    background: images.Colour = images.WHITE
+    """The colour (RGB, 0 to 255) that a net sees where a known pixel is transparent."""
 
     @cached_property
     def range(self) -> Range | None:
@@ -128,10 +130,14 @@ def read(
     invert_mask, soft_mask = plain.flag("invert_mask", invert_mask), plain.flag("soft_mask", soft_mask)
     resize_mask, box = plain.flag("resize_mask", resize_mask), plain_box(box)
     extend = plain_box(extend, "extend", "(left, top, right, bottom)")
-    image = given.picture(image, max_pixels=max_pixels)
-    if mask is not None and box is not None:
-        raise UsageError("a mask and a box are both given, and one says what to fill in: leave one out")
-    page, range = plain.count("page", page), None if range is None else plain.pair("range", range)
+    _refuse_options_without_a_mask(
+        mask, box, invert_mask=invert_mask, soft_mask=soft_mask, mask_values=mask_values is not None,
+        resize_mask=resize_mask,
+    )  # fmt: skip
+    page = plain.count("page", page)
+    _refuse_other_page(image, page, "the image")
+    image = given.picture(image, max_pixels=max_pixels, page=page)
+    range = None if range is None else plain.pair("range", range)
     if range is not None and not range[0] < range[1]:
         raise UsageError(f"range is two values, LOW below HIGH, not {range[0]:g} and {range[1]:g}")
     name = str(image) if isinstance(image, str | Path) else "the image"
@@ -145,6 +151,8 @@ def read(
         lacking = "the box is all of it, and with invert_mask=True what is outside of it would be filled"
     elif mask is not None:
         mask_name, soft = f"mask {mask}" if isinstance(mask, str | os.PathLike) else "the mask", soft_mask
+        if isinstance(mask, Image) and getattr(mask, "n_frames", 1) > 1:
+            _refuse_other_page(mask, page, mask_name)
         source = _opened(mask, mask_name, max_pixels, page, is_mask=True) if isinstance(mask, Image) else mask
         grey, understood, lacking = read_mask(
             source, invert=invert_mask, soft=soft, values=mask_values, picture=picture, name=mask_name,
@@ -242,6 +250,25 @@ def plain_box(box: Any, name: str = "box", sides: str = "(x0, y0, x1, y1)") -> t
     return one, two, three, four
 
 
+def _refuse_options_without_a_mask(mask: Any, box: Any, **given: bool) -> None:
+    """Raise UsageError for a mask and a box together, and for an option of what is not there."""
+    if mask is not None and box is not None:
+        raise UsageError("a mask and a box are both given, and one says what to fill in: leave one out")
+    for option in (name for name, asked in given.items() if asked and mask is None):
+        if option != "invert_mask":
+            raise UsageError(f"{option} is about a mask, and there is none")
+        if box is None:
+            raise UsageError(f"{option} is about a mask or a box, and there is neither")
+
+
+def _refuse_other_page(image: Any, page: int | None, name: str) -> None:
+    """Raise UsageError where another page is asked for than the only one that a Pillow image, or an array, gives."""
+    is_file = isinstance(image, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(image, "read")
+    here = image.tell() + 1 if isinstance(image, Image) else 1
+    if page is not None and not is_file and page != here:
+        raise UsageError(f"{name} is given as page {here} alone, and page {page} is asked for: give its file")
+
+
 def _opened(image: Image | str | Path, name: str, max_pixels: int, page: int | None, *, is_mask: bool = False) -> Image:
     """Return a decoded image, if its header says that it is small enough. Raises DataError that begins with `name`."""
     try:
@@ -306,8 +333,9 @@ class Part:
         """
         size, hole = (self.region.rows, self.region.columns), self.masked.hole[self.region.box]
         profile = profiles.of(self.masked.picture, both_ways=True)
+        masked = self.masked
         pixels = images.to_array(
-            self._crop(self.masked.picture), channels, range=self.masked.range, srgb=profile is not None
+            self._crop(masked.picture), channels, masked.background, masked.range, srgb=profile is not None
         )
         if not self.region.resampled:
             return pixels, hole

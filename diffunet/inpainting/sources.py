@@ -64,7 +64,8 @@ def content_of(source: Any, max_pixels: int, page: int | None = None, name: str 
         if hasattr(source, "seek"):
             source.seek(0)
         source = source.read()
-    if isinstance(source, bytes):
+    if isinstance(source, bytes | bytearray | memoryview):
+        source = bytes(source)
         place = opening.place_of_page(source, str(filename), page, name, one_for_all=True)
         with images.decoding(source, name=str(filename), max_pixels=max_pixels, page=place) as decoded:
             lossless = decoded.format not in _LOSSY or (decoded.format == "WEBP" and b"VP8L" in source)

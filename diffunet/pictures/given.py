@@ -21,18 +21,21 @@ CHANNELS = (1, 2, 3, 4)
 """How many channels a picture has: grey, grey and alpha, RGB, RGBA."""
 
 
-def picture(given: Any, name: str = "the image", max_pixels: int = images.MAX_PIXELS) -> Image.Image | Path:
+def picture(
+    given: Any, name: str = "the image", max_pixels: int = images.MAX_PIXELS, *, page: int | None = 1
+) -> Image.Image | Path:
     """Return any form of a picture as a Pillow image, or as the path of its file, which is not opened.
 
     Arrays are [H W] or [H W C], tensors [C H W], of 1 to 4 channels (grey, grey and alpha, RGB, RGBA); where only the
     other order can be meant, it is taken. Booleans are black and white, uint8 is 0 to 255, uint16 0 to 65,535, floats
     are 0 to 1 and are rounded to 8 bits; other integers are 0 to 255 with colours, and stay what they are without.
+    Of an open file, or its bytes, `page` is taken, from 1 on; None is the only one.
 
     Raises:
-        UsageError: something else, or an array of another shape.
+        UsageError: something else, an array of another shape, or a file of several pages of which none is chosen.
         DataError: a file that cannot be decoded, or an array whose values are no colours.
     """
-    given = opened(given, name, max_pixels)
+    given = opened(given, name, max_pixels, page)
     if isinstance(given, Image.Image | Path):
         return given
     is_tensor = hasattr(given, "detach") and hasattr(given, "numpy")
@@ -41,11 +44,11 @@ def picture(given: Any, name: str = "the image", max_pixels: int = images.MAX_PI
     return _from_array(_channels_last(_array(given, name), is_tensor, name), name)
 
 
-def opened(given: Any, name: str, max_pixels: int = images.MAX_PIXELS) -> Any:
+def opened(given: Any, name: str, max_pixels: int = images.MAX_PIXELS, page: int | None = 1) -> Any:
     """Return a path as a Path, and what an open binary file or bytes hold as a Pillow image; all else as it is.
 
     Raises:
-        UsageError: a file that is opened as text.
+        UsageError: a file that is opened as text, or one without such a `page`, see `picture`.
         DataError: no image, or a damaged one.
     """
     if isinstance(given, str | os.PathLike):
@@ -56,8 +59,10 @@ def opened(given: Any, name: str, max_pixels: int = images.MAX_PIXELS) -> Any:
         if not callable(getattr(given, "read", None)):
             return given
         given = _content(given, name)
+    content = bytes(given)
     try:
-        return images.open_image(bytes(given), max_pixels=max_pixels)
+        place = opening.place_of_page(content, "", page, name)
+        return images.open_image(content, max_pixels=max_pixels, page=place)
     except DataError as error:
         hint = "; a higher max_pixels lets it through" if "too large" in str(error) else ""
         raise DataError(f"{name}: {error}{hint}") from None

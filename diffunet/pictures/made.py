@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
 
@@ -51,6 +52,14 @@ def file_name(label: str) -> str:
     """Return a label as part of a file name that every system takes: its letters and digits, 60 characters at most."""
     known = label.encode(sys.getfilesystemencoding(), "replace").decode(sys.getfilesystemencoding())
     return "".join(c if c.isalnum() or c in "-_ ." else "_" for c in known)[:60]
+
+
+@lru_cache(maxsize=8)
+def file_names(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `file_name` of each label; those that would be the same end in the number of their label."""
+    names = [file_name(label) for label in labels]
+    many = Counter(name.casefold() for name in names)
+    return tuple(name if many[name.casefold()] == 1 else f"{name[:50]}-{n}" for n, name in enumerate(names))
 
 
 def name_of(image: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
@@ -15,14 +16,17 @@ from PIL import ImageOps
 from PIL.Image import Resampling
 from torch import Tensor
 
-from diffunet import plain
+from diffunet import build, plain
+from diffunet.config import DataConfig
 from diffunet.diffusion.denoiser import Conditional, Denoise, Denoiser, bind
 from diffunet.diffusion.guidance import Pair, WithAndWithoutLabel, guided, threshold
 from diffunet.errors import DataError, UsageError
-from diffunet.pictures import given, images, made
+from diffunet.pictures import given, images, made, opening
 
 if TYPE_CHECKING:
     from diffunet.sampling.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
 
 OWN_INTERVAL = (0.2, 4.0)
 """The noise levels between which a model is guided by the weaker model beside it: see samples/recipe.md."""
@@ -150,7 +154,7 @@ def class_numbers(labels: Label | Iterable[Label], num: int, names: Sequence[str
 def picture_name(seed: int, number: int, classes: Tensor | None, names: Sequence[str]) -> str:
     """Return the name, without suffix, of the file of an image of a seed; `classes` [num] are as of `class_numbers`."""
     label = len(names) if classes is None else int(classes[number])
-    return f"{seed}-{number:05d}" + (f"-{made.file_name(names[label])}" if label < len(names) else "")
+    return f"{seed}-{number:05d}" + (f"-{made.file_names(tuple(names))[label]}" if label < len(names) else "")
 
 
 def given_noise(noise: Any, shape: tuple[int, ...]) -> Tensor:
@@ -173,15 +177,27 @@ def given_noise(noise: Any, shape: tuple[int, ...]) -> Tensor:
     return tensor
 
 
-def given_start(start: Any, shape: tuple[int, int, int]) -> Tensor:
-    """Return the middle of a picture in any form of `given.picture`, at the size of `shape`, float32 [C H W]."""
-    picture, (channels, height, width) = given.picture(start, "start"), shape
+def given_start(start: Any, data: DataConfig) -> Tensor:
+    """Return the middle of a picture in any form of `given.picture`, as a model of such `data` has seen its images.
+
+    Colours, transparency and values of more than 8 bits become what they become in training. Of several frames the
+    first is taken, and a line says so.
+
+    Returns:
+        The picture at the model's size, float32 [C H W].
+    """
+    picture, channels, size = given.picture(start, "start"), data.channels, data.image_size
     try:
-        opened = images.open_image(picture) if isinstance(picture, Path) else picture
-        whole = images.from_array(images.to_array(opened, channels))
+        if isinstance(picture, Path):
+            content = images.read_bytes(picture)
+            if (count := len(opening.page_places(content, picture.name))) > 1:
+                log.warning("%s has %d pages or frames: the first is taken", picture, count)
+            picture = images.open_image(content)
+        srgb, range = data.reading == 2, build.ranges(data).of(picture)
+        whole = images.from_array(images.to_array(picture, channels, data.background, range, srgb=srgb))
     except (DataError, OSError, SyntaxError, ValueError) as error:  # an Image whose file is damaged shows it only now
-        raise DataError(f"{picture if isinstance(picture, Path) else 'start'}: {error}") from None
-    fitted = ImageOps.fit(whole, (width, height), Resampling.BICUBIC)
+        raise DataError(f"{start if isinstance(start, str | Path) else 'start'}: {error}") from None
+    fitted = ImageOps.fit(whole, (size, size), Resampling.BICUBIC)
     return images.to_float(images.to_array(fitted, channels)[None])[0]
 
 

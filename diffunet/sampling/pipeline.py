@@ -209,7 +209,7 @@ class Pipeline:
         middle = build.prior_mean(self.config)
         if start is not None:
             share = plain.number("strength", 0.5 if strength is None else strength)
-            middle = conditions.given_start(start, shape)
+            middle = conditions.given_start(start, self.config.data)
             if not 0 < share <= 1:
                 raise UsageError(f"strength is above 0 and at most 1, not {share:g}")
             sigmas = sigmas[-1 - ceil(share * (len(sigmas) - 1)) :]
@@ -297,7 +297,7 @@ class Pipeline:
                 log.warning("%s", line)
         if not masked.hole.any():
             raise part.NothingToFill("there is nothing to fill in the image: its hole is empty")
-        masked = masked.like(build.ranges(self.config.data))
+        masked = replace(masked.like(build.ranges(self.config.data)), background=self.config.data.background)
         with compute.enough_memory(f"for {num} copies of the image: a smaller num, or image, takes less"):
             filled = [masked.picture.copy() for _ in range(num)]
         name = name_of(image)

@@ -142,7 +142,7 @@ def _ready(
         classes = build.classes(config.data, dataset, data, known=previous is not None)
         names: tuple[str, ...] = ()
         if classes is not None:
-            names = classes.names if previous is None else config.data.class_names
+            names = config.data.class_names or classes.names
             config = config.changed("data", labels=config.data.labels or classes.rule)
         labels = None if classes is None else classes.known(names)
         split = resuming.same_split(state, config.data, dataset, classes)

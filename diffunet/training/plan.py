@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from diffunet import build, compute
-from diffunet.config import DataConfig
+from diffunet import build, compute, names
+from diffunet.config import Config, DataConfig, DiffusionConfig
 from diffunet.data import findings
 from diffunet.data.folder import printable
 from diffunet.training import half_size, memory, parts
@@ -54,6 +54,7 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
     elif given := [name for name in MASKS if getattr(d, name) != DataConfig.model_fields[name].default]:
         options = ", ".join(f"--data.{name.replace('_', '-')}" for name in given)
         yield f"note: {options}: this net learns to generate, without masks; --task inpaint makes it learn to inpaint"
+    yield from _without_effect(run.config)
     small = dataset.files.smaller_than(size)
     if d.fit == "patch":
         of = "" if d.scales == (1.0,) else f", at scales {' '.join(f'{scale:g}' for scale in d.scales)}"
@@ -112,3 +113,20 @@ GIVES = (
 def usual(images: int) -> str:
     """Return in words what a run that sees so many images usually gives."""
     return next((words for most, words in GIVES if images < most), "more than any run that is described here has seen")
+
+
+def _without_effect(config: Config) -> Iterator[str]:
+    """Yield a note for each option of the diffusion that is not as by default, and goes with what was not chosen."""
+    d = config.diffusion
+    goes_with = {
+        "num_steps": (f"the schedules {', '.join(names.DDPM_SCHEDULES)}", d.schedule in names.DDPM_SCHEDULES),
+        "edm_log_mean": ("the schedule edm", d.schedule == "edm"),
+        "edm_log_std": ("the schedule edm", d.schedule == "edm"),
+        "min_snr_gamma": ("the weightings min-snr and soft-min-snr", d.weighting in ("min-snr", "soft-min-snr")),
+        "p2_gamma": ("the weighting p2", d.weighting == "p2"),
+        "sigmoid_bias": ("the weighting sigmoid", d.weighting == "sigmoid"),
+        "label_dropout": ("models with classes", bool(config.data.class_names) or not d.label_dropout),
+    }
+    for name, (what, is_chosen) in goes_with.items():
+        if not is_chosen and getattr(d, name) != DiffusionConfig.model_fields[name].default:
+            yield f"note: --diffusion.{name.replace('_', '-')} has no effect here: it goes with {what}"

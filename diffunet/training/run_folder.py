@@ -53,19 +53,27 @@ def claimed(config: Config, run: Path, *, resume: bool, init: str | Path | None,
         yield config
 
 
+def is_taken(run: Path) -> bool:
+    """Return whether no new run may begin in a folder, since it holds a run that has begun, or something else."""
+    if not run.is_dir():
+        return run.exists()
+    names = {path.name for path in run.iterdir()}
+    # A run that failed before its first step leaves these, which are no reason to refuse another try.
+    left = {".lock", "checkpoints", "status.json"} if ".lock" in names else set()
+    return bool(names - left) or ("checkpoints" in names and any((run / "checkpoints").iterdir()))
+
+
 @contextlib.contextmanager
 def _locked(run: Path, resume: bool) -> Iterator[None]:
     """Hold the lock of the run folder, which is made if it does not exist, once it is known to be writable."""
     exists = UsageError(f"--out {run} exists; go on with it by --resume, or choose another folder")
     lock = run / ".lock"
-    if run.exists() and not resume and (not run.is_dir() or (any(run.iterdir()) and not lock.exists())):
+    if not resume and is_taken(run) and not lock.exists():
         raise exists
     files.mkdir(run / "checkpoints")
     busy = f"another process is writing to {run}; wait for it, or choose another --out"
     with files.lock(lock, wait=False, message=busy):
-        # A run that failed before its first step leaves these files, which are no reason to refuse another try.
-        has_begun = any(path.name not in (".lock", "checkpoints", "status.json") for path in run.iterdir())
-        if not resume and (has_begun or any((run / "checkpoints").iterdir())):
+        if not resume and is_taken(run):
             raise exists
         for folder in (run, run / "model", run / "samples", run / best.FOLDER):
             files.sweep(folder)

@@ -52,7 +52,6 @@ def like_model(config: Config, init: str | Path) -> Config:
             content[section][name] = value
         elif name not in FREE_WITH_INIT:
             raise UsageError(f"--init takes {section}.{name} = {value!r} from {init}; leave it out")
-    content["diffusion"]["mean"] = None
     return Config.model_validate(content)
 
 

@@ -42,7 +42,7 @@ def web(
     from diffunet.web import serving
 
     if out is not None:
-        outputs.claim(out, file=False)
+        outputs.claim(out, file=False, overwrite=True)
     pipe = options.load(model, computing)
     words = tuple(_words(computing))
 

@@ -76,3 +76,67 @@ def test_options_of_masks_are_told_where_nothing_is_learned_of_masks(photos, cap
     assert "note: --data.masks, --data.all-hole: this net learns to generate" in capsys.readouterr().out
     diffunet(*words, "--task", "inpaint")
     assert "note: --data.masks" not in capsys.readouterr().out
+
+
+TINY = ["--model.channels", 8, "--model.multipliers", 1, "--model.num-blocks", 1, "--train.kernels", "off"]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("--minutes 1 --train.steps 77", "both say when the run ends"),
+        ("--steps 5 --train.minutes 3", "both say when the run ends"),
+        ("--steps=5 --minutes=3", "both say when the run ends"),
+        ("--steps 5 --train.steps 6", "--steps is short for --train.steps; take one"),
+        ("--image-size 16 --data.image-size 32", "--image-size is short for --data.image-size; take one"),
+        ("--image-size 16 --data.image_size=16", "--image-size is short for --data.image-size; take one"),
+        ("--batch-size 4 --train.batch-size 2", "--batch-size is short for --train.batch-size; take one"),
+        ("--seed 1 --train.seed 9", "--seed is short for --train.seed; take one"),
+        ("--task generate --diffusion.task inpaint", "--task is short for --diffusion.task; take one"),
+        ("--classes --data.no-classes", "--classes is short for --data.classes; take one"),
+        ("--minutes 1 --train.cooldown-from 2", "--train.cooldown-from is a step; with --minutes --train.cooldown"),
+    ],
+)
+def test_options_that_say_one_thing_twice_are_refused(words, why, capsys):
+    assert why in refused(capsys, "train", "photos", "--dry-run", *words.split())
+
+
+def test_no_classes_is_no_classes(photos, capsys):
+    Path("some.toml").write_text("[data]\nclasses = true\nimage_size = 8\n")
+    for words, found in ([], ["a", "b"]), (["--no-classes"], []):
+        diffunet("train", photos, "--config", "some.toml", "--steps", 1, "--dry-run", *TINY, *words)
+        content = tomllib.loads(capsys.readouterr().out)["data"]
+        assert (content["classes"], content["class_names"]) == (bool(found), found)
+
+
+def test_names_of_classes_are_taken_in_the_order_that_was_stated(photos, capsys):
+    words = ["train", photos, "--image-size", 8, "--steps", 1, "--dry-run", *TINY]
+    diffunet(*words, "--classes", "--data.class-names", "b", "a")
+    assert tomllib.loads(capsys.readouterr().out)["data"]["class_names"] == ["b", "a"]
+    line = refused(capsys, *words, "--classes", "--data.class-names", "b", "zebra", code=3)
+    assert "are of none of the 2 classes that are known: a 6" in line
+    assert "there are none without --classes" in refused(capsys, *words, "--data.class-names", "a", "b")
+
+
+def test_options_of_what_was_not_chosen_are_told(photos, capsys):
+    options = {"num-steps": 50, "min-snr-gamma": 2, "p2-gamma": 3, "sigmoid-bias": 4, "edm-log-mean": 1,
+               "edm-log-std": 2, "label-dropout": 0.9}  # fmt: skip
+    words = [word for name, value in options.items() for word in (f"--diffusion.{name}", value)]
+    diffunet("train", photos, "--out", "run", "--image-size", 8, "--steps", 1, "--train.previews", 0, *TINY, *words)
+    said = capsys.readouterr().err
+    for name in options:
+        assert f"note: --diffusion.{name} has no effect here: it goes with " in said
+    words = ["--classes", "--diffusion.label-dropout", 0.9, "--diffusion.weighting", "p2", "--diffusion.p2-gamma", 3]
+    diffunet("train", photos, "--out", "other", "--image-size", 8, "--steps", 1, "--train.previews", 0, *TINY, *words)
+    assert "has no effect here" not in capsys.readouterr().err
+
+
+def test_whether_the_folder_is_taken_is_said_as_training_would(photos, capsys):
+    words = ["train", photos, "--image-size", 8, "--steps", 1, "--dry-run", *TINY, "--out"]
+    Path("empty").mkdir()
+    diffunet(*words, "empty")
+    assert "exists" not in capsys.readouterr().err
+    Path("full").mkdir()
+    Path("full/notes.txt").write_text("mine")
+    diffunet(*words, "full")
+    assert "full exists: without --dry-run this takes another --out" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import shutil
 import tarfile
 import threading
@@ -385,3 +386,26 @@ def test_an_archive_that_has_no_emoji_or_is_damaged(
             prepare("emoji", tmp_path / "out")
         assert not (tmp_path / "out").exists()
         shutil.rmtree(tmp_path / ".out.download")
+
+
+def test_classes_stay_apart_whatever_their_names_are(tmp_path: Path) -> None:
+    names = ["C#", "C+", "C_", "c#", "😀", "😃", "D", "train", "test2"]
+    images = np.random.default_rng(0).integers(0, 256, (18, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "x.npz", images=images, labels=np.array([*names, *names]))
+    assert prepare(str(tmp_path / "x.npz"), tmp_path / "out") == 18
+    found = labels.find(tmp_path / "out", list_images(tmp_path / "out")[0])
+    assert len(found.names) == len(names)
+    assert set(found.counts().values()) == {2}
+    assert {"D", "class train", "class test2"} <= set(found.names)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_source_that_may_not_be_read_is_what_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0)
+    with pytest.raises(DataError, match=r"locked.*Permission denied"):
+        prepare(str(tmp_path / "locked/d"), tmp_path / "out")
+
+
+def test_a_source_of_too_long_a_name_is_what_is_told_of(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a{300}: cannot be read: File name too long"):
+        prepare(str(tmp_path / ("a" * 300)), tmp_path / "out")

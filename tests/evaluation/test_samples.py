@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import diffunet
@@ -16,6 +17,7 @@ from diffunet.evaluation import figures, reference
 from diffunet.evaluation.features import train_classifier
 from diffunet.evaluation.report import denoising, evaluate, evaluate_samples
 from diffunet.evaluation.samples import Samples
+from diffunet.sampling import conditions
 
 
 @pytest.fixture(autouse=True)
@@ -125,3 +127,20 @@ def test_figures_of_another_model_never_stay_in_a_run(run, folder, tmp_path):
     (tmp_path / figures.NAME).write_text("[1")
     figures.write(tmp_path, samples)
     assert json.loads((tmp_path / figures.NAME).read_text()) == samples
+
+
+def test_samples_of_classes_whose_names_differ_in_signs_are_told_apart(tmp_path):
+    """`C#` and `C+` are both C_ in a file name: the pictures of `diffunet sample` have the number of the class then."""
+    generator, names = np.random.default_rng(0), ("C#", "C+", "D")
+    for name in names:
+        (tmp_path / "real" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / "real" / name / f"{i}.png")
+    (tmp_path / "made").mkdir()
+    classes = torch.arange(6) % 3
+    written = [conditions.picture_name(0, i, classes, names) for i in range(6)]
+    assert len(set(written)) == 6
+    for name in written:
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / "made" / f"{name}.png")
+    assert list(Samples(tmp_path / "made", tmp_path / "real").labels) == [0, 1, 2, 0, 1, 2]
+    assert sorted(Samples(tmp_path / "real", tmp_path / "real").labels) == [0] * 8 + [1] * 8 + [2] * 8

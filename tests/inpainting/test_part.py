@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -421,3 +423,49 @@ def test_the_filling_gets_the_colours_of_the_profile(tmp_path: Path) -> None:
         after = np.asarray(image)
     assert np.abs(after[5, 5].astype(int) - (120, 240, 10)).max() <= 2
     assert np.array_equal(after[~masked.hole], before[~masked.hole])
+
+
+def test_a_page_is_that_of_bytes_and_open_files_too(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    frames[0].save(tmp_path / "x.tif", save_all=True, append_images=frames[1:])
+    content, box = (tmp_path / "x.tif").read_bytes(), (0, 0, 2, 2)
+    for source in (tmp_path / "x.tif", content, bytearray(content), memoryview(content), io.BytesIO(content)):
+        for page, frame in enumerate(frames, 1):
+            assert np.array_equal(part.read(source, box=box, page=page).picture, frame)
+        with pytest.raises(UsageError, match="there is no page 9"):
+            part.read(source, box=box, page=9)
+        with pytest.raises(UsageError, match="has 3 pages or frames"):
+            part.read(source, box=box)
+    opened = Image.open(tmp_path / "x.tif")
+    for source in (opened, np.zeros((8, 8, 3), np.uint8)):
+        with pytest.raises(UsageError, match="is given as page 1 alone, and page 2 is asked for"):
+            part.read(source, box=box, page=2)
+    opened.seek(1)
+    assert np.array_equal(part.read(opened, box=box, page=2).picture, frames[1])
+
+
+def test_a_mask_may_be_bytes_of_any_kind(tmp_path: Path) -> None:
+    Image.fromarray(np.eye(8) > 0).save(tmp_path / "mask.png")
+    content = (tmp_path / "mask.png").read_bytes()
+    for source in (content, bytearray(content), memoryview(content), io.BytesIO(content)):
+        assert part.read(Image.fromarray(noise(8, 8, 3)), source).hole.sum() == 8
+
+
+@pytest.mark.parametrize("option", [{"mask_values": [3]}, {"soft_mask": True}, {"resize_mask": True}], ids=str)
+def test_options_of_a_mask_that_is_not_there_are_refused(option: dict[str, Any]) -> None:
+    clear = Image.new("LA", (8, 8), (3, 3))
+    for more in ({"box": (0, 0, 2, 2)}, {}):
+        with pytest.raises(UsageError, match=f"{next(iter(option))} is about a mask, and there is none"):
+            part.read(clear, **more, **option)
+    with pytest.raises(UsageError, match="invert_mask is about a mask or a box, and there is neither"):
+        part.read(clear, invert_mask=True)
+
+
+def test_a_net_sees_the_background_of_its_images_where_known_pixels_are_transparent() -> None:
+    pixels = noise(8, 8, 4)
+    pixels[..., 3] = 0
+    masked = part.read(Image.fromarray(pixels), box=(0, 0, 2, 2))
+    for background in ((255, 255, 255), (0, 10, 20)):
+        [one] = part.parts(replace(masked, background=background), 8, "native")
+        seen, gap = one.cut(3)
+        assert (seen[~gap] == background).all()

@@ -1,17 +1,19 @@
 """What each net is told: of labels, known pixels and windows, with a weaker model beside the main one."""
 
+import shutil
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from helpers.small import tiny
-from PIL import Image
+from PIL import Image, ImageCms
 
 import diffunet
 from diffunet import Guidance, build
 from diffunet.diffusion.tiling import Tiled
 from diffunet.errors import UsageError
+from diffunet.pictures import images
 from diffunet.sampling import conditions
 
 SIZE = 8
@@ -127,3 +129,38 @@ def test_labels_as_a_list_an_array_or_a_tensor(labels):
 def test_a_label_that_there_is_not_is_one_line(label):
     with pytest.raises(UsageError, match="there is no class"):
         conditions.class_number(label, ("a", "b", "c"))
+
+
+def test_a_start_is_read_as_training_reads_its_images(tmp_path, caplog):
+    """The same file as a start and through the data set: transparency, values of more than 8 bits."""
+    clear = np.full((8, 8, 4), 200, np.uint8)
+    clear[:4, :, 3] = 0
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    Image.fromarray(np.full((8, 8), 250, np.uint16)).save(tmp_path / "deep.png")
+    for name, changes in (("clear", {"background": (10, 20, 30)}), ("deep", {"int_range": (0.0, 4095.0)})):
+        data = tiny(data={"classes": False, "held_out": 0.0, "reading": 2, **changes}).data
+        (tmp_path / name).mkdir()
+        for copy in "ab":
+            shutil.copy(tmp_path / f"{name}.png", tmp_path / name / f"{copy}.png")
+        learned = build.dataset(data.model_copy(update={"cache": "off"}), tmp_path / name).images[0]
+        start = conditions.given_start(tmp_path / f"{name}.png", data)
+        assert np.abs(images.to_uint8(start[None])[0].astype(int) - learned).max() <= 1, name
+    assert caplog.text == ""
+
+
+def test_a_start_has_the_colours_of_its_profile(tmp_path):
+    """Red by its numbers, and blue by its profile, whose red and blue are exchanged."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = profile.replace(b"rXYZ", b"tmpX").replace(b"bXYZ", b"rXYZ").replace(b"tmpX", b"bXYZ")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "x.png", icc_profile=profile)
+    for reading, colour in ((2, (0, 0, 255)), (1, (255, 0, 0))):
+        start = conditions.given_start(tmp_path / "x.png", tiny(data={"classes": False, "reading": reading}).data)
+        assert np.abs(images.to_uint8(start[None])[0, 4, 4].astype(int) - colour).max() <= 2
+
+
+def test_only_the_first_frame_of_a_start_is_taken_and_that_is_said(tmp_path, caplog):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    found = conditions.given_start(tmp_path / "x.gif", tiny(data={"classes": False}).data)
+    assert found[0].min() > 0.9
+    assert "x.gif has 2 pages or frames: the first is taken" in caplog.text

@@ -180,3 +180,64 @@ def test_inpainting_goes_on_where_it_was_broken_off(run, tmp_path, capsys):
     assert not (out / "b.png").exists()
     diffunet(*words, out, "--resume", "--overwrite")
     assert np.asarray(Image.open(out / "a.png"))[0, 0].tolist() == [0, 0, 0]
+
+
+def test_a_note_of_anybody_names_no_file_elsewhere(run, tmp_path, capsys):
+    """`made.jsonl` of a folder that was downloaded: overwriting deletes nothing that such a file names outside."""
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "in").mkdir()
+    lines = [
+        {"run": "x", "options": {"command": "sample", "seed": 0, "label": None}},
+        {"run": "x", "pictures": ["../notes.txt"]}, {"run": "x", "pictures": [str(tmp_path / "notes.txt")]},
+        {"run": "y", "options": [1]}, {"run": "y", "pictures": 3}, {"run": "y", "pictures": [[]]}, [], 3, None,
+    ]  # fmt: skip
+    (tmp_path / "in" / records.NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    diffunet(*sample(run, tmp_path / "in", "--overwrite", num=1))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert "deleted" not in capsys.readouterr().err
+
+
+def test_overwriting_replaces_the_class_that_is_asked_for_and_says_what_it_deletes(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    diffunet(*sample(run, out, "--label", "disc", num=3))
+    diffunet(*sample(run, out, "--label", "square", num=2))
+    squares = {path: path.read_bytes() for path in out.glob("*-square.png")}
+    assert len(squares) == 2
+    capsys.readouterr()
+    diffunet(*sample(run, out, "--label", "disc", "--threshold", "static", "--overwrite", num=1))
+    assert f"deleted 2 other pictures of seed 0 in {out}" in capsys.readouterr().err
+    assert len(list(out.glob("*-disc.png"))) == 1
+    assert {path: path.read_bytes() for path in out.glob("*-square.png")} == squares
+
+
+def test_what_the_demo_did_not_make_is_not_overwritten(tmp_path, capsys):
+    for name in ("run", "digits"):
+        (tmp_path / name / name).mkdir(parents=True)
+        (tmp_path / name / name / "thesis.txt").write_text("mine")
+        line = refused(capsys, "demo", "--out", tmp_path / name, "--seconds", 1, "--overwrite")
+        assert "is not overwritten; remove it yourself" in line
+        assert (tmp_path / name / name / "thesis.txt").read_text() == "mine"
+
+
+def test_pairs_of_an_evaluation_do_not_replace_a_picture(run, folder, tmp_path, capsys):
+    (tmp_path / "holiday.png").write_bytes(b"mine")
+    words = ["evaluate", run, folder, "--num", 6, "--steps", 1, "--pairs", tmp_path / "holiday.png"]
+    assert "holiday.png exists; choose another, or say --overwrite" in refused(capsys, *words)
+    assert (tmp_path / "holiday.png").read_bytes() == b"mine"
+    line = refused(capsys, "evaluate", run, folder, "--overwrite")
+    assert line == "diffunet: --overwrite is about --pairs FILE, and there is none"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sample", "RUN", "--out", "LONG.png", "--num", 1], ["status", "LONG"], ["report", "LONG"],
+        ["convert", "RUN", "LONG/m"], ["inpaint", "RUN", "LONG.png"],
+        ["train", "FOLDER", "--out", "LONG", "--steps", 1, "--image-size", 8, "--dry-run"],
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_a_name_that_no_system_takes_is_told_in_a_line(run, folder, capsys, words):
+    known = {"RUN": str(run), "FOLDER": str(folder)}
+    words = [known.get(word, str(word).replace("LONG", "a" * 300)) for word in words]
+    assert refused(capsys, *words).endswith("File name too long")
