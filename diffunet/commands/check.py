@@ -44,7 +44,7 @@ def check(
         sheet: Picture to write of 36 images as the net will see them, such as sheet.png.
     """
     short = {"image_size": image_size, "classes": classes or None}
-    if image_size is not None and "image_size" in data.model_fields_set and data.image_size != image_size:
+    if image_size is not None and data.image_size not in (PLAIN.image_size, image_size):
         raise UsageError("--image-size is short for --data.image-size; take one")
     config = Config(data=data).changed("data", **{name: value for name, value in short.items() if value is not None})
     if sheet is not None:

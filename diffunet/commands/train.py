@@ -129,8 +129,9 @@ def _refuse_contradictions(typed: set[str]) -> None:
         word = name.replace("_", "-")
         if both({f"--{word}", f"--no-{word}"}, {f"--{section}.{word}", f"--{section}.no-{word}"}):
             raise UsageError(f"--{word} is short for --{section}.{word}; take one")
-    if both({"--minutes", "--train.minutes"}, {"--steps", "--train.steps"}):
-        raise UsageError("--steps and --minutes both say when the run ends; take one")
+    ends = [word for word in ("--steps", "--train.steps", "--minutes", "--train.minutes") if word in typed]
+    if len(ends) > 1:
+        raise UsageError(f"{' and '.join(ends)} both say when the run ends; take one")
     if both({"--minutes", "--train.minutes"}, {"--train.cooldown-from"}):
         raise UsageError("--train.cooldown-from is a step; with --minutes --train.cooldown says the share of the time")
 

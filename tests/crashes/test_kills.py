@@ -72,7 +72,7 @@ def survives(crashes, base, wanted, operations):
     return check
 
 
-@pytest.mark.parametrize("every", [211, pytest.param(THOROUGH, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [1009, pytest.param(THOROUGH, marks=pytest.mark.slow)])
 def test_killed_at_every_operation_of_a_resumed_run(crashes, base, wanted, resumed, every):
     operations, _ = resumed
     points = list(deaths(operations, spread(operations, every)))

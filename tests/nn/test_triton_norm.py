@@ -66,6 +66,7 @@ print("right")
 """
 
 
+@pytest.mark.slow
 def test_they_compute_what_torch_does():
     ended = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True,

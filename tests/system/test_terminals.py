@@ -423,6 +423,7 @@ def test_a_second_interrupt_ends_at_once(folder):
     assert err == ""
 
 
+@pytest.mark.slow
 @posix
 def test_an_ignored_interrupt_stays_ignored(run, tmp_path):
     """`nohup`, or `&` in a script: Ctrl-C is for somebody else."""

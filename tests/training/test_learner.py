@@ -15,7 +15,7 @@ from diffunet.compute import Compute
 from diffunet.config import read_toml
 from diffunet.diffusion.noise_levels import NOISE
 from diffunet.errors import UsageError
-from diffunet.training import checkpoint, defaults, loop, loss_scale
+from diffunet.training import checkpoint, defaults, judging, loop, loss_scale
 from diffunet.training.learner import Learner
 from diffunet.training.loop import train
 from diffunet.training.loss_scale import LossScale
@@ -264,6 +264,7 @@ def test_previews_take_a_fast_sampler_whatever_the_models_own(folder, tmp_path, 
         return stream(self, num, **options)
 
     monkeypatch.setattr(loop.Pipeline, "stream", spied)
+    monkeypatch.setattr(judging, "PREVIEW_STEPS", 15)  # tests take fewer, see conftest.py
     slow = {"schedule": "cosine", "target": "epsilon", "sampler": "ddpm", "sample_steps": 4000}
     train(tiny(diffusion=slow, train={"steps": 1, "previews": 2}), folder, tmp_path / "run")
     assert asked == [("unipc", 15, "log-snr")]
