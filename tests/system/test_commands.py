@@ -309,7 +309,7 @@ BAD = [
     ("evaluate MODEL DATA --samples DATA", ["--samples takes the place of MODEL"]),
     ("evaluate DATA --samples DATA --num 5", ["--samples", "--num"]),
     ("train DATA --out NEW --steps 3 --minutes 3", ["--steps", "--minutes", "take one"]),
-    ("train DATA --out NEW --train.steps 3 --train.minutes 3", ["train.minutes", "train.steps", "take one"]),
+    ("train DATA --out NEW --train.steps 3 --train.minutes 3", ["--train.minutes", "--train.steps", "take one"]),
     ("evaluate MODEL DATA --threshold soft", ["--threshold", "dynamic", "'soft'"]),
     (SAMPLE + "--guidance-rescale 0.5", ["--guidance is 1", "--guidance-rescale"]),
     (SAMPLE + "--guidance 1 --guidance-rescale 0.5", ["--guidance is 1", "--guidance-rescale"]),
