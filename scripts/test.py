@@ -1,8 +1,10 @@
 """Set up and run every check: ruff, mypy, the import contract, pytest.
 
     python3 scripts/test.py --fast   for the inner loop, under a minute on two cores: no mypy, and tests of a second
-    python3 scripts/test.py          the quick suite, about ten minutes: before each commit
-    python3 scripts/test.py --all    also the slow tests and the page in a browser, an hour or so: for releases
+    python3 scripts/test.py          the quick suite, some minutes: before each commit
+    python3 scripts/test.py --all    also long and slow tests and the page in a browser, most of an hour: for releases
+
+With the variable CI the quick suite has the long tests and the page, too.
 
 `--fast` is an option of pytest in this repository (tests/conftest.py says what it leaves out), so `pytest --fast` is
 the same without the other checks; so is `--times`, which ends with a table of the seconds that each folder took.
@@ -25,8 +27,9 @@ def main(arguments: list[str]) -> int:
     python = str(environment.python("test"))
     everything, fast = "--all" in arguments, "--fast" in arguments
     rest = [argument for argument in arguments if argument != "--all"]
-    # The page in a browser takes minutes; CI, where a person does not wait, looks at it each time.
-    chosen = [] if everything else ["-m", "not slow" if os.environ.get("CI") else "not slow and not page"]
+    # The page in a browser takes minutes, as the long tests do together: CI, where nobody waits, runs them each time.
+    quick = "not slow" if os.environ.get("CI") else "not slow and not long and not page"
+    chosen = [] if everything else ["-m", quick]
     # By stealing work, a process takes tests that stand together, which share what was made for one of them.
     workers = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
     slowest = ["--durations", "5", "--durations-min", "2"] if fast else []

@@ -23,7 +23,9 @@ them alone takes seconds. test_whole_way.py goes once through what they look int
 def pytest_addoption(parser):
     """Add `--fast` and `--times`."""
     parser.addoption(
-        "--fast", action="store_true", help=f"only what takes a second: not slow, not seconds, not {', '.join(WITHOUT)}"
+        "--fast",
+        action="store_true",
+        help=f"only what takes a second: not slow, not long, not seconds, not {', '.join(WITHOUT)}",
     )
     parser.addoption("--times", action="store_true", help="print how many seconds the tests of each folder took")
 
@@ -37,7 +39,7 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_collection_modifyitems(config, items):
     """Leave out the marked tests of the other rooms."""
     if config.getoption("--fast"):
-        marked = [item for item in items if item.get_closest_marker("slow") or item.get_closest_marker("seconds")]
+        marked = [item for item in items if any(map(item.get_closest_marker, ("slow", "long", "seconds")))]
         config.hook.pytest_deselected(items=marked)
         items[:] = [item for item in items if item not in marked]
 

@@ -80,8 +80,8 @@ class TrainConfig(Section):
     log_every: Positive = 50
     """Steps between two lines of metrics.jsonl."""
     validate_every: Positive | None = None
-    """Steps between two held-out losses. If not given, they are a twentieth of the run, or as 1% of the time allows, at
-    most 1,000."""
+    """Steps between two validation losses. If not given, they are a twentieth of the run, or as 1% of the time allows,
+    at most 1,000."""
     sample_every: Positive | None = None
     """Steps between two previews. If not given, they are a twentieth of the run, or as 1% of the time allows, at most
     1,000."""

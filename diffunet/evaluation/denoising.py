@@ -1,6 +1,6 @@
 """A loss on held-out images that depends neither on the weighting nor on the noise levels that a model learned by.
 
-So models that were trained in different ways compare by it. Held-out losses vary less with the seed than distances of
+So models that were trained in different ways compare by it. Such losses vary less with the seed than distances of
 samples do: by 0.2 to 1.4% where those vary by 5 to 37%, in samples/ablation-digits.md.
 """
 

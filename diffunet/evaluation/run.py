@@ -124,7 +124,7 @@ class Run:
         """Return what a notebook shows: the state, the losses, the newest preview, and what is missing."""
         run = self._reading
         rows, missing, figure = run_page.facts(run), self.missing, []
-        for name, title in (("loss", "Loss"), ("validation_loss", "Held-out loss")):
+        for name, title in (("loss", "Loss"), ("validation_loss", "Validation loss")):
             measured = [line[name] for line in run.lines if line.get(name) is not None]
             rows += [(title, f"{value:.4g}") for value in measured[-1:]]
         if run.previews:

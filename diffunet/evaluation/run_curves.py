@@ -12,7 +12,7 @@ POINTS = 1500
 """The most points of a curve, of all runs together."""
 
 LATER, RISEN = 3, 0.01
-"""The held-out losses after the least, and how far above it the last one is as a share of it, that make it rising."""
+"""The validation losses after the least, and how far above it the last one is as a share of it, that make it rising."""
 
 
 class Chart(NamedTuple):
@@ -36,7 +36,7 @@ _LEVELS = (
 
 CHARTS = (
     Chart(
-        "held-out", "Held-out loss", ("validation_loss",), ("loss",),
+        "held-out", "Validation loss", ("validation_loss",), ("loss",),
         "Of the averaged weights, on images that training does not see, with the same noise every time.", True,
     ),
     Chart("loss", "Training loss", ("loss",), ("loss",), "The mean since the line before.", True),
@@ -55,7 +55,7 @@ CHARTS = (
 def curves(run: Reading, runs: int) -> dict[str, dict[str, list[Any]]]:
     """Return the points of all curves by the keys of `CHARTS`; `runs` share the points of a page.
 
-    Of neighbouring held-out losses that become one point, the least is taken, else the mean.
+    Of neighbouring validation losses that become one point, the least is taken, else the mean.
     """
     return {
         chart.key: thinned(run.lines, chart.names, POINTS // runs, min if chart.key == "held-out" else fmean)
@@ -75,14 +75,14 @@ def words(run: Reading) -> Iterator[str]:
         (step, least), (last_step, last) = min(held_out, key=lambda each: each[1]), held_out[-1]
         later = sum(each > step for each, _ in held_out)
         if step == last_step:
-            yield f"The held-out loss is {last:.4g}, the least up to now."
+            yield f"The validation loss is {last:.4g}, the least up to now."
         elif later >= LATER and last - least > RISEN * abs(least):
             yield (
-                f"The held-out loss is rising since step {step:,}, where it was least, {least:.4g}; it is {last:.4g} "
+                f"The validation loss is rising since step {step:,}, where it was least, {least:.4g}; it is {last:.4g} "
                 "now: the images are being learned by heart."
             )
         else:
-            yield f"The held-out loss is {last:.4g}; it was least at step {step:,}, {least:.4g}."
+            yield f"The validation loss is {last:.4g}; it was least at step {step:,}, {least:.4g}."
     skipped = run.lines[-1].get("skipped") if run.lines else None
     if skipped:
         yield f"{int(skipped):,} steps were skipped, since their loss or gradient was not finite."

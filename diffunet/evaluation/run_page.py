@@ -169,7 +169,7 @@ def facts(run: Reading) -> list[tuple[str, str]]:
         task = "generate and inpaint" if c.diffusion.task == "inpaint" else "generate"
         rows += [("Image size", f"{c.data.image_size} pixels, {c.data.channels} channels"), ("Task", task)]
     if (model_step := number(run.status.get("model_step"))) is not None and int(model_step) != step:
-        rows.append(("Model", f"the average of step {int(model_step):,}, of least held-out loss"))
+        rows.append(("Model", f"the average of step {int(model_step):,}, of least validation loss"))
     return rows
 
 

@@ -89,7 +89,7 @@ def _run_rows(model: storage.Model, run: Path) -> Iterator[tuple[str, str]]:
     if losses := list(_measured(run, "validation_loss", model.step)):
         (first, first_step), (best, best_step), (last, _) = losses[0], min(losses), losses[-1]
         best_words = f"{best:.4g} at best (step {best_step:,})"
-        yield "held-out loss", f"{first:.4g} at step {first_step:,}, {best_words}, {last:.4g} at the last"
+        yield "validation loss", f"{first:.4g} at step {first_step:,}, {best_words}, {last:.4g} at the last"
     if speeds := [speed for speed, _ in _measured(run, "images_per_second", model.step)]:
         yield "speed", f"{statistics.median_high(speeds):,.0f} images a second (median)"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # it may have been deleted

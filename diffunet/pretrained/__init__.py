@@ -54,6 +54,7 @@ def lines(name: str) -> list[str]:
 def short(reached: dict[str, Any]) -> str:
     """Return what a model reached in one line."""
     return (
-        f"held-out loss {reached['loss']:.3f}, feature distance {reached['distance']:.2f} where real images have "
-        f"{reached['floor']:.2f}, near copies {reached['copies']:.1%} (held-out reals {reached['held_out_copies']:.1%})"
+        f"loss on held-out images {reached['loss']:.3f}, feature distance {reached['distance']:.2f} where real images "
+        f"have {reached['floor']:.2f}, near copies {reached['copies']:.1%} (held-out reals "
+        f"{reached['held_out_copies']:.1%})"
     )

@@ -1,7 +1,7 @@
-"""The average of least held-out loss, for a run of few images, which sooner or later learns them by heart.
+"""The average of least validation loss, for a run of few images, which sooner or later learns them by heart.
 
-Up to then the held-out loss falls, and after it the samples become copies (Bonnaire et al. 2025, "Why Diffusion Models
-Don't Memorize"). RUN/best is a model folder with that average.
+Up to then the validation loss falls, and after it the samples become copies (Bonnaire et al. 2025, "Why Diffusion
+Models Don't Memorize"). RUN/best is a model folder with that average.
 """
 
 import math
@@ -17,17 +17,17 @@ from diffunet.config import Config
 from diffunet.errors import ResourceError
 
 SMALL = 5000
-"""A run with fewer images to train on keeps the average of least held-out loss."""
+"""A run with fewer images to train on keeps the average of least validation loss."""
 
 RISEN = 1.02
-"""How many times the least held-out loss the last one has to be for the model to be the average of the least."""
+"""How many times the least validation loss the last one has to be for the model to be the average of the least."""
 
 FOLDER = "best"
 
 
 @dataclass
 class Best:
-    """The least held-out loss of a run, and the step after which it was measured; at first infinity, after step 0."""
+    """The least validation loss of a run, and the step after which it was measured; at first infinity, after step 0."""
 
     run: Path
     loss: float = math.inf
@@ -45,7 +45,7 @@ class Best:
         return {"best": (self.step, self.loss)} if self.step else {}
 
     def note(self, loss: float, step: int, config: Config, weights: Mapping[str, Tensor]) -> None:
-        """Keep the averaged weights after a step if their held-out loss is the least.
+        """Keep the averaged weights after a step if their validation loss is the least.
 
         Raises:
             ResourceError: the disk does not take them.

@@ -41,7 +41,7 @@ CHECKPOINTING_ABOVE, FEW = 128, 4
 """Above this image size blocks are checkpointed if fewer than so many images would otherwise fit one pass."""
 
 LOOKING, MOST_UNSEEN = 0.01, 1000
-"""The share of the time that held-out losses may take, and as much previews, and the most steps between two of each."""
+"""The share of the time that validation losses may take, and as much previews; the most steps from one to the next."""
 
 STORED, WORTH_STORING, STORED_BYTES = 16, 100, 10**9
 """How often a run stores averages for `convert --ema` (measured: 32 times in float16 are no better between widths 0.03
@@ -170,7 +170,7 @@ def cooled(config: Config, step: int) -> Config:
 
 
 def _looked_at(config: Config, steps: int, held_out: int) -> Config:
-    """Return `config` of a run of so many steps with the steps between held-out losses, and between previews.
+    """Return `config` of a run of so many steps with the steps between validation losses, and between previews.
 
     Each takes at most about `LOOKING` of the time: a forward pass costs a third of a step's share of an image.
     """

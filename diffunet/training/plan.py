@@ -92,7 +92,7 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
             until = f"step {t.half_size_until}"
         yield (
             f"until {until} it trains at half of the size, {size // 2}x{size // 2}, where a step is up to four times "
-            "as fast; held-out losses and previews are at full size, and poor until then"
+            "as fast; validation losses and previews are at full size, and poor until then"
         )
     yield f"it sees about {steps * share.batch_size:,} images: {usual(steps * share.batch_size)}"
     if run.distinct < 1000:

@@ -60,7 +60,7 @@ class Run:
         averages_are_thinned: whether averages are now stored less often than before, see `defaults.spaced`.
         budget: the time that the run has taken and may take.
         expected: the number of steps to expect where the end is still open, else that of the config.
-        best: the average of least held-out loss; None where the run has many images, or holds out none.
+        best: the average of least validation loss; None where the run has many images, or holds out none.
         reports: what writes the report of the run.
         writer: what writes checkpoints beside training, see saving.py.
     """
@@ -203,7 +203,7 @@ class Run:
             self.writer.start(partial(write, copy))
 
     def choose_model(self, loss: float) -> None:
-        """At the end of the run, whose last held-out loss is `loss`, let RUN/model be the better average."""
+        """At the end of the run, whose last validation loss is `loss`, let RUN/model be the better average."""
         best, done = self.best, self.status.step
         if best is None or not best.is_better_than(loss):
             return
@@ -212,7 +212,7 @@ class Run:
         storage.write_model(folder, self.config, best.weights(), best.step, run_step=done, finished=finished)
         self.status.model_step = best.step
         log.info(
-            "the held-out loss has risen from %.4f to %.4f: the model is that of step %d, and the last one %s",
+            "the validation loss has risen from %.4f to %.4f: the model is that of step %d, and the last one %s",
             best.loss, loss, best.step, checkpoint.folder_of(self.folder, done),
         )  # fmt: skip
 

@@ -38,9 +38,8 @@ def script(tmp_path, capsys):
     return written
 
 
-def needs(shell, *marks):
-    missing = pytest.mark.skipif(shutil.which(shell) is None, reason=f"there is no {shell}")
-    return pytest.param(shell, marks=[missing, *marks])
+def needs(shell):
+    return pytest.param(shell, marks=pytest.mark.skipif(shutil.which(shell) is None, reason=f"there is no {shell}"))
 
 
 def typed(shell, script, keys, folder):
@@ -81,7 +80,8 @@ def typed(shell, script, keys, folder):
 
 
 @pytest.mark.seconds
-@pytest.mark.parametrize("shell", [needs("bash"), needs("zsh", pytest.mark.slow)])
+@pytest.mark.parametrize("shell", [needs("bash"), needs("zsh")])
+@pytest.mark.long
 def test_tab_completes_a_command_its_options_their_values_and_files(shell, script, tmp_path):
     (tmp_path / "photos").mkdir()
     got = typed(shell, script(shell), "diffunet tr\t--mi\t5 --ta\tinp\tpho\t", tmp_path)

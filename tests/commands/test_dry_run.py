@@ -32,6 +32,7 @@ WORDS = ["--image-size", 8, "--classes"]
     [["--minutes", 0.02], pytest.param(["--steps", 30, "--batch-size", 4], marks=pytest.mark.slow)],
     ids=["minutes", "steps"],
 )
+@pytest.mark.long
 def test_its_output_is_a_config_that_chooses_the_same(photos, end, capsys, monkeypatch):
     monkeypatch.setattr(recipe, "SECONDS", 0.01)
     diffunet("train", photos, *WORDS, *end, "--dry-run")
@@ -69,6 +70,7 @@ def test_it_shows_new_runs_alone(photos, capsys):
     assert sorted(path.name for path in Path().iterdir()) == ["photos"]
 
 
+@pytest.mark.long
 def test_options_of_masks_are_told_where_nothing_is_learned_of_masks(photos, capsys):
     masks = ["--data.all-hole", 0.5, "--data.masks", "wide"]
     words = ["train", photos, "--image-size", 8, "--steps", 2, *masks, "--dry-run"]

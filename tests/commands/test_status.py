@@ -132,7 +132,7 @@ def test_it_imports_no_torch(runs):
     assert done.stderr == "False\n"
 
 
-@pytest.mark.seconds
+@pytest.mark.long
 def test_a_real_run_is_stopped_with_everything_saved(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code = (

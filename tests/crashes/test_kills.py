@@ -73,6 +73,7 @@ def survives(crashes, base, wanted, operations):
 
 
 @pytest.mark.parametrize("every", [1009, pytest.param(THOROUGH, marks=pytest.mark.slow)])
+@pytest.mark.long
 def test_killed_at_every_operation_of_a_resumed_run(crashes, base, wanted, resumed, every):
     operations, _ = resumed
     points = list(deaths(operations, spread(operations, every)))
@@ -82,6 +83,7 @@ def test_killed_at_every_operation_of_a_resumed_run(crashes, base, wanted, resum
 
 
 @pytest.mark.parametrize("every", [101, pytest.param(THOROUGH, marks=pytest.mark.slow)])
+@pytest.mark.long
 def test_killed_at_every_operation_up_to_the_first_checkpoint(crashes, wanted, started, every):
     operations = until(started[0], 2 * EVERY)
     points = list(deaths(operations, range(0, len(operations), every)))

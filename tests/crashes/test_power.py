@@ -45,6 +45,7 @@ def test_the_operations_seen_are_all_that_there_are(request, crashes, base, star
 
 @pytest.mark.parametrize("start", ["resumed", pytest.param("started", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("every", [509, pytest.param(THOROUGH, marks=pytest.mark.slow)])
+@pytest.mark.long
 def test_power_loss(request, crashes, base, wanted, start, every):
     operations, root = request.getfixturevalue(start)
     if start == "started":  # what comes later is no different from a resumed run

@@ -183,6 +183,7 @@ FINE = {
 
 @pytest.mark.seconds
 @pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.long
 def test_each_broken_file_has_its_reason_and_the_rest_is_used(tmp_path: Path, cache: bool) -> None:
     root = tmp_path / "data"
     root.mkdir()

@@ -76,6 +76,7 @@ def test_processes_read_what_threads_read(small, by_threads, by_processes, tmp_p
     assert [file.path for file in found[0].rejected] == ["empty.png", "half.png", "text.jpg"]
 
 
+@pytest.mark.long
 def test_few_large_or_single_threaded_are_read_by_threads(small, by_threads, by_processes, tmp_path, monkeypatch):
     same(opened(small, tmp_path / "one", workers=1), by_threads)
     monkeypatch.setattr(dataset, "SMALL", 10)

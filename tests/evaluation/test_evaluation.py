@@ -64,6 +64,7 @@ def test_variance_ratio_of_averages_is_zero_and_of_the_same_is_one():
     assert variance_ratio(pictures, labels, pictures, labels) == pytest.approx(1)
 
 
+@pytest.mark.long
 def test_the_classifier_learns_and_is_the_same_again():
     pictures, labels = load_digits_arrays()
     trained = train_classifier(pictures, labels, steps=120)
@@ -76,6 +77,7 @@ def test_the_classifier_learns_and_is_the_same_again():
     assert turns.accuracy > 0.5
 
 
+@pytest.mark.long
 def test_the_distance_tells_good_from_bad():
     """Real against real, against blurred, against noise: in this order."""
     pictures, labels = load_digits_arrays()

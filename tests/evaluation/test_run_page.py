@@ -128,7 +128,7 @@ def test_numbers_of_the_page_are_those_of_the_files(tmp_path):
     assert shown == (folder / "samples" / "step-00000004.png").read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_stays_below_four_megabytes(tmp_path):
     """Of pictures that no format makes small, many classes and many steps; of one run and of eight."""
     classes = {f"class {n} {'x' * 300}": n for n in range(2_000)}

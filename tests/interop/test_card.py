@@ -46,7 +46,7 @@ def test_of_a_run(run):
     assert set(losses) == {4, 8}
     best = min(losses, key=losses.get)
     values = rows(text)
-    assert values["held-out loss"] == (
+    assert values["validation loss"] == (
         f"{losses[4]:.4g} at step 4, {losses[best]:.4g} at best (step {best}), {losses[8]:.4g} at the last"
     )
     assert values["optimizer steps"] == "8"

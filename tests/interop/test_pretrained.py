@@ -70,6 +70,7 @@ def test_the_config_says_nothing_of_files_and_of_no_images_that_were_held_out():
     assert "/" not in text
 
 
+@pytest.mark.long
 def test_a_seeded_grid_is_the_stored_one():
     made, expected = stored.grid(), np.asarray(Image.open(stored.FOLDER / "seed-0.png"))
     about = json.loads((stored.FOLDER / "seed-0.json").read_text())
@@ -150,7 +151,7 @@ def test_the_list(here, capsys):
 def test_what_a_model_reached_is_said_in_a_line():
     reached = {"loss": -2.0, "distance": 9.0, "floor": 1.5, "copies": 0.01, "held_out_copies": 0.05}
     assert pretrained.short(reached) == (
-        "held-out loss -2.000, feature distance 9.00 where real images have 1.50, "
+        "loss on held-out images -2.000, feature distance 9.00 where real images have 1.50, "
         "near copies 1.0% (held-out reals 5.0%)"
     )
 
@@ -165,6 +166,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.long
 def test_it_samples_without_a_network_and_with_a_home_that_cannot_be_written(here):
     """Nothing is written but the picture: the home is a file, so that nothing can be made below it, even by root."""
     (here / "home").write_text("")

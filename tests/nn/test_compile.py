@@ -82,7 +82,7 @@ def _fresh():
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MAKERS]
 )
-@pytest.mark.seconds
+@pytest.mark.long
 def test_one_graph_in_training(name):
     """`fullgraph` refuses a break; and the same numbers and gradients, with dropout too."""
     net = awake(MAKERS[name]()).double().train()

@@ -66,7 +66,7 @@ print("right")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_they_compute_what_torch_does():
     ended = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True,

@@ -79,7 +79,7 @@ def test_the_curves_are_drawn(shown, report, scheme):
     page = shown(report("run"), color_scheme=scheme)
     titles = page.locator(".chart h3").all_inner_texts()
     assert titles == [
-        "Held-out loss", "Training loss", "Training loss by noise level", "Gradient norm", "Learning rate", "Speed",
+        "Validation loss", "Training loss", "Training loss by noise level", "Gradient norm", "Learning rate", "Speed",
     ]  # fmt: skip
     many = inked(page)
     assert all(number > 200 for number, title in zip(many, titles, strict=True) if "by noise" not in title), many

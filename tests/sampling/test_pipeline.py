@@ -238,7 +238,7 @@ def filled(pipe, seed, **options):
     return arrays(pipe.inpaint(noise_picture(8, 8, seed=seed), hole, steps=3, seed=seed, num=2, **options))
 
 
-@pytest.mark.seconds
+@pytest.mark.long
 def test_eight_threads_at_once_get_what_each_gets_alone(pipe):
     """Sampling and filling in, mixed, with labels and guidance of their own; each thread keeps its own grad mode."""
     jobs = [

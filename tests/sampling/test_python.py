@@ -111,6 +111,7 @@ def test_odd_values_for_inpainting(pipe, name):
     refuses(lambda value: pipe.inpaint(**{**usual, name: value}))
 
 
+@pytest.mark.long
 def test_odd_values_elsewhere(pipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a value that is a name of a folder makes one
     refuses(lambda value: pipe.sample(1, steps=1, on_step=value), TypeError)  # a function of other arguments

@@ -185,6 +185,7 @@ def in_terminal(*words, hang_up_after=None, columns=None, hasty=False, **changes
 
 @posix
 @pytest.mark.parametrize("columns", [1, *(pytest.param(columns, marks=pytest.mark.slow) for columns in (7, 80))])
+@pytest.mark.long
 def test_a_bar_in_a_terminal_of_any_width(run, tmp_path, columns):
     [name] = pictures(tmp_path, "[red] {0}.png")  # nothing of this is markup
     code, shown = in_terminal(
@@ -201,6 +202,7 @@ def test_a_bar_in_a_terminal_of_any_width(run, tmp_path, columns):
 @pytest.mark.parametrize(
     "term", ["dumb", *(pytest.param(term, marks=pytest.mark.slow) for term in (None, "unheard-of"))]
 )
+@pytest.mark.long
 def test_a_terminal_that_can_do_nothing(run, tmp_path, term):
     words = ["sample", run, "--out", tmp_path / "x.png", "--num", 1, "--steps", 2]
     code, shown = in_terminal(*words, hasty=True, TERM=term)
@@ -355,6 +357,7 @@ def files_of(folder):
         pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.long
 def test_a_signal_ends_sampling_without_half_a_picture(run, tmp_path, number, code, word):
     (tmp_path / "x.png").write_bytes(b"what was there")
     words = ["sample", run, "--out", tmp_path / "x.png", "--overwrite", "--num", 1, "--steps", 100000]
@@ -386,6 +389,7 @@ cli.main(sys.argv[2:])
 
 @posix
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.long
 def test_a_signal_that_a_library_swallowed_ends_sampling_at_the_next_step(run, tmp_path, number):
     words = ["sample", run, "--out", tmp_path / "x.png", "--num", "1", "--steps", "100000"]
     line = [sys.executable, "-c", LOST, str(int(number)), *map(str, words)]
@@ -423,8 +427,8 @@ def test_a_second_interrupt_ends_at_once(folder):
     assert err == ""
 
 
-@pytest.mark.slow
 @posix
+@pytest.mark.long
 def test_an_ignored_interrupt_stays_ignored(run, tmp_path):
     """`nohup`, or `&` in a script: Ctrl-C is for somebody else."""
     line = ["sh", "-c", 'trap "" INT; exec "$0" "$@"', *words_of("info", run)]

@@ -114,6 +114,7 @@ def test_a_run_that_is_stopped_goes_on_exactly(folder, tmp_path, stop):
     assert_same_run(tmp_path / "whole", tmp_path / "run", 10)
 
 
+@pytest.mark.long
 def test_a_run_with_minutes_ends_when_they_do_and_its_config_repeats_it(folder, tmp_path, clock):
     began = clock.now
     config = tiny(train=QUICK | {"steps": None, "minutes": 2.0, "cooldown": 0.4, "half_size": 0.5})
@@ -131,6 +132,7 @@ def test_a_run_with_minutes_ends_when_they_do_and_its_config_repeats_it(folder, 
 @pytest.mark.parametrize(
     "stop", [*(pytest.param(step, marks=pytest.mark.slow) for step in (8, 46)), 38]
 )  # at half, at full size while the end is open, and in the cool-down
+@pytest.mark.long
 def test_a_run_with_minutes_that_is_stopped_has_the_stages_of_one_that_is_not(folder, tmp_path, clock, stop):
     config = tiny(train=QUICK | {"steps": None, "minutes": 1.5, "cooldown": 0.4, "half_size": 0.4})
     train(config, folder, tmp_path / "whole", on_step=clock.ticks(tmp_path / "whole"))

@@ -204,6 +204,7 @@ def digits(tmp_path_factory):
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["digits", pytest.param("v, min-snr, cosine", marks=pytest.mark.slow)])
+@pytest.mark.long
 def test_the_quality_lies_in_its_band(digits, tmp_path, name, precision):
     learn(name, digits, tmp_path / "run", precision=precision)
     assert outside(name, quality(tmp_path / "run")) == {}

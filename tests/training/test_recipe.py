@@ -74,6 +74,7 @@ def test_what_a_person_chose_of_the_net_stands():
     assert (large.middle_attention, large.attention_levels) == (True, None)
 
 
+@pytest.mark.long
 def test_the_speed_is_that_of_the_device(monkeypatch):
     """Twice the time for a step is half the multiply-accumulates, and half the steps."""
     asked, costs = [], prices(16, 1)

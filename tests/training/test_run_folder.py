@@ -59,6 +59,7 @@ def test_a_read_only_disk_is_refused_first(folder, read_only, no_work):
             train(tiny(train={"steps": 20}), folder, out, resume=resume)
 
 
+@pytest.mark.long
 def test_a_folder_of_another_user_is_refused_first(folder, run, tmp_path):
     if not hasattr(os, "geteuid") or os.geteuid():
         pytest.skip("only root can become somebody else")

@@ -45,6 +45,7 @@ def assert_saved(tmp_path, reason):
 @pytest.mark.parametrize(
     "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGINT", "SIGHUP"))]
 )
+@pytest.mark.long
 def test_a_signal_ends_the_step_saves_and_exits_75(folder, tmp_path, name):
     child = endless(folder, tmp_path)
     wait_for(lambda: lines(tmp_path), child)
@@ -81,6 +82,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.long
 def test_a_second_ctrl_c_ends_at_once(folder, tmp_path):
     # The first one waits for the end of the step, which does not come: the loss sleeps.
     code = """
@@ -107,6 +109,7 @@ diffunet.train(read_toml(sys.argv[4]), sys.argv[2], sys.argv[6], loss=loss)
 
 
 @pytest.mark.parametrize("name", ["dataset", pytest.param("denoiser", marks=pytest.mark.slow)])
+@pytest.mark.long
 def test_a_signal_before_the_first_step_is_no_failure(folder, tmp_path, name):
     child = endless(folder, tmp_path, ASLEEP.format(name=name))
     assert child.stdout.readline() == "asleep\n"

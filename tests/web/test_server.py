@@ -321,6 +321,7 @@ def test_events_tell_of_the_jobs_of_a_page_and_of_no_other(served):
         each.end()
 
 
+@pytest.mark.long
 def test_jobs_end_once_their_page_has_gone(served, monkeypatch, slow):
     monkeypatch.setattr(pages, "MISSED", 0.1)
     page = served()
@@ -414,6 +415,7 @@ def test_a_page_in_python(served, tmp_path):
         *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, getattr(signal, "SIGHUP", None))),
     ],
 )
+@pytest.mark.long
 def test_a_signal_ends_the_server_within_a_step(model, tmp_path, number):
     """With a job that runs and a stream that is open; its temporary files are gone then."""
     command = [sys.executable, "-m", "diffunet", "web", str(model), "--port", "0", "--device", "cpu"]
