@@ -99,7 +99,7 @@ def _outcome(args: list[str]) -> int:
         silence(sys.stdout)
         return 0
     except OSError as error:  # a place that nobody has tried before: a folder that may not be looked into, a long name
-        if error.filename is None or error.errno not in OF_A_NAME:
+        if not isinstance(error.filename, str | bytes) or error.errno not in OF_A_NAME:
             raise
         complain(f"diffunet: {' '.join(os.fsdecode(error.filename).split())}: {error.strerror}")
         return UsageError.exit_code

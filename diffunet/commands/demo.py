@@ -51,8 +51,8 @@ def demo(
     began = time.monotonic()
     rest = "then samples, inpainting and a judgement, another minute or two"
     tell(f"1. training on 1,797 handwritten digits, by class: {duration(seconds)}; {rest}")
-    _make_room(out / "run")
     builtin.prepare("digits", out / "digits", overwrite=overwrite)
+    _make_room(out / "run")
     _train(out, seconds)
 
     pipe = load(out / "run")

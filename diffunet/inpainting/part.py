@@ -146,6 +146,8 @@ def read(
         log.warning(_EIGHT_OF_SIXTEEN, name)
     width, height = picture.size
     soft, behind, said, lacking = False, False, list[str](), ""
+    if range is not None and deep.kind_of(picture) is None:
+        said.append(f"{name} has 8 bits, of which range says nothing")
     if box is not None:
         grey: NDArray[Any] = masks.box_mask(box, height, width) != invert_mask
         lacking = "the box is all of it, and with invert_mask=True what is outside of it would be filled"

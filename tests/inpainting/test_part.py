@@ -353,6 +353,8 @@ def test_a_range_that_is_stated_or_of_other_images(caplog: pytest.LogCaptureFixt
     assert "100% of the image's values lie beyond 0 and 1023" in caplog.text
     with pytest.raises(UsageError, match="LOW below HIGH, not 5 and 5"):
         part.read(image, box=(1, 1, 5, 5), range=(5, 5))
+    plain = part.read(Image.new("L", (8, 8)), box=(1, 1, 5, 5), range=(0, 10))
+    assert plain.said == ("the image has 8 bits, of which range says nothing",)
 
 
 def test_pages_are_not_dropped_unsaid(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
