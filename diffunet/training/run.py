@@ -212,8 +212,8 @@ class Run:
         storage.write_model(folder, self.config, best.weights(), best.step, run_step=done, finished=finished)
         self.status.model_step = best.step
         log.info(
-            "the validation loss has risen from %.4f to %.4f (overfitting): the model is that of step %d, and the last one "
-            "%s. More images, or --init MODEL, help more than more time",
+            "the validation loss has risen from %.4f to %.4f (overfitting): the model is that of step %d, and the last "
+            "one %s. More images, or --init MODEL, help more than more time",
             best.loss, loss, best.step, checkpoint.folder_of(self.folder, done),
         )  # fmt: skip
 
