@@ -261,8 +261,6 @@ def classes(data: DataConfig, dataset: Dataset, root: Path, *, known: bool = Fal
     if not (data.classes or data.labels is not None):
         if data.balance:
             raise UsageError("--data.balance draws classes equally often, and there are none without --classes")
-        if data.class_names:
-            raise UsageError("--data.class-names has names of classes, and there are none without --classes")
         return None
     rule = data.labels or (labels.FOLDERS if data.class_names and dataset.classes is None else None)
     return labels.find(root, dataset.files.paths, rule, given=dataset.classes, least=1 if known else 2)

@@ -108,7 +108,8 @@ def absent(path: str | Path, what: str = "no such file or folder") -> str | None
 
 def is_within(path: str) -> bool:
     """Return whether a path that a file or the network gives stays within its folder, on every system."""
-    return not re.match(r"[A-Za-z]:|[\\/]", path) and ".." not in re.split(r"[\\/]", path)
+    leads_out = re.match(r"[A-Za-z]:|[\\/]", path) or ".." in re.split(r"[\\/]", path)
+    return not leads_out and "\0" not in path
 
 
 MADE = ".diffunet-prepared"

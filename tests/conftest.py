@@ -1,5 +1,6 @@
 """The fast tier, the device that tests compute on, and a small folder of images with a run on it, for all rooms."""
 
+import logging
 import os
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
@@ -66,6 +67,16 @@ def pytest_terminal_summary(terminalreporter, config):
 def _own_cache(tmp_path_factory, monkeypatch):
     """No test reads or writes the user's cache of decoded images."""
     monkeypatch.setenv("DIFFUNET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _own_messages():
+    """A command that a test runs sets how the package logs, which is undone for the next test."""
+    logger = logging.getLogger("diffunet")
+    handlers, level = logger.handlers[:], logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True, scope="session")

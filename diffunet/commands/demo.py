@@ -25,6 +25,10 @@ JUDGED = 500
 """Samples that are judged."""
 
 
+MADE = ".diffunet-demo"
+"""The file by which a folder is known in which a demo has trained its run."""
+
+
 def demo(
     out: Path = Path("demo"), seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0,
     overwrite: Overwrite = False,
@@ -51,8 +55,11 @@ def demo(
     began = time.monotonic()
     rest = "then samples, inpainting and a judgement, another minute or two"
     tell(f"1. training on 1,797 handwritten digits, by class: {duration(seconds)}; {rest}")
+    if (out / "run").exists() and not (out / MADE).is_file():
+        raise UsageError(f"{out / 'run'}: was not made by this command, and is not overwritten; remove it yourself")
     builtin.prepare("digits", out / "digits", overwrite=overwrite)
-    _make_room(out / "run")
+    shutil.rmtree(out / "run", ignore_errors=True)
+    (out / MADE).touch()
     _train(out, seconds)
 
     pipe = load(out / "run")
@@ -82,16 +89,6 @@ def demo(
     tell(f"4. {JUDGED} samples judged; all of it took {duration(time.monotonic() - began)}; the model: {out / 'run'}")
     tell(f"agreement: {agreement:.1%}\nvariance ratio: {ratio:.2f}")
     tell(f"near copies: {copies.share:.1%} (held-out reals {copies.held_out:.1%})")
-
-
-def _make_room(run: Path) -> None:
-    """Delete the run of an earlier demo. Raises UsageError where something else lies in its place."""
-    from diffunet.evaluation import run_reading
-
-    if run.exists():
-        if not run_reading.is_run(run) and (not run.is_dir() or any(run.iterdir())):
-            raise UsageError(f"{run}: is no run of diffunet, and is not overwritten; remove it yourself")
-        shutil.rmtree(run)
 
 
 def _train(out: Path, seconds: float) -> None:

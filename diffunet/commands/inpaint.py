@@ -283,7 +283,7 @@ def as_typed(message: str) -> str:
 
 
 class _Notes:
-    """What is said of masks: the first of each kind when it is read, and in the end how many there were."""
+    """What is said of images and masks: the first of each kind when it is read, and in the end how many there were."""
 
     def __init__(self) -> None:
         self.kinds: Counter[str] = Counter()
@@ -300,7 +300,7 @@ class _Notes:
         """Say how often each kind came that came more than once."""
         for kind, times in self.kinds.items():
             if times > 1:
-                say(f"{times} masks: {as_typed(kind)}")
+                say(f"{times} times: {as_typed(kind)}")
 
 
 def jobs_of(

@@ -52,6 +52,8 @@ class Record:
         try:
             entry = json.loads(line)
             run, options, pictures = entry["run"], entry.get("options"), entry.get("pictures", [])
+            if not isinstance(run, str):
+                return
             if isinstance(options, dict):
                 self._runs[run] = entry
             elif isinstance(pictures, list) and all(map(files.is_within, pictures)):
@@ -113,10 +115,12 @@ class Record:
         for name, (run, _) in list(self._made.items()):
             theirs = self._runs.get(run, {}).get("options", {})
             same = all(theirs.get(each) == self.options[each] for each in ("command", *options))
-            if run != self.run and same and name not in names:
-                deleted += self._time(name) is not None
+            # As `sample` names them: no link or folder of somebody else's leads elsewhere.
+            is_ours = not {"/", "\\"} & {*name} and name.endswith(".png") and (self.folder / name).is_file()
+            if run != self.run and same and name not in names and is_ours:
                 (self.folder / name).unlink(missing_ok=True)
                 del self._made[name]
+                deleted += 1
         return deleted
 
     def note(self, names: Sequence[str], of: str = "") -> None:

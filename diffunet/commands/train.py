@@ -88,18 +88,16 @@ def train(args: Sequence[str]) -> None:
     config = Config(model=chosen.model, diffusion=chosen.diffusion, data=chosen.data, train=chosen.train)
     config = arguments.stated(config, base, args)
     if chosen.minutes is not None:
-        until = None if config.train.half_size else config.train.half_size_until  # of another run, or asked for
-        config = config.changed(
-            "train", minutes=chosen.minutes, steps=None, cooldown_from=None, half_size_until=until
-        )  # not a preset's steps
-    if chosen.steps is not None:
-        config = config.changed("train", minutes=None)
+        config = config.changed("train", minutes=chosen.minutes)
+    config = _one_end(config, typed)
     for name, section in SHORT.items():
         value = getattr(chosen, name)
         if value is not None and value is not False:  # without --classes the config decides
             config = config.changed(section, **{name: value})
-    if "--no-classes" in typed:
+    if typed & {"--no-classes", "--data.no-classes"}:
         config = config.changed("data", classes=False, labels=None, class_names=())
+    if "--data.class-names" in typed and not (config.data.classes or config.data.labels):
+        raise UsageError("--data.class-names has names of classes, and there are none without --classes")
     if config.train.deterministic:
         variables.deterministic()
 
@@ -134,6 +132,26 @@ def _refuse_contradictions(typed: set[str]) -> None:
         raise UsageError(f"{' and '.join(ends)} both say when the run ends; take one")
     if both({"--minutes", "--train.minutes"}, {"--train.cooldown-from"}):
         raise UsageError("--train.cooldown-from is a step; with --minutes --train.cooldown says the share of the time")
+    for one, other in (("--train.cooldown", "--train.cooldown-from"), ("--train.half-size", "--train.half-size-until")):
+        if both({one}, {other}):
+            raise UsageError(f"{one} is a share of the run, and {other} a step: take one")
+    if both({"--no-classes", "--data.no-classes"}, {"--classes", "--data.labels", "--data.class-names"}):
+        raise UsageError("--no-classes is a run without classes, and other options say which there are; take one")
+
+
+def _one_end(config: Config, typed: set[str]) -> Config:
+    """Return `config` with the end that was typed, and without what belonged to the other end that a file says."""
+    ends = {"minutes": {"--minutes", "--train.minutes"}, "steps": {"--steps", "--train.steps"}}
+    for end, other in (("minutes", "steps"), ("steps", "minutes")):
+        if typed & ends[end]:
+            fields = {other: None, "cooldown_from": None}  # not a preset's steps
+            if config.train.half_size:
+                fields["half_size_until"] = None  # of another run
+            config = config.changed(
+                "train",
+                **{name: value for name, value in fields.items() if f"--train.{name}".replace("_", "-") not in typed},
+            )
+    return config
 
 
 def _foresee(chosen: Train, config: Config, out: Path) -> None:

@@ -69,8 +69,9 @@ def prepare(
             if not count:
                 raise DataError(f"{address}: holds no images")
     except OSError as error:
-        if isinstance(error.filename, str) and Path(address) in (Path(error.filename), *Path(error.filename).parents):
-            raise DataError(f"{printable(error.filename)}: cannot be read: {error.strerror}") from None
+        at, temporary = str(error.filename or ""), str(out.with_name(f".{out.name}."))
+        if Path(address) in (Path(at), *Path(at).parents) and not at.startswith(temporary):
+            raise DataError(f"{printable(at)}: cannot be read: {error.strerror}") from None
         raise ResourceError(f"{printable(str(out))}: cannot be written: {error.strerror or error}") from error
     if download_root is None:
         shutil.rmtree(kept, ignore_errors=True)

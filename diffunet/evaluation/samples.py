@@ -14,7 +14,7 @@ from diffunet.data.folder import class_of, printable
 from diffunet.data.index import Index
 from diffunet.errors import DataError, Error
 from diffunet.pictures.images import Pixels
-from diffunet.pictures.made import file_name, file_names
+from diffunet.pictures.made import distinct_name, file_name, file_names
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,8 @@ class Samples:
             names = labels.find(data, real.files.paths, None, given=real.classes).names
         except Error:
             return None, ()
-        number = {name: n for known in (file_names(tuple(names)), names) for n, name in enumerate(known)}
+        forms = (map(distinct_name, names), file_names(tuple(names)), names)
+        number = {name: n for known in forms for n, name in enumerate(known)}
         told = map(_class_of, self._data.files.paths)
         found = [number.get(name, number.get(file_name(name), -1)) for name in told]
         if min(found) < 0:

@@ -135,7 +135,7 @@ def read(
         resize_mask=resize_mask,
     )  # fmt: skip
     page = plain.count("page", page)
-    _refuse_other_page(image, page, "the image")
+    _refuse_other_page(image, page, "the image", mask)
     image = given.picture(image, max_pixels=max_pixels, page=page)
     range = None if range is None else plain.pair("range", range)
     if range is not None and not range[0] < range[1]:
@@ -147,14 +147,14 @@ def read(
     width, height = picture.size
     soft, behind, said, lacking = False, False, list[str](), ""
     if range is not None and deep.kind_of(picture) is None:
-        said.append(f"{name} has 8 bits, of which range says nothing")
+        said.append(f"{name}: range=LOW says nothing of an image of 8 bits")
     if box is not None:
         grey: NDArray[Any] = masks.box_mask(box, height, width) != invert_mask
         lacking = "the box is all of it, and with invert_mask=True what is outside of it would be filled"
     elif mask is not None:
         mask_name, soft = f"mask {mask}" if isinstance(mask, str | os.PathLike) else "the mask", soft_mask
         if isinstance(mask, Image) and getattr(mask, "n_frames", 1) > 1:
-            _refuse_other_page(mask, page, mask_name)
+            _refuse_other_page(mask, page, mask_name, None)
         source = _opened(mask, mask_name, max_pixels, page, is_mask=True) if isinstance(mask, Image) else mask
         grey, understood, lacking = read_mask(
             source, invert=invert_mask, soft=soft, values=mask_values, picture=picture, name=mask_name,
@@ -263,11 +263,18 @@ def _refuse_options_without_a_mask(mask: Any, box: Any, **given: bool) -> None:
             raise UsageError(f"{option} is about a mask or a box, and there is neither")
 
 
-def _refuse_other_page(image: Any, page: int | None, name: str) -> None:
-    """Raise UsageError where another page is asked for than the only one that a Pillow image, or an array, gives."""
-    is_file = isinstance(image, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(image, "read")
+def _refuse_other_page(image: Any, page: int | None, name: str, mask: Any) -> None:
+    """Raise UsageError where another page is asked for than the only one that a Pillow image, or an array, gives.
+
+    An image that has one page goes with any page of a `mask`.
+    """
+
+    def is_file(given: Any) -> bool:
+        return isinstance(given, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(given, "read")
+
     here = image.tell() + 1 if isinstance(image, Image) else 1
-    if page is not None and not is_file and page != here:
+    alone = getattr(image, "n_frames", 1) == 1
+    if page is not None and page != here and not is_file(image) and not (alone and is_file(mask)):
         raise UsageError(f"{name} is given as page {here} alone, and page {page} is asked for: give its file")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import io
 import os
 import sys
@@ -56,10 +57,16 @@ def file_name(label: str) -> str:
 
 @lru_cache(maxsize=8)
 def file_names(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """Return `file_name` of each label; those that would be the same end in the number of their label."""
+    """Return `file_name` of each label, or `distinct_name` of those that would be the same."""
     names = [file_name(label) for label in labels]
     many = Counter(name.casefold() for name in names)
-    return tuple(name if many[name.casefold()] == 1 else f"{name[:50]}-{n}" for n, name in enumerate(names))
+    pairs = zip(names, labels, strict=True)
+    return tuple(name if many[name.casefold()] == 1 else distinct_name(label) for name, label in pairs)
+
+
+def distinct_name(label: str) -> str:
+    """Return `file_name` of a label with some digits of its hash, so that labels that differ in signs alone differ."""
+    return f"{file_name(label)[:50]}-{hashlib.sha256(label.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}"
 
 
 def name_of(image: Any) -> str:

@@ -189,10 +189,9 @@ def given_start(start: Any, data: DataConfig) -> Tensor:
     picture, channels, size = given.picture(start, "start"), data.channels, data.image_size
     try:
         if isinstance(picture, Path):
-            content = images.read_bytes(picture)
-            if (count := len(opening.page_places(content, picture.name))) > 1:
+            if (count := len(opening.page_places(picture))) > 1:
                 log.warning("%s has %d pages or frames: the first is taken", picture, count)
-            picture = images.open_image(content)
+            picture = images.open_image(picture)
         srgb, range = data.reading == 2, build.ranges(data).of(picture)
         whole = images.from_array(images.to_array(picture, channels, data.background, range, srgb=srgb))
     except (DataError, OSError, SyntaxError, ValueError) as error:  # an Image whose file is damaged shows it only now

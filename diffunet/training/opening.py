@@ -142,6 +142,8 @@ def _ready(
         classes = build.classes(config.data, dataset, data, known=previous is not None)
         names: tuple[str, ...] = ()
         if classes is not None:
+            if previous is None:
+                resuming.refuse_other_names(config.data.class_names, classes.names)
             names = config.data.class_names or classes.names
             config = config.changed("data", labels=config.data.labels or classes.rule)
         labels = None if classes is None else classes.known(names)

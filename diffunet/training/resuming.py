@@ -1,7 +1,7 @@
 """What a run that goes on has in common with the one that stopped, and what may have changed meanwhile."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from diffunet.data.dataset import Dataset
 from diffunet.data.folder import printable
 from diffunet.data.groups import Split
 from diffunet.data.labels import Labels
+from diffunet.data.listing import composed
 from diffunet.errors import DataError, UsageError
 from diffunet.inpainting.own_masks import OwnMasks
 from diffunet.training import run_folder
@@ -143,6 +144,16 @@ def same_split(state: Mapping[str, Any], data: DataConfig, dataset: Dataset, cla
     lost = ", ".join(printable(name) for n, name in enumerate(classes.names) if n not in trained)
     log.warning("this run holds out every image of %s and goes on so: a new run trains on one at least", lost)
     return before
+
+
+def refuse_other_names(stated: Sequence[str], found: Sequence[str]) -> None:
+    """Raise UsageError where names of classes that a new run states, if any, are not those of its images."""
+    if stated and sorted(map(composed, stated)) != sorted(found):
+        listed = [", ".join(map(printable, some[:8])) + ", ..." * (len(some) > 8) for some in (stated, found)]
+        raise UsageError(
+            f"data.class_names are {listed[0]}, and the images are of the classes {listed[1]}: leave the names out, as "
+            "of a config, or give these in the order that you want (--data.class-names)"
+        )
 
 
 def refuse_other_labels(

@@ -72,7 +72,8 @@ def hole(image: Path, mask: Path | None, invert: bool, max_pixels: int, width: i
     Raises:
         DataError, UsageError: as `part.read`.
     """
-    read = part.read(image, mask, invert_mask=invert and mask is not None, resize_mask=True, max_pixels=max_pixels)
+    given = mask is not None
+    read = part.read(image, mask, invert_mask=invert and given, resize_mask=given, max_pixels=max_pixels)
     found = read.hole
     if found.shape != (height, width):
         found = masks.resize_mask(found.astype(np.float32), height, width) >= 0.5

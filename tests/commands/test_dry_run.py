@@ -97,6 +97,10 @@ TINY = ["--model.channels", 8, "--model.multipliers", 1, "--model.num-blocks", 1
         ("--task generate --diffusion.task inpaint", "--task is short for --diffusion.task; take one"),
         ("--classes --data.no-classes", "--classes is short for --data.classes; take one"),
         ("--minutes 1 --train.cooldown-from 2", "--train.cooldown-from is a step; with --minutes --train.cooldown"),
+        ("--train.cooldown 0.1 --train.cooldown-from 20", "and --train.cooldown-from a step: take one"),
+        ("--train.half-size 0.1 --train.half-size-until 20", "and --train.half-size-until a step: take one"),
+        ("--no-classes --data.labels l.csv:x", "--no-classes is a run without classes"),
+        ("--no-classes --classes", "--no-classes is a run without classes"),
     ],
 )
 def test_options_that_say_one_thing_twice_are_refused(words, why, capsys):
@@ -104,8 +108,8 @@ def test_options_that_say_one_thing_twice_are_refused(words, why, capsys):
 
 
 def test_no_classes_is_no_classes(photos, capsys):
-    Path("some.toml").write_text("[data]\nclasses = true\nimage_size = 8\n")
-    for words, found in ([], ["a", "b"]), (["--no-classes"], []):
+    Path("some.toml").write_text('[data]\nclasses = true\nimage_size = 8\nclass_names = ["a", "b"]\n')
+    for words, found in ([], ["a", "b"]), (["--no-classes"], []), (["--data.no-classes"], []):
         diffunet("train", photos, "--config", "some.toml", "--steps", 1, "--dry-run", *TINY, *words)
         content = tomllib.loads(capsys.readouterr().out)["data"]
         assert (content["classes"], content["class_names"]) == (bool(found), found)
@@ -115,8 +119,11 @@ def test_names_of_classes_are_taken_in_the_order_that_was_stated(photos, capsys)
     words = ["train", photos, "--image-size", 8, "--steps", 1, "--dry-run", *TINY]
     diffunet(*words, "--classes", "--data.class-names", "b", "a")
     assert tomllib.loads(capsys.readouterr().out)["data"]["class_names"] == ["b", "a"]
-    line = refused(capsys, *words, "--classes", "--data.class-names", "b", "zebra", code=3)
-    assert "are of none of the 2 classes that are known: a 6" in line
+    for others in ("b zebra", "a a b", "a b zebra"):
+        line = refused(capsys, *words, "--classes", "--data.class-names", *others.split())
+        assert (
+            f"data.class_names are {', '.join(others.split())}, and the images are of the classes a, b: leave" in line
+        )
     assert "there are none without --classes" in refused(capsys, *words, "--data.class-names", "a", "b")
 
 
@@ -142,3 +149,15 @@ def test_whether_the_folder_is_taken_is_said_as_training_would(photos, capsys):
     Path("full/notes.txt").write_text("mine")
     diffunet(*words, "full")
     assert "full exists: without --dry-run this takes another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("end", ["--steps", "--train.steps"])
+def test_another_end_than_that_of_a_config_has_a_cool_down_of_its_own(photos, end, capsys):
+    Path("some.toml").write_text(
+        "[data]\nimage_size = 8\n[train]\nminutes = 60\nsteps = 5000\ncooldown_from = 3000\nhalf_size = 0.0\n"
+    )
+    diffunet("train", photos, "--config", "some.toml", end, 100, "--dry-run", *TINY)
+    content = tomllib.loads(capsys.readouterr().out)["train"]
+    assert content["steps"] == 100
+    assert "minutes" not in content
+    assert content.get("cooldown_from", 60) == 60

@@ -354,7 +354,7 @@ def test_a_range_that_is_stated_or_of_other_images(caplog: pytest.LogCaptureFixt
     with pytest.raises(UsageError, match="LOW below HIGH, not 5 and 5"):
         part.read(image, box=(1, 1, 5, 5), range=(5, 5))
     plain = part.read(Image.new("L", (8, 8)), box=(1, 1, 5, 5), range=(0, 10))
-    assert plain.said == ("the image has 8 bits, of which range says nothing",)
+    assert plain.said == ("the image: range=LOW says nothing of an image of 8 bits",)
 
 
 def test_pages_are_not_dropped_unsaid(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -444,6 +444,14 @@ def test_a_page_is_that_of_bytes_and_open_files_too(tmp_path: Path) -> None:
             part.read(source, box=box, page=2)
     opened.seek(1)
     assert np.array_equal(part.read(opened, box=box, page=2).picture, frames[1])
+
+
+def test_an_image_of_one_page_goes_with_any_page_of_a_mask(tmp_path: Path) -> None:
+    masks_of = [Image.fromarray(np.eye(8) > 0), Image.fromarray(np.ones((8, 8)) > 0)]
+    masks_of[0].save(tmp_path / "masks.tif", save_all=True, append_images=masks_of[1:])
+    for image in (noise(8, 8, 3), Image.fromarray(noise(8, 8, 3))):
+        found = [part.read(image, tmp_path / "masks.tif", page=page).hole.sum() for page in (1, 2)]
+        assert found == [8, 64]
 
 
 def test_a_mask_may_be_bytes_of_any_kind(tmp_path: Path) -> None:

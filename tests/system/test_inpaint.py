@@ -524,7 +524,7 @@ def test_masks_among_the_images_and_results_among_them(model, tmp_path, capsys):
         said = capsys.readouterr()
         assert said.out.splitlines()[-1] == f"2 images in {root / 'mended'}"
         assert said.err.count("its values are 0 and 1, and 1 is filled") == 1
-        assert "2 masks: its values are N and N" in said.err
+        assert "2 times: its values are N and N" in said.err
     assert files(root / "mended") == ["a.png", "b.png"]
     for name in "ab":
         changed = (read(root / f"{name}.jpg") != read(root / f"mended/{name}.png")).any(axis=2)

@@ -190,10 +190,17 @@ def test_a_note_of_anybody_names_no_file_elsewhere(run, tmp_path, capsys):
         {"run": "x", "options": {"command": "sample", "seed": 0, "label": None}},
         {"run": "x", "pictures": ["../notes.txt"]}, {"run": "x", "pictures": [str(tmp_path / "notes.txt")]},
         {"run": "y", "options": [1]}, {"run": "y", "pictures": 3}, {"run": "y", "pictures": [[]]}, [], 3, None,
+        {"run": [1], "pictures": ["a"]}, {"run": "x", "pictures": ["sub", "", "a\0b", "l/thesis.png", "mine.txt"]},
     ]  # fmt: skip
+    (tmp_path / "in/sub").mkdir()
+    (tmp_path / "in/mine.txt").write_text("mine")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.png").write_text("mine")
+    (tmp_path / "in/l").symlink_to(tmp_path / "other")
     (tmp_path / "in" / records.NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
     diffunet(*sample(run, tmp_path / "in", "--overwrite", num=1))
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    for name in ("notes.txt", "in/mine.txt", "other/thesis.png"):
+        assert (tmp_path / name).read_text() == "mine"
     assert "deleted" not in capsys.readouterr().err
 
 
@@ -211,12 +218,13 @@ def test_overwriting_replaces_the_class_that_is_asked_for_and_says_what_it_delet
 
 
 def test_what_the_demo_did_not_make_is_not_overwritten(tmp_path, capsys):
-    for name in ("run", "digits"):
-        (tmp_path / name / name).mkdir(parents=True)
-        (tmp_path / name / name / "thesis.txt").write_text("mine")
-        line = refused(capsys, "demo", "--out", tmp_path / name, "--seconds", 1, "--overwrite")
+    for name, file in (("run", "thesis.txt"), ("run", "config.toml"), ("digits", "thesis.txt")):
+        out = tmp_path / f"{name}-{file}"
+        (out / name / "checkpoints").mkdir(parents=True)
+        (out / name / file).write_text("mine")
+        line = refused(capsys, "demo", "--out", out, "--seconds", 1, "--overwrite")
         assert "is not overwritten; remove it yourself" in line
-        assert (tmp_path / name / name / "thesis.txt").read_text() == "mine"
+        assert (out / name / file).read_text() == "mine"
 
 
 def test_pairs_of_an_evaluation_do_not_replace_a_picture(run, folder, tmp_path, capsys):

@@ -110,6 +110,15 @@ def test_masks_are_understood_as_the_command_understands_them(client):
     assert str(client.site.store.folder) not in answer.text
 
 
+@pytest.mark.parametrize("invert", [False, True])
+def test_without_a_mask_it_is_what_is_transparent(client, invert):
+    pixels = np.dstack([noise(6, 8), np.full((6, 8), 255, np.uint8)])
+    pixels[2:4, 3:7, 3] = 0
+    image = client.image(Image.fromarray(pixels))
+    found = told(client.post(f"/api/images/{image['id']}/hole", json={"mask": None, "invert": invert}))
+    assert (bits(found) == (pixels[..., 3] == 0)).all()
+
+
 def test_the_regions_are_those_that_the_net_sees(client, tmp_path, pipe):
     noise(64, 64).save(tmp_path / "image.png")
     hole(64, 64, (5, 5, 9, 9)).save(tmp_path / "mask.png")
