@@ -201,21 +201,6 @@ def test_what_cannot_be_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.seconds
-def test_a_few_parts_on_a_cpu(tmp_path):
-    code, kept, said = run(tmp_path, "busy", "overheads", "processes")
-    assert code == 0, said
-    assert list(kept["parts"]) == ["busy", "overheads", "processes"]
-    for each in kept["parts"].values():
-        assert each["ended"] == "exit code 0"
-        assert [[row["measure"], row["way"]] for row in each["rows"]] == each["planned"]
-        assert all(row["median"] >= 0 and len(row["rounds"]) == 2 for row in each["rows"] if "missing" not in row)
-    assert kept["machine"]["device"] == "cpu"
-    assert "| beside a busy process |" in (tmp_path / "out/speed.md").read_text()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.suffix == ".jsonl") == []
-
-
-@pytest.mark.slow
 def test_a_way_that_computes_something_else_makes_the_exit_code_1(tmp_path):
     pytest.importorskip("diffusers")
     (tmp_path / "sitecustomize.py").write_text(
@@ -256,3 +241,12 @@ def test_all_of_it_on_a_cpu(tmp_path):
     code, kept, said = run(tmp_path)
     assert code == 0, said
     assert list(kept["parts"]) == list(NAMES)
+    for each in kept["parts"].values():
+        assert each["ended"] == "exit code 0"
+        assert [[row["measure"], row["way"]] for row in each["rows"]] == each["planned"]
+    for name in ("busy", "overheads", "processes"):
+        rows = kept["parts"][name]["rows"]
+        assert all(row["median"] >= 0 and len(row["rounds"]) == 2 for row in rows if "missing" not in row)
+    assert kept["machine"]["device"] == "cpu"
+    assert "| beside a busy process |" in (tmp_path / "out/speed.md").read_text()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.suffix == ".jsonl") == []

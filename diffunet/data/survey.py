@@ -15,6 +15,9 @@ from diffunet.pictures import images
 from diffunet.pictures.deep import Kind
 from diffunet.pictures.ranges import Histogram, Tally, histogram_of
 
+ROWS = 256
+"""Rows that are looked at together, since an image may have hundreds of megapixels."""
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -89,14 +92,18 @@ def survey(root: Path, *, progress: Progress | None = None) -> Survey:
     )  # fmt: skip
 
 
+def _is_grey(pixels: images.Pixels) -> bool:
+    """Return whether all pixels [rows columns 4] are grey but for transparent ones, where editors leave any colour."""
+    return bool((pixels[..., 1:3] == pixels[..., :1])[pixels[..., 3] > 0].all())
+
+
 def _examine(source: Source, path: str) -> tuple[ImageFile, bool, bool, tuple[Kind, Histogram] | None] | Rejected:
     """Return an image file, whether any of its pixels is not opaque, whether all are grey, and its deep values."""
     try:
         content = source.read(path)
         with images.decoding(content, name=path) as decoded:
             pixels = images.to_array(decoded.image, 4)
-            visible = pixels[..., 3] > 0  # under transparent pixels editors leave any colour
-            grey = bool((pixels[..., 1:3] == pixels[..., :1])[visible].all())
+            grey = all(_is_grey(pixels[row : row + ROWS]) for row in range(0, len(pixels), ROWS))
             said = facts.of(decoded, None, every_page=False)
             image = ImageFile(path, hashlib.sha256(content).hexdigest(), *decoded[1:5], said)
             return image, images.has_alpha(decoded.image), grey, histogram_of(decoded.image)
