@@ -148,20 +148,19 @@ def open_dataset(
     del found, paths  # a million strings are a lot of memory, and `job` has them in one piece
     chosen = None if cache == "off" else (cache, job.stamps())  # not under a lock, which processes take in turn
     try:
-        rows, undecodable, stored = _opened(job, chosen)
-    except RangeNeeded:
-        layout = replace(layout, ranges=ranges.completed(_found(job, chosen)))
-        job = replace(job, layout=layout)
-        try:
-            rows, undecodable, stored = _opened(job, chosen)
-        except RangeNeeded:
-            raise DataError(f"{printable(str(root))}: changes while it is read; run the command again") from None
+        opened = _opened(job, chosen)
+        if opened is None:
+            layout = replace(layout, ranges=ranges.completed(_found(job, chosen)))
+            job = replace(job, layout=layout)
+            opened = _opened(job, chosen)
     finally:
         forget_stack()
-    rejected += undecodable
+    if opened is None:
+        raise DataError(f"{printable(str(root))}: changes while it is read; run the command again")
+    rows, undecodable, stored = opened
     if not rows.paths:
-        raise _nothing_usable(source.root, rejected)
-    rejected = sorted((Rejected(printable(r.path), r.reason) for r in rejected), key=lambda r: r.path)
+        raise _nothing_usable(source.root, rejected + undecodable)
+    rejected = sorted((Rejected(printable(r.path), r.reason) for r in rejected + undecodable), key=lambda r: r.path)
     mean, sigma_data = _statistics(rows.table, layout.image_size**2)
     index = Index(rows.paths, rows.table["file"].copy())  # a copy, which does not keep the rest of the table in memory
     decoded = _Decoding(source, layout, index) if stored is None else stored
@@ -175,18 +174,21 @@ _Chosen = tuple[Path | None, NDArray[np.int64]]
 """Where decoded images are kept, and the size and time of change of every file."""
 
 
-def _opened(job: "_Job", chosen: _Chosen | None) -> tuple[Rows, list[Rejected], Stored | None]:
-    """Return the rows of all images, the files that cannot be decoded, and the stored images, if they are kept."""
-    if chosen is None:
-        return *job.collect(lambda pixels: None, {}), None
-    folder = folder_of(chosen[0], job.source.root, job.layout)
-    try:
-        with files.lock(folder / "lock", wait=True):
-            with contextlib.suppress(OSError):
-                os.utime(folder / "lock")  # when it was last used, see kept.py
-            return _bring_up_to_date(folder, job, chosen[1])
-    except OSError as error:
-        raise _no_room(folder, error) from error
+def _opened(job: "_Job", chosen: _Chosen | None) -> tuple[Rows, list[Rejected], Stored | None] | None:
+    """Return the rows of all images, the files that cannot be decoded, and the stored images, if they are kept; or None
+    where it has to be found first what is black and white."""
+    with contextlib.suppress(RangeNeeded):  # while it is handled it would keep the images that were being decoded
+        if chosen is None:
+            return *job.collect(lambda pixels: None, {}), None
+        folder = folder_of(chosen[0], job.source.root, job.layout)
+        try:
+            with files.lock(folder / "lock", wait=True):
+                with contextlib.suppress(OSError):
+                    os.utime(folder / "lock")  # when it was last used, see kept.py
+                return _bring_up_to_date(folder, job, chosen[1])
+        except OSError as error:
+            raise _no_room(folder, error) from error
+    return None
 
 
 def _found(job: "_Job", chosen: _Chosen | None) -> Ranges:
