@@ -161,3 +161,14 @@ def test_another_end_than_that_of_a_config_has_a_cool_down_of_its_own(photos, en
     assert content["steps"] == 100
     assert "minutes" not in content
     assert content.get("cooldown_from", 60) == 60
+
+
+def test_a_mean_that_is_stated_is_kept_also_with_a_model_to_start_from(photos, model, capsys):
+    words = ["train", photos, "--init", model, "--steps", 1, "--train.kernels", "off", "--dry-run"]
+    stated = ["--diffusion.mean", 0.1, 0.2, 0.3]
+    means = []
+    for more in ([], stated):
+        diffunet(*words, *more)
+        means.append(tomllib.loads(capsys.readouterr().out)["diffusion"]["mean"])
+    assert means[1] == [0.1, 0.2, 0.3]
+    assert max(map(abs, means[0])) < 0.09, "measured: the pictures are noise around grey"

@@ -190,9 +190,10 @@ def test_a_note_of_anybody_names_no_file_elsewhere(run, tmp_path, capsys):
         {"run": "x", "options": {"command": "sample", "seed": 0, "label": None}},
         {"run": "x", "pictures": ["../notes.txt"]}, {"run": "x", "pictures": [str(tmp_path / "notes.txt")]},
         {"run": "y", "options": [1]}, {"run": "y", "pictures": 3}, {"run": "y", "pictures": [[]]}, [], 3, None,
-        {"run": [1], "pictures": ["a"]}, {"run": "x", "pictures": ["sub", "", "a\0b", "l/thesis.png", "mine.txt"]},
+        {"run": [1], "pictures": ["a"]}, {"run": "x", "pictures": ["sub", "", "sub.png", "l/thesis.png", "mine.txt"]},
     ]  # fmt: skip
-    (tmp_path / "in/sub").mkdir()
+    for name in ("sub", "sub.png"):
+        (tmp_path / "in" / name).mkdir()
     (tmp_path / "in/mine.txt").write_text("mine")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.png").write_text("mine")
