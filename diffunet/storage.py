@@ -161,7 +161,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: Path) 
 
 def write_model(
     folder: Path, config: Config, weights: Mapping[str, Tensor], step: int, *, run_step: int | None = None,
-    finished: bool = False,
+    finished: bool = False, loss: float | None = None,
 ) -> None:  # fmt: skip
     """Write a model folder. The config is only written where it has changed, as that of a run does not.
 
@@ -169,6 +169,7 @@ def write_model(
         folder, config, weights, step: the folder, the model's config, its weights, and the step that they are from.
         run_step: how far the run was that wrote it, if it had better weights than the last.
         finished: note that it is of a run whose learning rate has fallen to its end, see `is_finished`.
+        loss: note the validation loss of the weights, see `validation_loss`.
 
     Raises:
         ResourceError: the disk does not take it; earlier files are whole.
@@ -180,6 +181,7 @@ def write_model(
             files.write_atomic(path, text)
         about = {"step": str(step), "config": config.hash(), **({"finished": "yes"} if finished else {})}
         about |= {} if run_step is None else {"run_step": str(run_step)}
+        about |= {} if loss is None else {"validation_loss": repr(loss)}
         write_tensors(folder / WEIGHTS, weights, about)
     except OSError as error:
         raise ResourceError(
@@ -216,6 +218,14 @@ def weights_step(folder: Path) -> int | None:
     try:
         return int(read_header(folder / WEIGHTS)[1].get("step", -1))
     except (CheckpointError, ValueError):
+        return None
+
+
+def validation_loss(folder: Path) -> float | None:
+    """Return the validation loss of the weights of a model folder, or None where it is not noted."""
+    try:
+        return float(read_header(folder / WEIGHTS)[1]["validation_loss"])
+    except (CheckpointError, ValueError, KeyError):
         return None
 
 

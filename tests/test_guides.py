@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import inspect
 import os
 import pkgutil
 import re
@@ -132,6 +133,19 @@ def test_functions_that_the_mathematics_names_exist():
     assert len(named) > 40
     for code in named:
         assert pkgutil.resolve_name(f"diffunet.{code.partition('(')[0]}")
+
+
+def test_arguments_that_the_guide_to_python_lists_are_those_of_the_functions():
+    from diffunet.inpainting.part import ReadingOptions
+    from diffunet.sampling.conditions import SamplingOptions
+    from diffunet.sampling.pipeline import Pipeline
+
+    for function, options in ((Pipeline.sample, SamplingOptions), (Pipeline.inpaint, ReadingOptions)):
+        parameters = inspect.signature(function).parameters.values()
+        has = {each.name for each in parameters if each.kind != each.VAR_KEYWORD} | set(options.__annotations__)
+        [told] = re.findall(rf"^`pipe\.{function.__name__}[`(].*?\n\n", text("python"), re.M | re.S)
+        names = re.findall(r"`(?:pipe\.\w+\(image, )?(\w+)(?:=[^`]*)?`", told)
+        assert sorted(names) == sorted(has - {"self", "image"})
 
 
 def test_messages_that_are_explained_are_those_of_the_code():

@@ -200,7 +200,7 @@ def test_a_tiny_contest(tmp_path):
             assert row["samples"] == 40, way
             assert abs(np.log(row["parameters"] / rows["diffunet"]["parameters"])) < 0.35, way
     assert (tmp_path / "out/diffunet.png").exists()
-    assert "| way | distance |" in (tmp_path / "out/quality.md").read_text()
+    assert "| way | loss | distance |" in (tmp_path / "out/quality.md").read_text()
 
 
 def test_the_curves_have_a_point_for_each_way_and_number_of_minutes(tmp_path):

@@ -144,10 +144,12 @@ def _write(found: Report | Loss, model: str | None, pipe: Pipeline | None, pairs
         if (Path(model) / storage.RUN_CONFIG).is_file():
             run = Path(model)
             named["step"] = storage.weights_step(models.find(model))
-    if found.pairs is not None and (picture := pairs or (run and run / figures.PAIRS)):
-        images.save(found.pairs, picture)
-        named["nearest"] = picture.name
-        say(f"samples nearest to a training image, each above that image: {picture}")
+    pictures = [picture for picture in (run and run / figures.PAIRS, pairs) if picture]
+    if found.pairs is not None and pictures:
+        for picture in pictures:  # that of a run goes with its figures
+            images.save(found.pairs, picture)
+        named["nearest"] = pictures[0].name
+        say(f"samples nearest to a training image, each above that image: {pictures[-1]}")
     if run is not None:
         figures.write(run, named)
         say(f"figures: {run / figures.NAME}")

@@ -216,7 +216,7 @@ def fill_each(
             masked = part.read(path, mask_path, **reading).like(build.ranges(pipe.config.data))
             if masked.lacks_range and len(jobs) > 1:
                 masked = masked.like(album(), "these images")
-            part.parts(masked, pipe.image_size, filling["fit"])
+            part.parts_for(pipe.config.data, masked, filling["fit"])
         except (DataError, UsageError) as error:
             words = as_typed(str(error))
             if len(jobs) == 1:

@@ -68,8 +68,8 @@ class Computing:
     device: Device | None = None
     """Device to compute on: cuda, cuda:1, mps or cpu. If not given, it is the best there is."""
     precision: Rare[Literal["auto", "fp32", "bf16", "fp16"]] = "auto"
-    """Number format of the net's convolutions and products. auto is bf16 where the device has it, else fp16 on a GPU,
-    else fp32."""
+    """Number format of the net's convolutions and products. auto is bf16 where the device has it, else fp16 on NVIDIA
+    GPUs that are fast in it, else fp32."""
     compile: Rare[bool] = False
     """Compile the net first, which takes a minute or more and pays for many images."""
     kernels: Rare[bool] = False

@@ -60,7 +60,7 @@ def sample(
         raise UsageError(f"--out {out} holds the pixels of each image: --grid and --animate make a picture, as a .png")
     if grid and not is_file:
         raise UsageError(f"--out {out} is a folder; a grid is one picture: --out {target}.png")
-    if is_file and num > 1 and not grid and not as_arrays:
+    if is_file and num > 1 and not grid and not animate and not as_arrays:
         raise UsageError(f"--out {out} is one file for {num} images: add --grid or --num 1, or give a folder")
     if is_file and resume:
         raise UsageError(f"--resume goes with a folder of pictures, and --out {out} is one file")

@@ -151,6 +151,10 @@ def _one_end(config: Config, typed: set[str]) -> Config:
                 "train",
                 **{name: value for name, value in fields.items() if f"--train.{name}".replace("_", "-") not in typed},
             )
+    # A share of the run that is typed takes the place of the step that a file, as of a run before, says for it.
+    for share, step in (("cooldown", "cooldown_from"), ("half-size", "half_size_until")):
+        if f"--train.{share}" in typed:
+            config = config.changed("train", **{step: None})
     return config
 
 

@@ -212,5 +212,5 @@ def preset(name: str) -> Config:
     if name not in preset_names():
         close = difflib.get_close_matches(name, preset_names(), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise UsageError(f"there is no preset {name!r}{hint} There are {', '.join(preset_names())}")
+        raise UsageError(f"there is no preset {name!r}{hint}; there are {', '.join(preset_names())}")
     return read_toml(PRESETS / f"{name}.toml")

@@ -39,7 +39,7 @@ class TrainConfig(Section):
     """Step from which the learning rate falls, in place of --train.cooldown."""
     half_size: Part | None = None
     """Share of the time, below 1, that the run spends first at half of the image size. If not given, it is 0.5 in short
-    runs of images of 64 pixels or more, else none."""
+    runs by --minutes, of images of 64 pixels or more, that do not start from a model; else none."""
     half_size_until: Count | None = None
     """Step from which the run trains at full size, in place of --train.half-size."""
     optimizer: Literal["muon", "adamw"] | None = None
@@ -62,7 +62,7 @@ class TrainConfig(Section):
     them, or as many as 1 GB of disk holds."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of convolutions and products. auto is bf16 where the device has it, else fp16 (with a loss scale)
-    on GPUs, else fp32."""
+    on NVIDIA GPUs that are fast in it, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether the net is compiled, which takes minutes at the start. auto does so on CUDA where the run is long
     enough."""
@@ -92,7 +92,8 @@ class TrainConfig(Section):
     checkpoint_minutes: Annotated[float, Field(ge=0, le=1e6)] = 15.0
     """Minutes after the last checkpoint at which there is another one, at any step; 0 is never."""
     keep_every: Positive | None = None
-    """Steps whose multiples keep their checkpoint for ever. Of the other checkpoints only the newest 2 are kept."""
+    """Steps whose multiples keep their checkpoint for ever. Of the other checkpoints the newest 2 are kept, and the one
+    before the learning rate falls."""
     max_skipped: Positive = 50
     """Steps in a row without a finite loss and gradient after which the run ends as diverged."""
     stop_after: Annotated[float, Field(gt=0, le=1e6)] | None = None

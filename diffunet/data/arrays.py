@@ -19,6 +19,7 @@ from diffunet.data.index import Paths
 from diffunet.data.listing import LeftOut, Listing, composed, printable
 from diffunet.errors import DataError
 from diffunet.pictures.images import Pixels
+from diffunet.pictures.ranges import UNKNOWN, Ranges
 
 _PARTS = "|".join(name for names in splits.KINDS.values() for name in names)
 _NAME = r"(?:(?P<before>{parts})[_-])?(?:{what})(?:[_-](?P<after>{parts}))?"
@@ -29,6 +30,7 @@ _COLOURS = (1, 3, 4)
 _BITS = (8, 10, 12, 14, 16)
 _CLIPPED = 1e-4  # the share of values that may be beyond white, or at each end of a range that is none of the usual
 _SAMPLE = 10_000_000  # values of which a range is found
+_NOT_USED = "; --data.range has no effect on them"
 
 
 class Part(NamedTuple):
@@ -82,8 +84,11 @@ def is_npz(path: Path) -> bool:
     return bool(names) and all(name.endswith(".npy") for name in names)
 
 
-def open_arrays(root: Path) -> tuple[Arrays, Listing]:
-    """Return the images of an .npz or .npy file, and their listing. Raises DataError as `sources.open_source`."""
+def open_arrays(root: Path, ranges: Ranges = UNKNOWN) -> tuple[Arrays, Listing]:
+    """Return the images of an .npz or .npy file, and their listing. Raises DataError as `sources.open_source`.
+
+    Where `ranges` does not say which values are black and white, they are found, see `range_of`.
+    """
     shown, left_out = printable(str(root)), LeftOut()
     try:
         found = _loaded(root)
@@ -99,7 +104,7 @@ def open_arrays(root: Path) -> tuple[Arrays, Listing]:
         kinds = ", ".join(f"{name} {list(array.shape)}" for name, array in list(found.items())[:8])
         raise DataError(f"{shown}: no single array of it is the images: name it images (it has {kinds or 'nothing'})")
     arrays = {prefix: _arranged(found[name], f"{shown}: {name}") for name, prefix in chosen.items()}
-    low, high, words = range_of(list(arrays.values()), shown)
+    low, high, words = range_of(list(arrays.values()), shown, ranges)
     parts = [Part(array, low, high, prefix) for prefix, array in arrays.items()]
     paths, classes = list[str](), dict[str, str]()
     labels = {prefix: name for name, prefix in _by_part(_LABELS, found, least=1).items()}
@@ -160,12 +165,13 @@ def _arranged(array: NDArray[Any], shown: str) -> NDArray[Any]:
     raise DataError(f"{shown}: images are [N H W], [N H W C] or [N C H W] with 1, 3 or 4 channels, not {shape}")
 
 
-def range_of(images: list[NDArray[Any]], shown: str) -> tuple[float, float, str]:
+def range_of(images: list[NDArray[Any]], shown: str, stated: Ranges = UNKNOWN) -> tuple[float, float, str]:
     """Return the values that become 0 and 255, and what was understood, in words.
 
-    uint8 is as it is. Of integers white is the least 2^k - 1 (k = 8, 10, 12, 14, 16) that holds all but a
-    ten-thousandth of the values; floats are in [0, 1] or [-1, 1], or as integers; else, and where integers are
-    negative, a ten-thousandth at each end is cut off.
+    uint8 is as it is, and booleans are black and white. Else `stated` counts, where it knows the kind of values. Of
+    integers white is the least 2^k - 1 (k = 8, 10, 12, 14, 16) that holds all but a ten-thousandth of the values;
+    floats are in [0, 1] or [-1, 1], or as integers; else, and where integers are negative, a ten-thousandth at each
+    end is cut off.
     """
     kinds = {array.dtype for array in images}
     if len(kinds) > 1:
@@ -173,14 +179,19 @@ def range_of(images: list[NDArray[Any]], shown: str) -> tuple[float, float, str]
     kind = kinds.pop()
     if kind == np.uint8:
         dark = max(int(array.max()) for array in images) <= 1
-        return 0.0, 255.0, "; no value is above 1, so that they are almost black: multiply them by 255" if dark else ""
+        words = "; no value is above 1, so that they are almost black: multiply them by 255" if dark else ""
+        return 0.0, 255.0, words + (_NOT_USED if stated != UNKNOWN else "")
     if kind.kind == "b":
-        return 0.0, 1.0, ""
+        return 0.0, 1.0, _NOT_USED if stated != UNKNOWN else ""
     step = max(1, sum(array.size for array in images) // _SAMPLE)
     values = np.concatenate([array.reshape(-1)[::step] for array in images]).astype(np.float64)
     values = values[np.isfinite(values)]
     if not len(values):
         raise DataError(f"{shown}: no value of it is finite")
+    if (given := stated.floats if kind.kind == "f" else stated.integers) is not None:
+        beyond = float(((values < given.low) | (values > given.high)).mean())
+        clipped = f", and {beyond:.1%} of the values are beyond that and clipped" if beyond > _CLIPPED else ""
+        return *given, f"; {kind}, {given.low:.6g} is black and {given.high:.6g} white, as given{clipped}"
     low, high = np.quantile(values, [_CLIPPED, 1 - _CLIPPED])
     if kind.kind == "f" and high <= 1.05 and low >= -0.05:
         return 0.0, 1.0, "; floats in [0, 1]"

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from diffunet import files
 from diffunet.data import augment, cache, facts, labels, readers
+from diffunet.data.arrays import Arrays
 from diffunet.data.cache import (
     Layout,
     RangeNeeded,
@@ -112,21 +113,20 @@ class _Decoding:
 
 def open_dataset(
     root: Path, *, image_size: int, channels: int, fit: str, background: Colour = images.WHITE, margin: float = 1.125,
-    scales: tuple[float, ...] = (1.0,),
-    cache: Path | Literal["off"] | None = None, workers: int | None = None, progress: Progress | None = None,
-    ranges: Ranges = UNKNOWN, pages: PagesName = "first", reading: int = 2,
+    scales: tuple[float, ...] = (1.0,), cache: Path | Literal["off"] | None = None, workers: int | None = None,
+    progress: Progress | None = None, ranges: Ranges = UNKNOWN, pages: PagesName = "first", reading: int = 2,
 ) -> Dataset:  # fmt: skip
     """Return a data set of all usable images of `root`, decoded or taken from the cache; see `sources.open_source`.
 
     A stored image has `channels` 1 (grey), 3 (RGB) or 4 (RGBA). Its short side is `image_size` pixels for fit "crop",
     and `margin` times that for "random"; for "pad" its long side is `image_size`; for "patch" it has its own size, or
     the largest of `scales` times that, and at least room for a window. Transparent images are laid over `background`
-    unless `channels` is 4. `cache` is a folder for caches, None for the user's own, or "off", with which
-    nothing is written and `images[i]` decodes the file each time. Of several processes that call this at once, one
-    builds the cache and the others wait. `workers` is a number of threads, and `progress(done, total)` counts files.
-    Of images of more than 8 bits `ranges` says which values are black and white; where it does not, all of them are
-    read once before, to find it. With `pages` "all", every page of a stack or an animation is an image. `reading` 1 is
-    that of diffunet 0.1, without colour profiles and ranges.
+    unless `channels` is 4. `cache` is a folder for caches, None for the user's own, or "off", with which nothing is
+    written and `images[i]` decodes the file each time. Of several processes that call this at once, one builds the
+    cache and the others wait. `workers` is a number of threads, and `progress(done, total)` counts files. Of images of
+    more than 8 bits `ranges` says which values are black and white; where it does not, all of them are read once
+    before, to find it. With `pages` "all", every page of a stack or an animation is an image. `reading` 1 is that of
+    diffunet 0.1, without colour profiles and ranges.
 
     Raises:
         DataError: `root` is no source, holds no images, or none of them can be decoded.
@@ -141,7 +141,7 @@ def open_dataset(
         raise UsageError(f"images have 1, 3 or 4 channels, not {channels}")
     margin = margin if fit == "random" else 1.0
     layout = Layout(image_size, channels, fit, background, margin, scales, ranges, pages, reading)
-    source, found = open_source(root)
+    source, found = open_source(root, ranges)
     rejected, left_out = found.rejected, found.left_out
     paths = with_pages(source.read, found.paths, workers) if pages == "all" else found.paths
     job = _Job(source, Paths.of(paths), layout, workers, progress)
@@ -165,7 +165,7 @@ def open_dataset(
     index = Index(rows.paths, rows.table["file"].copy())  # a copy, which does not keep the rest of the table in memory
     decoded = _Decoding(source, layout, index) if stored is None else stored
     assert layout.ranges is not None, "they are given above"
-    said = tuple(facts.said(rows.table["facts"], layout.ranges))
+    said = tuple(facts.said(rows.table["facts"], layout.ranges, UNKNOWN if isinstance(source, Arrays) else ranges))
     identity, classes = index_hash(index, source.classes), source.classes
     return Dataset(decoded, index, tuple(rejected), mean, sigma_data, identity, left_out, classes, layout.ranges, said)
 

@@ -52,9 +52,13 @@ def table(facts: Sequence[Facts]) -> NDArray[np.void]:
     return np.array(list(facts), FACTS)
 
 
-def said(facts: NDArray[np.void], found: Ranges) -> list[str]:
-    """Return in lines what is worth saying of a data set: a table of type `FACTS`, and the ranges of its images."""
+def said(facts: NDArray[np.void], found: Ranges, given: Ranges = ranges.UNKNOWN) -> list[str]:
+    """Return in lines what is worth saying of a data set: a table of type `FACTS`, and the ranges of its images, of
+    which those that were `given` are to be of use."""
     lines = []
+    kinds = [kind for n, kind in enumerate(deep.KINDS, 1) if (facts["deep"] == n).any()]
+    if given != ranges.UNKNOWN and not any(getattr(given, kind) for kind in kinds):
+        lines.append("no image has values of the kind that --data.range (or int-range, float-range) is for: no effect")
     for n, kind in enumerate(deep.KINDS, 1):
         many, range = int((facts["deep"] == n).sum()), getattr(found, kind)
         if many and range is not None:

@@ -25,6 +25,7 @@ from diffunet.data.listing import Listing, printable
 from diffunet.errors import DataError
 from diffunet.pictures import images
 from diffunet.pictures.formats import EXTENSIONS
+from diffunet.pictures.ranges import UNKNOWN, Ranges
 
 SMALL_PARTS = ("samples", "best", "model", "checkpoints")
 """The folders of a run that are no data set."""
@@ -75,16 +76,17 @@ class Folder:
         return np.fromiter(map(self.stamp, paths), np.dtype((np.int64, 2)), len(paths))
 
 
-def open_source(data: Path) -> tuple[Source, Listing]:
+def open_source(data: Path, ranges: Ranges = UNKNOWN) -> tuple[Source, Listing]:
     """Return what `data` is, and the listing of what is in it.
 
     It is a folder; a zip or tar file of one; a pattern of several (shard-{0000..0003}.tar, photos-*.zip), or a folder
-    that holds nothing else; or an .npz or .npy file of arrays. Of a divided data set what is left out is not listed.
+    that holds nothing else; or an .npz or .npy file of arrays, of whose values `ranges` may say which are black and
+    white. Of a divided data set what is left out is not listed.
 
     Raises:
         DataError: there is nothing, it is none of these, it is a run or a model, or holds no candidate.
     """
-    source, found = _opened(data)
+    source, found = _opened(data, ranges)
     parts = splits.find(found.paths)
     if parts is None:
         return source, found
@@ -103,7 +105,7 @@ def _listed(names: tuple[str, ...]) -> str:
     return " and ".join(map(printable, names))
 
 
-def _opened(data: Path) -> tuple[Source, Listing]:
+def _opened(data: Path, ranges: Ranges) -> tuple[Source, Listing]:
     shown = printable(str(data))
     if not os.path.exists(data):
         if found := _matching(data):
@@ -118,7 +120,7 @@ def _opened(data: Path) -> tuple[Source, Listing]:
         head = file.read(512)
     kind = archives.kind_of(head)
     if head.startswith(b"\x93NUMPY") or (kind == "zip" and arrays.is_npz(data)):
-        return arrays.open_arrays(data)
+        return arrays.open_arrays(data, ranges)
     if kind is not None:
         return archives.open_archives(data, [data])
     if listing.is_image(head) or listing.ending(data.name) in EXTENSIONS:

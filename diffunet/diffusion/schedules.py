@@ -64,7 +64,7 @@ def betas(kind: str, num_steps: int, beta_range: tuple[float, float] | None = No
         kind: "linear", 1e-4 to 0.02 over 1,000 steps (Ho et al. 2020), scaled by 1000 / T to end at the same noise
             level; "scaled-linear", 0.00085 to 0.012, uniform in sqrt(beta) and scaled likewise (Rombach et al. 2022);
             "cosine", s = 0.008 (Nichol & Dhariwal 2021, eq. 17); "sigmoid", start -3, end 3, tau 1, of alpha_bar (Jabri
-            et al. 2022, algorithm 1). No beta is above 0.999.
+            et al. 2022, figure 8; Chen 2023, algorithm 1). No beta is above 0.999.
         num_steps, beta_range: T; the first and the last beta of "linear" and "scaled-linear", used without scaling.
 
     Raises:

@@ -21,7 +21,7 @@ def editable(image: Image.Image) -> Image.Image:
     converted = _editable(image)
     if converted is not image:
         notes.put(converted, notes.of(image))
-        if deep.LOW in image.info:
+        if deep.LOW in image.info and converted.mode != image.mode:
             converted.info[deep.LOW] = None  # the low bytes of the colours in this mode are not known
     return converted
 
@@ -30,12 +30,17 @@ def _editable(image: Image.Image) -> Image.Image:
     if image.mode in ("1", "L", "RGB") and images.has_alpha(image):
         pixels = images.to_array(image, 4)
         return images.from_array(pixels) if image.mode == "RGB" else Image.fromarray(pixels[..., [0, 3]])
+    if image.mode in ("L", "RGB") and "transparency" in image.info:  # a colour that no pixel has, but a filled one may
+        image = image.copy()
+        del image.info["transparency"]
     if image.mode in SAME:
         return image
     if image.mode in ("I;16B", "I;16L", "I;16N"):  # big-endian TIFF; Pillow's own conversion clips at 255
         return deep.from_values(np.asarray(image), "I;16")
     colours = "RGBA" if images.has_alpha(image) else "RGB"
-    return image.convert({"1": "L", "La": "LA"}.get(image.mode, colours))
+    converted = image.convert({"1": "L", "La": "LA"}.get(image.mode, colours))
+    converted.info.pop("transparency", None)  # an entry of a palette that no pixel has; others may have its colour
+    return converted
 
 
 def composite(

@@ -17,6 +17,7 @@ from PIL.Image import Image
 
 from diffunet import plain
 from diffunet.compute import enough_memory
+from diffunet.config import DataConfig
 from diffunet.errors import DataError, UsageError
 from diffunet.inpainting import composite, masks, regions
 from diffunet.inpainting.reading import read_mask
@@ -326,6 +327,16 @@ def parts(masked: Masked, size: int, fit: str = "auto", scale: float | None = No
     """Return the parts that go through a net of images of `size`, see `regions.choose`; none if nothing is missing."""
     chosen = regions.choose(masked.hole, size, fit, scale) if masked.hole.any() else []
     return [Part(masked, region) for region in chosen]
+
+
+def parts_for(data: DataConfig, masked: Masked, fit: str = "auto") -> list[Part]:
+    """Return the parts that go through the net of a model that learned such `data`, as `parts` does.
+
+    Raises:
+        UsageError: an unknown `fit`, or one that a picture of this size does not go with.
+    """
+    scale = max(data.scales) if data.fit == "patch" else None
+    return parts(masked, data.image_size, fit, scale)
 
 
 @dataclass(frozen=True)

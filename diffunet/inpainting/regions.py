@@ -127,12 +127,13 @@ def choose(hole: Hole, size: int, fit: str = "auto", scale: float | None = None)
     # Near the size that it was trained at, a net sees all of the image at once, at the right resolution. Further away
     # it draws shapes of the size, in pixels, that they had in training.
     near = min(height, width) >= 0.75 * size and max(height, width) <= 2 * size
-    if fit == "auto" and near and scale in (None, 1):
+    most = max(NATIVE_PIXELS, size * size)
+    if fit == "auto" and near and height * width <= most and scale in (None, 1):
         fit = "native"
     if fit == "native":
-        if height * width > NATIVE_PIXELS:
+        if height * width > most:
             raise UsageError(
-                f"fit native takes images of up to {NATIVE_PIXELS:,} pixels, not {width}x{height}; take tile or crop"
+                f"fit native takes images of up to {most:,} pixels, not {width}x{height}; take tile or crop"
             )
         return [Region("native", 0, 0, height, width, height, width)]
     groups = group(hole, size)

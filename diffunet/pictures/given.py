@@ -139,9 +139,10 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
     if array.dtype == np.uint16:
         if array.ndim == 2:
             return Image.frombytes("I;16", array.shape[::-1], array.astype("<u2").tobytes())
+        if array.shape[2] == 2:  # there is no grey with alpha of 16 bits
+            array = array[..., [0, 0, 0, 1]]
         image, rest = _eight_bits(array >> 8), _eight_bits(array & 255)
-        if image.mode in ("RGB", "RGBA"):
-            image.info[deep.LOW] = rest
+        image.info[deep.LOW] = rest
         return image
     return _eight_bits(array)
 

@@ -313,8 +313,7 @@ class Pipeline:
                 conditions.denoising(self, guided, self.config.diffusion.threshold),
                 conditions.class_number(label, self.class_names), watch, self.device,
             )  # fmt: skip
-        scale = max(self.config.data.scales) if self.config.data.fit == "patch" else None
-        parts = part.parts(masked, self.image_size, fit, scale)
+        parts = part.parts_for(self.config.data, masked, fit)
         first = parts[0].region
         if len(parts) == 1 and first.rows == first.columns == self.image_size and masked.hole[first.box].all():
             # Methods differ in what they do with known pixels, and here are none: all that is left of each is sampling,

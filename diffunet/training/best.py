@@ -35,10 +35,20 @@ class Best:
 
     @classmethod
     def of(cls, run: Path, state: Mapping[str, Any]) -> "Best":
-        """Return what the checkpoint that a run goes on from knows, whose plain values are `state`."""
-        step, loss = state.get("best", (0, math.inf))
-        there = step and storage.model_step(run / FOLDER) == step
-        return cls(run, loss, step) if there else cls(run)
+        """Return what is known at the checkpoint that a run goes on from, whose plain values are `state`.
+
+        RUN/best says it itself, as the validation of a step comes after its checkpoint. One of a later step does not
+        count: it will be measured again.
+        """
+        step = storage.weights_step(run / FOLDER) or 0
+        if not 0 < step <= state.get("step", 0):
+            return cls(run)
+        loss = storage.validation_loss(run / FOLDER)
+        if loss is None:  # a development version before 0.2.0 noted it in the checkpoint alone
+            noted, loss = state.get("best", (0, math.inf))
+            if noted != step:
+                return cls(run)
+        return cls(run, loss, step)
 
     def state(self) -> dict[str, Any]:
         """Return the values for a checkpoint."""
@@ -52,7 +62,7 @@ class Best:
         """
         if loss < self.loss:
             try:
-                storage.write_model(self.run / FOLDER, config, weights, step)
+                storage.write_model(self.run / FOLDER, config, weights, step, loss=loss)
             except ResourceError as error:
                 raise ResourceError(f"{error} and use --resume: earlier checkpoints are whole") from None
             self.loss, self.step = loss, step

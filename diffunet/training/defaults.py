@@ -209,15 +209,23 @@ def stored_every(config: Config, steps: int, net: build.NetFactory = build.net) 
     return -(-steps // times) if steps >= WORTH_STORING and times else 0
 
 
-def spaced(config: Config, before: Config, expected: int, net: build.NetFactory = build.net) -> Config:
-    """Return `config`, whose run is longer than it was `before`, with averages so far apart that all of them still fit.
+def spaced(
+    config: Config, before: Config, expected: int, net: build.NetFactory = build.net, *, ours: bool | None = None
+) -> Config:
+    """Return `config`, where its run is longer than it was `before` with averages so far apart that all of them fit.
 
-    The steps between them become a multiple of what they were, where diffunet chose them: what a person chose for a
-    number of steps stays. A run has `expected` steps where its config leaves that open.
+    The steps between them become a multiple of what they were, where diffunet chose them: what a person chose stays.
+    `ours` says who did; if it is None, as for runs of diffunet 0.1, it is known by the number of steps. A run has
+    `expected` steps where its config leaves that open.
     """
-    every, steps, planned = config.train.ema_every, config.train.steps or expected, before.train.steps or 0
-    chosen = before.train.minutes is None and every != stored_every(before, planned, net)
-    if not every or steps <= planned or chosen:
+    every, steps, planned = config.train.ema_every, config.train.steps or expected, before.train.steps
+    if ours is None:
+        ours = planned is not None and before.train.minutes is None and every == stored_every(before, planned, net)
+    if planned is not None:
+        is_longer = steps > planned
+    else:  # its end was open
+        is_longer = config.train.steps is not None or (config.train.minutes or 0) > (before.train.minutes or 0)
+    if not every or not is_longer or not ours:
         return config
     fit = max(1, STORED_BYTES // _pair_bytes(config, net))
     return config.changed("train", ema_every=every * max(1, -(-(steps // every) // fit)))

@@ -43,7 +43,8 @@ class Average:
     skipped step counts like any other: the weights stay, and to know of it would mean to wait for the device.
 
     Args:
-        net: the net that is averaged. `average.net` is a copy of it, float32, on the same device.
+        net: the net that is averaged. `average.net` is a copy of it, float32, on the same device. Its buffers, such as
+            the statistics of a batch norm, are those of the net.
         share: gives 1 - beta, see `exponential` and `power`.
         name: "ema", or the relative width of a power average such as "0.050".
     """
@@ -53,6 +54,7 @@ class Average:
         self.share, self.name, self.updates = share, name, 0
         self._averages: list[Tensor] = list(self.net.parameters())
         self._weights: list[Tensor] = list(net.parameters())
+        self._buffers = list(zip(self.net.buffers(), net.buffers(), strict=True))
 
     @property
     def time(self) -> int:
@@ -66,6 +68,8 @@ class Average:
         if self.time == self.updates:
             since = spacing(self.updates - 1)
             torch._foreach_lerp_(self._averages, self._weights, self.share(self.updates, since))
+            for own, buffer in self._buffers:
+                own.copy_(buffer)
 
 
 def exponential(halflife: float, ramp: float, batch: int) -> Share:

@@ -20,6 +20,7 @@ from diffunet.data import warp
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.diffusion.losses import DenoisingLoss, Loss
 from diffunet.diffusion.noise_levels import NOISE
+from diffunet.errors import Stopped
 from diffunet.nn.unet import UNet
 from diffunet.pictures import images
 from diffunet.training import cuda_graph, half_size, optimizers, parts
@@ -182,6 +183,8 @@ class Learner:
         except Exception as error:  # torch raises what it likes where something cannot be recorded
             recorded.clear()
             self._forget_gradients()
+            if isinstance(error, Stopped):
+                raise
             compute.give_back(error if compute.is_out_of_memory(error) else None)
             return compute.first_line(error)
         self.recorded = recorded

@@ -32,6 +32,7 @@ from diffunet.training.meters import Meters, Record
 from diffunet.training.plan import plan
 from diffunet.training.rate import rate
 from diffunet.training.saving import Cadence
+from diffunet.training.stop import StopFlag
 from diffunet.training.tracking import Trackers
 
 log = logging.getLogger(__name__)
@@ -158,6 +159,18 @@ def train(
         if run.is_main:  # a signal that comes meanwhile waits for the first step
             trackers.begin(t.track, first_step, config)
         cadence = Cadence(t.checkpoint_minutes)
+
+        def validated(done: int, flag: StopFlag) -> float | None:
+            """Return the validation loss after `done` steps, on the main process, where it is noted."""
+            assert validation is not None, "there are images to validate with"
+            with how.autocast():
+                value = validate(judge, validation, t.seed, learner.shape, share.images_per_pass, flag, sharing)
+            if record is not None and value is not None:
+                record.metrics(done, validation_loss=value)
+                if run.best is not None:
+                    run.best.note(value, done, run.config, learner.state.ema.net.state_dict())
+            return value
+
         for step, passes in stack.enter_context(contextlib.closing(batches.steps(first_step))):
             meters.add(learner.step(step, passes))
             status.step = done = step + 1
@@ -190,6 +203,9 @@ def train(
                     )  # fmt: skip
                 spoilt = saving and not learner.state.finite()
                 failures.refuse_divergence(status, streak, spoilt, run.writer.settle)
+            is_due = validation is not None and (last or done % validate_every == 0)
+            if is_due and last:  # the model is chosen by it: nothing breaks it off, and the last checkpoint knows it
+                run.judged = validated(done, StopFlag())
             if record is not None:
                 # Stored averages are written before the checkpoint, so that a run resumed from it lacks none.
                 if t.ema_every and (last or done % t.ema_every == 0):
@@ -198,22 +214,18 @@ def train(
                     earlier.write(run.folder, done, learner.state.ema.net)
                 if saving:
                     run.save(learner, meters, wait=stopping or last or cooling)
+                if last:
+                    run.choose_model()
             # A process that is asked to stop may have half a minute left: these come after saving, and break off.
             with contextlib.suppress(Cancelled):
-                at_once = share.images_per_pass
-                if validation is not None and (last or done % validate_every == 0):
-                    with how.autocast():
-                        value = validate(judge, validation, t.seed, learner.shape, at_once, flag, sharing)
-                    if record is not None and value is not None:
-                        record.metrics(done, validation_loss=value)
-                        if run.best is not None:
-                            run.best.note(value, done, run.config, learner.state.ema.net.state_dict())
-                        if last:
-                            run.choose_model(value)
+                if is_due and not last:
+                    validated(done, flag)
                 if t.previews and (last or done % sample_every == 0):
                     path = run.folder / "samples" / f"step-{done:08d}.png"
                     try:
-                        if (picture := preview(pipeline, t.previews, path, at_once, flag, sharing)) is not None:
+                        if (
+                            picture := preview(pipeline, t.previews, path, share.images_per_pass, flag, sharing)
+                        ) is not None:
                             trackers.show(done, picture, path)
                     except DivergedError as error:  # the averages draw bad pictures, but may recover
                         log.warning("no preview of step %d: %s", done, error)

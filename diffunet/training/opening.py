@@ -81,6 +81,9 @@ def opened(
             log.info("%s has reached step %d already; raise --steps or --minutes to go on", folder, run.first_step)
             if main:  # a crash may have come between the last checkpoint and what is written after it
                 run.begin()
+                run.judged = run.state.get("validation_loss")
+                if storage.weights_step(folder / "model") == run.first_step:
+                    run.choose_model()
                 checkpoint.prune(folder, run.first_step, run.config.train.keep_every, run.config.train.cooldown_from)
                 Record(folder, run.first_step).close()  # drops half a line of metrics.jsonl
                 of_model = storage.weights_step(folder / "model")
@@ -116,6 +119,11 @@ def _ready(
 ) -> Iterator[Run]:  # fmt: skip
     """Read the images, complete the config and join the processes of a run whose folder is claimed, and yield it."""
     main, folder = variables.is_main(), status.folder
+    if config.train.cooldown_from is not None and config.train.steps is None:
+        raise UsageError(
+            "train.cooldown_from is a step, and the run has no number of steps: give one (--steps), or say the share "
+            "of the time (--train.cooldown)"
+        )
     with contextlib.ExitStack() as stack:
         config = resuming.with_net(config, net, resumed=resume and bool(checkpoint.steps(folder)))
         t = config.train
@@ -149,13 +157,16 @@ def _ready(
         labels = None if classes is None else classes.known(names)
         split = resuming.same_split(state, config.data, dataset, classes)
         thinned, expected = False, 0
+        is_ours = state.get("ema_every_is_ours") if previous is not None else config.train.ema_every is None
         if previous is not None:
             resuming.refuse_other_split(state, dataset, split, config.data.group, accept_new_data)
             resuming.refuse_other_labels(state, dataset, classes, config.data.labels, accept_new_data)
             kept = snapshots.only_where_kept(config, previous)
             before = storage.run_config(folder)
             expected = resuming.expected_steps(state, before.train.minutes, config.train.minutes)
-            config = defaults.spaced(kept, before, expected, net)
+            if kept.train.ema_every != before.train.ema_every:  # it was given to this part of the run
+                is_ours = False
+            config = defaults.spaced(kept, before, expected, net, ours=is_ours)
             thinned = config != kept
             config = resuming.with_environment(config, state["environment"])
 
@@ -195,6 +206,7 @@ def _ready(
             if init is not None and config.train.half_size is None:  # its weights know the full size already
                 config = config.changed("train", half_size=0.0)
             config, expected, budget.slower = recipe.for_minutes(config, how, left, resolved, net, joined)
+        asked = config
         config = resolved(half_size.decided(config, state.get("step", 0))).changed("train", threads=threads)
         if state and state.get("cooldown") is None:
             config = defaults.cooled(config, state["step"])
@@ -207,14 +219,21 @@ def _ready(
         memory.refuse_what_cannot_fit(config, how, net)
         if config.train.batch_size == "auto":
             fits = processes.smallest(memory.images_per_pass(config, how, free, loss, net), joined)
-            config = status.config = defaults.after_trial(config, fits, joined.num_processes)
+            config = defaults.after_trial(config, fits, joined.num_processes)
+            if timed:  # its steps were counted for the batch that is chosen without a trial
+                plain, found = resolved(asked.changed("train", batch_size=None)).train, config.train
+                assert isinstance(plain.batch_size, int), "it is resolved"
+                assert isinstance(found.batch_size, int), "it is found"
+                expected = max(1, round(expected * plain.batch_size / found.batch_size))
+                fixed = {"batch_size": found.batch_size, "grad_accumulation": found.grad_accumulation}
+                config = resolved(asked.changed("train", **fixed)).changed("train", threads=threads)
 
         config, how = kernels.choose(config, how, joined, net, expected, resumed=previous is not None, timed=timed)
         status.config = config
 
         run = Run(
             folder, config, dataset, split, classes, labels, how, joined, main, previous, state, status, flag, limits,
-            compile_is_open, thinned, budget, expected,
+            compile_is_open, thinned, is_ours, budget, expected,
             Best.of(folder, state) if len(split.held_out) > 0 and distinct < best.SMALL else None, reports,
         )  # fmt: skip
         yield run

@@ -82,10 +82,9 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
     )
     if run.steps is None and t.minutes is not None:
         falls = t.minutes * (1 - run.budget.cooldown)
-        yield (
-            f"the run takes {t.minutes:g} minutes: its number of steps is fixed, and its learning rate falls, from "
-            f"minute {falls:.3g} on; --resume --minutes M makes it longer"
-        )
+        then = f"its number of steps is fixed, and its learning rate falls, from minute {falls:.3g} on"
+        then = then if run.budget.cooldown else "its learning rate does not fall"
+        yield f"the run takes {t.minutes:g} minutes: {then}; --resume --minutes M makes it longer"
     if half_size.applies(t, run.first_step):
         until = f"minute {(t.minutes or 0.0) * run.budget.half:.3g}"
         if t.half_size_until is not None:

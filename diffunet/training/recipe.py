@@ -143,12 +143,14 @@ def for_minutes(
         wanted = PROBE_GPU if how.device.type == "cuda" else PROBE
         probe, each = divided(of_size(config, wanted if wanted in ladder else ladder[0]), trial, net, many, resolved)
         config, probe = config.changed("train", cpu_parts=probe.train.cpu_parts), resolved(probe)
-        images = _batch(probe) / each
-        macs = many * processes.smallest(int(images / many * seconds * memory.price(probe, net).macs), joined)
+        images = many * processes.smallest(int(_batch(probe) / each / many * seconds), joined)
+        macs = images * memory.price(probe, net).macs
         size = best(macs, price, ladder)
         config = of_size(config, size)
         if asked is None:
-            config = config.changed("train", batch_size=batch_for(config, macs / price(size).macs))
+            share = many * (config.train.grad_accumulation or 1)  # of which a step is a multiple
+            batch = -(-batch_for(config, macs / price(size).macs) // share) * share
+            config = config.changed("train", batch_size=batch)
     config, each = divided(config, trial, net, many, resolved)
     while asked is None and config.train.batch_size is not None and _batch(config) < largest_batch(config):
         larger = config.changed("train", batch_size=2 * _batch(config))

@@ -21,7 +21,7 @@ from diffunet.data import index
 from diffunet.data.dataset import Dataset
 from diffunet.data.groups import Split
 from diffunet.data.labels import Labels
-from diffunet.errors import UsageError
+from diffunet.errors import Stopped, UsageError
 from diffunet.training import (
     checkpoint,
     earlier,
@@ -58,10 +58,12 @@ class Run:
         status, flag, limits: how far the run is, what is set to ask it to stop, and other reasons for which it stops.
         compile_is_open: whether train.compile was "auto", so that a net that cannot be compiled is no error.
         averages_are_thinned: whether averages are now stored less often than before, see `defaults.spaced`.
+        ema_every_is_ours: whether train.ema_every was chosen here, and by no person; None where that is not known.
         budget: the time that the run has taken and may take.
         expected: the number of steps to expect where the end is still open, else that of the config.
         best: the average of least validation loss; None where the run has many images, or holds out none.
         reports: what writes the report of the run.
+        judged: the validation loss after the last step of the run, once it is measured.
         writer: what writes checkpoints beside training, see saving.py.
     """
 
@@ -81,10 +83,12 @@ class Run:
     limits: stop.Limits
     compile_is_open: bool
     averages_are_thinned: bool
+    ema_every_is_ours: bool | None
     budget: Budget
     expected: int
     best: Best | None
     reports: reporting.Reports
+    judged: float | None = None
     writer: saving.Writer = field(default_factory=saving.Writer)
 
     @property
@@ -129,7 +133,7 @@ class Run:
         try:
             learner.compile(self.share.images_per_pass)
         except Exception as error:
-            if compute.is_out_of_memory(error):
+            if compute.is_out_of_memory(error) or isinstance(error, Stopped):
                 raise
             reason = compute.first_line(error)
         if processes.smallest(reason is None, self.processes):
@@ -184,8 +188,11 @@ class Run:
             "seconds": self.budget.elapsed, "expected_steps": self.expected, "cooldown": rate.fall(t, step),
             "index_hash": self.dataset.index_hash, "split_hash": self.split.hash(),
             "labels_hash": None if self.classes is None else self.classes.hash(), "config_hash": self.config.hash(),
-            "environment": self.environment(), **(self.best.state() if self.best else {}),
+            "environment": self.environment(), "ema_every_is_ours": self.ema_every_is_ours,
+            **(self.best.state() if self.best else {}),
         }  # fmt: skip
+        if self.judged is not None:
+            content["validation_loss"] = self.judged
 
         def write(tensors: saving.Tensors) -> None:
             checkpoint.save(self.folder, step, tensors, content)
@@ -202,10 +209,10 @@ class Run:
         else:
             self.writer.start(partial(write, copy))
 
-    def choose_model(self, loss: float) -> None:
-        """At the end of the run, whose last validation loss is `loss`, let RUN/model be the better average."""
-        best, done = self.best, self.status.step
-        if best is None or not best.is_better_than(loss):
+    def choose_model(self) -> None:
+        """At the end of the run let RUN/model be the average of least validation loss, where that has risen since."""
+        best, loss, done = self.best, self.judged, self.status.step
+        if best is None or loss is None or not best.is_better_than(loss):
             return
         folder, finished = self.folder / "model", bool(self.config.train.cooldown)
         storage.replace_weaker(folder, earlier.nearest(self.folder, best.step))

@@ -46,7 +46,8 @@ def write(run: Path, step: int, averages: Sequence[Average]) -> None:
     """Store the averages after a step; raise ResourceError if the disk does not take them."""
     for average in averages:
         path = run / "ema" / f"step-{step:08d}-{average.name}.safetensors"
-        weights = {name: tensor.half().cpu() for name, tensor in average.net.state_dict().items()}
+        tensors = average.net.state_dict()
+        weights = {name: (t.half() if t.is_floating_point() else t).cpu() for name, t in tensors.items()}
         needed = storage.size(sum(tensor.nbytes for tensor in weights.values()))
         about = {"step": step, "updates": average.time, "sha256": _digest(weights)}
         try:  # one key alone, as safetensors writes several in any order and a resumed run has to write the same bytes

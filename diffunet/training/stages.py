@@ -27,6 +27,9 @@ def grow(run: Run, learner: Learner, done: int) -> None:
 def cool(run: Run, learner: Learner, done: int) -> None:
     """Let the learning rate fall from now, `done` steps, on, and fix the number of steps for all processes."""
     budget = run.budget
+    if not budget.cooldown:  # the minutes are over, and the rate does not fall
+        _change(run, learner, steps=done + 1, cooldown_from=done + 1)
+        return
     if budget.minutes is not None and budget.elapsed >= 60 * budget.minutes:
         log.warning(
             "the %g minutes are over before the learning rate has fallen: reading images and getting ready count, "

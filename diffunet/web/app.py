@@ -270,7 +270,7 @@ class Site:
 
         def found() -> dict[str, Any]:
             masked = part.read(image.path, mask and mask.path, max_pixels=self.limits.max_pixels, **reading)
-            parts = part.parts(masked, self.workshop.pipe.image_size, checked.get("fit", "auto"))
+            parts = part.parts_for(self.workshop.pipe.config.data, masked, checked.get("fit", "auto"))
             corners = [(one.region.corners, one.region.fit) for one in parts]
             shown = [dict(zip(("x0", "y0", "x1", "y1"), box, strict=True)) | {"fit": fit} for box, fit in corners]
             return {"regions": shown, "pixels": int(masked.hole.sum())}

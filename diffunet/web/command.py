@@ -36,7 +36,8 @@ def web(
         host: Address to listen on. By default only this machine reaches it; 0.0.0.0 is all addresses of this machine.
         port: Port to listen on; 0 is any. If not given, it is 8765, or the next that is free.
         open: Open the page in the browser.
-        token: Let in only those who have the address that is printed. --no-token lets in all who reach the server.
+        token: Let in only those who have the address that is printed. --no-token lets in
+            every user and program of this machine, and does not go with --host.
         frame: Origin of another page that may show this one in a frame, such as http://localhost:8888.
     """
     from diffunet.web import serving

@@ -107,6 +107,25 @@ def test_options_that_say_one_thing_twice_are_refused(words, why, capsys):
     assert why in refused(capsys, "train", "photos", "--dry-run", *words.split())
 
 
+def test_shares_that_are_typed_take_the_place_of_the_steps_of_a_file(photos, capsys):
+    text = "[train]\nsteps = 100\ncooldown = 0.4\ncooldown_from = 60\nhalf_size = 0.5\nhalf_size_until = 50\n"
+    Path("some.toml").write_text(text)
+
+    def found(*words):
+        diffunet("train", photos, "--config", "some.toml", "--image-size", 8, "--dry-run", *TINY, *words)
+        t = tomllib.loads(capsys.readouterr().out)["train"]
+        return t["half_size"], t.get("half_size_until"), t["cooldown"], t.get("cooldown_from")
+
+    assert found() == (0.5, 50, 0.4, 60)
+    assert found("--train.half-size", 0) == (0.0, None, 0.4, 60)
+    assert found("--train.cooldown", 0.1)[2:] == (
+        0.1,
+        94,
+    )  # the first 50 steps at half of the size cost as much as 12.5
+    assert found("--train.cooldown", 0)[2:] == (0.0, 100)
+    assert found("--minutes", 0.1, "--train.half-size", 0)[:2] == (0.0, None)
+
+
 def test_no_classes_is_no_classes(photos, capsys):
     Path("some.toml").write_text('[data]\nclasses = true\nimage_size = 8\nclass_names = ["a", "b"]\n')
     for words, found in ([], ["a", "b"]), (["--no-classes"], []), (["--data.no-classes"], []):

@@ -87,6 +87,7 @@ def test_a_run_goes_on_where_it_began_without_its_name(here, capsys):
         (["--grid", "--num", 4, "--seed", 3], "made-seed3.png", (2 * 10 + 2, 2 * 10 + 2)),
         (["--num", 1], "made-seed0.png", (8, 8)),
         (["--animate", "--num", 1], "made-seed0.webp", (8 + 4, 8 + 4)),
+        (["--animate"], "made-seed0.webp", (4 * 10 + 2, 4 * 10 + 2)),
     ],
 )
 def test_samples_go_to_one_picture_and_never_over_another(here, capsys, words, name, size):

@@ -15,6 +15,7 @@ from diffunet.config import Config
 from diffunet.data import arrays
 from diffunet.data.dataset import Dataset, open_dataset
 from diffunet.errors import DataError
+from diffunet.pictures.ranges import Range, Ranges
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (24, 10, 9, 3), np.uint8)
 
@@ -108,6 +109,24 @@ def test_ranges_that_are_none_of_the_usual(tmp_path: Path) -> None:
     assert np.array_equal(data.images[1][..., 0], np.rint(overshoot[1] * 255).clip(0, 255))
     dark = opened(saved(tmp_path / "c.npz", images=(COLOURS > 127).astype(np.uint8)))
     assert "almost black" in next(dark.left_out.lines())
+
+
+def test_a_range_that_is_given_counts(tmp_path: Path) -> None:
+    values = np.random.default_rng(5).uniform(0, 100, (24, 9, 9)).astype(np.float32)
+    path = saved(tmp_path / "a.npz", images=values)
+    for ranges, low, high in ((Ranges.stated(-100, 300), -100, 300), (Ranges(floats=Range(10, 60)), 10, 60)):
+        data = opened(path, image_size=9, ranges=ranges)
+        expected = np.rint((values[5] - float(low)) * (255 / (high - low))).clip(0, 255)
+        assert np.array_equal(data.images[5][..., 0], expected)
+        (line,) = data.left_out.lines()
+        assert f"{low} is black and {high} white" in line
+        assert ("clipped" in line) == (high == 60)
+        assert data.said == ()
+    # A range of whole numbers says nothing of floats; and none says anything of 8 bits.
+    assert "is taken for black" in next(opened(path, ranges=Ranges(integers=Range(0, 9))).left_out.lines())
+    eight = opened(saved(tmp_path / "b.npz", images=COLOURS), ranges=Ranges.stated(0, 9))
+    assert "no effect" in next(eight.left_out.lines())
+    assert same(eight, opened(tmp_path / "b.npz"))
 
 
 def test_labels(tmp_path: Path) -> None:

@@ -81,6 +81,13 @@ def test_a_stated_range_clips_and_counts(tmp_path: Path) -> None:
     assert "2 images have values beyond that range, which are clipped" in data.said
 
 
+def test_a_stated_range_of_which_no_image_is_in_need_is_said(tmp_path: Path) -> None:
+    deep(tmp_path / "data")
+    assert not any("no effect" in line for line in opened(tmp_path / "data", ranges=Ranges.stated(0, 9)).said)
+    assert any("no effect" in line for line in opened(tmp_path / "data", ranges=Ranges(floats=Range(0, 9))).said)
+    assert not any("no effect" in line for line in opened(tmp_path / "data").said)
+
+
 def test_integers_and_floats_apart(tmp_path: Path) -> None:
     deep(tmp_path / "data")
     Image.fromarray((RNG.random((16, 16)) * 2 - 1).astype(np.float32)).save(tmp_path / "data/f.tif")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -188,3 +190,29 @@ def test_what_could_not_be_seen_is_not_blended_in(mode: str) -> None:
         outs.append(out)
     assert np.array_equal(outs[0][:, 0], outs[1][:, 0])
     assert not np.array_equal(outs[0][:3, 1], outs[1][:3, 1])
+
+
+def test_a_transparent_colour_that_no_pixel_has_makes_nothing_transparent():
+    """A palette often has the colour of its transparent entry twice; and a filled pixel may be of that colour."""
+    palette = Image.fromarray(np.tile(np.array([0, 1], np.uint8), (8, 4)), "P")
+    palette.putpalette([0, 0, 0, 255, 0, 0, 0, 0, 0])
+    grey = Image.fromarray(np.full((8, 8), 7, np.uint8))
+    colours = Image.fromarray(np.full((8, 8, 3), 7, np.uint8))
+    for image, key in ((palette, 2), (grey, 255), (colours, (255, 255, 255))):
+        content = io.BytesIO()
+        image.save(content, "PNG", transparency=key)
+        with Image.open(content) as found:
+            found.load()
+            assert "transparency" in found.info
+            made = composite.editable(found)
+        assert made.mode == ("L" if image is grey else "RGB")
+        assert np.array_equal(np.asarray(made), np.asarray(image.convert(made.mode)))
+        assert masks.alpha_hole(made) is None
+        assert "transparency" not in made.info
+        hole = np.zeros((8, 8), bool)
+        hole[2:4] = True
+        filled = composite.composite(made, np.full((8, 8, 3), 255, np.uint8), hole)
+        again = io.BytesIO()
+        filled.save(again, "PNG")
+        with Image.open(again) as written:
+            assert (np.asarray(written.convert("RGBA"))[..., 3] == 255).all()

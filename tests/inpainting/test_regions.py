@@ -64,6 +64,13 @@ def test_auto_takes_native_for_images_of_about_the_models_size():
         regions.choose(hole(3000, 3000, 1, 1, 5, 5), 64, "native")
 
 
+def test_auto_takes_native_only_where_there_is_memory_for_it_and_a_large_model_its_own_size():
+    for size, shape in ((1024, (2048, 2048)), (1024, (1300, 1600)), (768, (1400, 1500)), (1500, (2000, 2500))):
+        assert fits(hole(*shape, 1, 1, 5, 5), size) == ["crop"]
+    assert fits(hole(1500, 1500, 1, 1, 5, 5), 1500) == ["native"]
+    assert fits(hole(1500, 1500, 1, 1, 5, 5), 1500, "native") == ["native"]
+
+
 def test_auto_takes_tiles_where_a_crop_would_lose_too_much():
     side = int(regions.COARSEST * 64 / regions.CONTEXT)
     assert fits(hole(512, 768, 100, 100, side, side), 64) == ["crop"]

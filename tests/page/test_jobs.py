@@ -10,6 +10,7 @@ from helpers.browser import drag, entered, mask, middle, opened, picture, ready,
 from PIL import Image
 
 from diffunet.commands.cli import main
+from diffunet.web import serving
 
 
 def marked(page):
@@ -170,3 +171,86 @@ def test_a_server_that_ends_is_said(visit, site):
     opened(page)
     page.served.close()
     until(page, "document.getElementById('error').textContent.includes('does not answer')")
+
+
+def test_an_option_out_of_its_range_is_said_at_its_field_by_keys_too(visit):
+    page = visit()
+    opened(page)
+    marked(page)
+    for field, wrong, right in (
+        ("guidance", "60", "1"),
+        ("feather", "5000", "0"),
+    ):  # the second in a part that is closed
+        page.evaluate(f"document.getElementById({field!r}).value = {wrong!r}")
+        page.locator("#canvas").focus()
+        page.keyboard.press("Control+Enter")
+        until(page, f"document.activeElement.id === {field!r}")
+        assert page.locator("#results button").count() == 0
+        page.fill(f"#{field}", right)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#result-bar:visible")
+    page.click("#tab-generate")
+    page.fill("#generate-steps", "20000")
+    page.keyboard.press("Control+Enter")
+    until(page, "document.activeElement.id === 'generate-steps'")
+    assert page.locator("#generate-results button").count() == 0
+
+
+def test_what_is_said_of_a_mask_goes_with_its_picture(visit):
+    page = visit()
+    opened(page)
+    marked(page)
+    page.click("#invert")
+    page.click("#fill")
+    page.wait_for_selector("#said:visible")
+    assert "fills 9" in page.inner_text("#said")
+    page.wait_for_selector("#result-bar:visible")
+    page.set_input_files("#file", {"name": "other.png", "mimeType": "image/png", "buffer": picture(80, 60)})
+    starts(page, "facts", "other.png")
+    assert page.locator("#said").is_hidden()
+
+
+def test_a_duplicated_tab_has_a_picture_and_a_mask_of_its_own(visit):
+    page = visit()
+    opened(page)
+    drawn = marked(page)
+    with page.context.expect_page() as opening:  # a window that a page opens has a copy of its storage, as a duplicate
+        page.evaluate("() => { window.open(location.href) }")
+    second = opening.value
+    ready(second)
+    starts(second, "facts", "holiday.png")
+    same(mask(second), drawn)
+    second.set_input_files("#file", {"name": "other.png", "mimeType": "image/png", "buffer": picture(300, 200)})
+    starts(second, "facts", "other.png")
+    page.reload()
+    ready(page)
+    starts(page, "facts", "holiday.png")
+    same(mask(page), drawn)
+    second.reload()
+    ready(second)
+    starts(second, "facts", "other.png")
+    assert not mask(second).any()
+
+
+def test_another_picture_of_a_server_that_was_started_anew_is_not_taken_for_the_one_that_is_shown(
+    visit, pipe, model, tmp_path
+):
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(picture())
+    first = serving.serve(pipe, tmp_path / "a.png", model=str(model), port=0, host="127.0.0.1")
+    page = visit(served=first, expected=["Failed to load", "ERR_"])
+    entered(page)
+    starts(page, "facts", "a.png")
+    marked(page)
+    first.close()
+    second = serving.serve(pipe, tmp_path / "b.png", model=str(model), port=first.port, host="127.0.0.1")
+    try:
+        tab = page.context.new_page()  # as a person opens the new address, which lets in the old tab, too
+        tab.address = second.url
+        entered(tab)
+        starts(tab, "facts", "b.png")
+        page.click("#fill")
+        until(page, "document.getElementById('error').textContent.includes('has forgotten the picture')")
+        assert page.locator("#results button").count() == 0
+    finally:
+        second.close()

@@ -78,9 +78,11 @@ def test_modes(array, mode, pixels):
     assert np.array_equal(np.asarray(found), pixels)
 
 
-def test_colours_of_16_bits_keep_them():
-    wide = np.random.default_rng(0).integers(0, 2**16, (5, 7, 3)).astype(np.uint16)
-    found = given.picture(wide)
+@pytest.mark.parametrize("channels", [[0, 1, 2], [0, 1, 2, 3], [0, 0, 0, 3]])
+def test_colours_of_16_bits_keep_them(channels):
+    """Grey with alpha becomes colours with alpha, as there is no mode for it."""
+    wide = np.random.default_rng(0).integers(0, 2**16, (5, 7, 4)).astype(np.uint16)[..., channels]
+    found = given.picture(wide[..., [0, 3]] if channels == [0, 0, 0, 3] else wide)
     low = np.asarray(deep.low_of(found)).astype(np.uint16)
     assert np.array_equal(np.asarray(found).astype(np.uint16) * 256 + low, wide)
 

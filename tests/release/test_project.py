@@ -148,6 +148,20 @@ def test_the_sampler_in_ten_lines_is_of_second_order():
     assert orders == pytest.approx([2, 2], abs=0.15)
 
 
+def test_the_sampler_in_ten_lines_keeps_what_it_knows_from_the_largest_noise_on():
+    """In float32 as in float64, where a flow model begins at 1e9, and images are normal: D = x / (1 + sigma^2)."""
+    exec(blocks("python")[0], namespace := {})
+    ends, no_noise = {}, None
+    for precision in (torch.float64, torch.float32):
+        sigmas = torch.tensor([1e9, 7, 3, 1.5, 0.7, 0.3, 0], dtype=torch.float64)
+        x = (1e9 * torch.tensor([-2.0, -0.3, 0.01, 1.1], dtype=torch.float64)).to(precision)[:, None, None, None]
+        walk = samplers.sample(
+            lambda x, sigma: Denoised(x / (1 + sigma**2)), x, sigmas, namespace["midpoint"], no_noise
+        )
+        ends[precision] = samplers.last(walk).double()
+    torch.testing.assert_close(ends[torch.float32], ends[torch.float64], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_the_sampler_in_ten_lines_samples_in_the_place_of_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

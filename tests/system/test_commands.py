@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import filecmp
 import json
 import os
 import shlex
@@ -212,6 +213,11 @@ def test_check_prepare_info_evaluate(trained, folder, tmp_path, capsys):
     assert (written["samples"], written["step"], written["nearest"]) == (8, 4, "nearest.png")
     assert written["loss_images"] <= 4
     assert Image.open(trained / "nearest.png").size == (4 * 10 + 2, 4 * 10 + 2)
+    # The picture of a run goes with its figures, also where another file is asked for.
+    diffunet("evaluate", trained, folder, "--num", 6, "--steps", 2, "--pairs", tmp_path / "mine.png")
+    assert filecmp.cmp(trained / "nearest.png", tmp_path / "mine.png", shallow=False)
+    assert Image.open(tmp_path / "mine.png").size == (3 * 10 + 2, 4 * 10 + 2)
+    assert json.loads((trained / "evaluation.json").read_text())["nearest"] == "nearest.png"
 
 
 @pytest.mark.slow

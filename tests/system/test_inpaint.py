@@ -579,3 +579,23 @@ def test_an_image_is_extended(model, tmp_path):
     assert after.shape == (20, 36, 3)
     assert np.array_equal(after[4:, :20], pixels)
     assert (after[:4].any(axis=2)).mean() > 0.9
+
+
+def test_a_picture_that_is_too_small_for_the_scale_of_the_model_does_not_end_the_others(
+    model, tmp_path, monkeypatch, capsys
+):
+    loaded = options.load
+
+    def load(*given):
+        pipe = loaded(*given)
+        pipe.config = pipe.config.changed("data", fit="patch", scales=(0.5,))  # windows of 8 pixels are 16 of a picture
+        return pipe
+
+    monkeypatch.setattr(options, "load", load)
+    for name, side in (("a", 24), ("b", 12), ("c", 24)):
+        write(tmp_path / f"album/{name}.png", noise(side, side, 3))
+        write(tmp_path / f"masks/{name}.png", box(side, side, 2, 2, 5, 5))
+    words = ("inpaint", model, tmp_path / "album", "--mask", tmp_path / "masks", *FAST, "--fit", "tile")
+    diffunet(*words, "--out", tmp_path / "out", code=3)
+    assert "b.png" in capsys.readouterr().err
+    assert files(tmp_path / "out") == ["a.png", "c.png"]

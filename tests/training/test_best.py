@@ -78,13 +78,56 @@ def test_a_run_that_is_stopped_and_goes_on_knows_its_best(folder, tmp_path, loss
 
 
 def test_a_best_average_that_was_written_after_the_checkpoint_is_not_taken(tmp_path):
-    state = {"best": (4, 2.0)}
+    state = {"step": 5, "best": (2, 2.0)}
     assert best.Best.of(tmp_path, state).step == 0
     made = tiny(data={"class_names": ("a",)}, model={"attention_levels": ()})
-    best.Best(tmp_path).note(1.5, 6, made, {"w": torch.zeros(1)})
-    assert best.Best.of(tmp_path, state) == best.Best(tmp_path)
-    best.Best(tmp_path).note(1.5, 4, made, {"w": torch.zeros(1)})
-    assert best.Best.of(tmp_path, state) == best.Best(tmp_path, 2.0, 4)
+    for step, loss in ((6, math.inf), (5, 1.5), (4, 1.5)):
+        best.Best(tmp_path).note(1.5, step, made, {"w": torch.zeros(1)})
+        assert best.Best.of(tmp_path, state) == best.Best(tmp_path, loss, 0 if step == 6 else step)
+    # A version before this one noted the loss in the checkpoint alone.
+    storage.write_model(tmp_path / best.FOLDER, made, {"w": torch.zeros(1)}, 2)
+    assert best.Best.of(tmp_path, state) == best.Best(tmp_path, 2.0, 2)
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing is saved."""
+
+
+def test_a_run_that_is_killed_after_the_validation_of_its_checkpoint_knows_its_best(folder, tmp_path, losses):
+    def kill(progress):
+        if progress.step == 5:
+            raise Killed
+
+    losses(3.0, 2.0, 2.5, 2.1)
+    with pytest.raises(Killed):
+        train(config(keep_every=2), folder, tmp_path / "run", on_step=kill)
+    assert checkpoint.steps(tmp_path / "run")[-1] == 4
+    losses(2.5, 2.1)
+    train(config(keep_every=2), folder, tmp_path / "run", resume=True)
+    assert is_of(tmp_path / "run", 4, average(tmp_path / "run", 4))
+
+
+def test_a_stop_in_the_last_step_changes_nothing(folder, tmp_path, losses):
+    losses(3.0, 2.0, 2.5, 2.1)
+    train(config(keep_every=2), folder, tmp_path / "run", on_step=lambda progress: progress.step != 7)
+    assert is_of(tmp_path / "run", 4, average(tmp_path / "run", 4))
+
+
+def test_a_run_that_is_killed_before_its_model_is_chosen_chooses_it_when_it_goes_on(
+    folder, tmp_path, losses, monkeypatch
+):
+    def kill(run):
+        raise Killed
+
+    losses(3.0, 2.0, 2.5, 2.1)
+    with monkeypatch.context() as patch:
+        patch.setattr("diffunet.training.run.Run.choose_model", kill)
+        with pytest.raises(Killed):
+            train(config(keep_every=2), folder, tmp_path / "run")
+    assert storage.weights_step(tmp_path / "run/model") == 8
+    for _ in range(2):
+        train(config(keep_every=2), folder, tmp_path / "run", resume=True)
+        assert is_of(tmp_path / "run", 4, average(tmp_path / "run", 4))
 
 
 def test_many_images_have_none(folder, tmp_path, monkeypatch):

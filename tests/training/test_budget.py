@@ -212,3 +212,24 @@ def test_a_run_is_not_made_shorter_than_it_is(folder, run, tmp_path, shorter):
         with pytest.raises(UsageError, match=r"has done 8 steps .* give more"):
             train(tiny(train=shorter), folder, tmp_path / "run", resume=True)
     assert [path.name for path, content in files.items() if path.is_file() and path.read_bytes() != content] == []
+
+
+def test_without_a_cool_down_the_minutes_end_with_the_full_rate_and_no_warning(folder, tmp_path, clock, caplog):
+    config = tiny(train=OPEN | {"minutes": 0.5, "cooldown": 0.0})
+    train(config, folder, tmp_path / "run", on_step=clock.ticks(2.0))
+    assert "are over before the learning rate has fallen" not in caplog.text
+    t = read_toml(tmp_path / "run/config.toml").train
+    assert 15 <= t.steps <= 17  # of 2 seconds each
+    rates = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open() if "learning_rate" in line]
+    assert rates[-1]["step"] == t.steps
+    assert rates[-1]["learning_rate"] == t.learning_rate
+    train(tiny(train=OPEN | {"minutes": 0.7, "cooldown": 0.0}), folder, tmp_path / "run", resume=True,
+          on_step=clock.ticks(2.0))  # fmt: skip
+    assert read_toml(tmp_path / "run/config.toml").train.steps > 20
+
+
+def test_a_step_from_which_the_rate_falls_needs_a_number_of_steps(folder, tmp_path):
+    for end in ({}, {"minutes": 1.0}):
+        with pytest.raises(UsageError, match=r"train\.cooldown_from is a step, and the run has no number of steps"):
+            train(tiny(train=OPEN | end | {"cooldown_from": 5}), folder, tmp_path / "run")
+    assert not (tmp_path / "run/model").exists()

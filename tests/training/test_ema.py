@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.runs import stop_at
 from helpers.small import tiny
 from safetensors import SafetensorError
 
@@ -18,8 +19,8 @@ from diffunet import compute, storage
 from diffunet.commands.cli import main
 from diffunet.config import read_toml
 from diffunet.errors import CheckpointError, ResourceError, Stopped
-from diffunet.training import checkpoint, defaults, ema, memory, snapshots
-from diffunet.training.ema import Average, averages, gamma_of, inner_product, mismatch, posthoc, power
+from diffunet.training import checkpoint, defaults, ema, memory, recipe, snapshots
+from diffunet.training.ema import Average, averages, exponential, gamma_of, inner_product, mismatch, posthoc, power
 from diffunet.training.loop import train
 from diffunet.training.state import State
 
@@ -485,3 +486,35 @@ def test_averages_that_were_asked_for_so_often_stay(folder, tmp_path, monkeypatc
     assert stored_steps(tmp_path / "run") == [3, 6, 9]
     train(tiny(train={"steps": 12, **quiet, "ema_every": 2}), folder, tmp_path / "run", resume=True)
     assert stored_steps(tmp_path / "run") == [3, 6, 9, 10, 12]
+
+
+def test_averages_of_a_run_with_minutes_stay_when_it_only_goes_on(folder, tmp_path, monkeypatch):
+    """Both those that were asked for and those that were chosen; the latter are thinned where the run is longer."""
+    monkeypatch.setattr(defaults, "WORTH_STORING", 1)
+    monkeypatch.setattr(recipe, "seconds_per_step", lambda *_: 1.0)
+    options = {"steps": None, "minutes": 60.0, "previews": 0, "validate_every": 1000, "cooldown": 0.4}
+    for name, every in (("asked", 3), ("chosen", None)):
+        run = tmp_path / name
+        monkeypatch.setattr(defaults, "stored_every", lambda *_: 3)
+        with pytest.raises(Stopped):
+            train(tiny(train=options | {"ema_every": every}), folder, run, on_step=stop_at(6))
+        monkeypatch.setattr(defaults, "STORED_BYTES", 1)
+        with pytest.raises(Stopped):
+            train(tiny(train=options), folder, run, resume=True, on_step=stop_at(9))
+        assert stored_steps(run) == [3, 6, 9]
+        with pytest.raises(Stopped):
+            train(tiny(train=options | {"minutes": 90.0}), folder, run, resume=True, on_step=stop_at(12))
+        left = sorted(path.name[:13] for path in (run / "ema").glob("*-0.050.*"))
+        assert left == ([f"step-{step:08}" for step in (3, 6, 9, 12)] if name == "asked" else [])
+        monkeypatch.setattr(defaults, "STORED_BYTES", 10**9)
+
+
+def test_buffers_of_the_average_are_those_of_the_net():
+    net = torch.nn.Sequential(torch.nn.Identity(), torch.nn.BatchNorm1d(2))
+    average = Average(net, exponential(100.0, 0.1, 4))
+    for _ in range(3):
+        net(torch.randn(5, 2) + 7)
+        average.update()
+    assert average.net[1].running_mean.min() > 0.5
+    torch.testing.assert_close(average.net[1].running_mean, net[1].running_mean)
+    assert average.net[1].num_batches_tracked == 3

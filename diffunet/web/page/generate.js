@@ -5,7 +5,9 @@ import { Cards, showHistory } from './cards.js';
 import { command } from './command.js';
 import { $, alertLine, attempt, onClick } from './dom.js';
 import { isActive } from './jobs.js';
-import { bindOptions, bindSeed, copyCommand, fillSelect, optionsIn, Progress, showCommand } from './run.js';
+import {
+	bindOptions, bindSeed, copyCommand, fillSelect, isValid, optionsIn, Progress, showCommand,
+} from './run.js';
 
 export class Generate {
 	#jobs;
@@ -32,6 +34,7 @@ export class Generate {
 
 	run() {
 		return attempt(async () => {
+			if (!isValid(this.#form)) return;
 			alertLine('');
 			this.#chosen = null;
 			await this.#jobs.submit({ kind: 'generate', options: optionsIn(this.#form) });

@@ -10,7 +10,7 @@ import { Jobs } from './jobs.js';
 import { bindKeys } from './keys.js';
 import { Pictures } from './pictures.js';
 import { Runs } from './runs.js';
-import { keep, keepFields, kept } from './state.js';
+import { keep, keepFields, kept, ownKey } from './state.js';
 import { Tools } from './tools.js';
 import { Viewer } from './viewer.js';
 
@@ -83,6 +83,7 @@ function bindOpening(pictures, showTab) {
 }
 
 async function start(editor) {
+	await ownKey();
 	const model = await get('model');
 	$('model').textContent = model.name;
 	document.title = `${model.name} · diffunet`;

@@ -4,7 +4,7 @@ import { addresses, get, post, Problem } from './api.js';
 import { attempt, loadImage, say } from './dom.js';
 import { forgetOld, keep, keepLarge, kept, keptLarge } from './state.js';
 
-/** Ids change with each start of the server, so a picture of the command line is known by this. */
+/** Ids change with each start of the server, so pictures that the server has itself are known by this. */
 const described = ({ name, width, height }) => `${name} ${width} ${height}`;
 
 /** Event 'open' when another picture was opened. */
@@ -88,8 +88,11 @@ export class Pictures extends EventTarget {
 		const known = await post(`images?known=${image.id}`);
 		if (known) return known;
 		if (source.blob) return post('images', source.blob);
-		if (source.folder !== undefined) return post(`images?folder=${source.folder}`);
-		return given ?? (await get('model')).image;
+		// What is in the folder may have changed, and the server may have been started with another picture.
+		const found = source.folder === undefined
+			? given ?? (await get('model')).image
+			: await post(`images?folder=${source.folder}`);
+		return found && described(found) === described(image) ? found : null;
 	}
 
 	async #show(image, name, source, bits) {

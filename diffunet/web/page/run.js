@@ -20,8 +20,9 @@ export function bindSeed(button, field, make) {
 	});
 }
 
-/** Makes a form run instead of being sent. */
+/** Makes a form run instead of being sent; `run` asks `isValid`, as it is called by keys, too. */
 export function bindForm(form, run) {
+	form.noValidate = true;
 	form.addEventListener('submit', (event) => {
 		event.preventDefault();
 		run();
@@ -36,6 +37,14 @@ export function bindOptions(form, prefix, model, none, run) {
 	field('guidance').closest('.row').hidden = !model.classes.length && !model.weaker;
 	bindSeed(field('dice'), field('seed'), () => crypto.getRandomValues(new Uint32Array(1))[0] % 1000000);
 	bindForm(form, run);
+}
+
+/** Returns whether all fields of a form that can be seen are valid; says at the first one what is wrong with it. */
+export function isValid(form) {
+	const wrong = [...form.elements].find((field) => !field.closest('.row')?.hidden && !field.checkValidity());
+	wrong?.closest('details')?.setAttribute('open', '');
+	wrong?.reportValidity();
+	return !wrong;
 }
 
 /** Options that are as the server has them anyway are not sent, so that the command stays short. */

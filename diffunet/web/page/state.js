@@ -12,7 +12,9 @@ const WEEK = 7 * 24 * 3600 * 1000;
  */
 export const kept = { fields: {}, names: {}, ...read() };
 
-if (!kept.key) keep({ key: Array.from(crypto.getRandomValues(new Uint32Array(4)), (n) => n.toString(36)).join('') });
+const newKey = () => Array.from(crypto.getRandomValues(new Uint32Array(4)), (n) => n.toString(36)).join('');
+
+if (!kept.key) keep({ key: newKey() });
 
 function read() {
 	try {
@@ -84,6 +86,28 @@ export const keepLarge = (what, value) => run(
 
 /** Returns a large thing that was kept, or undefined. */
 export const keptLarge = async (what) => (await run('readonly', (store) => store.get(`${kept.key}/${what}`)))?.value;
+
+/** Returns whether this tab has its key from now on; another may hold it, and one that is being left for a moment. */
+function holdsKey() {
+	return new Promise((resolve) => {
+		const hold = () => {
+			resolve(true);
+			return new Promise(() => {}); // until the tab is closed
+		};
+		const giveUp = new AbortController();
+		setTimeout(() => giveUp.abort(), 1000);
+		navigator.locks.request(`${NAME} ${kept.key}`, { signal: giveUp.signal }, hold).catch(() => resolve(false));
+	});
+}
+
+/** Gives a tab that was duplicated, and shares the key of the first one, a key and copies of its own. */
+export async function ownKey() {
+	if (!navigator.locks || await holdsKey()) return; // browsers have no locks over plain HTTP
+	const copies = await Promise.all(['picture', 'mask'].map(keptLarge));
+	keep({ key: newKey(), page: undefined });
+	await holdsKey();
+	await Promise.all(['picture', 'mask'].map((what, i) => copies[i] && keepLarge(what, copies[i])));
+}
 
 /** Removes what tabs left that nobody has used for a week. */
 export const forgetOld = () => run('readwrite', (store) => {

@@ -30,7 +30,7 @@ Action = Literal["watch", "kill before", "kill half way", "fail once", "fail fro
 GROWING = ("write", "create", "mkdir", "truncate", "allocate")
 """The kinds of operations that a full disk refuses."""
 
-THOROUGH = int(os.environ.get("DIFFUNET_EVERY", "12"))
+THOROUGH = int(os.environ.get("DIFFUNET_EVERY", "24"))
 """The slow tests resume from every so many of the kills, power losses and failures; 1 is all, and takes hours."""
 
 START, EVERY, END = 6, 2, 10
