@@ -58,7 +58,10 @@ def said(facts: NDArray[np.void], found: Ranges, given: Ranges = ranges.UNKNOWN)
     lines = []
     kinds = [kind for n, kind in enumerate(deep.KINDS, 1) if (facts["deep"] == n).any()]
     if given != ranges.UNKNOWN and not any(getattr(given, kind) for kind in kinds):
-        lines.append("no image has values of the kind that --data.range (or int-range, float-range) is for: no effect")
+        lines.append(
+            "the range that is given (--data.range, --data.int-range or --data.float-range) has no effect, as no image "
+            "has values of its kind"
+        )
     for n, kind in enumerate(deep.KINDS, 1):
         many, range = int((facts["deep"] == n).sum()), getattr(found, kind)
         if many and range is not None:
