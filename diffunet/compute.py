@@ -32,9 +32,10 @@ SAMPLING_WORTH, SMALL = {"cuda": 256, "mps": 32, "cpu": 16}, 64
 RESERVE = 0.1
 """The share of free memory that is left to the allocator, which wastes some between blocks, and to libraries."""
 
-COMPILING_PAYS = 20_000
-"""The training steps from which on `torch.compile` is worth its wait on CUDA. On an H100 the first step of a net of
-6.7 M parameters came after 90 s with it (samples/gpu.md), and that run's 5,108 steps were no faster than without."""
+COMPILING_PAYS, COMPILING_PAYS_MINUTES = 50_000, 20
+"""The training steps, or where a run has its minutes instead these, from which on `torch.compile` is worth its wait on
+CUDA. On an H200 it took 66 s for a net of 10 M parameters at 32 pixels, whose steps, of 19 ms and replayed from a CUDA
+graph, were then 1.04 to 1.24 times as fast (samples/gpu.md)."""
 
 SHAPES = 64
 """The number of input shapes for which a net is compiled; past torch's own limit of 8 a net silently runs plain."""
@@ -302,17 +303,22 @@ def precision_of(device: torch.device) -> tuple[str, str]:
     return "fp32", f"the safe choice on {device.type}"
 
 
-def pays_to_compile(how: Compute, steps: int, deterministic: bool) -> tuple[bool, str]:
-    """Return whether training compiles its net where the config leaves it open, and why, in words."""
+def pays_to_compile(how: Compute, steps: int, minutes: float | None, deterministic: bool) -> tuple[bool, str]:
+    """Return whether training compiles its net where the config leaves it open, and why, in words.
+
+    A run has so many `steps`, and ends after so many `minutes` unless they are None.
+    """
     if how.device.type != "cuda":
         return False, f"not compiled: on {how.device.type} only where asked for"
     if deterministic:
         return False, "not compiled: compiled kernels are chosen by trial, and --train.deterministic is on"
-    if steps < COMPILING_PAYS:
-        return False, f"not compiled: that takes minutes and pays from about {COMPILING_PAYS:,} steps on"
+    enough = f"{COMPILING_PAYS:,} steps" if minutes is None else f"{COMPILING_PAYS_MINUTES} minutes"
+    if steps < COMPILING_PAYS if minutes is None else minutes < COMPILING_PAYS_MINUTES:
+        return False, f"not compiled: that takes a minute or more and pays from about {enough} on"
     if importlib.util.find_spec("triton") is None:
         return False, "not compiled: triton, which torch.compile needs for CUDA, is not installed"
-    return True, f"compiled: that takes minutes before the first step, which {steps:,} steps earn back"
+    run = f"{steps:,} steps" if minutes is None else f"{minutes:g} minutes"
+    return True, f"compiled: that takes a minute or more before the first step, which {run} earn back"
 
 
 @contextlib.contextmanager

@@ -3,9 +3,9 @@
     python scripts/gpu_speed.py --out speed.json --seconds 90
 
 For the default net at 64 and 32 pixels and for DDPM's at 32: *training*, a whole step of `Learner` on a batch that is
-on the device (noise, forward, backward, clipping, AdamW, the average of the weights), and *forward*, the net alone with
-weights that do not change. Each in bf16 and float32 (products of which are TF32's on CUDA), channels last and NCHW,
-eager and compiled. Beside them
+on the device (noise, forward, backward, clipping, the optimizer, the average of the weights), replayed from CUDA graphs
+where that is possible, and *forward*, the net alone with weights that do not change. Each in bf16 and float32 (products
+of which are TF32's on CUDA), channels last and NCHW, eager and compiled. Beside them
 
 - diffusers: its UNet2DModel with the weights of DDPM's net, a step being noise, forward, backward, clipping and AdamW
   as in its train_unconditional.py without the average;
@@ -99,7 +99,7 @@ class Bench:
     """
 
     def __init__(self, device: str | None, tiny: bool) -> None:
-        self.how = compute.choose(device)
+        self.how = nets.with_kernels(compute.choose(device))  # as longer runs have them
         self.runs, self.least = (1, 0.0) if tiny else (RUNS, LEAST)
         self.configs = {name: self._config(*each, tiny) for name, each in NETS.items()}
 

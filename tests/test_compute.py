@@ -242,3 +242,24 @@ def test_a_device_that_is_not_there_is_refused():
     for name in ("cuda:99", "meta", "tpu"):
         with pytest.raises(UsageError, match=f"--device '{name}' cannot be used"):
             compute.find_device(name)
+
+
+@pytest.mark.parametrize(
+    ("device", "steps", "minutes", "deterministic", "pays", "why"),
+    [
+        ("cpu", 10**6, 600, False, False, "not compiled: on cpu only where asked for"),
+        ("cuda", 10**6, 600, True, False, "--train.deterministic is on"),
+        ("cuda", 49_999, None, False, False, "pays from about 50,000 steps on"),
+        ("cuda", 50_000, None, False, True, "which 50,000 steps earn back"),
+        # Small nets make so many steps in a few minutes, of which compiling would take one.
+        ("cuda", 10**6, 19, False, False, "pays from about 20 minutes on"),
+        ("cuda", 10, 20, False, True, "which 20 minutes earn back"),
+    ],
+)
+def test_long_runs_on_cuda_are_compiled(monkeypatch, device, steps, minutes, deterministic, pays, why):
+    monkeypatch.setattr(compute.importlib.util, "find_spec", lambda name: object())
+    found = compute.pays_to_compile(compute.Compute(torch.device(device)), steps, minutes, deterministic)
+    assert found[0] is pays
+    assert why in found[1]
+    monkeypatch.setattr(compute.importlib.util, "find_spec", lambda name: None)
+    assert not compute.pays_to_compile(compute.Compute(torch.device(device)), steps, minutes, deterministic)[0]

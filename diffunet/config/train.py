@@ -64,8 +64,8 @@ class TrainConfig(Section):
     """Number format of convolutions and products. auto is bf16 where the device has it, else fp16 (with a loss scale)
     on NVIDIA GPUs that are fast in it, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Whether the net is compiled, which takes minutes at the start. auto does so on CUDA where the run is long
-    enough."""
+    """Whether the net is compiled, which takes a minute or more at the start. auto does so on CUDA where the run is
+    long enough."""
     kernels: Literal["auto", "on", "off"] = "auto"
     """Whether kernels of diffunet's own are used, built by a C++ compiler or, on CUDA, by Triton. auto does so where
     they are faster in a trial."""

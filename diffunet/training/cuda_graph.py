@@ -1,14 +1,16 @@
-"""A pass through the net and back, recorded once as a CUDA graph and replayed at every step.
+"""What a step computes on the GPU, recorded once as CUDA graphs and replayed at every step.
 
 A small net is a thousand short kernels. Python and torch take longer to launch them one by one than a GPU takes to run
 them: on an H200, with kernels of our own, a step of 128 images at 64 pixels took 25 ms of the GPU and 61 ms in all.
 A replayed graph launches all of them at once. It computes the same numbers with the same kernels, from the tensors that
-it was recorded with: so images, noise and labels are copied into these first. A graph is used only where it gives the
-gradients that the pass gives without it.
+it was recorded with: so images, noise and labels are copied into these first. There is a graph of the pass through the
+net and back, and one of the update of the weights: Muon alone launches hundreds of kernels. A graph is used only where
+it gives what its function gives without it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +23,17 @@ from diffunet.training.batches import Batch
 Pass = Callable[[Batch, Tensor], Tensor]
 """(batch on the device, noise [b C H W]) -> the loss of each image, [b]; the parameters then have their gradients."""
 
+Update = Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, ...]]
+"""(loss [], the gradients of all parameters) -> tensors that say what came of it; weights and moments are then changed,
+unless the loss is not finite."""
+
 CLOSE = 1e-2
 """The most by which gradients may differ, as a share of their norm: the order of sums in bfloat16 may be another."""
 
 WARMUPS = 3
-"""Passes before recording, which allocate what libraries keep, and build kernels."""
+"""Calls before recording, which allocate what libraries keep, and build kernels."""
+
+T = TypeVar("T")
 
 
 def reason_against(config: Config, how: Compute, processes: int) -> str | None:
@@ -44,6 +52,32 @@ def reason_against(config: Config, how: Compute, processes: int) -> str | None:
     return None
 
 
+def graph_of(run: Callable[[], T], forget: Callable[[], None]) -> tuple[torch.cuda.CUDAGraph, T]:
+    """Return the graph of `run`, and the tensors that it returned, which every replay overwrites.
+
+    `run` is called some times before; `forget` is called after each.
+    """
+    current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        for _ in range(WARMUPS):
+            run()
+            forget()
+    current.wait_stream(side)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()  # the graph has memory of its own
+    graph = torch.cuda.CUDAGraph()
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    before = generator.clone_state()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            result = run()
+    except BaseException:  # the generator's own state would wait for a recording to end
+        generator.graphsafe_set_state(before.graphsafe_get_state())
+        raise
+    return graph, result
+
+
 class Recorded:
     """A pass that is replayed, called like the pass itself; its result is overwritten by the next call.
 
@@ -55,24 +89,7 @@ class Recorded:
 
     def __init__(self, run: Pass, parameters: Sequence[nn.Parameter], batch: Batch, noise: Tensor) -> None:
         self._batch, self._noise = _copied(batch), noise.clone()
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            for _ in range(WARMUPS):
-                run(self._batch, self._noise)
-                forget(parameters)
-        current.wait_stream(side)
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # the graph has memory of its own
-        self._graph = torch.cuda.CUDAGraph()
-        generator = torch.cuda.default_generators[torch.cuda.current_device()]
-        before = generator.clone_state()
-        try:
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._losses = run(self._batch, self._noise)
-        except BaseException:  # the generator's own state would wait for a recording to end
-            generator.graphsafe_set_state(before.graphsafe_get_state())
-            raise
+        self._graph, self._losses = graph_of(lambda: run(self._batch, self._noise), lambda: forget(parameters))
         self._gradients = [(each, each.grad) for each in parameters if each.grad is not None]
         forget(parameters)
 
@@ -87,6 +104,28 @@ class Recorded:
         return self._losses
 
 
+class RecordedUpdate:
+    """An update that is replayed, called like the update itself; its result is overwritten by the next call.
+
+    Args:
+        run: the update, which waits for nothing and reads nothing back from the device.
+        parameters: those that it changes.
+    """
+
+    def __init__(self, run: Update, parameters: Sequence[nn.Parameter]) -> None:
+        self._gradients = [torch.zeros_like(each) for each in parameters]
+        self._loss = self._gradients[0].new_full((), torch.nan)  # so that the calls before recording change nothing
+        self._graph, self._result = graph_of(lambda: run(self._loss, self._gradients), lambda: forget(parameters))
+        forget(parameters)
+
+    def __call__(self, loss: Tensor, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Do the update. The gradients may be overwritten by it."""
+        self._loss.copy_(loss)
+        torch._foreach_copy_(self._gradients, list(gradients))
+        self._graph.replay()
+        return self._result
+
+
 def recorded(run: Pass, net: nn.Module, batch: Batch, noise: Tensor, seed: Callable[[], None]) -> Recorded:
     """Return the pass, recorded, if it gives the same losses and gradients as the pass itself.
 
@@ -96,7 +135,7 @@ def recorded(run: Pass, net: nn.Module, batch: Batch, noise: Tensor, seed: Calla
         seed: called before a pass, so that dropout is the same.
 
     Raises:
-        RuntimeError: it gives others.
+        RuntimeError: it gives others, or some parameters get no gradient.
     """
     parameters = list(net.parameters())
     with filled(parameters):
@@ -107,11 +146,44 @@ def recorded(run: Pass, net: nn.Module, batch: Batch, noise: Tensor, seed: Calla
             for each in (run, graph):
                 seed()
                 losses = each(other, noisy)
-                found.append([losses.detach().clone(), *(p.grad.clone() for p in parameters if p.grad is not None)])
+                gradients = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
+                if len(gradients) < len(parameters):  # an update is recorded with the gradients of all
+                    raise RuntimeError("some weights have no gradient")
+                found.append([losses.detach().clone(), *gradients])
                 forget(parameters)
             for off in _differences(*found):
                 if not off <= CLOSE:  # true for NaN, too
                     raise RuntimeError(f"replayed gradients are off by {off:.1e} of their norm")
+    return graph
+
+
+def recorded_update(
+    run: Update, parameters: Sequence[nn.Parameter], moments: Callable[[], Sequence[Tensor]]
+) -> RecordedUpdate:
+    """Return the update, recorded, if it changes weights and moments as the update itself does.
+
+    Args:
+        run, parameters: as for `RecordedUpdate`.
+        moments: returns what the update changes beside the parameters; the tensors are there after its first call.
+
+    Raises:
+        RuntimeError: it changes them otherwise.
+    """
+    graph = RecordedUpdate(run, parameters)
+    changed = [*parameters, *moments()]
+    before = [each.detach().clone() for each in changed]
+    generator, found = torch.Generator(before[0].device), []
+    with torch.no_grad():
+        for each in (run, graph):
+            generator.manual_seed(0)
+            gradients = [torch.empty_like(p).normal_(generator=generator) for p in parameters]
+            each(before[0].new_ones(()), gradients)
+            forget(parameters)
+            found.append([after - earlier for after, earlier in zip(changed, before, strict=True)])
+            torch._foreach_copy_(changed, before)
+    for true, mine in zip(*found, strict=True):
+        if not float((mine - true).norm()) <= CLOSE * float(true.norm()):  # true for NaN, too
+            raise RuntimeError("a replayed update changes the weights otherwise")
     return graph
 
 

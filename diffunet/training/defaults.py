@@ -110,7 +110,7 @@ def resolve(
         config = _filled(_passes(config, how, batch, processes, free, net), "train", learning_rate=rate_for(config))
     config = _looked_at(config, steps, held_out)
     if config.train.compile == "auto":
-        compiled, _ = compute.pays_to_compile(how, steps, config.train.deterministic)
+        compiled, _ = compute.pays_to_compile(how, steps, config.train.minutes, config.train.deterministic)
         config = config.changed("train", compile="on" if compiled else "off")
     return config
 

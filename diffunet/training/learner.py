@@ -74,7 +74,10 @@ class Learner:
         self.alone = DenoisingLoss(denoiser, build.weighting(config), loss).train()
         self.model: nn.Module = self.alone if processes is None else processes.prepare(self.alone)
         self.parts = parts.count(config, how, ours=type(net) is UNet and loss is None, alone=self.many == 1)
+        # On CUDA the rate is on the device, where an update that is replayed finds each step's.
+        self.rate = torch.zeros((), device=how.device) if how.device.type == "cuda" else None
         self.recorded: dict[torch.Size, cuda_graph.Recorded] = {}  # by the shape of the noise
+        self.recorded_update: cuda_graph.RecordedUpdate | None = None
 
     def load(self, checkpoint: Path, state: dict[str, Any]) -> None:
         """Go on from a checkpoint, whose plain values are `state`; raise CheckpointError if it is of another net."""
@@ -84,9 +87,7 @@ class Learner:
     def step(self, step: int, passes: Sequence[Batch]) -> Outcome:
         """Learn from the passes of this process in one optimizer step."""
         t, device = self.config.train, self.how.device
-        for optimizer in self.state.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate(t, step)
+        self._set_rate(rate(t, step))
         rank = 0 if self.processes is None else self.processes.process_index
 
         shape = self.shape
@@ -105,20 +106,21 @@ class Learner:
             levels = torch.bucketize(batch.sigma, self.noise)
             by_noise.index_add_(1, levels, torch.stack([losses.float(), torch.ones_like(batch.sigma)]))
 
-        # A step with anything that is not finite, on any process, changes nothing.
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients) / self.scale.value
-        torch._foreach_mul_(gradients, (t.clip / (norm + 1e-6)).clamp(max=1.0) / self.scale.value)
-        spoilt = torch.stack([~loss.isfinite(), ~norm.isfinite()]).float()
-        if self.processes is not None and self.many > 1:
-            spoilt = self.processes.reduce(spoilt)
-        skipped = spoilt.sum() > 0
-        overflow = skipped & (spoilt[0] == 0) & self.scale.may_shrink
-        self._apply(skipped.float())
+        norm, skipped, overflow = (self.recorded_update or self._update)(loss, gradients)
+        self._forget_gradients()
         self.scale.update(overflow, skipped)
         for average in self.state.averages:
             average.update()
-        return Outcome(loss, norm, (skipped & ~overflow).float(), overflow.float(), by_noise)
+        return Outcome(loss, norm.clone(), (skipped & ~overflow).float(), overflow.float(), by_noise)
+
+    def _set_rate(self, value: float) -> None:
+        """Let the optimizers have this learning rate."""
+        if self.rate is not None:
+            self.rate.fill_(value)
+        for optimizer in self.state.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = value if self.rate is None else self.rate
 
     @property
     def many(self) -> int:
@@ -154,17 +156,43 @@ class Learner:
         with self.how.autocast():
             return model(x0, noise, batch.sigma, batch.label, keep, batch.augment)
 
-    def _apply(self, skipped: Tensor) -> None:
-        """Let the optimizers change the weights, unless `skipped` [] is 1."""
+    def _update(self, loss: Tensor, gradients: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Clip the gradients of all parameters that have one, in place, and let the optimizers change the weights.
+
+        A step with anything that is not finite, on any process, changes nothing.
+
+        Returns:
+            The norm of the gradient; whether the step is skipped; and whether it is as float16's scale is too large.
+        """
+        norm = nn.utils.get_total_norm(gradients) / self.scale.value
+        torch._foreach_mul_(list(gradients), (self.config.train.clip / (norm + 1e-6)).clamp(max=1.0) / self.scale.value)
+        spoilt = torch.stack([~loss.isfinite(), ~norm.isfinite()]).float()
+        if self.processes is not None and self.many > 1:
+            spoilt = self.processes.reduce(spoilt)
+        skipped = spoilt.sum() > 0
+        overflow = skipped & (spoilt[0] == 0) & self.scale.may_shrink
         learns = self.skips_by_itself or not skipped.item()
         for optimizer in self.state.optimizers:
-            optimizer.found_inf = skipped  # type: ignore[attr-defined]  # they change nothing where it is 1
+            optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]  # they change nothing where it is 1
             if learns:
                 optimizer.step()
-            optimizer.zero_grad()
+        return norm, skipped, overflow
+
+    def _recordable(self, loss: Tensor, gradients: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Do `_update` with these gradients of all parameters, in a way that torch lets be recorded."""
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        groups = [group for optimizer in self.state.optimizers for group in optimizer.param_groups]
+        recording = self.how.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        for group in groups:  # fused AdamW can be recorded, but torch asks whether that is meant
+            group["capturable"] = recording
+        result = self._update(loss, gradients)
+        for group in groups:
+            group["capturable"] = False
+        return result
 
     def record(self, batch: int, *, own: bool = False) -> str | None:
-        """Record the passes of `batch` images as CUDA graphs, see cuda_graph.py; nothing is learned.
+        """Record the passes of `batch` images and the update as CUDA graphs, see cuda_graph.py; nothing is learned.
 
         Returns:
             Why they cannot be recorded, in which case all is as it was, or None. `own` says that the net or the loss is
@@ -180,6 +208,8 @@ class Learner:
                 recorded[noise.shape] = cuda_graph.recorded(
                     self._pass, self.state.net, trial, noise, lambda: draws.seed_global(self.how.device, 0)
                 )
+            self._set_rate(1e-3)  # any but 0 shows whether an update is as it should be
+            update = cuda_graph.recorded_update(self._recordable, self.parameters, self.state.moments)
         except Exception as error:  # torch raises what it likes where something cannot be recorded
             recorded.clear()
             self._forget_gradients()
@@ -187,7 +217,7 @@ class Learner:
                 raise
             compute.give_back(error if compute.is_out_of_memory(error) else None)
             return compute.first_line(error)
-        self.recorded = recorded
+        self.recorded, self.recorded_update = recorded, update
         return None
 
     def _forget_gradients(self) -> None:

@@ -22,7 +22,7 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
         yield gpu_is_idle
     many = f" x {processes} processes" if processes > 1 else ""
     yield f"device: {compute.describe(how.device)}{many}; precision: {how.precision} ({how.why})"
-    pays, why = compute.pays_to_compile(how, steps, t.deterministic)
+    pays, why = compute.pays_to_compile(how, steps, t.minutes, t.deterministic)
     if t.compile == "on" or how.device.type == "cuda":
         as_asked = "compiled, as asked" if t.compile == "on" else "not compiled, as asked, or as it could not be"
         yield f"the net is {why if pays == (t.compile == 'on') else as_asked}"

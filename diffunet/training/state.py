@@ -43,6 +43,11 @@ class State:
         content = {"model": self.net.state_dict(), "ema": self.ema.net.state_dict(), "optimizer": moments}
         return content | ({"power": power} if power else {})
 
+    def moments(self) -> list[Tensor]:
+        """Return the tensors of the optimizers, none before the first step."""
+        kept = (state for optimizer in self.optimizers for state in optimizer.state.values())
+        return [tensor for state in kept for tensor in state.values()]
+
     @torch.no_grad()
     def finite(self) -> bool:
         """Return whether all numbers are finite; this waits for the device."""

@@ -77,12 +77,10 @@ def resolved(name: str, size: int, how: Compute, *, tiny: bool = False, images: 
 def with_kernels(how: Compute) -> Compute:
     """Return `how` with kernels of diffunet's own, where this machine can have them; longer runs train so."""
     try:
-        if how.device.type == "cpu":
-            kernels.ready(how.device)
-            return replace(how, native=True)
+        kernels.ready(how.device)
     except Unavailable:
-        pass
-    return how
+        return how
+    return replace(how, native=True)
 
 
 def plain_torch(how: Compute) -> Compute:
@@ -167,7 +165,7 @@ def tolerance(how: Compute) -> float:
 
 
 def ours(config: Config, how: Compute, learn: bool, folder: Path) -> tuple[Once, Row]:
-    """Return a whole step of `Learner`, or an answer of diffunet's net."""
+    """Return a whole step of `Learner`, as runs have it: replayed where that is possible; or an answer of the net."""
     denoiser = model(config)
     how.prepare(denoiser, frozen=not learn)
     net = denoiser.net.requires_grad_(learn)
@@ -175,6 +173,8 @@ def ours(config: Config, how: Compute, learn: bool, folder: Path) -> tuple[Once,
     if learn:
         learner = Learner(config, denoiser, how)
         how.compile(net)
+        if how.device.type == "cuda":
+            facts |= {"replayed": learner.record(batch_of(config)) is None}
         batch = learner.imagined(batch_of(config))
         return lambda: learner.step(0, [batch]), facts
     how.compile(net)

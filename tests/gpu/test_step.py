@@ -163,9 +163,11 @@ def test_queries_that_are_normalised_are_fused_too(device, learner_of, monkeypat
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("kind", ["plain", "inpaint", "variance", "dropout", "half"])
+@pytest.mark.parametrize("kind", ["plain", "inpaint", "variance", "dropout", "half", "adamw"])
 def test_a_recorded_step_learns_the_same(cuda, config_of, learner_of, precision, kind):
-    config = config_of("plain" if kind in ("dropout", "half") else kind)
+    config = config_of("plain" if kind in ("dropout", "half", "adamw") else kind)
+    if kind == "adamw":
+        config = config.changed("train", optimizer="adamw")
     if kind == "dropout":
         config = config.changed("model", dropout=0.3)
     if kind == "half":
@@ -179,9 +181,10 @@ def test_a_recorded_step_learns_the_same(cuda, config_of, learner_of, precision,
                 assert len(learns.recorded) == (2 if kind == "half" else 1)
             batch = learns.imagined(6)
             for step in range(6):
-                noisy = replace(batch, sigma=batch.sigma * (0.2 + step))
+                noisy = replace(batch, sigma=batch.sigma * (math.nan if step == 4 else 0.2 + step))
                 with no_wait(cuda) if step else contextlib.nullcontext():
                     outcome = learns.step(step, [noisy])
+                assert outcome.bad == (step == 4)
             found.append({"loss": outcome.loss, **contents(learns)})
     different = [name for name, tensor in found[0].items() if not torch.equal(tensor, found[1][name])]
     assert different == []

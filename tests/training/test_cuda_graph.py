@@ -37,9 +37,28 @@ class StandIn(cuda_graph.Recorded):
         cuda_graph.forget(self._parameters)
 
 
+def graph_of(run, forget):
+    """As `cuda_graph.graph_of` for an update: calls the function again, and overwrites its first results."""
+    run()
+    forget()
+    result = tuple(each.clone() for each in run())
+
+    class Graph:
+        replays = 0
+
+        def replay(self):
+            self.replays += 1
+            for kept, new in zip(result, run(), strict=True):
+                kept.copy_(new)
+            forget()
+
+    return Graph(), result
+
+
 @pytest.fixture
 def stand_in(monkeypatch):
     monkeypatch.setattr(cuda_graph, "Recorded", StandIn)
+    monkeypatch.setattr(cuda_graph, "graph_of", graph_of)
     monkeypatch.setattr(cuda_graph, "reason_against", lambda *_: None)
 
 
@@ -71,24 +90,29 @@ def batches(learns, count):
         {"model": {"dropout": 0.3}},
         {"diffusion": {"task": "inpaint", "learned_uncertainty": True}, "data": {"augment": 0.5}},
         {"data": {"image_size": 16}, "train": {"half_size": 0.5, "half_size_until": 3}},
+        {"train": {"optimizer": "adamw"}},
     ],
-    ids=["dropout", "inpaint", "half"],
+    ids=["dropout", "inpaint", "half", "adamw"],
 )
 def test_replayed_steps_learn_the_same(stand_in, sections):
     plain, replayed = learner(**sections), learner(**sections)
     before = {name: tensor.clone() for name, tensor in replayed.state.net.state_dict().items()}
     assert replayed.record(replayed.batch_size) is None
-    assert len(replayed.recorded) == (2 if "train" in sections else 1)
+    assert len(replayed.recorded) == (2 if "half_size" in sections.get("train", {}) else 1)
+    updates = replayed.recorded_update._graph.replays
     assert all(torch.equal(tensor, before[name]) for name, tensor in replayed.state.net.state_dict().items())
     assert all(parameter.grad is None for parameter in replayed.parameters)
     tried = {graph: graph.replays for graph in replayed.recorded.values()}
     for step, batch in enumerate(batches(plain, 6)):
-        outcomes = [each.step(step, [batch]) for each in (plain, replayed)]
-        assert torch.equal(outcomes[0].loss, outcomes[1].loss)
-        assert torch.equal(outcomes[0].by_noise, outcomes[1].by_noise)
+        spoilt = replace(batch, sigma=batch.sigma * (torch.nan if step == 2 else 1))  # which nothing is learned from
+        first, second = (each.step(step, [spoilt]) for each in (plain, replayed))
+        assert all(torch.equal(a, b) or (a.isnan() & b.isnan()).any() for a, b in zip(first, second, strict=True))
+        assert second.bad == (step == 2)
     assert sum(graph.replays - before for graph, before in tried.items()) == 6
-    mine, true = (each.state.net.state_dict() for each in (replayed, plain))
-    assert all(torch.equal(mine[name], tensor) for name, tensor in true.items())
+    assert replayed.recorded_update._graph.replays - updates == 6
+    mine, true = ({**each.state.tensors()["model"], **each.state.tensors()["optimizer"]} for each in (replayed, plain))
+    assert len(true) > 2 * len(before)
+    assert [name for name, tensor in true.items() if not torch.equal(mine[name], tensor)] == []
     assert not all(torch.equal(mine[name], before[name]) for name in before)
 
 
@@ -114,6 +138,31 @@ def test_a_recording_that_gives_other_gradients_is_not_used(stand_in, monkeypatc
     assert learns.record(learns.batch_size).startswith("replayed gradients are off by")
     assert learns.recorded == {}
     assert all(torch.equal(tensor, before[name]) for name, tensor in learns.state.net.state_dict().items())
+    assert all(parameter.grad is None for parameter in learns.parameters)
+
+
+@pytest.mark.parametrize("lost", ["loss", "gradients", "half", "moments", "not finite"])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_recording_that_updates_otherwise_is_not_used(stand_in, monkeypatch, lost, optimizer):
+    replay = cuda_graph.RecordedUpdate.__call__
+
+    def call(self, loss, gradients):
+        if lost == "moments":
+            learns.state.moments()[-1].add_(1)
+        given = torch.full_like(loss, torch.nan) if lost == "loss" else loss
+        factor = {"gradients": 0, "half": 1, "not finite": torch.nan}.get(lost, 1)
+        half = len(gradients) // 2 if lost == "half" else 0
+        changed = [each * (factor if n >= half else -1) for n, each in enumerate(gradients)]
+        return replay(self, given, changed)
+
+    monkeypatch.setattr(cuda_graph.RecordedUpdate, "__call__", call)
+    learns = learner(train={"optimizer": optimizer})
+    before = {name: tensor.clone() for name, tensor in learns.state.net.state_dict().items()}
+    assert learns.record(learns.batch_size) == "a replayed update changes the weights otherwise"
+    assert learns.recorded == {}
+    assert learns.recorded_update is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learns.state.net.state_dict().items())
+    assert not any(tensor.any() for tensor in learns.state.moments())
     assert all(parameter.grad is None for parameter in learns.parameters)
 
 
