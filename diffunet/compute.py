@@ -34,8 +34,7 @@ RESERVE = 0.1
 
 COMPILING_PAYS, COMPILING_PAYS_MINUTES = 50_000, 20
 """The training steps, or where a run has its minutes instead these, from which on `torch.compile` is worth its wait on
-CUDA. On an H200 it took 66 s for a net of 10 M parameters at 32 pixels, whose steps, of 19 ms and replayed from a CUDA
-graph, were then 1.04 to 1.24 times as fast (samples/gpu.md)."""
+CUDA. On an H200 it took 66 s, and made replayed steps 1.04 to 1.24 times as fast (samples/gpu.md)."""
 
 SHAPES = 64
 """The number of input shapes for which a net is compiled; past torch's own limit of 8 a net silently runs plain."""

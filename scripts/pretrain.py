@@ -39,7 +39,7 @@ OPTIONS: dict[str, list[object]] = {
     "--image-size": [64], "--task": ["inpaint"], "--classes": [], "--data.labels": ["TABLE:group"],
     "--data.group": ["TABLE:family"], "--data.balance-groups": [], "--data.augment": [0.12], "--data.all-hole": [0.5],
     "--model.channels": [64], "--model.num-blocks": [1], "--model.multipliers": [1, 2, 2, 2], "--batch-size": [128],
-    "--train.optimizer": ["muon"], "--train.learning-rate": [2e-3], "--train.half-size": [0.3], "--train.compile": ["off"], "--train.previews": [0],
+    "--train.learning-rate": [1e-3], "--train.half-size": [0.3], "--train.compile": ["off"], "--train.previews": [0],
     "--train.ema-every": [0],
 }  # fmt: skip
 """Of `diffunet train`. TABLE names the table of groups."""

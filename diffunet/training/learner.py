@@ -186,10 +186,11 @@ class Learner:
         recording = self.how.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         for group in groups:  # fused AdamW can be recorded, but torch asks whether that is meant
             group["capturable"] = recording
-        result = self._update(loss, gradients)
-        for group in groups:
-            group["capturable"] = False
-        return result
+        try:
+            return self._update(loss, gradients)
+        finally:
+            for group in groups:
+                group["capturable"] = False
 
     def record(self, batch: int, *, own: bool = False) -> str | None:
         """Record the passes of `batch` images and the update as CUDA graphs, see cuda_graph.py; nothing is learned.
