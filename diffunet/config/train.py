@@ -28,7 +28,8 @@ class TrainConfig(Section):
     """Parts of a pass that a CPU computes at once, each with its share of the threads, for diffunet's own UNet and loss
     in one process. If not given, they are what is fastest in a trial, or 1 with --steps."""
     learning_rate: Rate | None = None
-    """Learning rate between warm-up and cool-down. If not given, it is what suits the width of the net."""
+    """Learning rate between warm-up and cool-down. If not given, it is what suits the width of the net and
+    the length of the run."""
     warmup: Count | None = None
     """Steps over which the learning rate rises from 0. If not given, they are 3% of the run, at least 20 and at most
     500."""

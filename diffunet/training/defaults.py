@@ -34,6 +34,10 @@ ROUND = 8
 RATES, LEAST_RATE = {"adamw": {64: 2e-3, 128: 1e-3}, "muon": {64: 4e-3, 128: 1e-3}}, 5e-4
 """The learning rate of each optimizer for nets of up to so many channels, and for wider ones; see samples/recipe.md."""
 
+MUON_STEPS, MUON_LEAST = 1_500, 1e-3
+"""The steps up to which Muon has that rate. In longer runs it falls as one over the root of their number, to the second
+value: at a rate that is too high a run learns no more until its cool-down; see samples/recipe.md."""
+
 WARMUP, LEAST_WARMUP, MOST_WARMUP, COOLDOWN = 0.03, 20, 500, 0.4
 """The shares of a run over which the learning rate rises and falls, and the fewest and the most steps of its rise."""
 
@@ -107,7 +111,9 @@ def resolve(
         few = large and how.fits(lambda n: training_bytes(plain, how, n, net), most=FEW, free=free) < FEW
         config = config.changed("model", checkpointing=few)
     if isinstance(batch := config.train.batch_size, int):
-        config = _filled(_passes(config, how, batch, processes, free, net), "train", learning_rate=rate_for(config))
+        config = _filled(
+            _passes(config, how, batch, processes, free, net), "train", learning_rate=rate_for(config, steps)
+        )
     config = _looked_at(config, steps, held_out)
     if config.train.compile == "auto":
         compiled, _ = compute.pays_to_compile(how, steps, config.train.minutes, config.train.deterministic)
@@ -186,18 +192,21 @@ def _filled(config: Config, section: str, **values: Any) -> Config:
     return config.changed(section, **{name: value for name, value in values.items() if getattr(chosen, name) is None})
 
 
-def after_trial(config: Config, fits: int, processes: int) -> Config:
-    """Return `config`, whose batch size was "auto", once it is known how many images fit one pass."""
+def after_trial(config: Config, fits: int, processes: int, steps: int) -> Config:
+    """Return `config` of so many steps, whose batch size was "auto", once it is known how many images fit one pass."""
     passes = config.train.grad_accumulation or 1
     batch = fits * processes * passes
-    config = _filled(config, "train", learning_rate=rate_for(config))
+    config = _filled(config, "train", learning_rate=rate_for(config, steps))
     return config.changed("train", batch_size=batch, grad_accumulation=passes)
 
 
-def rate_for(config: Config) -> float:
-    """Return the learning rate for the net of a config, whose channels are chosen."""
+def rate_for(config: Config, steps: int) -> float:
+    """Return the learning rate for the net of a config, whose channels are chosen, in a run of so many steps."""
     rates = RATES[config.train.optimizer or "adamw"]
-    return next((rate for limit, rate in rates.items() if (config.model.channels or 0) <= limit), LEAST_RATE)
+    rate = next((rate for limit, rate in rates.items() if (config.model.channels or 0) <= limit), LEAST_RATE)
+    if config.train.optimizer != "muon" or steps <= MUON_STEPS:
+        return rate
+    return max(min(rate, MUON_LEAST), float(f"{rate * math.sqrt(MUON_STEPS / steps):.2g}"))
 
 
 def stored_every(config: Config, steps: int, net: build.NetFactory = build.net) -> int:

@@ -219,7 +219,7 @@ def _ready(
         memory.refuse_what_cannot_fit(config, how, net)
         if config.train.batch_size == "auto":
             fits = processes.smallest(memory.images_per_pass(config, how, free, loss, net), joined)
-            config = defaults.after_trial(config, fits, joined.num_processes)
+            config = defaults.after_trial(config, fits, joined.num_processes, expected or 1)
             if timed:  # its steps were counted for the batch that is chosen without a trial
                 plain, found = resolved(asked.changed("train", batch_size=None)).train, config.train
                 assert isinstance(plain.batch_size, int), "it is resolved"

@@ -228,12 +228,28 @@ def test_the_rate_is_by_the_width_of_the_net_and_what_is_said_stands():
         config = sized(64, **COUNTED).changed("model", channels=channels)
         assert resolved(config).train.learning_rate == muon
         assert resolved(config.changed("train", optimizer="adamw")).train.learning_rate == adamw
+        long = resolved(config.changed("train", optimizer="adamw", steps=10**6)).train
+        assert long.learning_rate == adamw
     said = resolved(sized(64, learning_rate=1e-5, grad_accumulation=4, batch_size=64)).train
     assert (said.learning_rate, said.grad_accumulation, said.batch_size) == (1e-5, 4, 64)
     narrow = sized(64, batch_size="auto").changed("model", channels=32)
     assert (
-        defaults.after_trial(narrow, 8, processes=4).train.learning_rate == 2e-3
+        defaults.after_trial(narrow, 8, processes=4, steps=10**6).train.learning_rate == 2e-3
     )  # AdamW's, as nothing is resolved yet
+
+
+@pytest.mark.parametrize(
+    ("channels", "steps", "rate"),
+    [
+        (32, 1_500, 4e-3), (32, 3_000, 2.8e-3), (64, 6_000, 2e-3), (64, 24_000, 1e-3), (64, 10**6, 1e-3),
+        (128, 10**6, 1e-3), (192, 10**6, 5e-4),
+    ],
+)  # fmt: skip
+def test_muon_s_rate_is_lower_in_long_runs(channels, steps, rate):
+    config = sized(64, **COUNTED).changed("model", channels=channels)
+    assert resolved(config.changed("train", steps=steps)).train.learning_rate == rate
+    timed = config.changed("train", steps=None, minutes=600)  # whose number of steps is only expected
+    assert resolved(timed, expected=steps).train.learning_rate == rate
 
 
 def test_a_batch_that_processes_and_passes_do_not_divide():
