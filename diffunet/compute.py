@@ -32,9 +32,9 @@ SAMPLING_WORTH, SMALL = {"cuda": 256, "mps": 32, "cpu": 16}, 64
 RESERVE = 0.1
 """The share of free memory that is left to the allocator, which wastes some between blocks, and to libraries."""
 
-COMPILING_PAYS, COMPILING_PAYS_MINUTES = 50_000, 20
-"""The training steps, or where a run has its minutes instead these, from which on `torch.compile` is worth its wait on
-CUDA. On an H200 it took 66 s, and made replayed steps 1.04 to 1.24 times as fast (samples/gpu.md)."""
+COMPILING_PAYS, COMPILING_PAYS_MINUTES = 20_000, 20
+"""The training steps, or the minutes where a run has minutes, from which on `torch.compile` is worth its wait on CUDA.
+On an H200 it took 66 s, and made replayed steps 1.04 to 1.24 times as fast (samples/gpu.md)."""
 
 SHAPES = 64
 """The number of input shapes for which a net is compiled; past torch's own limit of 8 a net silently runs plain."""

@@ -113,6 +113,7 @@ class Bench:
     def row(self, case: Case) -> dict[str, Any]:
         """The figures of a case, or why there are none."""
         how = replace(self.how, precision=case.precision, channels_last=case.channels_last, compiled=case.compiled)
+        how = replace(how, native=how.native and not case.compiled)  # no run has both
         config = self.configs[case.net]
         found: dict[str, Any] = asdict(case) | {"batch": nets.batch_of(config)}
         cuda = how.device.type == "cuda"

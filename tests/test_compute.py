@@ -249,8 +249,8 @@ def test_a_device_that_is_not_there_is_refused():
     [
         ("cpu", 10**6, 600, False, False, "not compiled: on cpu only where asked for"),
         ("cuda", 10**6, 600, True, False, "--train.deterministic is on"),
-        ("cuda", 49_999, None, False, False, "pays from about 50,000 steps on"),
-        ("cuda", 50_000, None, False, True, "which 50,000 steps earn back"),
+        ("cuda", 19_999, None, False, False, "pays from about 20,000 steps on"),
+        ("cuda", 20_000, None, False, True, "which 20,000 steps earn back"),
         # Small nets make so many steps in a few minutes, of which compiling would take one.
         ("cuda", 10**6, 19, False, False, "pays from about 20 minutes on"),
         ("cuda", 10, 20, False, True, "which 20 minutes earn back"),

@@ -105,12 +105,7 @@ class Recorded:
 
 
 class RecordedUpdate:
-    """An update that is replayed, called like the update itself; its result is overwritten by the next call.
-
-    Args:
-        run: the update, which waits for nothing and reads nothing back from the device.
-        parameters: those that it changes.
-    """
+    """An update `run` of `parameters` that is replayed, and called like it; the next call overwrites its result."""
 
     def __init__(self, run: Update, parameters: Sequence[nn.Parameter]) -> None:
         self._gradients = [torch.zeros_like(each) for each in parameters]
@@ -158,18 +153,20 @@ def recorded(run: Pass, net: nn.Module, batch: Batch, noise: Tensor, seed: Calla
 
 
 def recorded_update(
-    run: Update, parameters: Sequence[nn.Parameter], moments: Callable[[], Sequence[Tensor]]
+    run: Update, parameters: Sequence[nn.Parameter], moments: Callable[[], Sequence[Tensor]], vary: Callable[[], None]
 ) -> RecordedUpdate:
     """Return the update, recorded, if it changes weights and moments as the update itself does.
 
     Args:
-        run, parameters: as for `RecordedUpdate`.
+        run, parameters: the update, which reads nothing back from the device, and what it changes.
         moments: returns what the update changes beside the parameters; the tensors are there after its first call.
+        vary: called once it is recorded; changes the learning rate, which a replay must read anew.
 
     Raises:
         RuntimeError: it changes them otherwise.
     """
     graph = RecordedUpdate(run, parameters)
+    vary()
     changed = [*parameters, *moments()]
     before = [each.detach().clone() for each in changed]
     generator, found = torch.Generator(before[0].device), []
@@ -177,10 +174,12 @@ def recorded_update(
         for each in (run, graph):
             generator.manual_seed(0)
             gradients = [torch.empty_like(p).normal_(generator=generator) for p in parameters]
-            each(before[0].new_ones(()), gradients)
-            forget(parameters)
-            found.append([after - earlier for after, earlier in zip(changed, before, strict=True)])
-            torch._foreach_copy_(changed, before)
+            try:
+                each(before[0].new_ones(()), gradients)
+                found.append([after - earlier for after, earlier in zip(changed, before, strict=True)])
+            finally:
+                forget(parameters)
+                torch._foreach_copy_(changed, before)
     for true, mine in zip(*found, strict=True):
         if not float((mine - true).norm()) <= CLOSE * float(true.norm()):  # true for NaN, too
             raise RuntimeError("a replayed update changes the weights otherwise")

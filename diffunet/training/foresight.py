@@ -84,7 +84,10 @@ def _reasons(asked: Config, run: Run, each: float, init: str | None) -> Iterator
         trial = ", what was fastest in a trial" if clock is not None and (t.threads or 1) > 1 else ""
         at_once = parts.count(config, run.how, ours=True, alone=run.share.processes == 1)
         yield f"parts of a batch that are computed at once: {at_once}{trial}"
-    suited = f"for {t.optimizer}, a net of {m.channels} channels and a run of {run.expected:,} steps"
+    suited = f"for {t.optimizer} and a net of {m.channels} channels"
+    suited += (
+        f" in a run of {run.expected:,} steps" if (t.learning_rate or 0) < defaults.rate_for(run.config, 1) else ""
+    )
     rate = "as asked" if asked.train.learning_rate is not None else suited
     yield f"learning rate: {t.learning_rate:g}, {rate}; it falls over the last {t.cooldown or 0:.0%}"
     if asked.train.half_size is None and asked.train.half_size_until is None:

@@ -5,6 +5,7 @@ the step, so that trying one on made-up batches, as `--batch-size auto` and the 
 """
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,8 @@ from diffunet.training.ema import averages
 from diffunet.training.loss_scale import LossScale
 from diffunet.training.rate import rate
 from diffunet.training.state import State
+
+log = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
@@ -195,9 +198,11 @@ class Learner:
     def record(self, batch: int, *, own: bool = False) -> str | None:
         """Record the passes of `batch` images and the update as CUDA graphs, see cuda_graph.py; nothing is learned.
 
+        An update that cannot be recorded is left out, and that is said.
+
         Returns:
-            Why they cannot be recorded, in which case all is as it was, or None. `own` says that the net or the loss is
-            a person's own, whose Python would run only once.
+            Why the passes cannot be recorded, in which case all is as it was, or None. `own` says that the net or the
+            loss is a person's own, whose Python would run only once.
         """
         reason = cuda_graph.reason_against(self.config, self.how, self.many)
         if reason is not None or own:
@@ -209,8 +214,6 @@ class Learner:
                 recorded[noise.shape] = cuda_graph.recorded(
                     self._pass, self.state.net, trial, noise, lambda: draws.seed_global(self.how.device, 0)
                 )
-            self._set_rate(1e-3)  # any but 0 shows whether an update is as it should be
-            update = cuda_graph.recorded_update(self._recordable, self.parameters, self.state.moments)
         except Exception as error:  # torch raises what it likes where something cannot be recorded
             recorded.clear()
             self._forget_gradients()
@@ -218,7 +221,17 @@ class Learner:
                 raise
             compute.give_back(error if compute.is_out_of_memory(error) else None)
             return compute.first_line(error)
-        self.recorded, self.recorded_update = recorded, update
+        self.recorded = recorded
+        try:
+            self.recorded_update = cuda_graph.recorded_update(
+                self._recordable, self.parameters, self.state.moments, lambda: self._set_rate(2e-3)
+            )
+        except Exception as error:
+            self._forget_gradients()
+            if isinstance(error, Stopped):
+                raise
+            compute.give_back(error if compute.is_out_of_memory(error) else None)
+            log.info("the update of the weights is not recorded: %s", compute.first_line(error))
         return None
 
     def _forget_gradients(self) -> None:

@@ -35,7 +35,7 @@ def _price(config: Config, net: build.NetFactory) -> Cost:
 def training_bytes(config: Config, how: Compute, batch: int, net: build.NetFactory = build.net) -> int:
     """Return the bytes that a step with `batch` images a pass takes: the net's peak, AdamW's moments, and averages.
 
-    Muon has half of the moments, and computes in memory that the backward pass has given back.
+    Muon has half of the moments. What it computes in is not counted, nor what a recorded update takes beside it.
     """
     counted = build.footprint(config, how, learn=True, make=net)
     moments, averages = 2, 1 if config.train.ema_every == 0 else 1 + len(WIDTHS)

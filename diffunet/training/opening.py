@@ -212,6 +212,9 @@ def _ready(
             config = defaults.cooled(config, state["step"])
         budget.cooldown, budget.half = config.train.cooldown or 0.0, half_size.share(config.train)
         expected = config.train.steps or expected
+        lower, stays = defaults.rate_for(config, expected or 1), config.train.learning_rate or 0
+        if previous is not None and config.train.optimizer == "muon" and stays > 1.2 * lower:
+            log.info("the learning rate stays %g; --train.learning-rate %g suits %d steps", stays, lower, expected)
         status.config = config
         if net is not build.net:
             build.refuse_misfit(config, net)

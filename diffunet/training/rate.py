@@ -3,7 +3,7 @@
 The weights of a constant rate jitter around a good place, and so does what they draw: a UNet that ends without a fall
 of the rate draws worse images at the same loss (arXiv 2510.19376). The fall as 1 - sqrt of the time is of Hägele et al.
 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations". Up to its beginning nothing depends
-on the number of steps, so that a run may be made longer from there.
+on the number of steps but the peak, which is chosen for it once, so that a run may be made longer from there.
 """
 
 import math

@@ -146,7 +146,7 @@ class Run:
         self.config = self.status.config = self.config.changed("train", compile="off")
 
     def record(self, learner: Learner, *, own: bool) -> None:
-        """Record the passes of a step as CUDA graphs where that is possible; see `Learner.record`."""
+        """Record what a step computes as CUDA graphs where that is possible; see `Learner.record`."""
         reason = learner.record(self.share.images_per_pass, own=own)
         if self.how.device.type == "cuda":
             log.info("steps are %s", "replayed from a CUDA graph" if reason is None else f"not recorded: {reason}")

@@ -233,3 +233,21 @@ def test_a_step_from_which_the_rate_falls_needs_a_number_of_steps(folder, tmp_pa
         with pytest.raises(UsageError, match=r"train\.cooldown_from is a step, and the run has no number of steps"):
             train(tiny(train=OPEN | end | {"cooldown_from": 5}), folder, tmp_path / "run")
     assert not (tmp_path / "run/model").exists()
+
+
+@pytest.mark.parametrize(("steps", "is_told"), [(1_000, False), (100_000, True)])
+def test_a_run_that_is_made_much_longer_is_told_of_its_rate(folder, tmp_path, caplog, steps, is_told):
+    options = {"previews": 0, "ema_every": 0, "cooldown": 0.0}
+    train(tiny(train=options | {"steps": 2}), folder, tmp_path / "run")
+    with caplog.at_level("INFO"), pytest.raises(Stopped):
+        train(
+            tiny(train=options | {"steps": steps}),
+            folder,
+            tmp_path / "run",
+            resume=True,
+            on_step=lambda progress: False,
+        )
+    told = "the learning rate stays 0.004; --train.learning-rate 0.001 suits 100000 steps"
+    assert (told in caplog.messages) == is_told
+    assert is_told or "the learning rate stays" not in caplog.text
+    assert read_toml(tmp_path / "run/config.toml").train.learning_rate == 4e-3

@@ -141,25 +141,30 @@ def test_a_recording_that_gives_other_gradients_is_not_used(stand_in, monkeypatc
     assert all(parameter.grad is None for parameter in learns.parameters)
 
 
-@pytest.mark.parametrize("lost", ["loss", "gradients", "half", "moments", "not finite"])
+@pytest.mark.parametrize("lost", ["loss", "gradients", "half", "moments", "not finite", "rate", "error"])
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_a_recording_that_updates_otherwise_is_not_used(stand_in, monkeypatch, lost, optimizer):
+def test_a_recording_that_updates_otherwise_is_not_used(stand_in, monkeypatch, caplog, lost, optimizer):
     replay = cuda_graph.RecordedUpdate.__call__
 
     def call(self, loss, gradients):
         if lost == "moments":
             learns.state.moments()[-1].add_(1)
+        if lost == "rate":
+            learns._set_rate(1e-3)  # that of the recording
         given = torch.full_like(loss, torch.nan) if lost == "loss" else loss
-        factor = {"gradients": 0, "half": 1, "not finite": torch.nan}.get(lost, 1)
-        half = len(gradients) // 2 if lost == "half" else 0
-        changed = [each * (factor if n >= half else -1) for n, each in enumerate(gradients)]
-        return replay(self, given, changed)
+        factor = {"gradients": 0, "half": -1, "not finite": torch.nan}.get(lost, 1)
+        changed = [each * (1 if n % 2 and lost == "half" else factor) for n, each in enumerate(gradients)]
+        found = replay(self, given, changed)
+        return found if lost != "error" else 1 / 0
 
     monkeypatch.setattr(cuda_graph.RecordedUpdate, "__call__", call)
     learns = learner(train={"optimizer": optimizer})
     before = {name: tensor.clone() for name, tensor in learns.state.net.state_dict().items()}
-    assert learns.record(learns.batch_size) == "a replayed update changes the weights otherwise"
-    assert learns.recorded == {}
+    with caplog.at_level("INFO"):
+        assert learns.record(learns.batch_size) is None
+    why = "division by zero" if lost == "error" else "a replayed update changes the weights otherwise"
+    assert caplog.messages == [f"the update of the weights is not recorded: {why}"]
+    assert learns.recorded  # the pass is replayed all the same
     assert learns.recorded_update is None
     assert all(torch.equal(tensor, before[name]) for name, tensor in learns.state.net.state_dict().items())
     assert not any(tensor.any() for tensor in learns.state.moments())
