@@ -23,8 +23,9 @@ from diffunet.training.loop import train
 
 pytestmark = pytest.mark.slow
 
-PLAIN = {"precision": "fp32", "previews": 0}
-"""One process is compared with two: no dropout, whose masks are each process's own, and float32."""
+PLAIN = {"precision": "fp32", "previews": 0, "optimizer": "muon", "learning_rate": 4e-3}
+"""One process is compared with two: no dropout, whose masks are each process's own, float32, and one learning rate for
+runs of any length."""
 
 
 @pytest.fixture(scope="module")

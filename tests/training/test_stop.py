@@ -18,7 +18,8 @@ from diffunet.training.stop import Limits
 
 ENDLESS = {
     "steps": 10**6, "log_every": 1, "checkpoint_every": 10**6, "validate_every": 10**6, "sample_every": 10**6,
-    "ema_every": 10**6, "kernels": "off",  # a trial would choose by the time that something takes
+    "ema_every": 10**6, "optimizer": "muon", "learning_rate": 4e-3,  # whose own choice goes by the steps
+    "kernels": "off",  # a trial would choose by the time that something takes
 }  # fmt: skip
 
 MAIN = "import sys; from diffunet.commands.cli import main; main(sys.argv[1:])"
