@@ -150,7 +150,7 @@ def test_a_recording_that_updates_otherwise_is_not_used(stand_in, monkeypatch, c
         if lost == "moments":
             learns.state.moments()[-1].add_(1)
         if lost == "rate":
-            learns._set_rate(1e-3)  # that of the recording
+            learns._set_rate(first)  # that of the recording
         given = torch.full_like(loss, torch.nan) if lost == "loss" else loss
         factor = {"gradients": 0, "half": -1, "not finite": torch.nan}.get(lost, 1)
         changed = [each * (1 if n % 2 and lost == "half" else factor) for n, each in enumerate(gradients)]
@@ -159,6 +159,7 @@ def test_a_recording_that_updates_otherwise_is_not_used(stand_in, monkeypatch, c
 
     monkeypatch.setattr(cuda_graph.RecordedUpdate, "__call__", call)
     learns = learner(train={"optimizer": optimizer})
+    first = learns.state.optimizers[0].param_groups[0]["lr"]
     before = {name: tensor.clone() for name, tensor in learns.state.net.state_dict().items()}
     with caplog.at_level("INFO"):
         assert learns.record(learns.batch_size) is None
