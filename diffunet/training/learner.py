@@ -224,7 +224,7 @@ class Learner:
         self.recorded = recorded
         try:
             self.recorded_update = cuda_graph.recorded_update(
-                self._recordable, self.parameters, self.state.moments, lambda: self._set_rate(2e-3)
+                self._recordable, self.parameters, self.state.moments, lambda: self._set_rate(3e-3)
             )
         except Exception as error:
             self._forget_gradients()
