@@ -1,10 +1,19 @@
-"""Real processes: `diffunet train` in several that belong together, Python code in a child, and waiting for them."""
+"""Real processes: `diffunet train` in several that belong together, Python code in a child, and waiting for them.
 
+Processes that belong together are forked from one that has imported torch and diffunet (multiprocessing's fork server),
+since importing takes each of them seconds, and there are many. Where a system cannot fork, each imports for itself.
+"""
+
+import multiprocessing
 import os
+import runpy
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from multiprocessing import forkserver
+from pathlib import Path
 
 PATIENCE = 300
 """Seconds after which a process that has not done what a test waits for is taken to hang."""
@@ -29,15 +38,79 @@ def launch(processes, arguments, *, code=None, **variables):
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes), "ACCELERATE_USE_CPU": "1",
         "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    start = ["-m", "diffunet", "train"] if code is None else ["-c", code]
+    words = [*(["train"] if code is None else []), *map(str, arguments)]
     return [
-        subprocess.Popen(
-            [sys.executable, *start, *map(str, arguments)],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | variables,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
+        _begun(code, words, os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | variables)
         for rank in range(processes)
-    ]  # fmt: skip
+    ]
+
+
+def _begun(code, words, environment):
+    """Start `diffunet WORDS`, or `python -c CODE WORDS`, with pipes or files for its output."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        return Forked(code, words, environment)
+    begin = ["-m", "diffunet"] if code is None else ["-c", code]
+    return subprocess.Popen(
+        [sys.executable, *begin, *words],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+class Forked:
+    """A process that is forked from one that has imported what it needs, with what tests use of subprocess.Popen."""
+
+    IMPORTED = ("accelerate", "diffunet.commands.cli", "diffunet.sampling.pipeline", "diffunet.training.loop")
+    IMPORTED += ("torch._dynamo", "torch.distributed.tensor")  # which the first optimizer imports
+
+    def __init__(self, code, words, environment):
+        self.folder = tempfile.TemporaryDirectory()
+        self.written = [Path(self.folder.name, name) for name in ("output", "errors")]
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([*self.IMPORTED])
+        threads = os.environ.get("OMP_NUM_THREADS")
+        os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is imported; threads would not outlive a fork
+        forkserver.ensure_running()
+        del os.environ["OMP_NUM_THREADS"]
+        os.environ |= {} if threads is None else {"OMP_NUM_THREADS": threads}
+        self.process = context.Process(target=_run, args=(code, words, dict(environment), self.written, os.getcwd()))
+        self.process.start()
+
+    @property
+    def returncode(self):
+        """The exit code, or minus the signal that ended it, or None while it runs."""
+        return self.process.exitcode
+
+    def poll(self):
+        """Return the same."""
+        return self.process.exitcode
+
+    def communicate(self, timeout=None):
+        """Wait until it ends; return what it wrote to standard output and to standard error."""
+        self.process.join(timeout)
+        assert self.process.exitcode is not None, "it hangs"
+        return tuple(path.read_text() for path in self.written)
+
+    def send_signal(self, number):
+        """Send it a signal."""
+        os.kill(self.process.pid, number)
+
+    def kill(self):
+        """Kill it."""
+        self.process.kill()
+
+
+def _run(code, words, environment, written, folder):
+    """Do in a forked process what a new one would do."""
+    for number, path in enumerate(written, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = ["diffunet" if code is None else "-c", *words]
+    if code is None:
+        runpy.run_module("diffunet", run_name="__main__", alter_sys=True)
+    else:
+        exec(code, {"__name__": "__main__"})
 
 
 def finish(workers):

@@ -401,17 +401,18 @@ def test_of_large_images_there_is_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("kind", ["float", "bits"])
 def test_memory_of_the_largest_images(kind: str, tmp_path: Path) -> None:
     """Files of a few MB with 200 million pixels each go through `check` and training in threads within 4 GiB."""
+    files = 2 if kind == "float" else 3  # of floats one takes half a minute
     if kind == "float":
         Image.new("F", (14142, 14142), 0.5).save(tmp_path / "0.tif", compression="tiff_lzw")
     else:
         Image.new("1", (14142, 14142)).save(tmp_path / "0.tif", compression="group4")
-    for n in (1, 2):
+    for n in range(1, files):
         shutil.copy(tmp_path / "0.tif", tmp_path / f"{n}.tif")
     code = f"""
 import os, resource
 from pathlib import Path
 from diffunet.data import dataset, survey
-os.cpu_count = lambda: 3
+os.cpu_count = lambda: {files}
 used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (used + 4 * 2**30,) * 2)
 root = Path({str(tmp_path)!r})
