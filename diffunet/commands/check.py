@@ -48,14 +48,16 @@ def check(
         raise UsageError("--image-size is short for --data.image-size; take one")
     config = Config(data=data).changed("data", **{name: value for name, value in short.items() if value is not None})
     if sheet is not None:
-        outputs.lossless(sheet)
+        outputs.lossless(sheet, "--sheet")
+        outputs.refuse_misfit(sheet, config.data.channels, "--sheet")
         outputs.claim(sheet, file=True, overwrite=overwrite, option="--sheet")
 
+    from diffunet import build
     from diffunet.data import findings
     from diffunet.data.survey import survey
 
     with progress("reading") as show:
-        content = survey(folder, progress=show)
+        content = survey(folder, progress=show, ranges=build.ranges(config.data), pages=config.data.pages)
     found = findings.rows(content, plan(config.data))
     tell(formats.dumps(findings.plain(found), indent=1) if json else findings.text(found))
     if sheet is not None and content.images:
@@ -87,6 +89,7 @@ def seen(data: DataConfig, folder: Path, show: object = None) -> Image:
     from diffunet.pictures import images
     from diffunet.training.batches import drawn_alike, order
 
+    data = data.model_copy(update={"reading": data.reading or 2})  # as a new run reads
     dataset = build.dataset(data, folder, show)  # type: ignore[arg-type]
     classes = build.classes(data, dataset, folder)
     split = build.split(data, dataset.files, classes)

@@ -118,7 +118,7 @@ def save_arrays(
         raise ResourceError(f"{out} cannot be written: {error.strerror or error}; make room") from None
 
 
-def refuse_misfit(out: Path, channels: int) -> None:
+def refuse_misfit(out: Path, channels: int, option: str = "--out") -> None:
     """Refuse a file that cannot hold pictures of so many channels; say it of one that holds fewer colours.
 
     Raises:
@@ -128,7 +128,7 @@ def refuse_misfit(out: Path, channels: int) -> None:
 
     suffix, suffixes = out.suffix.lower(), _HELD_BY.get(images.MODES[channels], ())
     if suffixes and suffix not in suffixes:
-        raise UsageError(f"--out {out}: {suffix} holds no transparency, which this model makes; take {suffixes[0]}")
+        raise UsageError(f"{option} {out}: {suffix} holds no transparency, which this makes; take {suffixes[0]}")
     if suffix == ".gif" and channels > 1:
         say(f"{out}: a GIF has 256 colours, so this is not exactly what the model makes; a .png is")
 

@@ -7,6 +7,7 @@ all of it lies in one folder, which archives usually have, paths begin within th
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 import struct
@@ -111,14 +112,14 @@ def open_archives(root: Path, files: Sequence[Path]) -> tuple[Archives, Listing]
         for member in _members(number, file, left_out):
             dotted |= member.name.startswith("./")
             own[_plain(member.name)] = member  # of several of one name the last counts, as where they are unpacked
-        clashing |= own.keys() & members.keys()
+        clashing |= {name for name in own.keys() & members.keys() if listing.is_candidate(name)}
         members |= {name: member._replace(name=name) for name, member in own.items()} if not clashing else {}
-    if clashing:  # shards that number their images each from 0 on
-        members = {
-            f"{file.stem}/{_plain(member.name)}": member
-            for number, file in enumerate(files)
-            for member in _members(number, file, LeftOut())
-        }
+    if clashing:  # shards that number their images each from 0 on, or archives of several folders
+        members = {}
+        for number, (file, apart) in enumerate(_apart(files).items()):
+            for member in _members(number, file, LeftOut()):
+                link = None if member.link is None else _within(member.link, apart)
+                members[_within(_plain(member.name), apart)] = member._replace(link=link)
     top = None if dotted or clashing else _common_folder(members)
     if top is not None:
         members = {name.removeprefix(f"{top}/"): member for name, member in members.items()}
@@ -152,6 +153,22 @@ def open_archives(root: Path, files: Sequence[Path]) -> tuple[Archives, Listing]
     others = {name: places[name] for name in found.label_files}
     source = Archives(root, files, Paths.of(found.paths), np.array(rows, _PLACE), others, classes)
     return source, replace(found, stored={})
+
+
+def _apart(files: Sequence[Path]) -> dict[Path, str]:
+    """Return for each archive a path that no other one has, by its name and the folders that differ."""
+    above = os.path.commonpath([file.parent for file in files])
+    paths = {file: Path(os.path.relpath(file, above)) for file in files}
+    names = {file: path.with_suffix("").as_posix() for file, path in paths.items()}
+    if len(set(names.values())) < len(files):  # a.zip beside a.tar
+        names = {file: path.as_posix() for file, path in paths.items()}
+    return names
+
+
+def _within(name: str, apart: str) -> str:
+    """Return the name of a member below its own folder, such as a class, in one that is its archive's."""
+    folder, slash, base = name.rpartition("/")
+    return f"{folder}{slash}{apart}/{base}"
 
 
 def _text(name: str) -> str:

@@ -19,7 +19,7 @@ from diffunet.data.index import Paths
 from diffunet.data.listing import LeftOut, Listing, composed, printable
 from diffunet.errors import DataError
 from diffunet.pictures.images import Pixels
-from diffunet.pictures.ranges import UNKNOWN, Ranges
+from diffunet.pictures.ranges import UNKNOWN, Range, Ranges
 
 _PARTS = "|".join(name for names in splits.KINDS.values() for name in names)
 _NAME = r"(?:(?P<before>{parts})[_-])?(?:{what})(?:[_-](?P<after>{parts}))?"
@@ -43,12 +43,15 @@ class Part(NamedTuple):
 
 
 class Arrays:
-    """Images in arrays: image 17 of 2,000 is 0017.png, and that of an array for training train/0017.png."""
+    """Images in arrays: image 17 of 2,000 is 0017.png, and that of an array for training train/0017.png.
+
+    `ranges` has which of their values are black and white, where these are not 0 and 255.
+    """
 
     in_processes = False  # each would read all of the file
 
-    def __init__(self, root: Path, parts: list[Part], classes: dict[str, str] | None) -> None:
-        self.root, self.classes = root, classes
+    def __init__(self, root: Path, parts: list[Part], classes: dict[str, str] | None, ranges: Ranges) -> None:
+        self.root, self.classes, self.ranges = root, classes, ranges
         self._parts = {part.prefix: part for part in parts}
         self._time = root.stat().st_mtime_ns
 
@@ -92,6 +95,8 @@ def open_arrays(root: Path, ranges: Ranges = UNKNOWN) -> tuple[Arrays, Listing]:
     shown, left_out = printable(str(root)), LeftOut()
     try:
         found = _loaded(root)
+    except DataError:
+        raise
     except MemoryError:
         raise DataError(f"{shown}: takes more memory than there is; write its images as files") from None
     except Exception as error:  # on damaged files numpy raises anything, from TokenError to RecursionError
@@ -117,7 +122,10 @@ def open_arrays(root: Path, ranges: Ranges = UNKNOWN) -> tuple[Arrays, Listing]:
         raise DataError(f"{shown}: holds no images")
     count, (height, width, colours) = len(paths), parts[0].images.shape[1:]
     left_out.notes.append(f"{count:,} images of {width}x{height}, {colours} channels, in arrays{words}")
-    return Arrays(root, parts, classes or None), Listing(sorted(paths), [], {}, left_out)
+    kind, black_to_white = parts[0].images.dtype, Range(low, high)
+    is_deep = kind.kind in "ui" and kind != np.uint8
+    used = Ranges(black_to_white if is_deep else None, black_to_white if kind.kind == "f" else None)
+    return Arrays(root, parts, classes or None, used), Listing(sorted(paths), [], {}, left_out)
 
 
 def _loaded(root: Path) -> dict[str, NDArray[Any]]:
@@ -128,8 +136,22 @@ def _loaded(root: Path) -> dict[str, NDArray[Any]]:
     with zipfile.ZipFile(root) as archive:
         if sum(info.file_size for info in archive.infolist()) > 0.8 * psutil.virtual_memory().total:
             raise MemoryError
+    found, objects = dict[str, NDArray[Any]](), list[str]()
     with np.load(root, allow_pickle=False) as content:
-        return {name: content[name] for name in content.files}
+        for name in content.files:
+            try:
+                found[name] = content[name]
+            except ValueError as error:
+                if "Object arrays" not in str(error):
+                    raise
+                objects.append(name)
+    # Labels that are left out would be no labels at all, without a word; nobody misses other arrays.
+    if named := [name for name in objects if _IMAGES.fullmatch(name) or _LABELS.fullmatch(name)]:
+        raise DataError(
+            f"{printable(str(root))}: {', '.join(named)} has objects of Python, which are not read from files, since "
+            "they may run a program: save it as numbers or as text, such as by .astype(str)"
+        )
+    return found
 
 
 def _by_part(what: re.Pattern[str], found: dict[str, NDArray[Any]], least: int) -> dict[str, str]:

@@ -140,14 +140,18 @@ def open_dataset(
     if channels not in images.MODES:
         raise UsageError(f"images have 1, 3 or 4 channels, not {channels}")
     margin = margin if fit == "random" else 1.0
-    layout = Layout(image_size, channels, fit, background, margin, scales, ranges, pages, reading)
     source, found = open_source(root, ranges)
+    known = ranges.completed(source.ranges) if isinstance(source, Arrays) else ranges
+    layout = Layout(image_size, channels, fit, background, margin, scales, known, pages, reading)
     rejected, left_out = found.rejected, found.left_out
     paths = with_pages(source.read, found.paths, workers) if pages == "all" else found.paths
     job = _Job(source, Paths.of(paths), layout, workers, progress)
     del found, paths  # a million strings are a lot of memory, and `job` has them in one piece
     chosen = None if cache == "off" else (cache, job.stamps())  # not under a lock, which processes take in turn
     try:
+        if chosen is not None and (kept := _kept_ranges(job, chosen)) is not None:
+            layout = replace(layout, ranges=ranges.completed(kept))
+            job = replace(job, layout=layout)
         opened = _opened(job, chosen)
         if opened is None:
             layout = replace(layout, ranges=ranges.completed(_found(job, chosen)))
@@ -199,18 +203,28 @@ def _found(job: "_Job", chosen: _Chosen | None) -> Ranges:
     if chosen is None:
         return job.found()
     folder = folder_of(chosen[0], job.source.root, job.layout)
-    key = hashlib.sha256(job.paths.blob + chosen[1].tobytes()).hexdigest()
     try:
         with files.lock(folder / "lock", wait=True):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                content = json.loads((folder / "ranges.json").read_bytes())
-                if content["of"] == key:
-                    return Ranges(*(None if content[kind] is None else Range(*content[kind]) for kind in KINDS))
-            found = job.found()
-            files.write_atomic(folder / "ranges.json", json.dumps({"of": key, **asdict(found)}))
+            if (found := _kept_ranges(job, chosen)) is None:  # else another process was faster
+                found = job.found()
+                files.write_atomic(folder / "ranges.json", json.dumps({"of": _key(job, chosen), **asdict(found)}))
             return found
     except OSError as error:
         raise _no_room(folder, error) from error
+
+
+def _kept_ranges(job: "_Job", chosen: _Chosen) -> Ranges | None:
+    """Return what `_found` has found before, while no file has changed; None where there is nothing."""
+    folder = folder_of(chosen[0], job.source.root, job.layout)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        content = json.loads((folder / "ranges.json").read_bytes())
+        if content["of"] == _key(job, chosen):
+            return Ranges(*(None if content[kind] is None else Range(*content[kind]) for kind in KINDS))
+    return None
+
+
+def _key(job: "_Job", chosen: _Chosen) -> str:
+    return hashlib.sha256(job.paths.blob + chosen[1].tobytes()).hexdigest()
 
 
 def _no_room(folder: Path, error: OSError, progress: str = "") -> ResourceError:

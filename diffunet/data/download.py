@@ -37,6 +37,11 @@ def file_name(address: str) -> str:
     return "".join(c if c.isalnum() or c in "-_. " else "_" for c in name).lstrip(".") or "download"
 
 
+def place_of(address: str, folder: Path) -> Path:
+    """Return where the file at a web address is kept below `folder`: apart from files of that name elsewhere."""
+    return folder / hashlib.sha256(address.encode()).hexdigest()[:16] / file_name(address)
+
+
 def download(address: str, target: Path, *, sha256: str | None = None, progress: Progress | None = None) -> None:
     """Download what is at a web address to the file `target`, unless it is there; `progress` counts bytes.
 

@@ -69,13 +69,13 @@ def rows(survey: Survey, plan: Plan) -> list[Row]:
         smallest, middle, largest = survey.size_range()
         small, medium, large = (f"{width} x {height}" for width, height in (smallest, middle, largest))
         formats, modes = (Counter(getattr(image, name) for image in survey.images) for name in ("format", "mode"))
-        below, long, copies = survey.smaller_than(size), survey.elongated, survey.copies
+        below, long, copies = survey.smaller_than(size, plan.layout.fit), survey.elongated, survey.copies
         sizes = {"smallest": smallest, "median": middle, "largest": largest}
         found += [
             Row("formats", (_counts(formats),), dict(formats)),
             Row("modes", (_counts(modes),), dict(modes)),
             Row("sizes", (f"smallest {small}, median {medium}, largest {large}",), sizes),
-            Row("smaller", (f"{below:,} have a side below {size} pixels and would be enlarged",), below),
+            Row("smaller", (f"{below:,} are smaller than {size} pixels and would be enlarged",), below),
             Row("elongated", (f"{long:,} have one side more than twice the other",), long),
             Row("transparent", (f"{survey.transparent:,}",), survey.transparent),
             Row("grey", (), survey.all_grey),
@@ -189,7 +189,7 @@ def _advice(survey: Survey, classes: Labels | None, plan: Plan) -> Iterator[Advi
             yield Advice("--data.channels 4", "keeps transparency, which is otherwise laid over --data.background")
         elif survey.all_grey:
             yield Advice("--data.channels 1", "no image has any colour")
-    if "image_size" not in given and survey.smaller_than(size) > total / 2:
+    if "image_size" not in given and survey.smaller_than(size, plan.layout.fit) > total / 2:
         smaller = max(8, short[1] // 8 * 8)
         yield Advice(f"--image-size {smaller}", f"most images are smaller than {size}")
     if "fit" not in given:

@@ -38,6 +38,14 @@ class Split(NamedTuple):
         """Return the SHA-256 of what is held out; of the same images it is the same where the split is."""
         return hashlib.sha256(self.held_out.astype("<i8").tobytes()).hexdigest()
 
+    def groups_hash(self) -> str:
+        """Return the SHA-256 of the groups; nothing where there are none."""
+        if self.groups is None:
+            return ""
+        return hashlib.sha256(
+            "\0".join(self.groups.names).encode() + self.groups.places.astype("<i8").tobytes()
+        ).hexdigest()
+
 
 def find(paths: Paths, rule: str) -> Groups:
     """Return the groups of the images at `paths`, which are relative to the data folder.

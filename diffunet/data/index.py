@@ -128,9 +128,10 @@ class Index:
         """The paths and the hashes of the contents."""
         return Contents(self.paths, self.table["sha256"])
 
-    def smaller_than(self, size: int) -> int:
-        """Return the number of images whose short side is below `size` pixels."""
-        return int(np.count_nonzero((self.table["width"] < size) | (self.table["height"] < size)))
+    def smaller_than(self, size: int, fit: str) -> int:
+        """Return the number of images whose short side, or with fit "pad" whose long side, is below `size` pixels."""
+        either = np.logical_and if fit == "pad" else np.logical_or
+        return int(np.count_nonzero(either(self.table["width"] < size, self.table["height"] < size)))
 
 
 def row(file: ImageFile) -> tuple[NDArray[np.uint8], int, int, bytes, bytes]:

@@ -7,6 +7,7 @@ names and, where a name says nothing, by the first bytes.
 import contextlib
 import json
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,6 +50,14 @@ _NOISE = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", RECORD)
 _SHOWN = 5  # kinds that are named in a line
 
 Exists = Callable[[str], bool]  # whether there is a file or folder of this name
+
+
+class NoImages(DataError):
+    """A source holds no candidate; `rejected` is how many images it has that cannot be used."""
+
+    def __init__(self, message: str, rejected: int) -> None:
+        super().__init__(message)
+        self.rejected = rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +225,7 @@ def of(
             rejected.append(Rejected(printable(name), unsupported(kind)))
     paths, stored = _named(candidates, decode, rejected)
     if not paths:
-        raise DataError(f"{whole}: {_nothing(rejected, left_out)}")
+        raise NoImages(f"{whole}: {_nothing(rejected, left_out)}", len(rejected))
     return Listing(sorted(paths), sorted(rejected, key=lambda file: file.path), stored, left_out, sorted(label_files))
 
 
@@ -259,7 +268,14 @@ def _nothing(rejected: Sequence[Rejected], left_out: LeftOut) -> str:
 
 def may_be_image(name: str, kind: str) -> bool:
     """Return whether a file with an ending of no list is looked into; names like a.tif#0001 are those of pages."""
-    return kind not in _OTHERS and "#" not in kind and not name.endswith("~")
+    return kind not in _OTHERS and not name.endswith("~") and re.search("#[0-9]{4,}$", name) is None
+
+
+def is_candidate(name: str) -> bool:
+    """Return whether a file may be one of the images, by its name alone."""
+    parts, kind = name.split("/"), ending(name)
+    is_shown = not any(map(is_hidden, parts)) and not any(map(is_kept_by_systems, parts))
+    return is_shown and (kind in EXTENSIONS or (kind not in _COMPANIONS and may_be_image(name, kind)))
 
 
 def ending(name: str) -> str:

@@ -159,16 +159,22 @@ def _columns(file: Any, path: Path) -> tuple[str, str | None, list[str] | None]:
         raise DataError(f"{path.name}: has no column of images; its columns are {', '.join(list(types)[:10])}")
     image = next((name for name in ("image", "img", "images") if name in images), images[0])
     labels = [name for name in types if kinds.get(name) == "ClassLabel"] + [name for name in _LABELS if name in types]
-    scalars = [
-        name for name in labels
-        if pyarrow.types.is_integer(types[name]) or pyarrow.types.is_string(types[name])
-    ]  # fmt: skip
+    scalars = [name for name in labels if _is_label(types[name])]
     label = next((name for name in _LABELS if name in scalars), scalars[0] if scalars else None)
     return (
         image,
         label,
         features.get(label, {}).get("names") if label and isinstance(features.get(label), dict) else None,
     )
+
+
+def _is_label(kind: Any) -> bool:
+    """Return whether a type of pyarrow is one of whole numbers or names."""
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind  # as a categorical of pandas
+    names = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return bool(types.is_integer(kind) or names)
 
 
 def _named(label: Any, names: list[str] | None, path: Path) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import itertools
+import logging
 import lzma
 import re
 import shutil
@@ -17,6 +18,11 @@ from diffunet.data import archives, builtin, download, emoji, listing, parquet, 
 from diffunet.data.folder import Progress
 from diffunet.data.listing import LeftOut, printable
 from diffunet.errors import DataError, ResourceError, UsageError
+
+log = logging.getLogger(__name__)
+
+SHOWN = 3
+"""The files that cannot be used that are named; all are counted."""
 
 Written = tuple[str, bytes]  # the path in the folder, and the content of the file
 _ENDINGS = {
@@ -55,6 +61,8 @@ def prepare(
         DataError: nothing can be had from there, or it is no data set.
         ResourceError: there is no room.
     """
+    if out.resolve() == Path.cwd():
+        raise UsageError(f"{out}: is the current folder, which cannot be replaced by a new one; name another")
     if sha256 is not None and not address.startswith(("http://", "https://")):
         raise UsageError("--sha256 is that of a file at a web address")
     if address in builtin.DATASETS:
@@ -89,7 +97,7 @@ def _found(
     if parquet.is_name(address):
         return _of_parquet(parquet.from_hub(address)[0])
     if address.startswith(("http://", "https://")):
-        target = kept / download.file_name(address)
+        target = download.place_of(address, kept)
         download.download(address, target, sha256=sha256, progress=progress)
         return _local(target, temporary)
     if re.match(r"[A-Za-z0-9+.-]{2,}://", address):
@@ -144,7 +152,13 @@ def _local(path: Path, temporary: Path) -> tuple[int, Iterable[Written | None]]:
 
 
 def _of_source(path: Path) -> tuple[int, Iterable[Written | None]]:
-    source, found = sources.open_source(path)
+    source, found = sources.undivided(path)
+    for line in found.left_out.lines():
+        log.info("%s", line)
+    if found.rejected:
+        log.warning("%d files are not written: %s", len(found.rejected), "; ".join(
+            f"{file.path}: {file.reason}" for file in found.rejected[:SHOWN]
+        ) + ("; ..." if len(found.rejected) > SHOWN else ""))  # fmt: skip
     classes, parts, folders = source.classes, splits.find(found.paths), ClassFolders()
 
     def written() -> Iterator[Written | None]:

@@ -86,7 +86,7 @@ def open_source(data: Path, ranges: Ranges = UNKNOWN) -> tuple[Source, Listing]:
     Raises:
         DataError: there is nothing, it is none of these, it is a run or a model, or holds no candidate.
     """
-    source, found = _opened(data, ranges)
+    source, found = undivided(data, ranges)
     parts = splits.find(found.paths)
     if parts is None:
         return source, found
@@ -105,11 +105,15 @@ def _listed(names: tuple[str, ...]) -> str:
     return " and ".join(map(printable, names))
 
 
-def _opened(data: Path, ranges: Ranges) -> tuple[Source, Listing]:
+def undivided(data: Path, ranges: Ranges = UNKNOWN) -> tuple[Source, Listing]:
+    """Return the same without a look at parts (train, val, test): all images are listed."""
     shown = printable(str(data))
     if not os.path.exists(data):
-        if found := _matching(data):
-            return archives.open_archives(data, found)
+        found = _matching(data)
+        if any(listing.ending(path.name) in EXTENSIONS for path in found):
+            raise DataError(f"{shown}: a pattern names archives, and here it names images: give their folder")
+        if found:
+            return archives.open_archives(Path(os.path.abspath(data)), found)
         raise DataError(f"{shown}: {files.absent(data, 'no such folder or file')}")
     data = Path(os.path.realpath(data))
     if os.path.isdir(data):
@@ -142,15 +146,17 @@ def _folder(root: Path) -> tuple[Source, Listing]:
         raise DataError(f"{shown}: is part of a run of diffunet; its previews are not trained on")
     try:
         found = folder.candidates(root)
-    except DataError:
-        if files := sorted(path for path in root.rglob("*") if _may_be_archive(path)):
-            return archives.open_archives(root, files)
+    except listing.NoImages as error:
+        if not error.rejected and (packed := [path for path in sorted(root.rglob("*")) if _is_archive(path, root)]):
+            return archives.open_archives(root, packed)
         raise
     return Folder(root, found.stored), found
 
 
-def _may_be_archive(path: Path) -> bool:
-    return path.suffix.lower() in (".tar", ".zip") and not path.name.startswith(".") and path.is_file()
+def _is_archive(path: Path, root: Path) -> bool:
+    parts = path.relative_to(root).parts
+    passed_over = any(map(listing.is_hidden, parts)) or any(map(listing.is_kept_by_systems, parts))
+    return path.suffix.lower() in (".tar", ".zip") and not passed_over and path.is_file()
 
 
 def _matching(pattern: Path) -> list[Path]:

@@ -1,19 +1,21 @@
 """The survey of a folder: what can be used, and what cannot and why. findings.py says what `diffunet check` tells."""
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
 
 from diffunet.data import facts, splits
-from diffunet.data.folder import ImageFile, Progress, Rejected, class_of, in_order, printable
+from diffunet.data.arrays import Arrays
+from diffunet.data.cache import content_of, forget_stack
+from diffunet.data.folder import ImageFile, Progress, Rejected, class_of, in_order, page_of, printable, with_pages
 from diffunet.data.listing import LeftOut
 from diffunet.data.sources import Source, open_source
 from diffunet.errors import DataError
+from diffunet.names import PagesName
 from diffunet.pictures import images
 from diffunet.pictures.deep import Kind
-from diffunet.pictures.ranges import Histogram, Tally, histogram_of
+from diffunet.pictures.ranges import UNKNOWN, Histogram, Ranges, Tally, histogram_of
 
 ROWS = 256
 """Rows that are looked at together, since an image may have hundreds of megapixels."""
@@ -64,18 +66,26 @@ class Survey:
         widths, heights = zip(*by_area, strict=True)
         return by_area[0], (median_low(widths), median_low(heights)), by_area[-1]
 
-    def smaller_than(self, size: int) -> int:
-        """Return the number of images whose short side is below `size` pixels, and which would be enlarged."""
-        return sum(min(image.width, image.height) < size for image in self.images)
+    def smaller_than(self, size: int, fit: str) -> int:
+        """Return the number of images that would be enlarged: whose short side, or with fit "pad" whose long side, is
+        below `size` pixels."""
+        side = max if fit == "pad" else min
+        return sum(side(image.width, image.height) < size for image in self.images)
 
 
-def survey(root: Path, *, progress: Progress | None = None) -> Survey:
-    """Decode every candidate of a source in full, and list what cannot be used. Raises DataError as `open_source`."""
-    source, found = open_source(root)
+def survey(
+    root: Path, *, progress: Progress | None = None, ranges: Ranges = UNKNOWN, pages: PagesName = "first"
+) -> Survey:
+    """Decode every candidate of a source in full, and list what cannot be used. Raises DataError as `open_source`.
+
+    `ranges` and `pages` are those of `dataset.open_dataset`.
+    """
+    source, found = open_source(root, ranges)
     paths, rejected = found.paths, list(found.rejected)
+    paths = with_pages(source.read, paths) if pages == "all" else paths
     good: list[tuple[ImageFile, bool, bool]] = []
     tally = Tally()
-    for done, result in enumerate(in_order(lambda path: _examine(source, path), paths), 1):
+    for done, result in enumerate(in_order(lambda path: _examine(source, path, pages == "all"), paths), 1):
         if isinstance(result, Rejected):
             rejected.append(result)
         else:
@@ -86,7 +96,9 @@ def survey(root: Path, *, progress: Progress | None = None) -> Survey:
             progress(done, len(paths))
     rejected.sort(key=lambda file: file.path)
     files, transparent, grey = zip(*good, strict=True) if good else ((), (), ())
-    all_grey, said = bool(good) and all(grey), facts.said(facts.table([file.facts for file in files]), tally.ranges())
+    forget_stack()
+    told, stated = facts.table([file.facts for file in files]), UNKNOWN if isinstance(source, Arrays) else ranges
+    all_grey, said = bool(good) and all(grey), facts.said(told, ranges.completed(tally.ranges()), stated)
     return Survey(
         root, files, tuple(rejected), sum(transparent), all_grey, found.left_out, source.classes, tuple(said)
     )  # fmt: skip
@@ -97,15 +109,17 @@ def _is_grey(pixels: images.Pixels) -> bool:
     return bool((pixels[..., 1:3] == pixels[..., :1])[pixels[..., 3] > 0].all())
 
 
-def _examine(source: Source, path: str) -> tuple[ImageFile, bool, bool, tuple[Kind, Histogram] | None] | Rejected:
+def _examine(
+    source: Source, path: str, every_page: bool
+) -> tuple[ImageFile, bool, bool, tuple[Kind, Histogram] | None] | Rejected:
     """Return an image file, whether any of its pixels is not opaque, whether all are grey, and its deep values."""
     try:
-        content = source.read(path)
-        with images.decoding(content, name=path) as decoded:
+        content, digest, page = content_of(source, path)
+        with images.decoding(content, name=page_of(path)[0], page=page) as decoded:
             pixels = images.to_array(decoded.image, 4)
             grey = all(_is_grey(pixels[row : row + ROWS]) for row in range(0, len(pixels), ROWS))
-            said = facts.of(decoded, None, every_page=False)
-            image = ImageFile(path, hashlib.sha256(content).hexdigest(), *decoded[1:5], said)
+            said = facts.of(decoded, None, every_page=every_page)
+            image = ImageFile(path, digest, *decoded[1:5], said)
             return image, images.has_alpha(decoded.image), grey, histogram_of(decoded.image)
     except DataError as error:
         return Rejected(printable(path), str(error))

@@ -4,6 +4,7 @@ An image's row has its path below the data folder, or its bare name where only o
 """
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,9 @@ _OF = {"data.group": "groups", "data.labels": "classes"}
 MAX_BYTES = 2**30
 
 
-def read(file: Path, column: str | None, *, usual: str | None = None, option: str) -> dict[str, str]:
+def read(
+    file: Path, column: str | None, *, usual: str | None = None, option: str, content: bytes | None = None
+) -> dict[str, str]:
     """Return what a table says of each image, by the image's path or name; an empty text where it says nothing.
 
     Args:
@@ -31,18 +34,20 @@ def read(file: Path, column: str | None, *, usual: str | None = None, option: st
             without `usual` the first other one.
         usual: see `column`.
         option: the option that names the file, for messages.
+        content: of the file, where it is in an archive.
 
     Raises:
         UsageError: the file cannot be read, has no such column, says two things of an image, or a list or an object.
     """
     found: dict[str, str] = {}
     try:
-        if file.stat().st_size > MAX_BYTES:
+        if content is None and file.stat().st_size > MAX_BYTES:
             raise ValueError("it is larger than 1 GiB")
-        for image, value in _rows(file, column, usual, option):
-            name, text = plain_name(image), _text(value, file, image, option)
-            if found.setdefault(name, text) != text:
-                raise UsageError(f"{option}: {file} has {image} in the {_OF[option]} {found[name]} and {text}")
+        text = (file.read_bytes() if content is None else content).decode("utf-8-sig")
+        for image, value in _rows(file, text, column, usual, option):
+            name, told = plain_name(image), _text(value, file, image, option)
+            if found.setdefault(name, told) != told:
+                raise UsageError(f"{option}: {file} has {image} in the {_OF[option]} {found[name]} and {told}")
     except OSError as error:
         raise UsageError(f"{option}: {file} cannot be read: {error.strerror or error}") from None
     except (ValueError, csv.Error, RecursionError) as error:  # ValueError: no UTF-8, no JSON
@@ -79,11 +84,11 @@ def matched(paths: Iterable[str], file: Path, rows: dict[str, str], *, option: s
             yield rows.get(slashes.get(path, path))
 
 
-def _rows(file: Path, column: str | None, usual: str | None, option: str) -> Iterator[tuple[str, Any]]:
-    """Yield the path and the value of each row."""
+def _rows(file: Path, text: str, column: str | None, usual: str | None, option: str) -> Iterator[tuple[str, Any]]:
+    """Yield the path and the value of each row of the text of a file."""
     suffix = file.suffix.lower()
     if suffix == ".json":
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = json.loads(text)
         labels = content.get(column or "labels") if isinstance(content, dict) else None
         if not labels:
             raise UsageError(f'{option}: {file} has no {column or "labels"}; they look like "labels": [["a.png", 0]]')
@@ -92,24 +97,24 @@ def _rows(file: Path, column: str | None, usual: str | None, option: str) -> Ite
                 raise ValueError(f"{str(pair)[:60]} is no pair of a path and a label")
             yield pair[0], pair[1]
         return
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        if suffix == ".jsonl":
-            objects = (json.loads(line) for line in lines if line.strip())
-            for number, row in enumerate(objects, 1):
-                if not isinstance(row, dict):
-                    raise ValueError(f"its line {number} is no JSON object")
-                key, value = _columns(list(row), column, usual, file, option)
-                yield str(row[key]), row[value]
-            return
-        # In text with tabs a quotation mark is a character like others.
-        tabs: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
-        table = csv.reader(lines, strict=True, **tabs)
-        header = next(table, [])
-        key, value = _columns(header, column, usual, file, option)
-        first, second = header.index(key), _other(header, header.index(key), value)
-        for cells in table:
-            if cells:
-                yield cells[first] if first < len(cells) else "", "".join(cells[second : second + 1])
+    lines = io.StringIO(text, newline="")
+    if suffix == ".jsonl":
+        objects = (json.loads(line) for line in lines if line.strip())
+        for number, row in enumerate(objects, 1):
+            if not isinstance(row, dict):
+                raise ValueError(f"its line {number} is no JSON object")
+            key, value = _columns(list(row), column, usual, file, option)
+            yield str(row[key]), row[value]
+        return
+    # In text with tabs a quotation mark is a character like others.
+    tabs: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
+    table = csv.reader(lines, strict=True, **tabs)
+    header = next(table, [])
+    key, value = _columns(header, column, usual, file, option)
+    first, second = header.index(key), _other(header, header.index(key), value)
+    for cells in table:
+        if cells:
+            yield cells[first] if first < len(cells) else "", "".join(cells[second : second + 1])
 
 
 def _other(header: Sequence[str], key: int, value: str) -> int:

@@ -104,12 +104,12 @@ class Reading:
     def seconds_left(self) -> float | None:
         """Return about how many seconds a run that is at work still takes, None where that is not known.
 
-        It goes by the minutes of the run, or else by the pace of the newest lines.
+        It goes by the minutes of a run whose end is open, or else by the pace of the newest lines.
         """
         if self.state != "running" or self.config is None:
             return None
         spent, minutes, steps = self.seconds, self.config.train.minutes, self.steps
-        if minutes is not None and spent is not None:
+        if minutes is not None and spent is not None and self.config.train.steps is None:
             return max(0.0, 60 * minutes - spent)
         if steps is None:
             return None

@@ -161,7 +161,8 @@ def histogram(content: bytes, name: str = "", page: int = 0) -> tuple[deep.Kind,
     Raises:
         DataError: The file cannot be decoded.
     """
-    with opening.reasons("decode", "damaged"), opening.own_pixel_cap():
+    # Pillow raises ValueError for texts and profiles that are too long, which `decoding` passes over.
+    with opening.reasons("decode", "damaged"), opening.own_pixel_cap(), contextlib.suppress(ValueError):
         image = opening.header(content, name, page)
         if image.mode[0] not in "IF" and image.format != "TIFF" and not deep.is_deep(image):
             return None

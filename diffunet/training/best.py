@@ -38,10 +38,11 @@ class Best:
         """Return what is known at the checkpoint that a run goes on from, whose plain values are `state`.
 
         RUN/best says it itself, as the validation of a step comes after its checkpoint. One of a later step does not
-        count: it will be measured again.
+        count, as it will be measured again; but where a run that has ended is made longer, it goes on from before its
+        cool-down, and what it has reached in that stays the least until there is less.
         """
         step = storage.weights_step(run / FOLDER) or 0
-        if not 0 < step <= state.get("step", 0):
+        if not 0 < step <= state.get("step", 0) and not storage.is_finished(run / "model"):
             return cls(run)
         loss = storage.validation_loss(run / FOLDER)
         if loss is None:  # a development version before 0.2.0 noted it in the checkpoint alone
@@ -69,7 +70,7 @@ class Best:
 
     def is_better_than(self, loss: float) -> bool:
         """Return whether the loss has risen so far above the least one that the average of that is to be preferred."""
-        return loss > RISEN * self.loss
+        return loss > self.loss + (RISEN - 1) * abs(self.loss)  # a loss that is a likelihood may be negative
 
     def weights(self) -> dict[str, Tensor]:
         """Return the averaged weights of least loss; raise CheckpointError if the file is damaged or gone."""

@@ -116,9 +116,13 @@ def forget_after(run: Path, step: int) -> None:
 
     Damaged ones stay: they do no harm, and somebody may want to look at them.
     """
-    for later in steps(run):
-        if later > step and problem(folder_of(run, later)) is None:
-            _delete(folder_of(run, later))
+    whole = [later for later in steps(run) if later > step and problem(folder_of(run, later)) is None]
+    if whole:
+        log.info(
+            "deleting later checkpoints, of which the run is not made longer: steps %s", ", ".join(map(str, whole))
+        )
+    for later in whole:
+        _delete(folder_of(run, later))
 
 
 def newest(run: Path, usable: Callable[[dict[str, Any]], bool] | None = None) -> Path | None:

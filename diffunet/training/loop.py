@@ -24,7 +24,7 @@ from diffunet.defaults import own_defaults
 from diffunet.diffusion.losses import DenoisingLoss, Loss
 from diffunet.errors import Cancelled, DivergedError, Stopped
 from diffunet.sampling.pipeline import Pipeline
-from diffunet.training import budget, earlier, failures, half_size, opening, resuming, snapshots, stages, transfer
+from diffunet.training import budget, earlier, failures, half_size, opening, processes, snapshots, stages, transfer
 from diffunet.training.batches import Batches
 from diffunet.training.judging import preview, validate
 from diffunet.training.learner import Learner
@@ -131,10 +131,10 @@ def train(
         validate_every, sample_every = t.validate_every, t.sample_every
         assert validate_every, "the config is resolved"
         assert sample_every, "the config is resolved"
-        own = resuming.own_masks(config, run.folder, Path(data), accept=accept_new_data, main=run.is_main)
         batches = Batches.of(
-            config, run.dataset, run.split.training, denoiser.schedule, share, how, own, run.labels, run.split.groups
-        )
+            config, run.dataset, run.split.training, denoiser.schedule, share, how, run.masks, run.labels,
+            run.split.groups,
+        )  # fmt: skip
         # Of a few pictures that windows are taken of there are as many windows as there would be images.
         many = VALIDATION_IMAGES if config.data.fit == "patch" and len(held_out) else len(held_out)
         few = np.linspace(0, len(held_out) - 1, min(VALIDATION_IMAGES, many)).astype(np.int64)
@@ -170,6 +170,13 @@ def train(
                 if run.best is not None:
                     run.best.note(value, done, run.config, learner.state.ema.net.state_dict())
             return value
+
+        # The stop after which the run goes on may have broken off what it was to be judged by.
+        if validation is not None and first_step and first_step % validate_every == 0:
+            known = first_step if record is None else record.validated
+            if processes.smallest(known, run.processes) < first_step:
+                with contextlib.suppress(Cancelled):
+                    validated(first_step, flag)
 
         for step, passes in stack.enter_context(contextlib.closing(batches.steps(first_step))):
             meters.add(learner.step(step, passes))

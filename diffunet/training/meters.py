@@ -85,10 +85,12 @@ class Record:
     Args:
         run, step: the run folder, and the step that the run goes on from; lines for later steps are deleted.
         trackers: note what is written, if there are any.
+
+    `validated` is the step of the newest validation loss that the run goes on with, 0 where there is none.
     """
 
     def __init__(self, run: Path, step: int, trackers: Trackers | None = None) -> None:
-        self.path, self.trackers = run / "metrics.jsonl", trackers
+        self.path, self.trackers, self.validated = run / "metrics.jsonl", trackers, 0
         if self.path.exists():
             self._truncate(step)
         self._metrics = self.path.open("a", encoding="utf-8", newline="\n")
@@ -100,6 +102,7 @@ class Record:
                 entry = json.loads(line)
                 if isinstance(entry, dict) and entry.get("step", 0) <= step:
                     kept.append(line + "\n")
+                    self.validated = entry["step"] if "validation_loss" in entry else self.validated
         files.write_atomic(self.path, "".join(kept))
 
     def metrics(self, step: int, **values: float | list[float]) -> None:

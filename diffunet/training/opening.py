@@ -139,6 +139,7 @@ def _ready(
             log.info("%s", line)
         config = defaults.with_ranges(config, dataset.ranges)
         resuming.refuse_too_many_rejected(dataset, config.data.max_rejected, data)
+        masks = resuming.own_masks(config, folder, data, accept=accept_new_data)
         if resume and (latest := checkpoint.newest(folder)) is not None:
             resuming.refuse_shorter(
                 config.train, storage.run_config(folder).train, checkpoint.read_state(latest), folder
@@ -237,7 +238,7 @@ def _ready(
         run = Run(
             folder, config, dataset, split, classes, labels, how, joined, main, previous, state, status, flag, limits,
             compile_is_open, thinned, is_ours, budget, expected,
-            Best.of(folder, state) if len(split.held_out) > 0 and distinct < best.SMALL else None, reports,
+            Best.of(folder, state) if len(split.held_out) > 0 and distinct < best.SMALL else None, reports, masks,
         )  # fmt: skip
         yield run
 

@@ -10,7 +10,7 @@ from diffunet.data.folder import printable
 from diffunet.training import half_size, memory, parts
 from diffunet.training.run import Run
 
-MASKS = ("masks", "mask_folder", "all_hole")
+MASKS = ("masks", "all_hole")
 """The options of the data that say by which masks a net learns to inpaint."""
 
 
@@ -42,6 +42,8 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
     elif found is not None and (rare := findings.imbalance(found)) is not None:
         yield f"note: {rare}"
     yield from dataset.said
+    if run.checkpoint is None and t.minutes is not None and t.steps is not None:
+        yield f"note: train.minutes ({t.minutes:g}) decides nothing here, since train.steps says when the run ends"
     if (groups := run.split.groups) is not None:
         grouped = int((groups.places >= 0).sum())
         yield (
@@ -55,7 +57,7 @@ def plan(run: Run, net: build.NetFactory) -> Iterator[str]:
         options = ", ".join(f"--data.{name.replace('_', '-')}" for name in given)
         yield f"note: {options}: this net learns to generate, without masks; --task inpaint makes it learn to inpaint"
     yield from _without_effect(run.config)
-    small = dataset.files.smaller_than(size)
+    small = dataset.files.smaller_than(size, d.fit)
     if d.fit == "patch":
         of = "" if d.scales == (1.0,) else f", at scales {' '.join(f'{scale:g}' for scale in d.scales)}"
         yield (

@@ -27,7 +27,7 @@ def smallest(number: int, processes: Accelerator) -> int:
 def refuse_different_images(dataset: Dataset, split: Split, classes: Labels | None, processes: Accelerator) -> None:
     """Raise DataError on every process where processes see different images, as machines with a copy each may."""
     hashes = {"images": dataset.index_hash, "labels": "0" if classes is None else classes.hash()}
-    for what, mine in (*hashes.items(), ("groups of images", split.hash())):
+    for what, mine in (*hashes.items(), ("groups of images", split.hash()), ("groups", split.groups_hash() or "0")):
         if len(processes.gather(torch.tensor([int(mine[:15], 16)], device=processes.device)).unique()) > 1:
             raise DataError(f"the processes see different {what}: give all of them the same, and leave it alone")
 

@@ -148,10 +148,11 @@ def for_minutes(
         size = best(macs, price, ladder)
         config = of_size(config, size)
         if asked is None:
-            share = many * (config.train.grad_accumulation or 1)  # of which a step is a multiple
-            batch = -(-batch_for(config, macs / price(size).macs) // share) * share
-            config = config.changed("train", batch_size=batch)
+            config = _for_images(config, macs / price(size).macs, many)
     config, each = divided(config, trial, net, many, resolved)
+    if asked is None and config.train.batch_size is None:  # the net is given
+        images = many * processes.smallest(int(_batch(resolved(config)) / each / many * seconds), joined)
+        config, each = divided(_for_images(config, images, many), trial, net, many, resolved)
     while asked is None and config.train.batch_size is not None and _batch(config) < largest_batch(config):
         larger = config.changed("train", batch_size=2 * _batch(config))
         slower = seconds_per_step(resolved(larger), trial, net, many)
@@ -220,6 +221,12 @@ def _half_pays(config: Config, images: float) -> bool:
     """Return whether a run of so many images at full size learns more if it begins at half of it."""
     fits = config.model.net == "unet" and half_size.reason_against(config) is None
     return fits and config.data.image_size >= HALF_FROM and images <= HALF_UP_TO
+
+
+def _for_images(config: Config, images: float, processes: int) -> Config:
+    """Return `config` with the batch for a run that sees so many images."""
+    share = processes * (config.train.grad_accumulation or 1)  # of which a step is a multiple
+    return config.changed("train", batch_size=-(-batch_for(config, images) // share) * share)
 
 
 def batch_for(config: Config, images: float) -> int:

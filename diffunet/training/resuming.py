@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffunet import build, compute, files
+from diffunet import build, compute
 from diffunet.config import Config, DataConfig, TrainConfig
 from diffunet.data import index
 from diffunet.data.dataset import Dataset
@@ -173,11 +173,13 @@ def refuse_other_labels(
 
 
 def refuse_other_split(state: dict[str, Any], dataset: Dataset, split: Split, rule: str | None, accept: bool) -> None:
-    """Raise DataError where of the same images others are held out than before, or, with `accept`, only warn.
+    """Raise DataError where of the same images others are held out or drawn than before, or, with `accept`, only warn.
 
     Of other images the split is another one as a matter of course, and diffunet 0.1 did not note it.
     """
-    if state["index_hash"] != dataset.index_hash or state.get("split_hash", split.hash()) == split.hash():
+    is_same = state.get("split_hash", split.hash()) == split.hash()
+    is_same = is_same and state.get("groups_hash", split.groups_hash()) == split.groups_hash()
+    if state["index_hash"] != dataset.index_hash or is_same:
         return
     if rule is None:
         held_out = "the folders of the data set say now what is held out, which was drawn when this run began"
@@ -187,14 +189,14 @@ def refuse_other_split(state: dict[str, Any], dataset: Dataset, split: Split, ru
         return
     if not accept:
         raise DataError(
-            f"the groups of images are not those that this run began with, so that others would be held out: put "
-            f"{rule} (data.group) back as it was, or go on with it as it is by --accept-new-data"
+            f"the groups of images are not those that this run began with, so that others would be held out or "
+            f"drawn: put {rule} (data.group) back as it was, or go on with it as it is by --accept-new-data"
         )
     log.warning("going on with other groups of images: some that are held out now have been trained on")
 
 
-def own_masks(config: Config, run: Path, data: Path, *, accept: bool, main: bool) -> OwnMasks | None:
-    """Return the masks of one's own that the run learns to inpaint with, if any, and list them in the run folder.
+def own_masks(config: Config, run: Path, data: Path, *, accept: bool) -> OwnMasks | None:
+    """Return the masks of one's own that the run learns to inpaint with, if any.
 
     Raises:
         UsageError: the task is another one, or they lie within the data, and would be trained on.
@@ -215,7 +217,5 @@ def own_masks(config: Config, run: Path, data: Path, *, accept: bool, main: bool
                 "on with them as they are by --accept-new-data"
             )
         log.warning("going on with other masks: from here on, not as the run would have been")
-    if main:
-        files.write_atomic(path, found.index)
     log.info("%d masks of %s are drawn from", len(found), root)
     return found

@@ -22,6 +22,7 @@ from diffunet.data.dataset import Dataset
 from diffunet.data.groups import Split
 from diffunet.data.labels import Labels
 from diffunet.errors import Stopped, UsageError
+from diffunet.inpainting.own_masks import OwnMasks
 from diffunet.training import (
     checkpoint,
     earlier,
@@ -63,6 +64,7 @@ class Run:
         expected: the number of steps to expect where the end is still open, else that of the config.
         best: the average of least validation loss; None where the run has many images, or holds out none.
         reports: what writes the report of the run.
+        masks: those of one's own that it learns to inpaint with, if any.
         judged: the validation loss after the last step of the run, once it is measured.
         writer: what writes checkpoints beside training, see saving.py.
     """
@@ -88,6 +90,7 @@ class Run:
     expected: int
     best: Best | None
     reports: reporting.Reports
+    masks: OwnMasks | None = None
     judged: float | None = None
     writer: saving.Writer = field(default_factory=saving.Writer)
 
@@ -152,9 +155,9 @@ class Run:
             log.info("steps are %s", "replayed from a CUDA graph" if reason is None else f"not recorded: {reason}")
 
     def begin(self) -> None:
-        """On the main process, write config, list of images and model, and delete averages of later steps.
+        """On the main process, write config, lists of images and masks, and model, and delete what later steps left.
 
-        A run that got further than its last checkpoint has left such averages; they will be written again.
+        A run that got further than its last checkpoint has left averages and previews; they will be written again.
         """
         self.status.begun = True
         if not self.is_main:
@@ -162,6 +165,11 @@ class Run:
         snapshots.forget_after(self.folder, self.first_step)
         checkpoint.forget_after(self.folder, self.first_step)
         earlier.forget_after(self.folder, self.first_step)
+        for preview in (self.folder / "samples").glob("step-*.png"):
+            if preview.stem[5:].isdigit() and int(preview.stem[5:]) > self.first_step:
+                preview.unlink()
+        if self.masks is not None:
+            files.write_atomic(self.folder / run_folder.MASKS, self.masks.index)
         if self.averages_are_thinned:
             snapshots.thin(self.folder, self.config.train.ema_every or 1)
         files.write_atomic(self.folder / "config.toml", self.config.to_toml())
@@ -187,6 +195,7 @@ class Run:
             "step": step, "counters": meters.state(), "loss_scale": learner.scale.state(),
             "seconds": self.budget.elapsed, "expected_steps": self.expected, "cooldown": rate.fall(t, step),
             "index_hash": self.dataset.index_hash, "split_hash": self.split.hash(),
+            **({"groups_hash": self.split.groups_hash()} if self.config.data.balance_groups else {}),
             "labels_hash": None if self.classes is None else self.classes.hash(), "config_hash": self.config.hash(),
             "environment": self.environment(), "ema_every_is_ours": self.ema_every_is_ours,
             **(self.best.state() if self.best else {}),

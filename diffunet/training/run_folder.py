@@ -91,7 +91,7 @@ def _same_run(asked: Config, stored: Config, done: int) -> Config:
         stored = stored.changed("train", half_size=0.0)
     if stored.train.optimizer is None:  # likewise
         stored = stored.changed("train", optimizer="adamw")
-    content, changed = stored.model_dump(), set[str]()
+    content, changed = stored.changed("train", stop_after=None).model_dump(), set[str]()  # it was of that part alone
     for section, values in asked.model_dump(exclude_unset=True).items():
         for name, value in values.items():
             before = content[section][name]

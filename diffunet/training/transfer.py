@@ -16,14 +16,14 @@ from diffunet.interop import models
 log = logging.getLogger(__name__)
 
 FREE_WITH_INIT = {
-    "dropout", "sampler", "sample_steps", "ladder", "threshold", "image_size", "weighting", "min_snr_gamma", "p2_gamma",
+    "sampler", "sample_steps", "ladder", "threshold", "image_size", "weighting", "min_snr_gamma", "p2_gamma",
     "sigmoid_bias",
 }  # fmt: skip
 """Options that may differ from the model's, since the shapes and the meaning of its weights do not depend on them."""
 
-OWN = {"checkpointing", "task", "mean", "label_dropout"}
-"""Options that are not the model's but the run's: they depend on its memory, task and images, and label dropout is 0 in
-models of other projects, while guidance needs some."""
+OWN = {"checkpointing", "task", "mean", "label_dropout", "dropout"}
+"""Options that are not the model's but the run's: they depend on its memory, task and images and on how many these are,
+and label dropout is 0 in models of other projects, while guidance needs some."""
 
 LABELS, AUGMENTATION = "embedding.label.weight", "embedding.augment.weight"
 """Names of weights whose shape depends on the data and on training, not on the architecture."""

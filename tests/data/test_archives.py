@@ -19,7 +19,7 @@ from PIL import Image
 
 from diffunet import build
 from diffunet.config import Config
-from diffunet.data import archives, dataset
+from diffunet.data import archives, dataset, labels
 from diffunet.data.dataset import Dataset, open_dataset
 from diffunet.data.findings import describe
 from diffunet.data.survey import survey
@@ -326,3 +326,78 @@ def test_no_member_is_read_beyond_its_size() -> None:
     place = (0, 0, packed, 1000, zipfile.ZIP_DEFLATED, 0)
     with pytest.raises(DataError, match="checksum"):
         archives.read_member([InMemory(os.devnull)], place)
+
+
+def zipped(path: Path, content: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, one in content.items():
+            archive.writestr(zipfile.ZipInfo(name), one)  # of one date
+
+
+@pytest.mark.parametrize("names", [("2023/photos.zip", "2024/photos.zip"), ("a.zip", "b.zip")])
+def test_archives_with_equal_names_inside_keep_all_images_and_their_classes(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for number, name in enumerate(names):
+        content = {f"{of}/{n}.png": photo(10 * number + n) for n, of in enumerate(("cat", "dog"))}
+        zipped(tmp_path / name, content | {"README.txt": b"x"})
+    data = opened(tmp_path)
+    assert len(data.files) == len({file.sha256 for file in data.files}) == 4
+    assert data.class_names() == ("cat", "dog")
+
+
+def test_a_zip_beside_a_tar_of_its_name(tmp_path: Path) -> None:
+    zipped(tmp_path / "a.zip", {"0.png": photo(0)})
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        (tmp_path / "0").write_bytes(photo(1))
+        archive.add(tmp_path / "0", "0.png")
+    assert open_archives(tmp_path / "a.*", ["a.tar", "a.zip"]) == ["a.tar/0.png", "a.zip/0.png"]
+
+
+def open_archives(root: Path, names: list[str]) -> list[str]:
+    return archives.open_archives(root, [root.parent / name for name in names])[1].paths
+
+
+def test_names_that_are_no_images_may_be_equal(tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "b")):
+        zipped(tmp_path / f"{name}.zip", {f"cat/{name}.png": photo(number), "README.txt": b"x", ".DS_Store": b"x"})
+    assert list(opened(tmp_path).files.paths) == ["cat/a.png", "cat/b.png"]
+
+
+def test_a_pattern_means_the_folder_that_it_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two folders whose archives have equal names, sizes and dates are two data sets, with a cache each."""
+    for number, name in enumerate(("A", "B")):
+        image = io.BytesIO()
+        Image.new("RGB", (9, 9), (250 * number, 0, 0)).save(image, "BMP")
+        zipped(tmp_path / name / "s-0.zip", {"0.bmp": image.getvalue()})
+        os.utime(tmp_path / name / "s-0.zip", (1, 1))
+        monkeypatch.chdir(tmp_path / name)
+        data = open_dataset(Path("s-*.zip"), image_size=8, channels=3, fit="crop", cache=tmp_path / "cache")
+        assert data.images[0].max() == 250 * number
+
+
+def test_archives_are_looked_for_only_where_there_are_no_images_at_all(tmp_path: Path) -> None:
+    zipped(tmp_path / "#recycle/old.zip", {"0.png": photo(0)})
+    with pytest.raises(DataError, match="holds no images"):
+        opened(tmp_path)
+    zipped(tmp_path / "new.zip", {"0.png": photo(0)})
+    assert len(opened(tmp_path).files) == 1
+    (tmp_path / "photo.jxl").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"1 that cannot \(photo\.jxl"):
+        opened(tmp_path)
+
+
+def test_a_pattern_of_images_is_told_to_be_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(photo(0))
+    with pytest.raises(DataError, match="give their folder"):
+        opened(tmp_path / "*.png")
+
+
+@pytest.mark.parametrize("rule", [None, "metadata.csv"])
+def test_a_table_in_an_archive_says_the_classes(tmp_path: Path, rule: str | None) -> None:
+    table = b"file_name,label\na.png,cat\nb.png,dog\n"
+    zipped(tmp_path / "a.zip", {"top/a.png": photo(0), "top/b.png": photo(1), "top/metadata.csv": table})
+    data = opened(tmp_path / "a.zip")
+    found = labels.find(tmp_path / "a.zip", data.files.paths, rule, given=data.classes)
+    assert [found.names[place] for place in found.places] == ["cat", "dog"]

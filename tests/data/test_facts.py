@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from diffunet.data import cache, dataset, findings, folder, survey
 from diffunet.data.dataset import Dataset, open_dataset
@@ -184,6 +184,37 @@ def test_check_says_the_same(tmp_path: Path) -> None:
     text = findings.describe(survey.survey(tmp_path / "data"))
     for line in opened(tmp_path / "data").said:
         assert line in text
+
+
+def test_check_counts_every_page_and_takes_the_range_that_is_given(tmp_path: Path) -> None:
+    deep(tmp_path / "data", count=3)
+    pages = [Image.fromarray(RNG.integers(0, 256, (16, 16), dtype=np.uint8)) for _ in range(3)]
+    pages[0].save(tmp_path / "data/x.gif", save_all=True, append_images=pages[1:])
+    stated = Ranges.stated(0, 1000)
+    content = survey.survey(tmp_path / "data", ranges=stated, pages="all")
+    data = opened(tmp_path / "data", ranges=stated, pages="all")
+    assert [(image.path, image.sha256) for image in content.images] == [(one.path, one.sha256) for one in data.files]
+    assert len(content.images) == 6
+    assert "0 is taken as black and 1,000 as white" in " ".join(content.said)
+    assert not any("pages" in line for line in content.said)
+
+
+def test_a_range_that_is_known_lets_nothing_be_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep(tmp_path / "data", count=3)
+    first = opened(tmp_path / "data", cache=tmp_path / "cache")
+    monkeypatch.setattr(cache, "decode", None)  # nothing is decoded again
+    again = opened(tmp_path / "data", cache=tmp_path / "cache")
+    assert again.ranges == first.ranges
+    assert np.array_equal(again.images[0], first.images[0])
+
+
+def test_a_deep_image_whose_texts_are_too_long_to_read_has_a_range(tmp_path: Path) -> None:
+    said = PngImagePlugin.PngInfo()
+    said.add_text("a", "x" * 3_000_000, zip=True)
+    (tmp_path / "data").mkdir()
+    pixels = RNG.integers(0, 4096, (16, 16)).astype(np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "data/a.png", pnginfo=said)
+    assert opened(tmp_path / "data").ranges.integers == Range(0, 4095)
 
 
 def test_a_layout_without_ranges_reads_each_file_by_itself(tmp_path: Path) -> None:

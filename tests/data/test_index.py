@@ -87,8 +87,8 @@ def test_an_index_is_a_sequence_of_files() -> None:
     with pytest.raises(IndexError):
         index[3]
     assert list(index_of([])) == []
-    assert index.smaller_than(4) == 1
-    assert index.smaller_than(5) == 2
+    assert index.smaller_than(4, "crop") == 1
+    assert index.smaller_than(5, "random") == 2
 
 
 def plain_hash(files: Sequence[ImageFile]) -> str:

@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import io
 import json
+import logging
 import os
 import shutil
 import tarfile
@@ -159,7 +160,47 @@ def test_downloads_that_are_kept_are_not_asked_for_again(server: Server, tmp_pat
     for name in ("one", "two"):
         assert prepare(f"{server.address}/a.zip", tmp_path / name, download_root=tmp_path / "kept") == 12
     assert server.ranges == [None]
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["a.zip"]
+    assert [path.name for path in (tmp_path / "kept").rglob("*.zip")] == ["a.zip"]
+
+
+def test_downloads_of_one_name_from_other_addresses_are_other_files(server: Server, tmp_path: Path) -> None:
+    server.files |= {"cats/a.png": photo(1), "dogs/a.png": photo(2)}
+    for name, seed in (("cats", 1), ("dogs", 2)):
+        assert prepare(f"{server.address}/{name}/a.png", tmp_path / name, download_root=tmp_path / "kept") == 1
+        assert written(tmp_path / name) == {"a.png": photo(seed)}
+
+
+def test_all_parts_are_written_and_what_is_not_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = {f"{part}/cat/{n}.png": photo(n) for n, part in enumerate(("train", "val", "test"))}
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, one in (content | {"train/cat/x.jxl": b"x", "train/cat/0.nef": b"x"}).items():
+            archive.writestr(name, one)
+    with caplog.at_level(logging.INFO):
+        assert prepare(str(tmp_path / "a.zip"), tmp_path / "out") == 3
+    assert written(tmp_path / "out") == content
+    assert "1 files are not written: train/cat/x.jxl: " in caplog.text
+    assert "1 file beside an image of the same name is passed over (1 .nef)" in caplog.text
+
+
+def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "a.png").write_bytes(photo(1))
+    monkeypatch.chdir(tmp_path / "new")
+    with pytest.raises(UsageError, match="the current folder"):
+        prepare("../a.png", Path())
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary", "int64"])
+def test_labels_of_parquet_files_are_names_of_any_type(tmp_path: Path, kind: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    words = pyarrow.array(["1", "2", "1"])
+    cast = words.dictionary_encode() if kind == "dictionary" else words.cast(getattr(pyarrow, kind)())
+    images = pyarrow.array([photo(n) for n in range(3)])
+    parquet.write_table(pyarrow.table({"image": images, "label": cast}), tmp_path / "a.parquet")
+    assert prepare(str(tmp_path / "a.parquet"), tmp_path / "out") == 3
+    assert sorted(written(tmp_path / "out")) == ["1/0.png", "1/2.png", "2/1.png"]
 
 
 def test_what_the_web_may_answer(server: Server, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_survey_counts(tmp_path: Path) -> None:
     assert surveyed.classes == {"x": 2, "y": 3}
     assert surveyed.size_range() == ((30, 30), (100, 30), (200, 100))
     assert surveyed.elongated == 2
-    assert surveyed.smaller_than(31) == 4
+    assert [surveyed.smaller_than(31, fit) for fit in ("crop", "random", "pad")] == [4, 4, 1]
     assert surveyed.transparent == 1
     assert not surveyed.all_grey
     assert [r.path for r in surveyed.rejected] == ["y/broken.png", "z.heic"]

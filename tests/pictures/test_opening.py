@@ -278,3 +278,19 @@ def test_a_damaged_number_of_frames_takes_no_memory(tmp_path: Path) -> None:
     for source in (damaged, tmp_path / "b.png"):
         assert len(opening.page_places(source, "b.png")) <= 1 + len(damaged) // 38
     assert opening.open_image(tmp_path / "b.png").size == (4, 4)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_transparent_grey_of_a_png_is_that_of_its_own_bits(bits: int) -> None:
+    """A PNG of one row, put together by hand, whose greatest value is declared transparent."""
+    values = [0, 2**bits - 1]
+    row = np.packbits([[int(digit) for digit in f"{value:0{bits}b}"] for value in values]).tobytes()
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"tRNS", struct.pack(">H", values[1]))
+    content += chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    with images.decoding(content) as decoded:
+        assert images.to_array(decoded.image, 4)[0, :, 3].tolist() == [255, 0]

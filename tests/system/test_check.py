@@ -85,6 +85,16 @@ def test_the_sheet_shows_what_the_net_sees(pictures, tmp_path, capsys, options):
     assert "exists" in diffunet(capsys, "check", pictures, "--sheet", sheet, code=2)
 
 
+def test_the_sheet_shows_deep_images_in_their_range(tmp_path, capsys):
+    (tmp_path / "scans").mkdir()
+    Image.fromarray(np.full((20, 20), 4095, np.uint16)).save(tmp_path / "scans/white.png")
+    Image.fromarray(np.full((20, 20), 0, np.uint16)).save(tmp_path / "scans/black.png")
+    diffunet(capsys, "check", tmp_path / "scans", "--image-size", 16, "--sheet", tmp_path / "sheet.png")
+    assert {0, 255} <= set(np.unique(np.asarray(Image.open(tmp_path / "sheet.png"))))
+    words = ("check", tmp_path / "scans", "--data.channels", 4, "--sheet", tmp_path / "sheet.jpg")
+    assert "--sheet" in diffunet(capsys, *words, code=2)
+
+
 def test_what_is_kept_is_shown_and_cleared(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("DIFFUNET_CACHE", str(tmp_path / "caches"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

@@ -130,6 +130,38 @@ def test_a_run_that_is_killed_before_its_model_is_chosen_chooses_it_when_it_goes
         assert is_of(tmp_path / "run", 4, average(tmp_path / "run", 4))
 
 
+def test_a_loss_that_may_be_negative_has_risen_where_it_has(tmp_path):
+    least = best.Best(tmp_path, -2.0, 4)
+    assert [least.is_better_than(loss) for loss in (-2.0, -1.97, -1.95, 1.0, math.nan)] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_a_run_that_is_made_longer_keeps_the_best_that_it_had(folder, tmp_path, losses):
+    """It goes back to step 6, before its rate fell, and learns the images by heart."""
+    losses(3.0, 2.5, 2.0, 1.0)
+    train(config(cooldown_from=6), folder, tmp_path / "run")
+    finished = average(tmp_path / "run", 8)
+    losses(2.1, 2.2, 2.3)
+    train(config(steps=12, cooldown_from=10), folder, tmp_path / "run", resume=True)
+    assert is_of(tmp_path / "run", 8, finished)
+
+
+def test_a_validation_that_a_stop_broke_off_is_made_up_for(folder, tmp_path):
+    train(config(), folder, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(config(), folder, tmp_path / "run", on_step=lambda progress: progress.step != 3)
+    train(config(), folder, tmp_path / "run", resume=True)
+    told = [[json.loads(line) for line in (tmp_path / run / "metrics.jsonl").open()] for run in ("whole", "run")]
+    measured = [{line["step"]: line["validation_loss"] for line in each if "validation_loss" in line} for each in told]
+    assert measured[0] == measured[1]
+    assert sorted(measured[0]) == [2, 4, 6, 8]
+
+
 def test_many_images_have_none(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(best, "SMALL", 10)
     train(config(), folder, tmp_path / "run")

@@ -1,5 +1,6 @@
 """Training whose held-out images are of whole groups: what is held out, what is said, what a resumed run refuses."""
 
+import contextlib
 import json
 import shutil
 
@@ -99,6 +100,22 @@ def test_another_table_of_the_same_name_is_refused_or_accepted(pictures, tmp_pat
     shutil.copy(gone, table)
     train(longer, pictures, tmp_path / "copy", resume=True)
     assert checkpoint.steps(tmp_path / "copy")[-1] == 6
+
+
+def test_other_groups_are_refused_where_images_are_drawn_by_them(pictures, tmp_path, monkeypatch):
+    """Nothing is held out, so that the split says nothing of them."""
+    monkeypatch.chdir(tmp_path)
+    for balanced in (False, True):
+        changes = {"held_out": 0.0, "balance_groups": balanced}
+        run, text = tmp_path / f"run-{balanced}", (tmp_path / "table.tsv").read_text()
+        train(config("table.tsv:family").changed("data", **changes), pictures, run)
+        lines = text.splitlines()
+        lines[1] = lines[1].replace("\tu00\t", "\talone\t")
+        (tmp_path / "table.tsv").write_text("\n".join(lines))
+        longer = config("table.tsv:family", 6).changed("data", **changes)
+        with pytest.raises(DataError, match="or drawn") if balanced else contextlib.nullcontext():
+            train(longer, pictures, run, resume=True)
+        (tmp_path / "table.tsv").write_text(text)
 
 
 def test_a_checkpoint_of_before_there_were_groups_resumes(pictures, tmp_path):

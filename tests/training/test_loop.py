@@ -131,6 +131,7 @@ def test_init_takes_weights_and_matches_classes_by_name(run, folder, tmp_path):
 
 def test_init_keeps_the_size_that_is_stated_though_it_is_the_default(run):
     assert transfer.like_model(preset("default"), run).data.image_size == 8
+    assert transfer.like_model(preset("default"), run).model.dropout is None, "it depends on the number of images"
     assert transfer.like_model(preset("default").changed("data", image_size=64), run).data.image_size == 64
     base = preset("default")
     for words in (["--data.image-size", "64"], ["--data.image_size=64"]):

@@ -159,6 +159,25 @@ def test_days_of_a_fast_device_are_no_number_that_processes_cannot_tell(monkeypa
     assert steps > 10**9
 
 
+@pytest.mark.parametrize(("seconds", "batch"), [(0.5, 16), (0.01, 128)])
+def test_the_minutes_choose_the_batch_of_a_net_that_is_given(monkeypatch, seconds, batch):
+    """In ten minutes it sees 38,400 images, or 1,920,000: 19 or 960 for each of 2,000 steps; 128 are the most."""
+    config = tiny(train={"steps": None, "batch_size": None}).changed("diffusion", mean=(0.0,) * 3, sigma_data=0.5)
+    how = Compute(torch.device("cpu"), "fp32", "a test")
+
+    def resolved(config):
+        return defaults.resolve(config, images=9, class_names=(), mean=(0.0,) * 3, sigma_data=0.5, how=how)
+
+    def timed(config, *_):
+        return seconds * config.train.batch_size / 32
+
+    monkeypatch.setattr(recipe, "seconds_per_step", timed)
+    alone = SimpleNamespace(num_processes=1, device=torch.device("cpu"), gather=lambda tensor: tensor)
+    chosen, steps, _ = recipe.for_minutes(config, how, 600.0, resolved, build.net, alone)
+    assert chosen.train.batch_size == batch
+    assert steps == int(600 / (seconds * batch / 32))
+
+
 def test_steps_are_counted_for_the_batch_that_is_found_by_trial(folder, tmp_path, monkeypatch):
     """Timed with batches of 32 on a CPU; the one that is found has three times as many images."""
     monkeypatch.setattr(recipe, "seconds_per_step", lambda *_: 0.5)

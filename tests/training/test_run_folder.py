@@ -14,7 +14,7 @@ from helpers.small import tiny
 
 from diffunet import build
 from diffunet.config import read_toml
-from diffunet.errors import CheckpointError, ResourceError, UsageError
+from diffunet.errors import CheckpointError, ResourceError, Stopped, UsageError
 from diffunet.training import run_folder
 from diffunet.training.loop import train
 
@@ -156,3 +156,24 @@ def test_a_refusal_to_change_an_option_names_a_way_round(section, change, wanted
     before = tiny().changed("train", grad_accumulation=1)
     with pytest.raises(UsageError, match=wanted):
         run_folder._same_run(before.changed(section, **change), before, done=0)
+
+
+def test_what_ends_one_part_of_a_run_does_not_end_the_next(folder, tmp_path, caplog):
+    """--train.stop-after ends it after the first step."""
+    with pytest.raises(Stopped):
+        train(tiny(train={"stop_after": 1e-9}), folder, tmp_path / "run")
+    train(tiny(), folder, tmp_path / "run", resume=True)
+    assert read_toml(tmp_path / "run/config.toml").train.stop_after is None
+
+
+def test_a_run_that_is_made_longer_has_no_previews_of_steps_that_it_has_not_taken(folder, tmp_path, caplog):
+    caplog.set_level("INFO")
+    options = {"sample_every": 2, "previews": 1, "checkpoint_every": 2, "cooldown_from": 4, "keep_every": 2}
+    train(tiny(train=options), folder, tmp_path / "run")
+    (tmp_path / "run/samples/mine.png").touch()
+    longer = tiny(train=options | {"steps": 20, "cooldown_from": 16})
+    with pytest.raises(Stopped):
+        train(longer, folder, tmp_path / "run", resume=True, on_step=lambda progress: False)
+    names = sorted(path.name for path in (tmp_path / "run/samples").iterdir())
+    assert names == ["mine.png", "step-00000002.png", "step-00000004.png"]
+    assert "deleting later checkpoints, of which the run is not made longer: steps 6, 8" in caplog.text

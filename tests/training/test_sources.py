@@ -10,10 +10,11 @@ from helpers.runs import assert_same_run, stop_at
 from helpers.small import tiny
 from PIL import Image
 
+from diffunet import build
 from diffunet.config import read_toml
 from diffunet.data import index
 from diffunet.errors import DataError, Stopped, UsageError
-from diffunet.training import checkpoint
+from diffunet.training import checkpoint, opening
 from diffunet.training.loop import train
 
 
@@ -112,5 +113,12 @@ def test_masks_of_ones_own(folder, tmp_path, caplog):
     assert_same_run(tmp_path / "whole", tmp_path / "run", 8)
     for data, words in ((own, "another task"), ({"mask_folder": str(folder / "disc")}, "within")):
         task = "inpaint" if words == "within" else "generate"
+        wrong = tiny(diffusion={"task": task}, data=data)
         with pytest.raises(UsageError, match=words):
-            train(tiny(diffusion={"task": task}, data=data), folder, tmp_path / words)
+            train(wrong, folder, tmp_path / words)
+        assert not (tmp_path / words / "config.toml").exists(), "another try may begin"
+        with (
+            pytest.raises(UsageError, match=words),
+            opening.foreseen(wrong, folder, tmp_path / "dry", net=build.net, init=None, device="cpu"),
+        ):
+            pass
