@@ -168,9 +168,7 @@ class Site:
 
     async def events(self, request: Request) -> Response:
         """Stream what changes in a page's jobs."""
-        page = request.query_params.get("page", "")
-        if page not in self.pages:
-            raise Gone("there is no such page; the server may have been started anew")
+        page = self._page(request.query_params.get("page"))
         return StreamingResponse(self.pages.stream(page, self.jobs.of(page)), media_type="text/event-stream")
 
     async def add_image(self, request: Request) -> Response:
@@ -231,41 +229,37 @@ class Site:
 
     async def image_view(self, request: Request) -> Response:
         """Show a picture at the size at which its mask is drawn."""
-        return await self._view(self.store.get("image", request.path_params["id"]))
+        return await self._view(request, "image")
 
     async def result_view(self, request: Request) -> Response:
         """Show a result, at the size of its picture's view."""
-        return await self._view(self.store.get("result", request.path_params["id"]))
+        return await self._view(request, "result")
 
-    async def _view(self, item: Item) -> Response:
+    async def _view(self, request: Request, kind: str) -> Response:
+        item = self.store.get(kind, request.path_params["id"])
         size = item.about.get("mask", item.about)
 
         def make() -> bytes:
             picture = views.opened(item.path, self.limits.max_pixels)
             return views.png(picture, size["width"], size["height"], item.about.get("range"))
 
-        path = await run_sync(self.store.view, item, "view", make, limiter=self.decoding)
+        path = await self._decoded(request, self.store.view, item, "view", make)
         return FileResponse(path, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
     async def hole(self, request: Request) -> Response:
         """Say how a mask is understood for a picture, or what of it is transparent."""
         asked, image = await receiving.json_of(request), self.store.get("image", request.path_params["id"])
         mask = None if asked.get("mask") is None else self.store.get("mask", asked["mask"])
-        size = image.about["mask"]
-        found = await self._with_files(
-            image, mask, views.hole, image.path, mask and mask.path, asked.get("invert") is True,
-            self.limits.max_pixels, size["width"], size["height"],
-        )  # fmt: skip
-        found["said"] = [as_typed(named(line, image, mask)) for line in found["said"]]
-        return JSONResponse(found)
+        invert, most = asked.get("invert") is True, self.limits.max_pixels
+        work = partial(views.hole, image.path, mask.path if mask else None, invert, most, **image.about["mask"])
+        found = await self._with_files(request, image, mask, work)
+        return JSONResponse(found | {"said": [as_typed(named(line, image, mask)) for line in found["said"]]})
 
     async def regions(self, request: Request) -> Response:
         """Say which regions of a picture the net will see."""
         asked, image = await receiving.json_of(request), self.store.get("image", request.path_params["id"])
         mask = None if asked.get("mask") is None else self.store.get("mask", asked["mask"])
-        options = asked.get("options")
-        given = options if isinstance(options, dict) else {}
-        checked = self.workshop.checked_filling(given)
+        checked = self.workshop.checked_filling(given if isinstance(given := asked.get("options"), dict) else {})
         reading = {name: checked[name] for name in READING if name in checked and (mask or name != "resize_mask")}
 
         def found() -> dict[str, Any]:
@@ -275,15 +269,22 @@ class Site:
             shown = [dict(zip(("x0", "y0", "x1", "y1"), box, strict=True)) | {"fit": fit} for box, fit in corners]
             return {"regions": shown, "pixels": int(masked.hole.sum())}
 
-        return JSONResponse(await self._with_files(image, mask, found))
+        return JSONResponse(await self._with_files(request, image, mask, found))
 
-    async def _with_files(self, image: Item, mask: Item | None, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Do what decodes files, in a thread; errors name the files as a person does."""
+    async def _with_files(self, request: Request, image: Item, mask: Item | None, work: Callable[[], Any]) -> Any:
+        """Do what decodes files, see `_decoded`; errors name the files as a person does."""
         with self.store.using(image, mask):
             try:
-                return await run_sync(partial(work, *arguments), limiter=self.decoding)
+                return await self._decoded(request, work)
             except Error as error:
                 raise type(error)(as_typed(named(str(error), image, mask))) from None
+
+    async def _decoded(self, request: Request, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Do what decodes files, in a thread, unless the browser has given up while others had their turn."""
+        async with self.decoding:
+            if await request.is_disconnected():
+                raise HTTPException(408, "nobody waits for the answer any more")
+            return await run_sync(work, *arguments)
 
     async def add_mask(self, request: Request) -> Response:
         """Take in the file of a mask; the same bytes have the same id."""
@@ -294,11 +295,9 @@ class Site:
     async def add_job(self, request: Request) -> Response:
         """Put a job into the queue."""
         asked = await receiving.json_of(request)
-        given, page = asked.get("options", {}), asked.get("page")
-        if not isinstance(given, dict):
+        if not isinstance(given := asked.get("options", {}), dict):
             raise HTTPException(400, "options is an object")
-        if not isinstance(page, str) or page not in self.pages:
-            raise Gone("there is no such page; the server may have been started anew")
+        page = self._page(asked.get("page"))
         mask = None if asked.get("mask") is None else self.store.get("mask", asked["mask"])
         if (kind := asked.get("kind")) == "fill":
             job = self.workshop.fill(page, self.store.get("image", asked.get("image")), mask, given)
@@ -319,9 +318,7 @@ class Site:
 
     async def job_list(self, request: Request) -> Response:
         """Say what jobs a page has."""
-        page = request.query_params.get("page", "")
-        if page not in self.pages:
-            raise Gone("there is no such page; the server may have been started anew")
+        page = self._page(request.query_params.get("page"))
         return JSONResponse({"jobs": [self.told(job) for job in self.jobs.of(page)]})
 
     async def job(self, request: Request) -> Response:
@@ -382,8 +379,13 @@ class Site:
     async def thumbnail(self, request: Request) -> Response:
         """Show a picture of the folder, small."""
         pair = self._pair(request.path_params["number"])
-        small = await run_sync(views.thumbnail, pair.image, self.limits.max_pixels, limiter=self.decoding)
+        small = await self._decoded(request, views.thumbnail, pair.image, self.limits.max_pixels)
         return Response(small, media_type="image/png")
+
+    def _page(self, id: object) -> str:
+        if not isinstance(id, str) or id not in self.pages:
+            raise Gone("there is no such page; the server may have been started anew")
+        return id
 
     def _pair(self, number: object) -> Pair:
         listed = self._listed()

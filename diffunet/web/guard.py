@@ -14,10 +14,10 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import socket
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -85,7 +85,8 @@ class Guard:
 
     def refusal(self, scope: Scope) -> Response | None:
         """Return the answer to a request that is not passed on, None for one that is."""
-        headers, path, method = Headers(scope=scope), scope["path"], scope["method"]
+        asked, path, method = HTTPConnection(scope), scope["path"], scope["method"]
+        headers = asked.headers
         if not self._is_ours(headers.get("host", "")):
             return PlainTextResponse("This server does not go by that name.", 421)
         if path in OPEN_TO_ALL:
@@ -96,7 +97,7 @@ class Guard:
             answer = HTMLResponse(ENTER)
             answer.set_cookie(self.cookie, self.token, httponly=True, samesite="strict", path="/")
             return answer
-        if not self._is_known(headers):
+        if not self._is_known(asked):
             return PlainTextResponse(STRANGER, 401) if entering else JSONResponse({"error": STRANGER}, 401)
         if not entering and headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             return JSONResponse({"error": "other sites get no answer"}, 403)
@@ -119,18 +120,15 @@ class Guard:
             return False
         return address.is_loopback or self.any_address  # a number cannot be pointed elsewhere
 
-    def _is_known(self, headers: Headers) -> bool:
+    def _is_known(self, asked: HTTPConnection) -> bool:
         """Return whether a request has the token."""
         if self.token is None:
             return True
-        kind, _, bearer = headers.get("authorization", "").partition(" ")
+        kind, _, bearer = asked.headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and _same(bearer, self.token):
             return True
-        try:
-            found = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
-        except CookieError:
-            return False
-        return found is not None and _same(found.value, self.token)
+        # SimpleCookie would drop all that follows what it cannot read, such as cookies of another port.
+        return _same(asked.cookies.get(self.cookie, ""), self.token)
 
 
 def _is_host(text: str) -> bool:

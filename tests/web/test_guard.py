@@ -61,6 +61,16 @@ def test_the_token_becomes_a_cookie(stranger):
 
 
 @pytest.mark.parametrize(
+    "foreign",
+    ['theme={"a":1}', "x=a b", "foo", "name=Jörg", "version=1", "g=hello, world", "=", '"', f"diffunet-1={'y' * 9}"],
+)
+def test_cookies_of_other_servers_of_the_host_lock_nobody_out(stranger, foreign):
+    """A browser sends those of all ports, whatever their form."""
+    cookie = f"{foreign}; diffunet-{stranger.page.port}={stranger.page.token}; {foreign}"
+    assert stranger.get("/api/model", headers={"Cookie": cookie.encode()}).status_code == 200
+
+
+@pytest.mark.parametrize(
     ("headers", "status"),
     [
         ({}, 201),

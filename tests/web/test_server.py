@@ -18,7 +18,7 @@ import pytest
 from helpers.web import ask, encoded, hole, noise, told
 from PIL import Image
 
-from diffunet.errors import Error, UsageError
+from diffunet.errors import DataError, Error, UsageError
 from diffunet.inpainting import masks, part
 from diffunet.web import pages, serving, views
 from diffunet.web.limits import Limits
@@ -137,6 +137,38 @@ def test_the_regions_are_those_that_the_net_sees(client, tmp_path, pipe, monkeyp
     [one] = found["regions"]
     assert one["fit"] == "tile"
     assert one["x1"] - one["x0"] >= 2 * pipe.image_size
+
+
+def test_what_nobody_waits_for_any_more_is_not_decoded(served, monkeypatch, tmp_path):
+    """Requests that a page gives up, as with each stroke on a large picture, do not keep back those that follow."""
+    noise().save(tmp_path / "image.png")
+    page, busy, going, decoded = served(tmp_path), threading.Event(), threading.Event(), []
+    image = json.loads(ask(page, "POST", "/api/images", encoded(noise()))[2])["id"]
+    for module, name in ((part, "read"), (views, "thumbnail")):
+
+        def decodes(*_, name=name, **__):
+            decoded.append(name)
+            busy.set()
+            going.wait(30)
+            raise DataError("no picture")
+
+        monkeypatch.setattr(module, name, decodes)
+    routes = [("POST", f"/api/images/{image}/{what}") for what in ("regions", "hole")] + [("GET", "/api/folder/0/view")]
+    waiting = []
+    for method, path in [routes[0], *routes]:
+        waiting.append(HTTPConnection("127.0.0.1", page.port, timeout=30))
+        waiting[-1].request(method, path, headers={"X-Diffunet": "1", "Authorization": f"Bearer {page.token}"})
+        busy.wait(30)
+    end = time.monotonic() + 30
+    while page.site.decoding.statistics().tasks_waiting < len(routes):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    for each in waiting:
+        each.close()
+    assert ask(page, "GET", "/health")[0] == 200
+    going.set()
+    assert ask(page, *routes[1])[0] == 422
+    assert decoded == ["read", "read"]  # the first, which was at work already, and the last
 
 
 @pytest.mark.parametrize(

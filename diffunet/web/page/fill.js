@@ -109,16 +109,10 @@ export class Fill {
 			alertLine('');
 			this.select(null);
 			const { revision } = editor.mask;
+			const options = this.options();
+			const withMask = tools.takeMask();
 			const image = await pictures.ensure();
-			const submit = async () => jobs.submit({
-				kind: 'fill', image, mask: await tools.sendMask(), options: this.options(),
-			});
-			const job = await submit().catch((error) => {
-				// The server drops masks that have not been used for long; such a one is sent again.
-				if (error.status !== 404) throw error;
-				tools.forgetSent();
-				return submit();
-			});
+			const job = await withMask((mask) => jobs.submit({ kind: 'fill', image, mask, options }));
 			this.#revisions.set(job.id, revision);
 			this.#chosen = false;
 			this.#pick();
@@ -266,9 +260,9 @@ export class Fill {
 			return;
 		}
 		try {
-			const mask = await tools.sendMask();
-			if (signal.aborted) return;
-			const { regions } = await post(`images/${image.id}/regions`, { mask, options: this.options() }, { signal });
+			const options = this.options();
+			const ask = (mask) => post(`images/${image.id}/regions`, { mask, options }, { signal });
+			const { regions } = await tools.takeMask()(ask);
 			editor.view.show({ regions: regions.map(({ x0, y0, x1, y1 }) => inMask(image, [x0, y0, x1, y1])) });
 		} catch {
 			// The regions are only a hint; what is wrong with the options is said where they are used.

@@ -6,6 +6,8 @@ import { bindForm, Progress } from './run.js';
 
 const PAGE = 60;
 
+const NO_OUT = 'To fill in all pictures, start diffunet web with --out DIR, the folder where they go.';
+
 export class Folder {
 	#app;
 	#start = 0;
@@ -17,6 +19,10 @@ export class Folder {
 		this.#app = app;
 		this.#onOpen = onOpen;
 		this.#progress = new Progress(app.jobs, 'folder', 'folder-');
+		if (!app.model.saves) {
+			$('folder-fill').disabled = true;
+			$('folder-hint').textContent = NO_OUT;
+		}
 		onClick('folder-previous', () => this.#show(this.#start - PAGE));
 		onClick('folder-next', () => this.#show(this.#start + PAGE));
 		bindForm(document.querySelector('#panel-folder form'), () => this.run());
@@ -29,9 +35,9 @@ export class Folder {
 
 	run() {
 		return attempt(async () => {
-			const { fill, jobs, tools } = this.#app;
-			const mask = await tools.sendMask();
-			if (!mask) {
+			const { editor, fill, jobs, model, tools } = this.#app;
+			if (!model.saves) throw new Problem(NO_OUT);
+			if (!editor.mask?.count) {
 				throw new Problem('Open one of the pictures and draw the mask first; it is empty.');
 			}
 			alertLine('');
@@ -41,7 +47,7 @@ export class Folder {
 			const options = fill.options();
 			delete options.resize_mask;
 			if ($('folder-resize').checked) options.resize_mask = true;
-			await jobs.submit({ kind: 'folder', mask, options });
+			await tools.takeMask()((mask) => jobs.submit({ kind: 'folder', mask, options }));
 		});
 	}
 
@@ -69,8 +75,7 @@ export class Folder {
 		const button = element('button', { type: 'button', title: `Open ${name}` }, image, caption);
 		button.addEventListener('click', () => attempt(async () => {
 			say(`Opening ${name} …`);
-			await this.#app.pictures.openFromFolder(number, name);
-			this.#onOpen();
+			if (await this.#app.pictures.openFromFolder(number, name)) this.#onOpen();
 		}));
 		return element('li', {}, button);
 	}

@@ -58,7 +58,7 @@ export function bindKeys({ editor, fill, tab }) {
 		const { key, target } = event;
 		const control = event.ctrlKey || event.metaKey;
 		const name = key.toLowerCase();
-		if ((control && key === 'Enter') || (key === 'R' && !control && !isTyping(target))) {
+		if ((control && key === 'Enter') || (name === 'r' && event.shiftKey && !control && !isTyping(target))) {
 			tab().run();
 			return true;
 		}

@@ -13,6 +13,9 @@ export class Pictures extends EventTarget {
 	#limits;
 	/** What the server gets again where it has forgotten the picture: {blob} or {folder}. */
 	#source = null;
+	/** How many pictures were asked for, and the number of the one that is shown. */
+	#asked = 0;
+	#shown = 0;
 
 	constructor(editor, limits) {
 		super();
@@ -40,48 +43,46 @@ export class Pictures extends EventTarget {
 			throw new Problem(`${name} has ${megabytes(blob.size)}; the server takes at most ${most}.`);
 		}
 		say(`Opening ${name} …`);
-		await this.#show(await post('images', blob), name, { blob });
+		await this.#show(async () => ({ image: await post('images', blob), name, source: { blob } }));
 	}
 
 	/** Opens a result as the next picture. */
-	async openResult(result, name) {
-		const image = await post(`images?result=${result.id}`);
-		const response = await fetch(addresses.file(result.id));
-		await this.#show(image, name, { blob: await response.blob() });
+	openResult(result, name) {
+		return this.#show(async () => {
+			const image = await post(`images?result=${result.id}`);
+			const response = await fetch(addresses.file(result.id));
+			return { image, name, source: { blob: await response.blob() } };
+		});
 	}
 
-	async openFromFolder(number, name) {
-		await this.#show(await post(`images?folder=${number}`), name, { folder: number });
-	}
-
-	/** Opens the picture that the command line names. */
-	async openGiven(image) {
-		keep({ given: described(image) });
-		await this.#show(image, image.name, {});
+	/** Opens a picture of the folder, and returns whether it is shown. */
+	openFromFolder(number, name) {
+		return this.#show(async () => ({ image: await post(`images?folder=${number}`), name, source: { folder: number } }));
 	}
 
 	/** Opens what was kept, else what the command line names. */
-	async start(given) {
+	start(given) {
 		forgetOld();
-		const picture = await keptLarge('picture');
-		if (picture && (!given || described(given) === kept.given)) {
-			const bits = await keptLarge('mask');
-			const image = await attempt(() => this.#again(picture, given));
-			if (image) {
-				await this.#show(image, picture.name, picture.source, bits);
-				return;
+		return this.#show(async () => {
+			const picture = await keptLarge('picture');
+			if (picture && (!given || described(given) === kept.given)) {
+				const bits = await keptLarge('mask');
+				const image = await attempt(() => this.#again(picture, given));
+				if (image) return { ...picture, image, bits };
 			}
-		}
-		if (given) await this.openGiven(given);
+			if (given) keep({ given: described(given) });
+			return given && { image: given, name: given.name, source: {} };
+		});
 	}
 
 	/** Makes sure that the server still has the picture, which it may have dropped for others, and returns its id. */
 	async ensure() {
-		const image = await this.#again({ image: this.image, source: this.#source });
-		if (!image) throw new Problem('The server has forgotten the picture; open it again.');
-		if (image.id !== this.image.id) this.#rename(image, this.name);
-		this.image = image;
-		return image.id;
+		const { image } = this;
+		const found = await this.#again({ image, source: this.#source });
+		if (!found) throw new Problem('The server has forgotten the picture; open it again.');
+		if (found.id !== image.id) this.#rename(found, this.nameOf(image.id));
+		if (this.image === image) this.image = found; // another may have been opened meanwhile
+		return found.id;
 	}
 
 	async #again({ image, source }, given) {
@@ -95,8 +96,15 @@ export class Pictures extends EventTarget {
 		return found && described(found) === described(image) ? found : null;
 	}
 
-	async #show(image, name, source, bits) {
-		const picture = await loadImage(addresses.picture(image.id));
+	/** Shows the picture that find() gets, unless one that was asked for later is shown by then; returns whether it is. */
+	async #show(find) {
+		this.#asked += 1;
+		const number = this.#asked;
+		const found = await find();
+		const picture = found && await loadImage(addresses.picture(found.image.id));
+		if (!picture || number < this.#shown) return false;
+		const { image, name, source, bits } = found;
+		this.#shown = number;
 		this.image = image;
 		this.#source = source;
 		this.#rename(image, name ?? image.name);
@@ -105,6 +113,7 @@ export class Pictures extends EventTarget {
 		keepLarge('picture', { image, name: this.name, source });
 		say(`${this.name}, ${image.width} × ${image.height} pixels, is open.`);
 		this.dispatchEvent(new Event('open'));
+		return true;
 	}
 
 	#rename(image, name) {

@@ -1,6 +1,6 @@
 /** The tool panel: its buttons and fields drive the editor, and show what the editor is set to. */
 
-import { post } from './api.js';
+import { post, Problem } from './api.js';
 import { maskName } from './command.js';
 import { $, attempt, downloadBlob, element, fromBase64, numberIn, onClick, say } from './dom.js';
 import { encodeGrey } from './png.js';
@@ -43,7 +43,7 @@ export class Tools {
 		$('mask-file').addEventListener('change', () => attempt(async () => {
 			const [file] = $('mask-file').files;
 			$('mask-file').value = '';
-			if (file) await this.#takeHole((await post('masks', file)).id);
+			if (file) await this.#takeHole(file);
 		}));
 		const colour = () => editor.view.setColour($('colour').value, Number($('opacity').value));
 		for (const id of ['colour', 'opacity']) $(id).addEventListener('input', colour);
@@ -57,16 +57,32 @@ export class Tools {
 		this.#showMask();
 	}
 
-	/** Returns the id of the mask on the server, or null where nothing is marked. */
-	async sendMask() {
+	/**
+	 * Takes the mask as it is now, and returns the function that does an action with it: action(id) is called with its id
+	 * on the server, or null where nothing is marked.
+	 */
+	takeMask() {
 		const { mask } = this.#editor;
-		if (!mask?.count) return null;
-		const { revision } = mask;
-		if (this.#sent.mask !== mask || this.#sent.revision !== revision) {
-			const { id } = await post('masks', await encodeGrey(mask.width, mask.height, mask.committed));
-			this.#sent = { mask, revision, id };
-		}
-		return this.#sent.id;
+		if (!mask?.count) return (action) => action(null);
+		const { width, height, revision } = mask;
+		const bytes = mask.committed.slice();
+		const send = async () => {
+			if (this.#sent.mask !== mask || this.#sent.revision !== revision) {
+				const { id } = await post('masks', await encodeGrey(width, height, bytes));
+				this.#sent = { mask, revision, id };
+			}
+			return this.#sent.id;
+		};
+		return async (action) => {
+			try {
+				return await action(await send());
+			} catch (error) {
+				// The server drops masks that have not been used for long; such a one is sent again.
+				if (error.status !== 404) throw error;
+				this.forgetSent();
+				return action(await send());
+			}
+		};
 	}
 
 	/** Forgets which mask was sent, because the server does not have it any more. */
@@ -97,10 +113,14 @@ export class Tools {
 		if (kept) editor.setSize(kept);
 	}
 
-	async #takeHole(mask) {
+	/** Marks what the file of a mask does or, without one, what is transparent. */
+	async #takeHole(file) {
+		const raster = this.#editor.mask;
+		const mask = file && (await post('masks', file)).id;
 		const id = await this.#pictures.ensure();
 		const { bits, said } = await post(`images/${id}/hole`, { mask, invert: false });
-		this.#editor.change((raster) => raster.setBits(fromBase64(bits)));
+		if (raster !== this.#editor.mask) throw new Problem('Nothing was marked: another picture was opened meanwhile.');
+		this.#editor.change(() => raster.setBits(fromBase64(bits)));
 		showSaid(said);
 		say(said[0] ?? `${this.#editor.mask.count} pixels are marked.`);
 	}
