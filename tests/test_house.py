@@ -11,7 +11,7 @@ from diffunet import guides
 
 PACKAGE = Path(__file__).parents[1] / "diffunet"
 
-MOST_LINES = 31_500
+MOST_LINES = 32_000
 """The most lines of Python that the whole package may have; blank ones, comments and docstrings count."""
 
 MOST_LINES_OF_A_MODULE = 410

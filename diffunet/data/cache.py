@@ -10,6 +10,7 @@ is checked against its checksum when it is first used, since checking all of a l
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -30,7 +31,7 @@ from diffunet.data.facts import FACTS, Facts, of
 from diffunet.data.folder import ImageFile, Rejected, page_of, printable
 from diffunet.data.index import Paths
 from diffunet.data.sources import Source
-from diffunet.errors import DataError, UsageError
+from diffunet.errors import DataError, ResourceError, UsageError
 from diffunet.names import PagesName
 from diffunet.pictures import deep, images, ranges
 from diffunet.pictures.images import Pixels
@@ -194,6 +195,23 @@ def row_type(channels: int) -> np.dtype:
     sums, stamp = ("<i8", (channels,)), ("<i8", (2,))  # a stamp is the size in bytes and the time of change in ns
     return np.dtype([("file", index.FILE), ("facts", FACTS), ("stamp", *stamp), ("shape", "<i4", (3,)),
                      ("crc32", "<u4"), ("total", *sums), ("squares", *sums)])  # fmt: skip
+
+
+def statistics(table: NDArray[np.void], area: int) -> tuple[tuple[float, ...], float]:
+    """Return each channel's mean and the standard deviation around them, in [-1, 1], of images of `area` pixels."""
+    sums = (table[name].sum(axis=0).astype(np.float64) for name in ("total", "squares"))
+    mean, square = (values / (len(table) * area) for values in sums)
+    variance = float(np.mean(square - mean**2))
+    return tuple((mean / 127.5 - 1).tolist()), max(variance, 0.0) ** 0.5 / 127.5
+
+
+def no_room(folder: Path, error: OSError, progress: str = "") -> ResourceError:
+    """Return the error of a folder for decoded images that takes no more; `progress` says how far it came."""
+    reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error
+    return ResourceError(
+        f"cannot keep the decoded images in {printable(str(folder))}: {reason}{progress}; "
+        "choose another place with --data.cache DIR, or use none with --data.cache off"
+    )
 
 
 class Rows(NamedTuple):

@@ -5,7 +5,6 @@ change are those of last time is not read again.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -33,13 +32,15 @@ from diffunet.data.cache import (
     folder_of,
     forget_stack,
     megabytes,
+    no_room,
+    statistics,
 )
 from diffunet.data.folder import Progress, Rejected, in_order, page_of, printable, threads, with_pages
 from diffunet.data.index import Index, Paths, index_hash, row
 from diffunet.data.labels import Labels
 from diffunet.data.listing import LeftOut
 from diffunet.data.sources import Source, open_source
-from diffunet.errors import DataError, ResourceError, UsageError
+from diffunet.errors import DataError, UsageError
 from diffunet.names import FITS, PAGES, PagesName
 from diffunet.pictures import images
 from diffunet.pictures.deep import KINDS, Kind
@@ -165,7 +166,7 @@ def open_dataset(
     if not rows.paths:
         raise _nothing_usable(source.root, rejected + undecodable)
     rejected = sorted((Rejected(printable(r.path), r.reason) for r in rejected + undecodable), key=lambda r: r.path)
-    mean, sigma_data = _statistics(rows.table, layout.image_size**2)
+    mean, sigma_data = statistics(rows.table, layout.image_size**2)
     index = Index(rows.paths, rows.table["file"].copy())  # a copy, which does not keep the rest of the table in memory
     decoded = _Decoding(source, layout, index) if stored is None else stored
     assert layout.ranges is not None, "they are given above"
@@ -191,7 +192,7 @@ def _opened(job: "_Job", chosen: _Chosen | None) -> tuple[Rows, list[Rejected], 
                     os.utime(folder / "lock")  # when it was last used, see kept.py
                 return _bring_up_to_date(folder, job, chosen[1])
         except OSError as error:
-            raise _no_room(folder, error) from error
+            raise no_room(folder, error) from error
     return None
 
 
@@ -210,7 +211,7 @@ def _found(job: "_Job", chosen: _Chosen | None) -> Ranges:
                 files.write_atomic(folder / "ranges.json", json.dumps({"of": _key(job, chosen), **asdict(found)}))
             return found
     except OSError as error:
-        raise _no_room(folder, error) from error
+        raise no_room(folder, error) from error
 
 
 def _kept_ranges(job: "_Job", chosen: _Chosen) -> Ranges | None:
@@ -227,25 +228,9 @@ def _key(job: "_Job", chosen: _Chosen) -> str:
     return hashlib.sha256(job.paths.blob + chosen[1].tobytes()).hexdigest()
 
 
-def _no_room(folder: Path, error: OSError, progress: str = "") -> ResourceError:
-    reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error
-    return ResourceError(
-        f"cannot keep the decoded images in {printable(str(folder))}: {reason}{progress}; "
-        "choose another place with --data.cache DIR, or use none with --data.cache off"
-    )
-
-
 def _nothing_usable(root: Path, rejected: Sequence[Rejected]) -> DataError:
     example = f"{printable(rejected[0].path)}: {rejected[0].reason}"
     return DataError(f"{printable(str(root))}: none of its {len(rejected)} images can be used; {example}")
-
-
-def _statistics(table: NDArray[np.void], area: int) -> tuple[tuple[float, ...], float]:
-    """Return each channel's mean and the standard deviation around them, in [-1, 1], of images of `area` pixels."""
-    sums = (table[name].sum(axis=0).astype(np.float64) for name in ("total", "squares"))
-    mean, square = (values / (len(table) * area) for values in sums)
-    variance = float(np.mean(square - mean**2))
-    return tuple((mean / 127.5 - 1).tolist()), max(variance, 0.0) ** 0.5 / 127.5
 
 
 TELLING = 20
@@ -419,6 +404,6 @@ def _build(
         if not isinstance(error, OSError):
             raise
         needed = f" of about {written / done * len(job.paths) / 2**20:,.1f} MiB" if done else ""
-        raise _no_room(folder, error, f" after {written / 2**20:,.1f} MiB{needed}") from error
+        raise no_room(folder, error, f" after {written / 2**20:,.1f} MiB{needed}") from error
     cache.delete_others(folder, generation)
     return rows, rejected, stored
