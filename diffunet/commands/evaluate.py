@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -19,7 +19,6 @@ from diffunet.names import MetricName
 
 if TYPE_CHECKING:
     from diffunet.evaluation.told import Loss, Report
-    from diffunet.sampling.pipeline import Pipeline
 
 
 def evaluate(
@@ -67,7 +66,8 @@ def evaluate(
             compares models however they were trained, and hardly varies with chance.
     """
     if samples is not None:
-        _refuse_with_samples(data, model, num is not None or loss or likelihood is not None or sampling != Sampling())
+        of_a_model = num, loss, likelihood, sampling, replace(computing, device=None, threads=None)
+        _refuse_with_samples(data, model, of_a_model != (None, False, None, Sampling(), Computing()))
         model, data = None, Path(str(model))
     elif model is None or data is None:
         raise UsageError(f"{'MODEL' if model is None else 'DATA'} is missing (see diffunet evaluate --help)")
@@ -89,15 +89,22 @@ def evaluate(
     if likelihood is not None and computing.precision == "auto":
         # Bits of thousands of dimensions are added up, and with them what rounding does to each.
         computing = replace(computing, precision="fp32")
-    from diffunet import ranks
+    from diffunet import ranks, storage
+    from diffunet.evaluation import figures
     from diffunet.evaluation import report as reports
     from diffunet.evaluation.networks import Published
 
+    run = None if model is None or not (Path(model) / storage.RUN_CONFIG).is_file() else Path(model)
+    if run is not None:
+        outputs.claim(run / figures.NAME, file=True, overwrite=True, option="MODEL")
     published = Published(metrics or (), weights, reals)
     with ranks.together() as processes, progress("evaluating") as show:
         if not processes.is_main and (loss or model is None):
             return  # only samples are made by all
+        named = _named(model, run) if model and processes.is_main else {}  # before the weights, which may be newer
         pipe = None if model is None else options.load(model, computing)
+        if pairs is not None and pipe is not None:
+            outputs.refuse_misfit(pairs, pipe.channels, "--pairs")
 
         def tell_step(what: str, done: int, total: int) -> None:
             show(done, total, what)
@@ -118,7 +125,7 @@ def evaluate(
                 ranks=processes, **options.for_pipeline(sampling, pipe),
             )  # fmt: skip
     if found is not None:  # it is the main process
-        _write(found, model, pipe, pairs, json)
+        _write(found, found.figures() | named, run, pairs, json)
 
 
 def _refuse_with_samples(data: Path | None, model: str | None, of_a_model: bool) -> None:
@@ -126,31 +133,34 @@ def _refuse_with_samples(data: Path | None, model: str | None, of_a_model: bool)
         raise UsageError("--samples takes the place of MODEL: diffunet evaluate --samples FOLDER DATA")
     if of_a_model:
         raise UsageError(
-            "--samples are there, and all are taken: it goes with none of --num, --loss, --likelihood and the options "
-            "of sampling"
+            "--samples are there, and all are taken: it goes with none of --num, --loss, --likelihood, --precision, "
+            "--compile, --kernels and the options of sampling"
         )
 
 
-def _write(found: Report | Loss, model: str | None, pipe: Pipeline | None, pairs: Path | None, json: bool) -> None:
-    """Print the figures, or lines about them; write both files of a run, and the picture of pairs."""
-    from diffunet import storage
-    from diffunet.evaluation import figures
+def _named(model: str, run: Path | None) -> dict[str, Any]:
+    """Return the figures that tell a model from others, in whatever precision it is computed, and a run's step."""
     from diffunet.interop import models
+
+    read = models.read_model(model)
+    return {"model": fingerprint(read)} | ({} if run is None else {"step": read.step})
+
+
+def _write(found: Report | Loss, named: dict[str, Any], run: Path | None, pairs: Path | None, json: bool) -> None:
+    """Write both files of a run, and the picture of pairs; print the figures `named`, or lines about them."""
+    from diffunet.evaluation import figures
     from diffunet.pictures import images
 
-    named, run = found.figures(), None
-    if model is not None and pipe is not None:
-        named["model"] = fingerprint(pipe)
-        if (Path(model) / storage.RUN_CONFIG).is_file():
-            run = Path(model)
-            named["step"] = storage.weights_step(models.find(model))
     pictures = [picture for picture in (run and run / figures.PAIRS, pairs) if picture]
     if found.pairs is not None and pictures:
-        for picture in pictures:  # that of a run goes with its figures
-            images.save(found.pairs, picture)
         named["nearest"] = pictures[0].name
-        say(f"samples nearest to a training image, each above that image: {pictures[-1]}")
-    if run is not None:
-        figures.write(run, named)
-        say(f"figures: {run / figures.NAME}")
-    tell(figures.text(named) if json else "\n".join(found.lines()))
+    try:
+        if found.pairs is not None and pictures:
+            for picture in pictures:  # that of a run goes with its figures
+                images.save(found.pairs, picture)
+            say(f"samples nearest to a training image, each above that image: {pictures[-1]}")
+        if run is not None:
+            figures.write(run, named)
+            say(f"figures: {run / figures.NAME}")
+    finally:  # it may have taken hours, and the disk may be full
+        tell(figures.text(named) if json else "\n".join(found.lines()))

@@ -15,6 +15,7 @@ from diffunet.version import __version__
 
 if TYPE_CHECKING:
     from diffunet.sampling.pipeline import Pipeline
+    from diffunet.storage import Model
 
 NAME = "made.jsonl"
 """The file that notes it: a line for each run with its options, and one for each batch with the names of its files."""
@@ -167,12 +168,12 @@ def content(*paths: Path | None) -> str:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from None
 
 
-def fingerprint(pipe: Pipeline) -> str:
-    """Return what tells a model from others: a hash of its config and of its weights as they are computed with."""
+def fingerprint(model: Pipeline | Model) -> str:
+    """Return what tells a model from others: a hash of config and weights, in a pipeline's case as it computes with."""
     import torch
 
-    found = hashlib.sha256(pipe.config.hash().encode())
-    for name, tensor in pipe.denoiser.state_dict().items():
+    found = hashlib.sha256(model.config.hash().encode())
+    for name, tensor in model.denoiser.state_dict().items():
         found.update(name.encode())
         found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()[:32]

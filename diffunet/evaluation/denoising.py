@@ -45,7 +45,7 @@ class DenoisingError:
     @property
     def loss(self) -> float:
         """The mean of the logarithms of `errors`, in nats: 0 for the linear denoiser, less is better."""
-        return sum(map(math.log, self.errors)) / len(self.errors)
+        return float(torch.tensor(self.errors, dtype=torch.float64).log().mean())  # of an error of 0 it is -inf
 
 
 @torch.no_grad()
@@ -62,7 +62,7 @@ def denoising_error(
         at_once, on_step: the images of one pass, and what is called with (levels done, of how many).
     """
     deviation = float(x0.double().var(correction=0).sqrt())
-    errors = []
+    levels, errors = torch.tensor(sigmas, dtype=torch.float64), []
     for level, sigma in enumerate(sigmas):
         total = 0.0
         for first in range(0, len(x0), at_once):
@@ -71,8 +71,8 @@ def denoising_error(
             part = None if label is None else label[first : first + at_once]
             denoised = denoiser(clean + sigma * noise, torch.full((len(clean),), sigma, device=x0.device), part).x0
             total += float((denoised.float() - clean).square().mean(dim=(1, 2, 3)).double().sum())
-        linear = deviation**2 * sigma**2 / (deviation**2 + sigma**2)
-        errors.append(total / len(x0) / linear)
+        errors.append(total / len(x0))
         if on_step is not None:
             on_step(level + 1, len(sigmas))
-    return DenoisingError(tuple(sigmas), tuple(errors), len(x0))
+    linear = deviation**2 * levels**2 / (deviation**2 + levels**2)  # 0 of images of one colour
+    return DenoisingError(tuple(sigmas), tuple((torch.tensor(errors, dtype=torch.float64) / linear).tolist()), len(x0))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffunet import files
+from diffunet.errors import ResourceError
 
 NAME = "evaluation.json"
 """The file of a run folder that holds the figures: one object, whose keys are those of `FIGURES`."""
@@ -60,7 +61,7 @@ FIGURES = {
     "loss_held_out": "whether training held these out",
     "loss_by_noise": "noise level (sigma), and error over that of a denoiser that knows only how much pixels vary",
 }  # fmt: skip
-"""What each figure says. Those that were not asked for, or that there cannot be, are left out or null."""
+"""What each figure says. Those not asked for are left out, or null as those that there cannot be or are not finite."""
 
 OF_LOSS = tuple(name for name in FIGURES if name.startswith("loss"))
 """Those of `evaluate --loss`; all others but model, step and data are of samples."""
@@ -74,7 +75,7 @@ def text(found: dict[str, Any]) -> str:
 
 
 def write(run: Path, found: dict[str, Any]) -> None:
-    """Write figures to `RUN/evaluation.json`.
+    """Write figures to `RUN/evaluation.json`, or raise ResourceError.
 
     Figures of samples and of the loss are measured one without the other: the others stay in the file where they are of
     the same model and data.
@@ -88,5 +89,7 @@ def write(run: Path, found: dict[str, Any]) -> None:
         pass
     merged = other | found
     ordered = {name: merged[name] for name in FIGURES if name in merged}
-    text(ordered)
-    files.write_atomic(path, json.dumps(ordered, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
+    try:
+        files.write_atomic(path, json.dumps(ordered, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
+    except OSError as error:
+        raise ResourceError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from diffunet import build
+from diffunet import build, names
 from diffunet.config import Config
-from diffunet.data import augment, folder, labels
+from diffunet.data import augment, folder, groups, labels, splits
 from diffunet.data.labels import Labels
-from diffunet.errors import Error
+from diffunet.errors import Error, UsageError
 from diffunet.pictures import images
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class RealImages:
         """The place in the data set of the picture of each image, int64 [N]."""
         if self.classes is not None:
             self.classes = np.repeat(self.classes, each)
+        self._divided = self._divide()
 
     def __len__(self) -> int:
         return len(self.places)
@@ -101,9 +102,19 @@ class RealImages:
 
     def split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the ascending numbers of the images that training on this folder learns from and holds out."""
-        split = build.split(self.config.data, self.dataset.files, self._found if self.named else None)
-        training, held_out = (np.flatnonzero(np.isin(self.places, part)) for part in (split.training, split.held_out))
-        return training, held_out
+        training, held_out, _ = self._divided
+        return np.flatnonzero(np.isin(self.places, training)), np.flatnonzero(np.isin(self.places, held_out))
+
+    def _divide(self) -> groups.Split:
+        d, files, classes = self.config.data, self.dataset.files, self._found if self.named else None
+        try:
+            return build.split(d, files, classes)
+        except UsageError as error:
+            log.info("measured without groups: %s", str(error).removeprefix("data.group: ").partition("; leave")[0])
+            # A table may be lost of the very images of training: then it is not known what was held out.
+            others = names.group_file(d.group or "") is None or splits.find(files.paths) is not None
+            d = d.model_copy(update={"group": None, "held_out": d.held_out if others else 0.0})
+            return build.split(d, files, classes)
 
     @property
     def class_names(self) -> tuple[str, ...]:

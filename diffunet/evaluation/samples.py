@@ -37,7 +37,7 @@ class Samples:
     """
 
     def __init__(self, folder: Path, data: Path) -> None:
-        loose = build.dataset(DataConfig(cache="off", image_size=4), folder)
+        loose = build.dataset(DataConfig(cache="off", image_size=4, reading=2), folder)
         if loose.rejected:
             first = loose.rejected[0]
             raise DataError(f"{printable(str(folder))}: the sample {first.path} cannot be used: {first.reason}")
@@ -48,7 +48,7 @@ class Samples:
             )
         size = _side(loose.files, folder)
         channels = 1 if set(loose.files.table["mode"].tolist()) <= {b"1", b"L"} else 3
-        self.config = Config.model_validate({"data": {"image_size": size, "channels": channels}})
+        self.config = Config.model_validate({"data": {"image_size": size, "channels": channels, "reading": 2}})
         self._data = build.dataset(self.config.data.model_copy(update={"cache": "off"}), folder)
         self.labels, names = self._labels(data)
         self.config = self.config.changed("data", class_names=names, held_out=0.0)

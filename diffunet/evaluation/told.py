@@ -1,6 +1,6 @@
 """What an evaluation found: its figures for programs (figures.py says what each is), its lines for people."""
 
-import math
+import json
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -85,10 +85,10 @@ class Report:
             }  # fmt: skip
         if (bits := self.likelihood) is not None:
             found |= {
-                "likelihood": bits.bits, "likelihood_error": bits.error if math.isfinite(bits.error) else None,
-                "likelihood_kind": bits.kind, "likelihood_images": bits.num, "likelihood_held_out": self.held_out,
+                "likelihood": bits.bits, "likelihood_error": bits.error, "likelihood_kind": bits.kind,
+                "likelihood_images": bits.num, "likelihood_held_out": self.held_out,
             }  # fmt: skip
-        return found
+        return _as_json(found)
 
     def lines(self) -> list[str]:
         """Describe the report, for people."""
@@ -161,6 +161,11 @@ class Report:
         return lines
 
 
+def _as_json(found: dict[str, Any]) -> Any:
+    """Return figures as JSON can hold them: with None for each number that is not finite."""
+    return json.loads(json.dumps(found), parse_constant=lambda name: None)
+
+
 def _in_words(shares: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in shares.items())
 
@@ -179,10 +184,10 @@ class Loss:
     def figures(self) -> dict[str, Any]:
         """Return the errors as an object of JSON, see `figures.FIGURES`."""
         levels = [[round(sigma, 6), error] for sigma, error in zip(self.error.sigmas, self.error.errors, strict=True)]
-        return {
+        return _as_json({
             "data": self.data, "loss": self.error.loss, "loss_images": self.error.num, "loss_held_out": self.held_out,
             "loss_by_noise": levels,
-        }  # fmt: skip
+        })  # fmt: skip
 
     def lines(self) -> list[str]:
         """Describe the errors, for people."""

@@ -273,7 +273,7 @@ def config(unet: UNet2D, scheduler: Chain | FlowMatch | None, where: str) -> Con
         "learned_variance": learned, "sigma_shift": 1.0, "label_dropout": 0.0, "mean": [0.0] * unet.in_channels,
     }  # fmt: skip
     try:
-        return validated({"model": model, "diffusion": diffusion, "data": data}, where)
+        return validated({"model": model, "diffusion": diffusion, "data": data | {"reading": 2}}, where)
     except UsageError as error:
         raise CheckpointError(str(error)) from None
 
@@ -284,6 +284,8 @@ def _chain(scheduler: Chain) -> dict[str, Any]:
     threshold = "static" if scheduler.clip_sample and scheduler.clip_sample_range == 1 else "none"
     if scheduler.thresholding:  # to [-s, s] with s at most sample_max_value: to [-1, 1] by default
         threshold = "dynamic" if scheduler.sample_max_value > 1 else "static"
+    elif scheduler.clip_sample and threshold == "none":
+        log.warning("clip_sample_range %g is left out: x0 is not clipped", scheduler.clip_sample_range)
     return {
         "schedule": schedule, "num_steps": scheduler.num_train_timesteps, "threshold": threshold,
         "beta_range": ends if schedule != "cosine" and ends != published else None,

@@ -156,7 +156,7 @@ def to_config(flags: Flags) -> Config:
         "learned_variance": flags.learn_sigma, "sigma_shift": 1.0, "mean": (0.0, 0.0, 0.0), "label_dropout": 0.0,
         "threshold": "static",
     }  # fmt: skip
-    data = {"image_size": flags.image_size, "channels": 3, "classes": flags.class_cond}
+    data = {"image_size": flags.image_size, "channels": 3, "classes": flags.class_cond, "reading": 2}
     return validated({"model": model, "diffusion": diffusion, "data": data}, "the flags")
 
 

@@ -72,7 +72,7 @@ def split(data: Path, work: Path) -> tuple[Path, Path]:
 
 def read(root: Path, image_size: int, classes: Mapping[str, str | None]) -> tuple[Pixels, NDArray[np.int64] | None]:
     """Return the images of a folder of `split`, uint8 [N H W 3], and the numbers of their classes, if there are any."""
-    real = RealImages(Config().changed("data", image_size=image_size), root)
+    real = RealImages(Config().changed("data", image_size=image_size, reading=2), root)
     found = [classes[Path(path).stem] for path in real.dataset.files.paths]
     names = sorted({name for name in classes.values() if name is not None})
     pictures = real.gather(np.arange(len(found)))

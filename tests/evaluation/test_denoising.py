@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffunet.diffusion.denoiser import Denoised
-from diffunet.evaluation.denoising import SIGMAS, denoising_error
+from diffunet.evaluation.denoising import SIGMAS, DenoisingError, denoising_error
 
 
 class Linear(nn.Module):
@@ -33,6 +33,11 @@ def test_the_best_denoiser_of_normal_pixels_has_loss_0():
     wanted = [1 + 0.25 * 0.09 / sigma**2 for sigma in SIGMAS]
     assert worse.errors == pytest.approx(wanted, rel=0.05)
     assert worse.loss == pytest.approx(sum(map(math.log, wanted)) / len(wanted), abs=0.02)
+
+
+def test_of_images_of_one_colour_and_of_a_net_without_fault_there_is_a_loss_that_is_not_finite():
+    assert denoising_error(Linear(1.0), torch.ones(2, 1, 4, 4)).loss == math.inf
+    assert DenoisingError((1.0, 2.0), (0.0, 1.0), 2).loss == -math.inf
 
 
 def test_it_does_not_depend_on_how_many_images_go_through_at_once_and_labels_go_with_them():

@@ -80,6 +80,21 @@ def test_labels_of_the_model_are_looked_for_again(folder, tmp_path, config):
     assert np.bincount(RealImages(by_name, folder).classes).tolist() == [20, 20]  # a folder of folders has them too
 
 
+def test_a_folder_without_the_groups_of_the_model_is_measured_without(folder, tmp_path, config, caplog):
+    caplog.set_level("INFO")
+    plain = RealImages(config, folder).split()
+    other = RealImages(config.changed("data", group=r"emoji_u(\w+)"), folder)
+    assert "measured without groups: the regular expression 'emoji_u" in caplog.text
+    assert all(map(np.array_equal, other.split(), plain))
+    lost = RealImages(config.changed("data", group=str(tmp_path / "lost.tsv"), balance_groups=True), folder)
+    assert "lost.tsv cannot be read" in caplog.text
+    assert [len(part) for part in lost.split()] == [40, 0], "any of them may have been trained on"
+    for part in ("train", "val"):
+        shutil.copytree(folder, tmp_path / "parts" / part)
+    divided = RealImages(config.changed("data", group=str(tmp_path / "lost.tsv")), tmp_path / "parts")
+    assert [len(part) for part in divided.split()] == [40, 40]
+
+
 def test_windows_of_pictures_are_compared(tmp_path):
     generator = np.random.default_rng(0)
     for n in range(3):

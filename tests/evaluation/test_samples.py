@@ -15,6 +15,7 @@ from diffunet import guides
 from diffunet.errors import DataError
 from diffunet.evaluation import figures, reference
 from diffunet.evaluation.features import train_classifier
+from diffunet.evaluation.reals import RealImages
 from diffunet.evaluation.report import denoising, evaluate, evaluate_samples
 from diffunet.evaluation.samples import Samples
 from diffunet.sampling import conditions
@@ -93,6 +94,17 @@ def test_grey_samples_make_a_grey_comparison(folder, copied):
     for path in copied.iterdir():
         Image.open(path).convert("L").save(path)
     assert Samples(copied, folder).config.data.channels == 1
+
+
+def test_real_images_are_read_as_a_new_run_reads_them(tmp_path):
+    """12 bits in files of 16, which are 16 times too dark unless their range is found."""
+    (tmp_path / "real").mkdir(), (tmp_path / "made").mkdir()
+    values = np.random.default_rng(0).integers(0, 4096, (4, 8, 8)).astype(np.uint16)
+    for n, picture in enumerate(values):
+        Image.fromarray(picture).save(tmp_path / "real" / f"{n}.png")
+        Image.fromarray((picture >> 4).astype(np.uint8)).save(tmp_path / "made" / f"{n}.png")
+    real = RealImages(Samples(tmp_path / "made", tmp_path / "real").config, tmp_path / "real")
+    assert np.array_equal(real.gather(np.arange(4))[..., 0], np.rint(values / 4095 * 255))
 
 
 def test_every_figure_of_a_run_is_documented_and_the_readme_names_the_files(run, folder, tmp_path):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from diffunet import build
 from diffunet.errors import CheckpointError
-from diffunet.interop import diffusers
+from diffunet.interop import diffusers, diffusers_options
 
 # Schedulers.
 
@@ -65,6 +65,7 @@ def test_schedulers(small, scheduler, options, wanted):
     d = config.diffusion
     assert {name: getattr(d, name) for name in wanted} == wanted
     assert (d.sampler, d.sample_steps, d.mean, d.sigma_shift) == ("unipc", 15, (0, 0, 0), 1)
+    assert config.data.reading == 2, "profiles of images count, as in a new run"
     if hasattr(made, "alphas_cumprod"):
         noise = build.schedule(config)
         alpha_bar = made.alphas_cumprod.double()[:-1]  # theirs ends with 0 or 2^-24 at zero terminal SNR
@@ -72,6 +73,14 @@ def test_schedulers(small, scheduler, options, wanted):
     bare = {"_class_name": scheduler} | options  # a file may leave out the options that have their defaults
     (small / "scheduler" / "scheduler_config.json").write_text(json.dumps(bare))
     assert diffusers.read_config(small) == config
+
+
+@pytest.mark.parametrize(("options", "count"), [({}, 1), ({"thresholding": True}, 0), ({"clip_sample": False}, 0)])
+def test_a_range_to_clip_to_that_is_not_ours_is_told(options, count, caplog):
+    content = {"_class_name": "DDPMScheduler", "clip_sample_range": 2.5} | options
+    unet = diffusers_options.read_unet({"_class_name": "UNet2DModel", **SMALL}, "it")
+    diffusers_options.config(unet, diffusers_options.read_scheduler(content, "it"), "it")
+    assert caplog.text.count("clip_sample_range 2.5 is left out") == count
 
 
 # What cannot be read.

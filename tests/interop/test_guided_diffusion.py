@@ -129,7 +129,7 @@ def test_config_of_adm_64():
     assert (diffusion.schedule, diffusion.num_steps, diffusion.rescale_timesteps) == ("cosine", 1000, False)
     assert (diffusion.target, diffusion.learned_variance, diffusion.threshold) == ("epsilon", True, "static")
     assert (diffusion.sigma_shift, diffusion.mean) == (1, (0, 0, 0))
-    assert config.data.image_size == 64
+    assert (config.data.image_size, config.data.reading) == (64, 2)
 
 
 def test_heads():
