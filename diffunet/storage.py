@@ -19,6 +19,7 @@ from diffunet import build, compute, files, pretrained
 from diffunet.config import MAX_BYTES, Config, read_toml, validated
 from diffunet.diffusion.denoiser import Denoiser
 from diffunet.errors import CheckpointError, Error, ResourceError, UsageError
+from diffunet.nn import layers
 
 log = logging.getLogger(__name__)
 
@@ -394,6 +395,8 @@ def with_weights(config: Config, net: nn.Module, tensors: Mapping[str, Tensor], 
     if spoilt:
         raise CheckpointError(f"the weights in {where} are damaged: {spoilt[0]} is not finite")
     load_weights(net, tensors, where)
+    if not config.diffusion.label_dropout:
+        layers.null_from_labels(net)
     return Model(config, build.denoiser(config, net).eval().requires_grad_(False), step)
 
 

@@ -214,7 +214,7 @@ def test_filling_many_is_inpainting_one(pipe, name, monkeypatch):
 def test_a_method_is_charged_for_every_pass(pipe):
     calls = {}
     for text in ("mean", "replace:steps=3", "mmps:steps=2", "mmps:steps=2,iterations=3",
-                 "ddnm:steps=4,jump_length=4", "repaint:steps=4,jump_length=2,jump_n_sample=3"):  # fmt: skip
+                 "ddnm:steps=4", "repaint:steps=4,jump_length=2,jump_n_sample=3"):  # fmt: skip
         source, filler = method(text, pipe, pipe, 0, 2)
         with counted(source.denoiser.net) as count:
             filled = filler(pictures(3, 8), boxes(3, 8), 0)

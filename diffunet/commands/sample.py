@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,7 +36,8 @@ def sample(
 
     Args:
         out: File for one picture or a grid, an .npz file of all pixels, or a folder, in which each picture is written
-            as it is made. If not given, it is MODEL-seedS in the current folder; without --num that is a grid.
+            as it is made. If not given, it is MODEL-seedS in the current folder: without --num a grid, with --num 1 a
+            file.
         num: Number of images. If not given, it is 16.
         seed: Seed of the noise. The same seed gives the same images.
         label: Class to make, by its name or number. If not given, the classes come in turn.
@@ -45,7 +45,8 @@ def sample(
         strength: How far variations go from the picture of --from: the share of the steps that are taken, up to 1. If
             not given, it is 0.5.
         grid: Put all images into one picture.
-        animate: Show how the images come out of the noise, in a .gif, .webp or .png with a frame for each step.
+        animate: Show how the images come out of the noise, in a .gif, .webp or .png with a frame for each step, or of
+            more than 60 for every second, third and so on.
         batch_size: Images that are made at a time. If not given, they are as many as suit the device.
         resume: Make what is missing in the folder, after an interrupt or with a larger --num.
     """
@@ -71,6 +72,7 @@ def sample(
             raise UsageError(f"--animate makes one file, and --out {out} is a folder: --out {target}.gif")
         refuse_still(target)
     from diffunet import ranks
+    from diffunet.sampling import conditions
 
     with ranks.together() as processes:
         processes.share(lambda: outputs.claim(target, file=is_file, overwrite=overwrite or not is_file))
@@ -92,7 +94,7 @@ def sample(
             keywords["on_step"] = lambda p: show(p.step, p.steps)
             work = _Work(pipe, processes, target, num, batch_size, keywords)
             if animate:
-                work.film(math.ceil(share * chosen["steps"]), show)
+                work.film(conditions.steps_of(share, chosen["steps"]), show)
             elif as_arrays:
                 work.arrays()
             elif is_file:

@@ -114,7 +114,7 @@ def euler(eta: float = 0.0) -> Step:
     def step(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Noise, state: State) -> StepResult:
         denoised = denoise(x, sigma)
         variance = eta**2 * posterior_variance(sigma, sigma_next)
-        x = denoised.x0 + (sigma_next**2 - variance).sqrt() / sigma * (x - denoised.x0)
+        x = denoised.x0 + (sigma_next**2 - variance).clamp(min=0).sqrt() / sigma * (x - denoised.x0)
         if variance > 0:
             x = x + variance.sqrt() * noise()
         return x, denoised, None

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffunet.errors import UsageError
+
 FLOW_SIGMA_MAX = 1e9
 """The noise level of a flow at t = 1, in place of infinity: a signal this much weaker is below float32's last bit."""
 
@@ -314,6 +316,7 @@ def uniform_t(schedule: Schedule, n: int, spacing: Literal["trailing", "leading"
 
     Raises:
         ValueError: for an unknown `spacing`.
+        UsageError: for "leading" of one step, from which no image can come.
     """
     first = schedule.time(torch.tensor(schedule.sigma_min, dtype=torch.float64)).item()
     k = torch.arange(n, dtype=torch.float64)
@@ -322,6 +325,8 @@ def uniform_t(schedule: Schedule, n: int, spacing: Literal["trailing", "leading"
     elif spacing == "linspace":
         t = torch.linspace(1, first, n, dtype=torch.float64)
     elif spacing == "leading":
+        if n == 1:
+            raise UsageError("ladder leading needs 2 steps: its only one would start at the lowest noise level")
         t = first + (n - 1 - k) * min(1 / n, (1 - first) / max(1, n - 1))
     else:
         raise ValueError(f"unknown spacing {spacing!r}; there are trailing, leading and linspace")

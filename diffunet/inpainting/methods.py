@@ -90,7 +90,8 @@ def choose(d: DiffusionConfig, schedule: schedules.Schedule, choice: Choice, bel
     method is trained for a model that was trained to inpaint, else mmps.
 
     Raises:
-        UsageError: a method that does not exist, or which the model or the other options do not go with.
+        UsageError: a method that does not exist, or which the model or the other options do not go with; or jumps that
+            are asked for, and are none.
     """
     was_trained = d.task == "inpaint"
     default = "trained" if was_trained else "mmps"
@@ -110,8 +111,13 @@ def choose(d: DiffusionConfig, schedule: schedules.Schedule, choice: Choice, bel
         steps = choice.steps or default_steps
         # Both papers jump by equal steps of time, whatever ladder suits the model's sampler.
         ladder = _below(build.ladder(build.sampling(d, ladder="trailing"), schedule, steps), below)
-        jump_length = choice.jump_length or max(1, steps // stretches)
-        ladder = known_pixels.resample_ladder(ladder, jump_length, choice.jump_n_sample or visits)
+        length, times = choice.jump_length or max(1, steps // stretches), choice.jump_n_sample or visits
+        if (choice.jump_length or (choice.jump_n_sample or 1) > 1) and (length >= steps or times == 1):
+            raise UsageError(
+                f"method {name} does not jump back with jump_length {length} and jump_n_sample {times} in {steps} "
+                "steps: it takes a length below the steps, and a number of 2 or more"
+            )
+        ladder = known_pixels.resample_ladder(ladder, length, times)
         calls = int((ladder.diff() < 0).sum()) * row.passes  # a jump back adds noise and calls no net
 
     def walk(denoise: Denoise, known: Tensor, keep: Tensor, x: Tensor, noise: Noise) -> samplers.Walk:

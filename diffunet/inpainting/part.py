@@ -115,8 +115,8 @@ def read(
 ) -> Masked:  # fmt: skip
     """Read an image of any mode and size, in any form of `given.picture`, such as a file's path, and the hole in it.
 
-    A file is turned as its EXIF says, and keeps its EXIF but for thumbnails, which show the erased content; an
-    Image keeps its `info`. The hole is that of a mask of the image's size, of any kind that `reading.read_mask` takes,
+    It is turned as its EXIF says. A file keeps its EXIF but for thumbnails, which show the erased content; an Image
+    keeps its `info`. The hole is that of a mask of the image's size, of any kind that `reading.read_mask` takes,
     or of a box, or without both what is transparent, which is filled in behind what shows of the image. The other
     arguments are `ReadingOptions`.
 
@@ -297,7 +297,7 @@ def _opened(image: Image | str | Path, name: str, max_pixels: int, page: int | N
             image, bands = opening.as_its_tags_say(image.copy(), image)
             if not is_mask:
                 _refuse_bands(bands)
-        return image
+        return image if is_mask else given.upright(image)  # of a mask, its format counts, too
     except TooLarge as error:
         raise DataError(f"{name}: {error}; max_pixels=... lets larger ones through") from None
     except DataError as error:

@@ -23,7 +23,7 @@ from PIL import Image
 from diffunet.errors import DataError, UsageError
 from diffunet.inpainting.masks import RINGING, Mask
 from diffunet.inpainting.sources import Content, content_of
-from diffunet.pictures import images
+from diffunet.pictures import given, images
 
 NEAR = 1 / 8
 """Values this near to 0 or 1 are about black or white."""
@@ -71,12 +71,13 @@ def read_mask(
 
     Raises:
         DataError: what is no mask, or may mean two things.
-        UsageError: `values` that are no numbers.
+        UsageError: `values` that are no numbers, or a file that is opened as text.
     """
     if name is None:
         name = f"mask {source}" if isinstance(source, str | os.PathLike) else "the mask"
+    file = given.bytes_of(source, name)
     try:
-        content = content_of(source, max_pixels, page, name)
+        content = content_of(source if file is None else file, max_pixels, page, name)
         if picture is not None and values is None and not soft:
             _refuse_itself(content, picture)
         verb = "kept" if invert else "filled"

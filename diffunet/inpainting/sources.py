@@ -1,4 +1,4 @@
-"""What a mask holds, however it came: from a file, an open file, an image, an array, a tensor or a list."""
+"""What a mask holds, however it came: from a file, its bytes, an image, an array, a tensor or a list."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffunet.errors import DataError
-from diffunet.pictures import deep, images, opening
+from diffunet.pictures import deep, given, images, opening
 
 _LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000", "HEIF")
 _STRIP = 2**22  # pixels that are looked at together
@@ -48,7 +48,7 @@ class Content(NamedTuple):
 
 
 def content_of(source: Any, max_pixels: int, page: int | None = None, name: str = "the mask") -> Content:
-    """Return the content of a mask; for the arguments see `reading.read_mask`.
+    """Return the content of a mask; for the arguments see `reading.read_mask`, which has read an open file.
 
     Raises:
         DataError: what is no mask.
@@ -57,15 +57,10 @@ def content_of(source: Any, max_pixels: int, page: int | None = None, name: str 
     filename = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
     if isinstance(source, Image.Image):
         lossless = source.format not in _LOSSY and not _holds_jpeg(source)
-        return _of_image(source, lossless)
+        return _of_image(given.upright(source), lossless)
     if isinstance(source, str | os.PathLike):
         source = images.read_bytes(Path(source))
-    elif hasattr(source, "read"):
-        if hasattr(source, "seek"):
-            source.seek(0)
-        source = source.read()
-    if isinstance(source, bytes | bytearray | memoryview):
-        source = bytes(source)
+    if isinstance(source, bytes):
         place = opening.place_of_page(source, str(filename), page, name, one_for_all=True)
         with images.decoding(source, name=str(filename), max_pixels=max_pixels, page=place) as decoded:
             lossless = decoded.format not in _LOSSY or (decoded.format == "WEBP" and b"VP8L" in source)

@@ -126,6 +126,14 @@ class Embedding(nn.Module):
         return F.silu(e)
 
 
+@torch.no_grad()
+def null_from_labels(net: nn.Module) -> None:
+    """Let the null label of a net be the mean of the others: where training has never drawn it, it is random."""
+    for module in net.modules():
+        if isinstance(module, Embedding) and module.label is not None:
+            module.label.weight[-1] = module.label.weight[:-1].mean(dim=0)
+
+
 class Uncertainty(nn.Module):
     """The log of the loss to be expected, linear in sinusoids of log SNR (as Karras et al. 2024, EDM2, appendix B.4).
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from diffunet import plain
 from diffunet.errors import DataError, UsageError
@@ -55,11 +56,9 @@ def opened(given: Any, name: str, max_pixels: int = images.MAX_PIXELS, page: int
         return plain.path(name, given)
     if isinstance(given, Image.Image):
         return given
-    if not isinstance(given, bytes | bytearray | memoryview):
-        if not callable(getattr(given, "read", None)):
-            return given
-        given = _content(given, name)
-    content = bytes(given)
+    content = bytes_of(given, name)
+    if content is None:
+        return given
     try:
         place = opening.place_of_page(content, "", page, name)
         return images.open_image(content, max_pixels=max_pixels, page=place)
@@ -68,12 +67,31 @@ def opened(given: Any, name: str, max_pixels: int = images.MAX_PIXELS, page: int
         raise DataError(f"{name}: {error}{hint}") from None
 
 
-def _content(file: Any, name: str) -> bytes:
-    """Return all that an open file holds, from its start where it can go there, as Pillow does."""
+def upright(image: Image.Image) -> Image.Image:
+    """Return an image turned as its EXIF says, as that of a path is, and without that mark; itself if it is upright."""
+    with contextlib.suppress(Exception):  # the picture is sound, only what is said about it is not
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return ImageOps.exif_transpose(image)
+    return image
+
+
+def bytes_of(file: Any, name: str) -> bytes | None:
+    """Return bytes, or all that an open file holds, from its start where it can go there, as Pillow does; else None.
+
+    Raises:
+        UsageError: a file that is opened as text.
+        DataError: one that cannot be read, or of more than 1 GiB.
+    """
+    if isinstance(file, bytes | bytearray | memoryview):
+        return bytes(file)
+    if not callable(getattr(file, "read", None)):
+        return None
     try:
         if callable(getattr(file, "seek", None)) and getattr(file, "seekable", lambda: True)():
             file.seek(0)
         content = file.read(opening.MAX_BYTES + 1)
+    except UnicodeDecodeError:
+        content = ""  # of a text, which a picture is not
     except Exception as error:
         raise DataError(f"{name}: the file cannot be read: {error or type(error).__name__}") from None
     if not isinstance(content, bytes):

@@ -69,10 +69,13 @@ def distinct_name(label: str) -> str:
     return f"{file_name(label)[:50]}-{hashlib.sha256(label.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}"
 
 
-def name_of(image: Any) -> str:
-    """Return the name that fillings of an image are saved under: that of its file, where it has one."""
+def source_of(image: Any) -> Path | None:
+    """Return the file that an image is, or was opened from, after which its fillings are named; None if there is none.
+
+    The path is absolute: the current folder may be another one when they are saved.
+    """
     name = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", None)
-    return (Path(name).stem if isinstance(name, str | os.PathLike) else "") or "filled"
+    return Path(os.path.abspath(name)) if name and isinstance(name, str | os.PathLike) else None
 
 
 def suffix_for(picture: Image.Image) -> str:
@@ -99,17 +102,19 @@ def save(image: Any, path: str | os.PathLike[str]) -> Path:
 class Picture(Image.Image):
     """A Pillow image that diffunet has made, whose `save` keeps what Pillow's drops: 16 bits, EXIF, XMP, resolution.
 
-    `name` is that of its file, without suffix, where a list of pictures is saved to a folder.
+    `name` is that of its file, without suffix, where a list of pictures is saved to a folder, and `source` the file of
+    the image that was filled in, if any.
     """
 
     name: str = ""
+    source: Path | None = None
 
     @classmethod
-    def of(cls, image: Image.Image, name: str = "") -> Picture:
+    def of(cls, image: Image.Image, name: str = "", source: Path | None = None) -> Picture:
         """Return an image as a Picture; the two share their pixels."""
         picture = cls()
         vars(picture).update(vars(image))
-        picture.name = name
+        picture.name, picture.source = name, source
         return picture
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
@@ -147,14 +152,15 @@ class Pictures(list[Image.Image]):
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
         """Write the pictures to a folder, under the names that the commands give them, or a single one to a file.
 
-        What ends in a picture's suffix is a file, unless it is a folder already. Files of these names are replaced.
-        Nothing of a picture is lost, see `save` of this module.
+        What ends in a picture's suffix is a file, unless it is a folder already. Files of these names are replaced, but
+        in a folder never the images that were filled in. Nothing of a picture is lost, see `save` of this module.
 
         Returns:
             The files.
 
         Raises:
-            UsageError: several pictures and one file, two of one name, or a format that cannot hold one.
+            UsageError: several pictures and one file, two of one name, the name of an image that was filled in, or a
+                format that cannot hold one.
             ResourceError: they cannot be written there.
         """
         target = plain.path("path", path)
@@ -165,9 +171,11 @@ class Pictures(list[Image.Image]):
         names = [getattr(picture, "name", "") or f"{i:05d}" for i, picture in enumerate(self)]
         if twice := [name for name, times in Counter(map(os.path.normcase, names)).items() if times > 1]:
             raise UsageError(f"{target}: two of the pictures would be named {twice[0]}; save them one by one")
-        return [
-            save(picture, target / f"{name}{suffix_for(picture)}") for picture, name in zip(self, names, strict=True)
-        ]
+        files = [target / f"{name}{suffix_for(picture)}" for picture, name in zip(self, names, strict=True)]
+        sources = {source.resolve() for picture in self if (source := getattr(picture, "source", None))}
+        if kept := [file for file in files if file.resolve() in sources]:
+            raise UsageError(f"{kept[0]} is the image that was filled in, and would be replaced; give another folder")
+        return [save(picture, file) for picture, file in zip(self, files, strict=True)]
 
     def grid(self, columns: int | None = None) -> Picture:
         """Return all pictures row by row in one, of 8 bits a colour, with white between them.

@@ -5,19 +5,19 @@ from __future__ import annotations
 import difflib
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict
 
 import torch
-from PIL import ImageOps
-from PIL.Image import Resampling
 from torch import Tensor
 
 from diffunet import build, plain
 from diffunet.config import DataConfig
+from diffunet.data import augment
+from diffunet.data.cache import Layout
 from diffunet.diffusion.denoiser import Conditional, Denoise, Denoiser, bind
 from diffunet.diffusion.guidance import Pair, WithAndWithoutLabel, guided, threshold
 from diffunet.errors import DataError, UsageError
@@ -86,7 +86,7 @@ def chosen(guidance: float | Guidance | None, model: Pipeline) -> Guidance:
     A scale for a model without classes, which cannot be guided by a label, is that of the weaker model beside it.
 
     Raises:
-        UsageError: no number, or no pipeline as the weaker model.
+        UsageError: no number, no pipeline as the weaker model, or a scale of 1 with what only another one needs.
     """
     found = guidance if isinstance(guidance, Guidance) else Guidance(1.0 if guidance is None else guidance)
     found = Guidance(
@@ -96,6 +96,8 @@ def chosen(guidance: float | Guidance | None, model: Pipeline) -> Guidance:
     )  # fmt: skip
     if found.weaker is not None and not hasattr(found.weaker, "denoiser"):
         raise UsageError(f"the weaker model of guidance is one from diffunet.load, not {plain.shown(found.weaker)}")
+    if found.scale == 1 and (found.weaker is not None or found.interval is not None or found.rescale):
+        raise UsageError("guidance of scale 1 is none: its weaker, interval and rescale need another scale")
     if found.scale == 1 or found.weaker is not None or model.weaker is None or model.class_names:
         return found
     return replace(found, weaker=model.weaker, interval=found.interval or OWN_INTERVAL)
@@ -157,6 +159,20 @@ def picture_name(seed: int, number: int, classes: Tensor | None, names: Sequence
     return f"{seed}-{number:05d}" + (f"-{made.file_names(tuple(names))[label]}" if label < len(names) else "")
 
 
+def steps_of(strength: float, steps: int) -> int:
+    """Return how many of `steps` a strength, above 0 up to 1, takes: its share of them, rounded up."""
+    return max(1, math.ceil(strength * steps - 1e-9))  # in floats 0.55 * 100 is more than 55
+
+
+def skipped(skip: Any, num: int) -> set[int]:
+    """Return those of the numbers below `num` that are in `skip`. Raises UsageError where it cannot hold any."""
+    try:
+        skip = skip if isinstance(skip, Container) else set(skip)
+        return {i for i in range(num) if i in skip}
+    except Exception:
+        raise UsageError(f"skip holds the numbers of images, not {plain.shown(skip)}") from None
+
+
 def given_noise(noise: Any, shape: tuple[int, ...]) -> Tensor:
     """Return noise that a program gives, an array or tensor [num C H W] with `shape` = (C, H, W), as float32.
 
@@ -178,26 +194,27 @@ def given_noise(noise: Any, shape: tuple[int, ...]) -> Tensor:
 
 
 def given_start(start: Any, data: DataConfig) -> Tensor:
-    """Return the middle of a picture in any form of `given.picture`, as a model of such `data` has seen its images.
+    """Return a picture in any form of `given.picture` as a model of such `data` saw its images, a window in the middle.
 
-    Colours, transparency and values of more than 8 bits become what they become in training. Of several frames the
-    first is taken, and a line says so.
+    Size, colours, transparency and values of more than 8 bits become what they become in training. Of a file of several
+    frames the first is taken, and a line says so.
 
     Returns:
         The picture at the model's size, float32 [C H W].
     """
-    picture, channels, size = given.picture(start, "start"), data.channels, data.image_size
+    content, size, fit, background = given.bytes_of(start, "start"), data.image_size, data.fit, data.background
+    picture = given.picture(start if content is None else content, "start")
+    file, name = (picture, str(picture)) if isinstance(picture, Path) else (content, "start")
+    if file is not None and (count := len(opening.page_places(file))) > 1:
+        log.warning("%s has %d pages or frames: the first is taken", name, count)
     try:
-        if isinstance(picture, Path):
-            if (count := len(opening.page_places(picture))) > 1:
-                log.warning("%s has %d pages or frames: the first is taken", picture, count)
-            picture = images.open_image(picture)
+        picture = images.open_image(picture) if isinstance(picture, Path) else given.upright(picture)
         srgb, range = data.reading == 2, build.ranges(data).of(picture)
-        whole = images.from_array(images.to_array(picture, channels, data.background, range, srgb=srgb))
+        pixels = images.to_array(picture, data.channels, background, range, srgb=srgb)
     except (DataError, OSError, SyntaxError, ValueError) as error:  # an Image whose file is damaged shows it only now
-        raise DataError(f"{start if isinstance(start, str | Path) else 'start'}: {error}") from None
-    fitted = ImageOps.fit(whole, (size, size), Resampling.BICUBIC)
-    return images.to_float(images.to_array(fitted, channels)[None])[0]
+        raise DataError(f"{name}: {error}") from None
+    whole = Layout(size, data.channels, fit, background, 1.0, data.scales).arrange(pixels)
+    return images.to_float(augment.square(whole, size, fit, background)[None])[0]
 
 
 def denoising(model: Pipeline, guidance: Guidance, threshold_kind: str) -> Callable[..., Denoise]:

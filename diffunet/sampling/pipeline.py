@@ -28,7 +28,7 @@ from diffunet.inpainting import filling, methods, part, regions
 from diffunet.interop import models
 from diffunet.nn import kernels as native
 from diffunet.pictures import images
-from diffunet.pictures.made import Picture, Pictures, name_of
+from diffunet.pictures.made import Picture, Pictures, source_of
 from diffunet.sampling import conditions
 from diffunet.sampling.batching import batches, in_batches
 from diffunet.sampling.conditions import Guidance as Guidance
@@ -79,13 +79,10 @@ def load(
         if kernels:
             _refuse_without_kernels(how)
         read = models.read_model(model, net)
-        how.prepare(read.denoiser, frozen=True)
-        how.compile(read.denoiser.net)
-        weaker = None
-        if read.weaker is not None:
-            how.prepare(read.weaker, frozen=True)
-            how.compile(read.weaker.net)
-            weaker = Pipeline(read.config, read.weaker, how, net)
+        for denoiser in filter(None, (read.denoiser, read.weaker)):
+            how.prepare(denoiser, frozen=True)
+            how.compile(denoiser.net)
+        weaker = None if read.weaker is None else Pipeline(read.config, read.weaker, how, net)
         return Pipeline(read.config, read.denoiser, how, net, weaker)
 
 
@@ -157,7 +154,7 @@ class Pipeline:
             batch_size: how many images to make at a time; by default as many as fit by estimate, up to where
                 more is no faster. Where memory runs out, half of it is used from then on.
             noise: standard normal noise to start from in place of the seed's, an array or tensor [num C H W].
-            start: a picture, in any form that `inpaint` takes, to make variations of: its middle, at the model's size.
+            start: a picture, in any form that `inpaint` takes, to make variations of; see `conditions.given_start`.
             strength: with `start`, the share of the steps that are taken, above 0 up to 1, by default a half: how far
                 an image goes from it. Noise is added to the picture as of there (SDEdit, Meng et al. 2022).
             on_step: called after every step with a `Progress`; it cancels by returning False.
@@ -203,6 +200,8 @@ class Pipeline:
         named = {name: options.get(name) for name in ("sampler", "ladder", "threshold")}
         chosen = {name: plain.text(name, value) for name, value in named.items() if value is not None}
         d = build.sampling(self.config.diffusion, **chosen)
+        if "sampler" in chosen and d.sampler.startswith("ddpm") and steps is None and d.sample_steps < 100:
+            log.warning("sampler %s needs 100 to 1,000 steps; these are the model's %d", d.sampler, d.sample_steps)
         guidance = conditions.chosen(options.get("guidance"), self)
         denoise_for = conditions.denoising(self, guidance, d.threshold)
         sigmas = build.ladder(d, self.denoiser.schedule, steps or d.sample_steps)
@@ -212,21 +211,20 @@ class Pipeline:
             middle = conditions.given_start(start, self.config.data)
             if not 0 < share <= 1:
                 raise UsageError(f"strength is above 0 and at most 1, not {share:g}")
-            sigmas = sigmas[-1 - ceil(share * (len(sigmas) - 1)) :]
+            sigmas = sigmas[-1 - conditions.steps_of(share, len(sigmas) - 1) :]
         elif strength is not None:
             raise UsageError("strength says how far to go from a picture, and there is no start")
         count = min(plain.count("batch_size", batch_size) or self.batch(guidance.scale != 1), num)
         step, watch = build.step(d), Watch(on_step)
-        needed = range(num) if skip == () else [i for i in range(num) if i not in skip]
-        planned = 0
+        skip, planned = conditions.skipped(skip, num), 0
 
         def make(first: int, count: int) -> list[Picture]:
             nonlocal planned
             if count != planned:
-                left = {(i - first) // count for i in needed if i >= first} if skip != () else range(first, num, count)
+                left = {(i - first) // count for i in range(first, num) if i not in skip}
                 planned, watch.total = count, watch.done + len(left) * (len(sigmas) - 1)
             wanted = watch.images = range(first, min(first + count, num))
-            if skip != () and all(i in skip for i in wanted):
+            if all(i in skip for i in wanted):
                 return []
             # A compiled net sees batches of one size: the last is filled up with images that nobody asked for.
             batch = range(first, first + count) if self.how.compiled else wanted
@@ -240,7 +238,7 @@ class Pipeline:
                 arrays = images.to_uint8(watch(samplers.sample(denoise_for(label), x, sigmas, step, draw)))
             return [
                 Picture.of(images.from_array(array), conditions.picture_name(seed, i, classes, self.class_names))
-                for i, array in zip(wanted, arrays, strict=True) if skip == () or i not in skip
+                for i, array in zip(wanted, arrays, strict=True) if i not in skip
             ]  # fmt: skip
 
         def pictures() -> Iterator[Picture]:
@@ -300,8 +298,9 @@ class Pipeline:
         masked = replace(masked.like(build.ranges(self.config.data)), background=self.config.data.background)
         with compute.enough_memory(f"for {num} copies of the image: a smaller num, or image, takes less"):
             filled = [masked.picture.copy() for _ in range(num)]
-        name = name_of(image)
-        made = Pictures(Picture.of(one, name if num == 1 else f"{name}-{i}") for i, one in enumerate(filled))
+        source = source_of(image)
+        name = source.stem if source else "filled"
+        made = Pictures(Picture.of(one, name if num == 1 else f"{name}-{i}", source) for i, one in enumerate(filled))
         guided = conditions.chosen(guidance, self)
         if label is None and guided.weaker is None and guided.scale != 1:
             raise UsageError(f"guidance {guided.scale:g} needs a label to go towards")

@@ -42,7 +42,7 @@ class Best:
         cool-down, and what it has reached in that stays the least until there is less.
         """
         step = storage.weights_step(run / FOLDER) or 0
-        if not 0 < step <= state.get("step", 0) and not storage.is_finished(run / "model"):
+        if not step or (step > state.get("step", 0) and not storage.is_finished(run / "model")):
             return cls(run)
         loss = storage.validation_loss(run / FOLDER)
         if loss is None:  # a development version before 0.2.0 noted it in the checkpoint alone

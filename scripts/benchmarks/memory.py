@@ -40,7 +40,9 @@ def measures(options: Options) -> list[Measure]:
         ways = {way: partial(made, what, way, folder, options.device or "", told) for way in WAYS}
         if how.precision == "fp32" and not how.channels_last:
             del ways["diffusers, tuned"]
-        found.append(Measure(f"ddpm 32, {what}, batch {nets.batch_of(config)}", "MiB", ways, least=1 if options.tiny else 3))
+        found.append(
+            Measure(f"ddpm 32, {what}, batch {nets.batch_of(config)}", "MiB", ways, least=1 if options.tiny else 3)
+        )
     return found
 
 

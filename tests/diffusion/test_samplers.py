@@ -20,7 +20,7 @@ from diffunet.diffusion.samplers import (
     sample,
     unipc,
 )
-from diffunet.diffusion.schedules import DDPMSchedule, uniform_log_snr, uniform_t
+from diffunet.diffusion.schedules import DDPMSchedule, FlowSchedule, shifted, uniform_log_snr, uniform_t
 
 MEAN, SD = 0.4, 0.5
 
@@ -163,6 +163,14 @@ def test_log_variance_is_between_the_papers_two():
         for share, wanted in ((0.0, small), (0.5, (small * large).sqrt()), (1.0, large)):
             ours = log_variance("learned", sigma, below, torch.tensor(share)).exp() * alpha_bar
             assert ours.item() == pytest.approx(wanted.item(), rel=1e-7)
+
+
+@pytest.mark.parametrize(("size", "n"), [(70, 8), (71, 4), (73, 4)])
+def test_a_step_from_nothing_but_noise_is_finite(size, n):
+    """Where sigma is 1e9, the variance of the step is all of sigma'^2, or by rounding a little more."""
+    ladder = uniform_t(shifted(FlowSchedule(), size / 64), n)
+    x = torch.full((1, 1, 1, 1), ladder[0].item(), dtype=torch.float64)
+    assert last(sample(exact, x, ladder, euler(1.0), lambda: torch.ones(1, 1, 1, 1))).isfinite().all()
 
 
 def test_churn_lifts_sigma_by_its_share_first():

@@ -10,6 +10,7 @@ import diffunet
 from diffunet import Guidance, build, draws
 from diffunet.diffusion.denoiser import Denoised
 from diffunet.diffusion.tiling import windows
+from diffunet.errors import UsageError
 from diffunet.inpainting import filling, methods, part, regions
 from diffunet.sampling import conditions
 
@@ -48,6 +49,26 @@ def inpainter():
 
 def noise(height, width, *channels, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, *channels), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        (("ddnm", None, 10), "jump_length 10 and jump_n_sample 1 in 50 steps"),
+        (("ddnm", 10, 10, 2), "jump_length 10 and jump_n_sample 2 in 10 steps"),
+        (("repaint", 9, 20), "jump_length 20"),
+        (("repaint", None, 2, 1), "jump_n_sample 1"),
+        (("repaint", 1, None, 3), "in 1 steps"),
+    ],
+)
+def test_jumps_that_are_none_are_refused(choice, said, pipe):
+    with pytest.raises(UsageError, match=said):
+        methods.choose(pipe.config.diffusion, pipe.denoiser.schedule, methods.Choice(*choice))
+    for few in (("ddnm", 1), ("repaint", 1), ("repaint", 9, None, 1)):
+        way = methods.choose(pipe.config.diffusion, pipe.denoiser.schedule, methods.Choice(*few))
+        assert (way.ladder.diff() < 0).all()
+    way = methods.choose(pipe.config.diffusion, pipe.denoiser.schedule, methods.Choice("ddnm", 10, 9, 2))
+    assert (way.ladder.diff() > 0).any()
 
 
 def framed(height, width, thickness=4):

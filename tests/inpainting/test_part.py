@@ -479,3 +479,45 @@ def test_a_net_sees_the_background_of_its_images_where_known_pixels_are_transpar
         [one] = part.parts(replace(masked, background=background), 8, "native")
         seen, gap = one.cut(3)
         assert (seen[~gap] == background).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_an_image_is_turned_as_its_file_is(suffix: str, orientation: int, tmp_path: Path) -> None:
+    """Image and mask, opened by Pillow or given by their paths; what is written is not turned once more."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = orientation, "my photo"
+    hole = np.zeros((8, 12), np.uint8)
+    hole[:3, :5] = 255
+    picture, mask = tmp_path / f"x.{suffix}", tmp_path / f"m.{suffix}"
+    Image.fromarray(noise(8, 12, 3)).save(picture, exif=exif)
+    Image.fromarray(hole).save(mask, exif=exif)
+    # Not opened by their paths: Pillow 13 maps a grey TIFF into memory by its turned size, and mixes up its rows.
+    opened = (Image.open(io.BytesIO(path.read_bytes())) for path in (picture, mask))
+    by_path, by_image = part.read(picture, mask), part.read(*opened)
+    assert by_path.picture.size == ((8, 12) if orientation > 4 else (12, 8))
+    assert np.array_equal(by_path.picture, by_image.picture)
+    assert np.array_equal(by_path.hole, by_image.hole)
+    images.save(by_image.picture, tmp_path / "y.png")
+    with Image.open(tmp_path / "y.png") as written:
+        assert written.getexif().get(0x0112, 1) == 1
+        assert np.array_equal(np.asarray(written), by_path.picture)
+
+
+def test_a_mask_as_an_open_file_that_cannot_be_read_is_told_in_words(tmp_path: Path) -> None:
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+        def seek(self, *_: Any) -> int:
+            raise io.UnsupportedOperation("seek")
+
+    image, path = Image.fromarray(noise(8, 8)), tmp_path / "m.png"
+    Image.fromarray(np.eye(8) > 0).save(path)
+    assert part.read(image, Pipe(path.read_bytes())).hole.sum() == 8
+    with path.open(encoding="utf-8") as text, pytest.raises(UsageError, match="the mask: the file is opened as text"):
+        part.read(image, text)
+    with path.open("rb") as closed:
+        pass
+    with pytest.raises(DataError, match=r"^the mask: the file cannot be read: .*closed file"):
+        part.read(image, closed)

@@ -49,8 +49,9 @@ def test_files(tmp_path):
     with path.open("rb") as file:
         assert np.array_equal(np.asarray(given.picture(file)), RGB)
     (tmp_path / "a.txt").write_text("words")
-    with (tmp_path / "a.txt").open() as file, pytest.raises(UsageError, match="mode 'rb'"):
-        given.picture(file)
+    for name in ("a.txt", "a.png"):
+        with (tmp_path / name).open(encoding="utf-8") as file, pytest.raises(UsageError, match="mode 'rb'"):
+            given.picture(file)
     with path.open("rb") as file:
         file.close()
         with pytest.raises(DataError, match="closed file"):

@@ -1,6 +1,9 @@
 """What each net is told: of labels, known pixels and windows, with a weaker model beside the main one."""
 
+import io
+import math
 import shutil
+from fractions import Fraction
 from functools import partial
 
 import numpy as np
@@ -10,7 +13,7 @@ from helpers.small import tiny
 from PIL import Image, ImageCms
 
 import diffunet
-from diffunet import Guidance, build
+from diffunet import Guidance, build, storage
 from diffunet.diffusion.tiling import Tiled
 from diffunet.errors import UsageError
 from diffunet.pictures import images
@@ -160,7 +163,69 @@ def test_a_start_has_the_colours_of_its_profile(tmp_path):
 
 def test_only_the_first_frame_of_a_start_is_taken_and_that_is_said(tmp_path, caplog):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
-    found = conditions.given_start(tmp_path / "x.gif", tiny(data={"classes": False}).data)
-    assert found[0].min() > 0.9
-    assert "x.gif has 2 pages or frames: the first is taken" in caplog.text
+    frames[0].save(path := tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    for start in (path, path.read_bytes(), io.BytesIO(path.read_bytes())):
+        caplog.clear()
+        found = conditions.given_start(start, tiny(data={"classes": False}).data)
+        assert found[0].min() > 0.9
+        name = path if start is path else "start"
+        assert f"{name} has 2 pages or frames: the first is taken" in caplog.text
+
+
+@pytest.mark.parametrize("scales", [(1.0, 0.25), (0.5,)])
+def test_a_start_is_as_large_as_the_pictures_that_the_model_saw(scales, tmp_path):
+    """A window in the middle, at the largest scale, or all of it on its background: cut out and padded here by hand."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
+    data = tiny(data={"classes": False, "fit": "patch", "scales": scales}).data
+    side = round(SIZE / max(scales))
+    middle = Image.fromarray(pixels).resize(
+        (round(36 * max(scales)), round(24 * max(scales))), Image.Resampling.BICUBIC
+    )
+    top, left = (middle.height - SIZE) // 2, (middle.width - SIZE) // 2
+    window = np.asarray(middle)[top : top + SIZE, left : left + SIZE].astype(int)
+    assert side * max(scales) == SIZE
+    found = images.to_uint8(conditions.given_start(pixels, data)[None])[0]
+    assert np.abs(found - window).max() <= 1
+    padded = np.full((SIZE, SIZE, 3), (9, 8, 7), np.uint8)
+    padded[2:6] = 100
+    data = tiny(data={"classes": False, "fit": "pad", "background": (9, 8, 7)}).data
+    found = images.to_uint8(conditions.given_start(np.full((20, 40, 3), 100, np.uint8), data)[None])[0]
+    assert np.array_equal(found, padded)
+
+
+def test_a_start_is_turned_as_its_exif_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
+    for start in (tmp_path / "x.png", Image.open(tmp_path / "x.png")):
+        found = images.to_uint8(conditions.given_start(start, tiny(data={"classes": False}).data)[None])[0]
+        assert np.array_equal(found, np.rot90(pixels, -1))
+
+
+def test_a_strength_is_a_share_of_the_steps():
+    """By fractions, of which floats such as 0.55 * 100 are off."""
+    for steps in (1, 15, 50, 100, 1000):
+        for percent in range(1, 101):
+            wanted = math.ceil(Fraction(percent, 100) * steps)
+            assert conditions.steps_of(percent / 100, steps) == wanted
+    assert conditions.steps_of(1e-12, 10) == 1
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.0])
+def test_no_label_is_the_mean_of_the_labels_where_it_was_never_learned(dropout, model, tmp_path):
+    folder, name = storage.find_model(model), "embedding.label.weight"
+    weights, _ = storage.read_tensors(folder / "model.safetensors")
+    config = storage.read_config(folder).changed("diffusion", label_dropout=dropout)
+    storage.export_model(tmp_path / "model", config, weights, 1)
+    net = diffunet.load(tmp_path / "model", "cpu", torch.float32).denoiser.net
+    *rows, null = weights[name]
+    expected = null if dropout else sum(rows) / len(rows)
+    assert torch.allclose(net.embedding.label.weight[-1], expected, atol=1e-6)
+    assert torch.equal(net.embedding.label.weight[:-1], weights[name][:-1])
+
+
+@pytest.mark.parametrize("off", [{"weaker": untrained("generate")}, {"interval": (0.2, 4.0)}, {"rescale": 0.5}])
+def test_what_goes_with_guidance_is_refused_where_there_is_none(off):
+    with pytest.raises(UsageError, match="guidance of scale 1 is none"):
+        conditions.chosen(Guidance(**off), untrained("generate"))

@@ -247,6 +247,21 @@ def test_what_is_skipped_is_not_made_and_changes_nothing_else(pipe):
     assert [picture.name for picture in some] == [everything[i].name for i in (3, 4, 5)]
     assert np.array_equal(pixels(some), pixels([everything[i] for i in (3, 4, 5)]))
     assert [(progress.step, progress.steps) for progress in steps] == [(i + 1, 6) for i in range(6)]
+    for skip in (np.array([0, 1, 2, 6]), torch.tensor([0, 1, 2, 6]), iter([0, 1, 2, 6])):
+        assert [picture.name for picture in pipe.stream(7, steps=1, skip=skip)] == [picture.name for picture in some]
+    assert [*pipe.stream(7, steps=1, skip=range(7))] == []
+    for skip in (3, "12", None):
+        with pytest.raises(UsageError, match="skip holds the numbers of images, not"):
+            pipe.stream(7, skip=skip)
+
+
+def test_an_ancestral_sampler_with_the_steps_of_another_is_said(pipe, caplog):
+    for options in ({}, {"sampler": "heun"}, {"sampler": "ddpm", "steps": 2}):
+        pipe.stream(1, **options)
+    diffunet.Pipeline(pipe.config.changed("diffusion", sampler="ddpm"), pipe.denoiser).stream(1)
+    assert caplog.text == ""
+    pipe.stream(1, sampler="euler-ancestral")
+    assert "sampler ddpm needs 100 to 1,000 steps; these are the model's 3" in caplog.text
 
 
 def test_names_of_fillings(pipe, tmp_path):
@@ -254,7 +269,14 @@ def test_names_of_fillings(pipe, tmp_path):
     two = pipe.inpaint(tmp_path / "holiday.png", HOLE, num=2, steps=1)
     assert [path.name for path in two.save(tmp_path / "out")] == ["holiday-0.png", "holiday-1.png"]
     with Image.open(tmp_path / "holiday.png") as opened:
-        assert pipe.inpaint(opened, HOLE, steps=1)[0].name == "holiday"
+        [one] = fillings = pipe.inpaint(opened, HOLE, steps=1)
+    assert one.name == "holiday"
+    before = (tmp_path / "holiday.png").read_bytes()
+    with pytest.raises(UsageError, match=r"holiday\.png is the image that was filled in, and would be replaced"):
+        fillings.save(tmp_path)
+    assert (tmp_path / "holiday.png").read_bytes() == before
+    assert fillings.save(tmp_path / "out") == [tmp_path / "out/holiday.png"]
+    assert fillings.save(tmp_path / "holiday.png") == [tmp_path / "holiday.png"]  # by its own name
     assert pipe.inpaint(np.asarray(PICTURE), HOLE, steps=1)[0].name == "filled"
 
 
