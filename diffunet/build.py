@@ -263,7 +263,9 @@ def classes(data: DataConfig, dataset: Dataset, root: Path, *, known: bool = Fal
             raise UsageError("--data.balance draws classes equally often, and there are none without --classes")
         return None
     rule = data.labels or (labels.FOLDERS if data.class_names and dataset.classes is None else None)
-    return labels.find(root, dataset.files.paths, rule, given=dataset.classes, least=1 if known else 2)
+    return labels.find(
+        root, dataset.files.paths, rule, given=dataset.classes, least=1 if known else 2, beside=dataset.beside
+    )
 
 
 def split(data: DataConfig, files: index.Index, of: Labels | None = None) -> groups.Split:

@@ -19,7 +19,8 @@ Side = Annotated[int, Field(ge=1, le=20_000)]
 
 def prepare(
     name: Annotated[Positional[str], arg(metavar="DATASET")], out: Annotated[Positional[Path], arg(metavar="OUT")], /,
-    limit: Number | None = None, download_root: Path | None = None, sha256: str | None = None,
+    limit: Number | None = None, download_root: Path | None = None,
+    sha256: Annotated[str | None, arg(metavar="HASH")] = None,
     overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
     """Write a data set as a folder of images, a subfolder for each class.

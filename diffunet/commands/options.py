@@ -42,12 +42,12 @@ class Sampling:
     guidance: Finite = 1.0
     """Strength with which samples are pushed away from those of a weaker model: 1 is off, 1.5 to 4 are usual. With
     classes the weaker model is the same one without the label, else its own average after an eighth of its training."""
-    guidance_interval: Rare[tuple[Finite, Finite] | None] = None
+    guidance_interval: Annotated[Rare[tuple[Finite, Finite] | None], arg(metavar="LOW HIGH")] = None
     """Noise levels (sigma), LOW HIGH, between which there is guidance. If not given, it is at all of them, or away from
     the model's own average between 0.2 and 4."""
     guidance_rescale: Rare[Annotated[float, Field(ge=0, le=1)]] = 0.0
     """How far colours that guidance made too strong are brought back, 0 to 1."""
-    weaker: Rare[str | None] = None
+    weaker: Annotated[Rare[str | None], arg(metavar="MODEL")] = None
     """Worse model to guide away from, in place of the usual one: an earlier checkpoint such as
     RUN/checkpoints/step-00010000."""
     sampler: SamplerName | None = None

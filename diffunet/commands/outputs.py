@@ -128,7 +128,7 @@ def refuse_misfit(out: Path, channels: int, option: str = "--out") -> None:
 
     suffix, suffixes = out.suffix.lower(), _HELD_BY.get(images.MODES[channels], ())
     if suffixes and suffix not in suffixes:
-        raise UsageError(f"{option} {out}: {suffix} holds no transparency, which this makes; take {suffixes[0]}")
+        raise UsageError(f"{option} {out}: {suffix} holds no transparency, which these images have; take {suffixes[0]}")
     if suffix == ".gif" and channels > 1:
         say(f"{out}: a GIF has 256 colours, so this is not exactly what the model makes; a .png is")
 

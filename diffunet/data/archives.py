@@ -14,6 +14,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -105,34 +106,36 @@ def _is_old_tar(head: bytes) -> bool:
 
 def open_archives(root: Path, files: Sequence[Path]) -> tuple[Archives, Listing]:
     """Return the members of archives as one source, and its listing. Raises DataError as `sources.open_source`."""
-    left_out, members, whole = LeftOut(), dict[str, Member](), printable(str(root))
-    clashing, dotted = set[str](), False
+    left_out, whole, dotted = LeftOut(), printable(str(root)), False
+    own = list[dict[str, Member]]()  # of several members of one name the last counts, as where they are unpacked
     for number, file in enumerate(files):
-        own = dict[str, Member]()
+        own.append({})
         for member in _members(number, file, left_out):
             dotted |= member.name.startswith("./")
-            own[_plain(member.name)] = member  # of several of one name the last counts, as where they are unpacked
-        clashing |= {name for name in own.keys() & members.keys() if listing.is_candidate(name)}
-        members |= {name: member._replace(name=name) for name, member in own.items()} if not clashing else {}
-    if clashing:  # shards that number their images each from 0 on, or archives of several folders
-        members = {}
-        for number, (file, apart) in enumerate(_apart(files).items()):
-            for member in _members(number, file, LeftOut()):
-                link = None if member.link is None else _within(member.link, apart)
-                members[_within(_plain(member.name), apart)] = member._replace(link=link)
-    top = None if dotted or clashing else _common_folder(members)
+            own[-1][_plain(member.name)] = member
+    together = {name: member for each in own for name, member in each.items()}
+    top = None if dotted else _common_folder(together)
     if top is not None:
-        members = {name.removeprefix(f"{top}/"): member for name, member in members.items()}
-    if listing.made_here("", _Names(members).exists):
+        together, *own = (
+            {name.removeprefix(f"{top}/"): member for name, member in each.items()} for each in (together, *own)
+        )
+    if listing.made_here("", _Names(together).exists):
         raise DataError(f"{whole}: is a run or a model of diffunet, and no data set; its previews are not trained on")
-    outputs = set[str]()
-    for name, member in members.items():
-        if name.rpartition("/")[2] == listing.RECORD and member.place is not None:
-            within = name.removesuffix(listing.RECORD)
-            outputs |= {within + output for output in listing.noted(read_member(files, member.place))}
-    left_out.outputs = len(outputs & members.keys())
-    shown = [name for name in _without_made(members, left_out) if name not in outputs]
-    places = {name: place for name in shown if (place := _place(name, members, top)) is not None}
+    kept = set(_without_made(together, left_out))
+    # Shards that number their images each from 0 on, or archives of several folders, have names in common.
+    counted = Counter(name for each in own for name in each if name in kept and listing.says_of_images(name))
+    apart = _apart(files) if max(counted.values(), default=0) > 1 else None
+    members, places = dict[str, Member](), dict[str, tuple[int, int, int, int, int, int]]()
+    for number, (file, mine) in enumerate(zip(files, own, strict=True)):
+        outputs = _outputs(files, mine)
+        left_out.outputs += len(outputs & mine.keys() & kept)
+        for name in (name for name in mine if name in kept and name not in outputs):
+            shown, way = name, apart and apart[file]
+            while way and (shown := _within(name, way)) in members:
+                way += f"-{number}"  # a folder of another archive has the name of this one
+            members[shown] = mine[name]
+            if (place := _place(name, mine, top)) is not None:
+                places[shown] = place
 
     def peek(name: str) -> bytes:
         with suppress(DataError, KeyError):
@@ -144,25 +147,30 @@ def open_archives(root: Path, files: Sequence[Path]) -> tuple[Archives, Listing]
             return None
         return members[name].problem or "a broken link"
 
-    entries = ((name, problem(name)) for name in shown)
-    found = listing.of(entries, peek, _text, left_out, whole)
+    found = listing.of(((name, problem(name)) for name in members), peek, _text, left_out, whole)
     stored = {path: found.stored.get(path, path) for path in found.paths}
     by_text = {_text(name): name for name in places if not name.isascii()}
     rows = [places[by_text.get(text, text)] for text in stored.values()]
-    classes = _classes(files, places, found.paths)
-    others = {name: places[name] for name in found.label_files}
+    others, classes = {name: places[name] for name in found.label_files}, _classes(files, places, found.paths)
     source = Archives(root, files, Paths.of(found.paths), np.array(rows, _PLACE), others, classes)
     return source, replace(found, stored={})
+
+
+def _outputs(files: Sequence[Path], members: dict[str, Member]) -> set[str]:
+    """Return the names of the pictures that diffunet noted in the folders of an archive."""
+    records = {name: member.place for name, member in members.items() if name.rpartition("/")[2] == listing.RECORD}
+    return {
+        name.removesuffix(listing.RECORD) + output
+        for name, place in records.items() if place for output in listing.noted(read_member(files, place))
+    }  # fmt: skip
 
 
 def _apart(files: Sequence[Path]) -> dict[Path, str]:
     """Return for each archive a path that no other one has, by its name and the folders that differ."""
     above = os.path.commonpath([file.parent for file in files])
-    paths = {file: Path(os.path.relpath(file, above)) for file in files}
-    names = {file: path.with_suffix("").as_posix() for file, path in paths.items()}
-    if len(set(names.values())) < len(files):  # a.zip beside a.tar
-        names = {file: path.as_posix() for file, path in paths.items()}
-    return names
+    names = {file: Path(os.path.relpath(file, above)).with_suffix("").as_posix() for file in files}
+    are_apart = len(set(names.values())) == len(files)  # or else there is an a.tar beside an a.zip
+    return names if are_apart else {file: name + file.suffix for file, name in names.items()}
 
 
 def _within(name: str, apart: str) -> str:

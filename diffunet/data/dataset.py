@@ -12,7 +12,7 @@ import os
 import secrets
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffunet import files
-from diffunet.data import augment, cache, facts, labels, readers
+from diffunet.data import augment, cache, facts, labels, readers, sources
 from diffunet.data.arrays import Arrays
 from diffunet.data.cache import (
     Layout,
@@ -39,7 +39,7 @@ from diffunet.data.folder import Progress, Rejected, in_order, page_of, printabl
 from diffunet.data.index import Index, Paths, index_hash, row
 from diffunet.data.labels import Labels
 from diffunet.data.listing import LeftOut
-from diffunet.data.sources import Source, open_source
+from diffunet.data.sources import Source
 from diffunet.errors import DataError, UsageError
 from diffunet.names import FITS, PAGES, PagesName
 from diffunet.pictures import images
@@ -59,8 +59,8 @@ class Dataset:
     of [-1, 1] and taken over the middle square of every image. `index_hash` depends on relative paths and contents
     alone, and on labels that are not in the paths, `classes`: the class of each path, where the source has such.
     `left_out` says what of the source is passed over. `images[i]` raises DataError for a damaged cached image, or
-    without a cache for a file that has changed. `ranges` are what is black and white in images of more than 8 bits, and
-    `said` has lines about what files say.
+    without a cache for a file that has changed. `ranges` are what is black and white in images of more than 8 bits,
+    `said` has lines about what files say, and `beside` the files at the top of an archive that may say classes.
     """
 
     images: augment.Images
@@ -73,6 +73,7 @@ class Dataset:
     classes: dict[str, str] | None = None
     ranges: Ranges = UNKNOWN
     said: tuple[str, ...] = ()
+    beside: dict[str, bytes] = field(default_factory=dict)
 
     def class_names(self) -> tuple[str, ...]:
         """Return the sorted names of the classes, by the source's labels or else the subfolders; see `labels.find`."""
@@ -141,10 +142,10 @@ def open_dataset(
     if channels not in images.MODES:
         raise UsageError(f"images have 1, 3 or 4 channels, not {channels}")
     margin = margin if fit == "random" else 1.0
-    source, found = open_source(root, ranges)
+    source, found = sources.open_source(root, ranges)
     known = ranges.completed(source.ranges) if isinstance(source, Arrays) else ranges
     layout = Layout(image_size, channels, fit, background, margin, scales, known, pages, reading)
-    rejected, left_out = found.rejected, found.left_out
+    rejected, left_out, beside = found.rejected, found.left_out, sources.beside(source, found)
     paths = with_pages(source.read, found.paths, workers) if pages == "all" else found.paths
     job = _Job(source, Paths.of(paths), layout, workers, progress)
     del found, paths  # a million strings are a lot of memory, and `job` has them in one piece
@@ -172,7 +173,9 @@ def open_dataset(
     assert layout.ranges is not None, "they are given above"
     said = tuple(facts.said(rows.table["facts"], layout.ranges, UNKNOWN if isinstance(source, Arrays) else ranges))
     identity, classes = index_hash(index, source.classes), source.classes
-    return Dataset(decoded, index, tuple(rejected), mean, sigma_data, identity, left_out, classes, layout.ranges, said)
+    return Dataset(
+        decoded, index, tuple(rejected), mean, sigma_data, identity, left_out, classes, layout.ranges, said, beside
+    )
 
 
 _Chosen = tuple[Path | None, NDArray[np.int64]]
@@ -197,10 +200,7 @@ def _opened(job: "_Job", chosen: _Chosen | None) -> tuple[Rows, list[Rejected], 
 
 
 def _found(job: "_Job", chosen: _Chosen | None) -> Ranges:
-    """Return what is black and white in the images of more than 8 bits, which are all read for it.
-
-    Where decoded images are kept, this is kept too, for as long as no file changes.
-    """
+    """Return what is black and white in images of more than 8 bits: all are read for it, once if there is a cache."""
     if chosen is None:
         return job.found()
     folder = folder_of(chosen[0], job.source.root, job.layout)

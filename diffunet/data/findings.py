@@ -144,7 +144,7 @@ def _classes(survey: Survey, paths: Paths, plan: Plan) -> tuple[Labels | None, l
     """Return the classes that there are or could be, and what to say of them."""
     asked = plan.classes or plan.labels is not None
     try:
-        found = labels.find(survey.root, paths, plan.labels, given=survey.labels)
+        found = labels.find(survey.root, paths, plan.labels, given=survey.labels, beside=survey.beside)
     except Error as error:
         return None, [Row("classes", (str(error),), {"error": str(error)})] if asked else [Row("classes", (), None)]
     counts = found.counts()

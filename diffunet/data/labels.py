@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffunet import names as choices
-from diffunet.data import sources, splits, tables
+from diffunet.data import splits, tables
 from diffunet.data.folder import class_of, printable
 from diffunet.data.index import Paths
 from diffunet.data.listing import composed
@@ -79,7 +79,7 @@ class Labels:
 
 def find(
     root: Path, paths: Paths | Sequence[str], rule: str | None = None, *, given: Mapping[str, str | None] | None = None,
-    least: int = 2,
+    least: int = 2, beside: Mapping[str, bytes] | None = None,
 ) -> Labels:  # fmt: skip
     """Return the classes of the images at `paths`, which are relative to `root`.
 
@@ -91,6 +91,7 @@ def find(
             first of `FILES` with labels in `root`.
         given: what the source of the images says of each path, for sources that know classes.
         least: the fewest classes that there have to be.
+        beside: the contents of files of `FILES` at the top of an archive; those of a folder are read from `root`.
 
     Raises:
         DataError: an image has no class, or there are fewer than two classes.
@@ -100,13 +101,13 @@ def find(
     if rule is None and given is not None:
         return _labels(paths, [given.get(path) for path in paths], None, None, "the data", root, least)
     if rule is None:
-        rule, note = _found(root, paths)
+        rule, note = _found(root, paths, beside or {})
     if rule is None or rule == FOLDERS:
         return _labels(paths, [class_of(path) for path in _within(paths)], None, note, FOLDERS, root, least)
     if (table := choices.label_file(rule)) is None:
         return _labels(paths, _by_name(paths, rule), rule, note, f"the pattern {rule!r}", root, least)
-    content = _reader(root)(table[0])
-    file = Path(table[0]) if content is None else root / table[0]
+    content = (beside or {}).get(table[0])
+    file = root / table[0] if content is not None or (root / table[0]).is_file() else Path(table[0])
     rows = tables.read(file, table[1], usual="label", option=OPTION, content=content)
     found = [name and name.strip() for name in tables.matched(paths, file, rows, option=OPTION)]
     if not any(found):
@@ -174,14 +175,15 @@ def _refuse_parts_as_classes(paths: Paths | Sequence[str], found: Sequence[str |
         )
 
 
-def _found(root: Path, paths: Paths | Sequence[str]) -> tuple[str | None, str | None]:
+def _found(root: Path, paths: Paths | Sequence[str], beside: Mapping[str, bytes]) -> tuple[str | None, str | None]:
     """Return the rule for a folder where none was given, and what to say of it."""
-    folders, read = {class_of(path) for path in _within(paths)}, _reader(root)
+    folders = {class_of(path) for path in _within(paths)}
     are_classes = None not in folders and len(folders) > 1
     for name in FILES:
         with contextlib.suppress(UsageError):  # a file that says other things of the images
             column = None if name.endswith(".json") else "label"
-            if (content := read(name)) is None:
+            content = beside.get(name)
+            if content is None and not (root / name).is_file():
                 continue
             if not any(tables.read(root / name, column, option=OPTION, content=content).values()):
                 continue
@@ -192,16 +194,6 @@ def _found(root: Path, paths: Paths | Sequence[str]) -> tuple[str | None, str | 
                 )
             return name, f"labels: {name} in {printable(str(root))} has them"
     return None, None
-
-
-def _reader(root: Path) -> Callable[[str], bytes | None]:
-    """Return a function that returns the content of a file in a folder or an archive, or None where it is not there."""
-    if root.is_dir():
-        return lambda name: (root / name).read_bytes() if (root / name).is_file() else None
-    with contextlib.suppress(DataError):
-        source, found = sources.undivided(root)
-        return lambda name: source.read(name) if name in found.label_files else None
-    return lambda name: None
 
 
 def _by_name(paths: Iterable[str], rule: str) -> list[str | None]:

@@ -47,17 +47,10 @@ RECORD = "made.jsonl"
 """The file in which diffunet notes the pictures that it writes to a folder."""
 _MOST = 2**26  # bytes of it that are read
 _NOISE = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", RECORD)
+_TEXTS = ("license", "licence", "readme", "copying", "authors", "changelog", "makefile")
 _SHOWN = 5  # kinds that are named in a line
 
 Exists = Callable[[str], bool]  # whether there is a file or folder of this name
-
-
-class NoImages(DataError):
-    """A source holds no candidate; `rejected` is how many images it has that cannot be used."""
-
-    def __init__(self, message: str, rejected: int) -> None:
-        super().__init__(message)
-        self.rejected = rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +59,14 @@ class Rejected:
 
     path: str
     reason: str
+
+
+class NoImages(DataError):
+    """A source holds no candidate; `rejected` has the images of it that cannot be used."""
+
+    def __init__(self, message: str, rejected: Sequence[Rejected]) -> None:
+        super().__init__(message)
+        self.rejected = rejected
 
 
 @dataclass
@@ -225,7 +226,7 @@ def of(
             rejected.append(Rejected(printable(name), unsupported(kind)))
     paths, stored = _named(candidates, decode, rejected)
     if not paths:
-        raise NoImages(f"{whole}: {_nothing(rejected, left_out)}", len(rejected))
+        raise NoImages(f"{whole}: {_nothing(rejected, left_out)}", rejected)
     return Listing(sorted(paths), sorted(rejected, key=lambda file: file.path), stored, left_out, sorted(label_files))
 
 
@@ -271,11 +272,10 @@ def may_be_image(name: str, kind: str) -> bool:
     return kind not in _OTHERS and not name.endswith("~") and re.search("#[0-9]{4,}$", name) is None
 
 
-def is_candidate(name: str) -> bool:
-    """Return whether a file may be one of the images, by its name alone."""
-    parts, kind = name.split("/"), ending(name)
-    is_shown = not any(map(is_hidden, parts)) and not any(map(is_kept_by_systems, parts))
-    return is_shown and (kind in EXTENSIONS or (kind not in _COMPANIONS and may_be_image(name, kind)))
+def says_of_images(name: str) -> bool:
+    """Return whether a file may be an image, or say the class of one, by its name alone."""
+    kind, base = ending(name), name.rpartition("/")[2].casefold()
+    return kind in EXTENSIONS or kind in (".cls", ".json") or base in LABELS or (not kind and base not in _TEXTS)
 
 
 def ending(name: str) -> str:

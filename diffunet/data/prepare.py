@@ -156,7 +156,8 @@ def _of_source(path: Path) -> tuple[int, Iterable[Written | None]]:
     for line in found.left_out.lines():
         log.info("%s", line)
     if found.rejected:
-        log.warning("%d files are not written: %s", len(found.rejected), "; ".join(
+        many = len(found.rejected)
+        log.warning("%d %s: %s", many, "file is not written" if many == 1 else "files are not written", "; ".join(
             f"{file.path}: {file.reason}" for file in found.rejected[:SHOWN]
         ) + ("; ..." if len(found.rejected) > SHOWN else ""))  # fmt: skip
     classes, parts, folders = source.classes, splits.find(found.paths), ClassFolders()

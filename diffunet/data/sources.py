@@ -101,6 +101,15 @@ def open_source(data: Path, ranges: Ranges = UNKNOWN) -> tuple[Source, Listing]:
     return source, replace(found, paths=kept, rejected=rejected)
 
 
+def beside(source: Source, found: Listing) -> dict[str, bytes]:
+    """Return the files at the top of archives that may say classes, but for damaged ones; none of other sources."""
+    contents = dict[str, bytes]()
+    for name in found.label_files if isinstance(source, archives.Archives) else ():
+        with contextlib.suppress(DataError):
+            contents |= {name: source.read(name)} if "/" not in name else {}
+    return contents
+
+
 def _listed(names: tuple[str, ...]) -> str:
     return " and ".join(map(printable, names))
 
@@ -147,9 +156,10 @@ def _folder(root: Path) -> tuple[Source, Listing]:
     try:
         found = folder.candidates(root)
     except listing.NoImages as error:
-        if not error.rejected and (packed := [path for path in sorted(root.rglob("*")) if _is_archive(path, root)]):
-            return archives.open_archives(root, packed)
-        raise
+        if not (packed := [path for path in sorted(root.rglob("*")) if _is_archive(path, root)]):
+            raise
+        source, inside = archives.open_archives(root, packed)
+        return source, replace(inside, rejected=sorted([*inside.rejected, *error.rejected], key=lambda file: file.path))
     return Folder(root, found.stored), found
 
 

@@ -1,7 +1,7 @@
 """The survey of a folder: what can be used, and what cannot and why. findings.py says what `diffunet check` tells."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median_low
 
@@ -10,7 +10,7 @@ from diffunet.data.arrays import Arrays
 from diffunet.data.cache import content_of, forget_stack
 from diffunet.data.folder import ImageFile, Progress, Rejected, class_of, in_order, page_of, printable, with_pages
 from diffunet.data.listing import LeftOut
-from diffunet.data.sources import Source, open_source
+from diffunet.data.sources import Source, beside, open_source
 from diffunet.errors import DataError
 from diffunet.names import PagesName
 from diffunet.pictures import images
@@ -36,6 +36,7 @@ class Survey:
     left_out: LeftOut
     labels: dict[str, str] | None = None
     said: tuple[str, ...] = ()
+    beside: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def classes(self) -> Counter[str | None]:
@@ -100,7 +101,8 @@ def survey(
     told, stated = facts.table([file.facts for file in files]), UNKNOWN if isinstance(source, Arrays) else ranges
     all_grey, said = bool(good) and all(grey), facts.said(told, ranges.completed(tally.ranges()), stated)
     return Survey(
-        root, files, tuple(rejected), sum(transparent), all_grey, found.left_out, source.classes, tuple(said)
+        root, files, tuple(rejected), sum(transparent), all_grey, found.left_out, source.classes, tuple(said),
+        beside(source, found),
     )  # fmt: skip
 
 

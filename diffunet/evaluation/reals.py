@@ -77,7 +77,9 @@ class RealImages:
         found, reason = None, ""
         for rule in rules:
             try:
-                found = labels.find(self.data, paths, rule, given=given, least=1 if d.class_names else 2)
+                found = labels.find(
+                    self.data, paths, rule, given=given, least=1 if d.class_names else 2, beside=self.dataset.beside
+                )
                 break
             except Error as error:
                 reason = reason or str(error)

@@ -61,7 +61,7 @@ def of(image: Image.Image) -> dict[str, Any]:
 
 def put(image: Image.Image, notes: dict[str, Any]) -> None:
     """Replace all notes of an image by these."""
-    for name in (*NAMES, WHITE_IS_ZERO):
+    for name in (*NAMES, WHITE_IS_ZERO, "XML:com.adobe.xmp"):  # the last is what Pillow finds an orientation in
         image.info.pop(name, None)
     image.info.update(**notes)
 

@@ -249,7 +249,13 @@ def _decode(
         raise DataError("damaged: it has no palette")
     if isinstance(image.info.get("transparency"), str):  # a text of a PNG, which may have that name
         del image.info["transparency"]
-    if mode == "L" and image.format == "PNG" and (bits := content[24]) < 8 and "transparency" in image.info:
+    if (
+        reading > 1
+        and mode == "L"
+        and image.format == "PNG"
+        and (bits := content[24]) < 8
+        and "transparency" in image.info
+    ):
         image.info["transparency"] *= 255 // (2**bits - 1)  # as Pillow has multiplied the pixels
     kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO is several JPEGs in one file, from a phone
     turned_by_pillow = image.size != drafted  # as a TIFF is while it loads

@@ -118,9 +118,7 @@ def forget_after(run: Path, step: int) -> None:
     """
     whole = [later for later in steps(run) if later > step and problem(folder_of(run, later)) is None]
     if whole:
-        log.info(
-            "deleting later checkpoints, of which the run is not made longer: steps %s", ", ".join(map(str, whole))
-        )
+        log.info("going on from step %d: later checkpoints are deleted (%s)", step, ", ".join(map(str, whole)))
     for later in whole:
         _delete(folder_of(run, later))
 

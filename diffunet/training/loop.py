@@ -166,9 +166,9 @@ def train(
             with how.autocast():
                 value = validate(judge, validation, t.seed, learner.shape, share.images_per_pass, flag, sharing)
             if record is not None and value is not None:
-                record.metrics(done, validation_loss=value)
-                if run.best is not None:
+                if run.best is not None:  # before the line by which a run that goes on knows of it
                     run.best.note(value, done, run.config, learner.state.ema.net.state_dict())
+                record.metrics(done, validation_loss=value)
             return value
 
         # The stop after which the run goes on may have broken off what it was to be judged by.

@@ -102,7 +102,7 @@ class Record:
                 entry = json.loads(line)
                 if isinstance(entry, dict) and entry.get("step", 0) <= step:
                     kept.append(line + "\n")
-                    self.validated = entry["step"] if "validation_loss" in entry else self.validated
+                    self.validated = entry.get("step", 0) if "validation_loss" in entry else self.validated
         files.write_atomic(self.path, "".join(kept))
 
     def metrics(self, step: int, **values: float | list[float]) -> None:

@@ -139,13 +139,14 @@ def _ready(
             log.info("%s", line)
         config = defaults.with_ranges(config, dataset.ranges)
         resuming.refuse_too_many_rejected(dataset, config.data.max_rejected, data)
-        masks = resuming.own_masks(config, folder, data, accept=accept_new_data)
         if resume and (latest := checkpoint.newest(folder)) is not None:
             resuming.refuse_shorter(
                 config.train, storage.run_config(folder).train, checkpoint.read_state(latest), folder
             )
         previous = checkpoint.newest(folder, partial(rate.leads_on, config.train)) if resume else None
         state = {} if previous is None else checkpoint.read_state(previous)
+        is_over = previous is not None and state["step"] == config.train.steps
+        masks = None if is_over else resuming.own_masks(config, folder, data, accept=accept_new_data, resumed=resume)
         if previous is not None:
             resuming.refuse_other_images(state, dataset, folder, data, accept_new_data)
         classes = build.classes(config.data, dataset, data, known=previous is not None)

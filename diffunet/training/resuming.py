@@ -195,7 +195,7 @@ def refuse_other_split(state: dict[str, Any], dataset: Dataset, split: Split, ru
     log.warning("going on with other groups of images: some that are held out now have been trained on")
 
 
-def own_masks(config: Config, run: Path, data: Path, *, accept: bool) -> OwnMasks | None:
+def own_masks(config: Config, run: Path, data: Path, *, accept: bool, resumed: bool) -> OwnMasks | None:
     """Return the masks of one's own that the run learns to inpaint with, if any.
 
     Raises:
@@ -210,7 +210,7 @@ def own_masks(config: Config, run: Path, data: Path, *, accept: bool) -> OwnMask
     if root.resolve().is_relative_to(data.resolve()):
         raise UsageError(f"data.mask_folder: {root} lies within {data}, so that masks would be images: move it out")
     found = OwnMasks(root, config.data.image_size)
-    if path.is_file() and path.read_text(encoding="utf-8") != found.index:
+    if resumed and path.is_file() and path.read_text(encoding="utf-8") != found.index:
         if not accept:
             raise DataError(
                 f"the masks in {root} are not those that this run began with ({path} lists them): put them back, or go "

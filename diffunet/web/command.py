@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 def web(
     model: Model, source: Annotated[Positional[Path | None], arg(metavar="IMAGE_OR_FOLDER")] = None, /, *,
-    out: Path | None = None, runs: Path | None = None, host: str = "127.0.0.1",
+    out: Path | None = None, runs: Path | None = None, host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1",
     port: Annotated[int, Field(ge=0, le=65535)] | None = None, open: bool = False, token: bool = True,
     frame: Rare[str | None] = None, limits: OmitArgPrefixes[Rare[Limits]], computing: OmitArgPrefixes[Computing],
 ) -> None:  # fmt: skip
     """Fill in and generate pictures on a page in the browser: paint over what is to go, and choose among fillings.
 
-    Example: diffunet web emoji holiday.png --open
+    Example: diffunet web runs/photos holiday.png --open
 
     Args:
         source: Picture to begin with, or a folder of pictures.

@@ -384,8 +384,8 @@ def test_archives_are_looked_for_only_where_there_are_no_images_at_all(tmp_path:
     zipped(tmp_path / "new.zip", {"0.png": photo(0)})
     assert len(opened(tmp_path).files) == 1
     (tmp_path / "photo.jxl").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"1 that cannot \(photo\.jxl"):
-        opened(tmp_path)
+    data = opened(tmp_path)
+    assert (len(data.files), [file.path for file in data.rejected]) == (1, ["photo.jxl"])
 
 
 def test_a_pattern_of_images_is_told_to_be_a_folder(tmp_path: Path) -> None:
@@ -399,5 +399,32 @@ def test_a_table_in_an_archive_says_the_classes(tmp_path: Path, rule: str | None
     table = b"file_name,label\na.png,cat\nb.png,dog\n"
     zipped(tmp_path / "a.zip", {"top/a.png": photo(0), "top/b.png": photo(1), "top/metadata.csv": table})
     data = opened(tmp_path / "a.zip")
-    found = labels.find(tmp_path / "a.zip", data.files.paths, rule, given=data.classes)
+    found = labels.find(tmp_path / "a.zip", data.files.paths, rule, given=data.classes, beside=data.beside)
     assert [found.names[place] for place in found.places] == ["cat", "dog"]
+
+
+def test_labels_of_shards_are_those_of_their_own_shard(tmp_path: Path) -> None:
+    zipped(tmp_path / "s-0.zip", {"0.png": photo(0), "0.cls": b"cat"})
+    zipped(tmp_path / "s-1.zip", {"0.jpg": photo(1, "JPEG"), "0.cls": b"dog"})
+    assert opened(tmp_path).classes == {"s-0/0.png": "cat", "s-1/0.jpg": "dog"}
+
+
+def test_a_folder_that_has_the_name_of_an_archive_hides_no_image(tmp_path: Path) -> None:
+    zipped(tmp_path / "a.zip", {"b/0.png": photo(0), "1.png": photo(1)})
+    zipped(tmp_path / "b/a.zip", {"0.png": photo(2), "1.png": photo(3)})
+    assert len(opened(tmp_path).files) == 4
+
+
+def test_what_diffunet_made_is_passed_over_in_each_archive(tmp_path: Path) -> None:
+    record = b'{"pictures": ["0.png"]}\n'
+    run = {"run/config.toml": b"x", "run/model/x": b"x", "run/samples/step-1.png": photo(7)}
+    zipped(tmp_path / "a.zip", {"cat/0.png": photo(0), "cat/1.png": photo(1), "cat/made.jsonl": record, **run})
+    zipped(tmp_path / "b.zip", {"cat/0.png": photo(2), "cat/1.png": photo(3)})
+    assert list(opened(tmp_path).files.paths) == ["cat/a/1.png", "cat/b/0.png", "cat/b/1.png"]
+
+
+def test_the_folder_in_which_all_archives_have_all_is_none_of_the_classes(tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "b")):
+        content = {f"photos/{of}/0.png": photo(2 * number + n) for n, of in enumerate(("cat", "dog"))}
+        zipped(tmp_path / f"{name}.zip", content)
+    assert list(opened(tmp_path).files.paths) == ["cat/a/0.png", "cat/b/0.png", "dog/a/0.png", "dog/b/0.png"]

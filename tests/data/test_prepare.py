@@ -178,7 +178,7 @@ def test_all_parts_are_written_and_what_is_not_is_said(tmp_path: Path, caplog: p
     with caplog.at_level(logging.INFO):
         assert prepare(str(tmp_path / "a.zip"), tmp_path / "out") == 3
     assert written(tmp_path / "out") == content
-    assert "1 files are not written: train/cat/x.jxl: " in caplog.text
+    assert "1 file is not written: train/cat/x.jxl: " in caplog.text
     assert "1 file beside an image of the same name is passed over (1 .nef)" in caplog.text
 
 

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from diffunet.errors import DataError, UsageError
 from diffunet.pictures import deep, given
@@ -117,3 +117,14 @@ def test_what_is_no_picture_is_refused_in_words(value, error, words):
 def test_large_ones_are_refused_before_they_are_decoded():
     with pytest.raises(DataError, match="too large"):
         given.picture(encoded(), max_pixels=53)
+
+
+def test_a_picture_whose_orientation_is_in_its_xmp_is_turned_once():
+    """Pillow looks for an orientation in the XMP of a PNG, too."""
+    said = PngImagePlugin.PngInfo()
+    said.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    file = io.BytesIO()
+    Image.new("RGB", (6, 4)).save(file, "PNG", pnginfo=said)
+    turned = given.picture(file.getvalue())
+    assert turned.size == (4, 6)
+    assert given.upright(turned).size == (4, 6)

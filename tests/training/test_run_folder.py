@@ -176,4 +176,4 @@ def test_a_run_that_is_made_longer_has_no_previews_of_steps_that_it_has_not_take
         train(longer, folder, tmp_path / "run", resume=True, on_step=lambda progress: False)
     names = sorted(path.name for path in (tmp_path / "run/samples").iterdir())
     assert names == ["mine.png", "step-00000002.png", "step-00000004.png"]
-    assert "deleting later checkpoints, of which the run is not made longer: steps 6, 8" in caplog.text
+    assert "going on from step 4: later checkpoints are deleted (6, 8)" in caplog.text
