@@ -2,7 +2,8 @@
 
 Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself" (autoguidance): a model of the same kind
 that has learned for a shorter time errs in the same way, only more, so that going away from it mends what both get
-wrong. RUN/earlier/step-00001024.safetensors is the average after step 1,024, in bfloat16.
+wrong. RUN/earlier/step-00001024.safetensors is the average after step 1,024, in bfloat16. In a run that begins at half
+of its image size it has seen no other; it helped all the same (samples/recipe.md, "Guidance").
 """
 
 import math
