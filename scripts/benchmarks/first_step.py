@@ -55,7 +55,7 @@ def measures(options: Options) -> list[Measure]:
         wanted = (
             {"torchvision": Wanted("ratio", least=2.0)} if size == 64 else {"diffunet": Wanted("median", most=10.0)}
         )
-        found.append(Measure(name, "s", ways, wanted))
+        found.append(Measure(name, "s", ways, wanted, least=1 if options.tiny else 3))
     return found
 
 

@@ -4,6 +4,7 @@ Processes that belong together are forked from one that has imported torch and d
 since importing takes each of them seconds, and there are many. Where a system cannot fork, each imports for itself.
 """
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -107,10 +108,13 @@ def _run(code, words, environment, written, folder):
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv = ["diffunet" if code is None else "-c", *words]
-    if code is None:
-        runpy.run_module("diffunet", run_name="__main__", alter_sys=True)
-    else:
-        exec(code, {"__name__": "__main__"})
+    try:
+        if code is None:
+            runpy.run_module("diffunet", run_name="__main__", alter_sys=True)
+        else:
+            exec(code, {"__name__": "__main__"})
+    finally:
+        atexit._run_exitfuncs()  # which a process of multiprocessing leaves out
 
 
 def finish(workers):
