@@ -107,6 +107,7 @@ def test_options_that_say_one_thing_twice_are_refused(words, why, capsys):
     assert why in refused(capsys, "train", "photos", "--dry-run", *words.split())
 
 
+@pytest.mark.long
 def test_shares_that_are_typed_take_the_place_of_the_steps_of_a_file(photos, capsys):
     text = "[train]\nsteps = 100\ncooldown = 0.4\ncooldown_from = 60\nhalf_size = 0.5\nhalf_size_until = 50\n"
     Path("some.toml").write_text(text)

@@ -99,6 +99,7 @@ def test_a_budget_by_its_clock(monkeypatch):
 
 
 @pytest.mark.parametrize("seconds", [2.0, 3.7, lambda step: 2.0 + step % 3])
+@pytest.mark.long
 def test_a_run_ends_when_its_minutes_do(folder, tmp_path, clock, seconds):
     began = clock.now
     train(tiny(train=OPEN | {"minutes": 2.0}), folder, tmp_path / "run", on_step=clock.ticks(seconds))

@@ -115,6 +115,7 @@ def test_with_the_cache_a_run_keeps_the_images_that_it_began_with(tmp_path, chan
 
 
 @pytest.mark.parametrize("change", ["delete", pytest.param("replace", marks=pytest.mark.slow)])
+@pytest.mark.long
 def test_without_it_a_changed_image_ends_the_run_with_everything_saved(tmp_path, change):
     data = pictures(tmp_path / "data", 1)
     config = tiny(train={"steps": 20, "checkpoint_every": 20}, data={"classes": False, "cache": "off"})

@@ -153,6 +153,7 @@ def test_such_a_model_samples_and_says_what_it_is(folder, inpainter):
     assert Image.open(inpainter / "samples/step-00000008.png").size == (2 * 8 + 3 * 2, 2 * 8 + 3 * 2)
 
 
+@pytest.mark.long
 def test_on_the_command_line(folder, tmp_path, capsys):
     words = (
         "train", folder, "--out", tmp_path / "run", "--task", "inpaint", "--data.masks", "half", "--image-size", 8,

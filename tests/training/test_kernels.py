@@ -57,6 +57,7 @@ def times_as_fast(times):
     return lambda *_: times
 
 
+@pytest.mark.long
 def test_a_run_with_kernels_is_resumed_bit_for_bit(folder, tmp_path, monkeypatch):
     used = []
     for name in ("norm", "conv"):

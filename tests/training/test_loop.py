@@ -66,6 +66,7 @@ def test_accumulation_is_the_same_step(folder, tmp_path):
         assert torch.allclose(nets[0][name], nets[1][name], atol=1e-5), name
 
 
+@pytest.mark.long
 def test_it_learns(folder, tmp_path):
     config = tiny(train={"steps": 150, "batch_size": 16, "learning_rate": 3e-3, "warmup": 10, "checkpoint_every": 150})
     train(config, folder, tmp_path / "run")
@@ -197,6 +198,7 @@ def test_defaults_are_sensible_on_little_and_much(device):
         assert config.train.precision == "bf16"
 
 
+@pytest.mark.long
 def test_the_batch_is_by_the_image_size_and_passes_by_memory():
     for size, batch in ((16, 128), (64, 128), (100, 64), (128, 64), (256, 32)):
         assert resolved(sized(size, grad_accumulation=1, ema_every=0)).train.batch_size == batch

@@ -78,6 +78,7 @@ def test_bounds():
 
 @pytest.mark.parametrize("how", [Compute(CPU), Compute(CPU, native=True), Compute(CPU, "bf16")], ids=str)
 @pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.long
 def test_parts_at_once_are_passes_in_turn(how, number, two_threads):
     """Of a pass in parts and of so many passes the same is learned, on threads that compute alone."""
     ready(how)

@@ -26,6 +26,7 @@ def prices(size, channels=3):
 
 
 @pytest.mark.parametrize("size", [32, *(pytest.param(size, marks=pytest.mark.slow) for size in (16, 64, 128))])
+@pytest.mark.long
 def test_the_ladder_rises_and_more_time_gives_no_smaller_net(size):
     costs = prices(size)
     for cost in ("parameters", "macs"):
@@ -135,6 +136,7 @@ def test_a_batch_by_trial_goes_with_minutes(folder, tmp_path):
 
 
 @pytest.mark.parametrize(("passes", "minutes"), [(3, 0.05), (5, 0.05)])
+@pytest.mark.long
 def test_the_batch_of_minutes_divides_into_the_passes_that_were_asked_for(folder, tmp_path, passes, minutes):
     options = {"steps": None, "minutes": minutes, "batch_size": None, "grad_accumulation": passes, "previews": 0}
     config = tiny(train=options).changed("model", channels=None, num_blocks=None, multipliers=None)
@@ -144,6 +146,7 @@ def test_the_batch_of_minutes_divides_into_the_passes_that_were_asked_for(folder
     assert t.batch_size % passes == 0
 
 
+@pytest.mark.long
 def test_days_of_a_fast_device_are_no_number_that_processes_cannot_tell(monkeypatch):
     """5,800 images of 4 GMACs a second, for ten days: 2e19 multiply-accumulates."""
     config = preset("default").changed("data", image_size=32).changed("diffusion", mean=(0.0,) * 3, sigma_data=0.5)
