@@ -172,13 +172,18 @@ class Run:
             files.write_atomic(self.folder / run_folder.MASKS, self.masks.index)
         if self.averages_are_thinned:
             snapshots.thin(self.folder, self.config.train.ema_every or 1)
-        files.write_atomic(self.folder / "config.toml", self.config.to_toml())
+        self.write_config()
         if self.state.get("index_hash") != self.dataset.index_hash:
             index.write_index(self.folder / run_folder.IMAGES, self.dataset.files)
         # A crash may have come between a checkpoint and the model that is written after it.
         if self.checkpoint is not None and storage.model_step(self.folder / "model") != self.first_step:
             weights, _ = storage.read_tensors(self.checkpoint / storage.AVERAGE)
             self.write_model(weights, self.first_step)
+
+    def write_config(self) -> None:
+        """Write RUN/config.toml, by which later parts of the run go on, and others repeat it: not when this part ends."""
+        config = self.config.changed("train", stop_after=None)
+        files.write_atomic(self.folder / "config.toml", config.to_toml())
 
     def save(self, learner: Learner, meters: Meters, *, wait: bool = True) -> None:
         """Write a checkpoint of the reached step, then the model; delete old checkpoints, and note the step as saved.

@@ -5,7 +5,6 @@ Both are decided for all processes, and are in RUN/config.toml from then on, so 
 
 import logging
 
-from diffunet import files
 from diffunet.training import processes
 from diffunet.training.learner import Learner
 from diffunet.training.run import Run
@@ -46,4 +45,4 @@ def _change(run: Run, learner: Learner, **values: int) -> None:
     """Give the config of a run other values in its section train, and write it."""
     run.config = run.status.config = learner.config = run.config.changed("train", **values)
     if run.is_main:
-        files.write_atomic(run.folder / "config.toml", run.config.to_toml())
+        run.write_config()

@@ -9,13 +9,14 @@ import sys
 import tempfile
 
 import pytest
+from helpers.commands import diffunet as command
 from helpers.launching import PATIENCE, finish, start, wait_for
 from helpers.small import tiny
 
 from diffunet import build
 from diffunet.config import read_toml
 from diffunet.errors import CheckpointError, ResourceError, Stopped, UsageError
-from diffunet.training import run_folder
+from diffunet.training import checkpoint, run_folder
 from diffunet.training.loop import train
 
 ENDLESS = {"steps": 10**6, "log_every": 1, "checkpoint_every": 10**6, "validate_every": 10**6, "previews": 0}
@@ -162,8 +163,9 @@ def test_what_ends_one_part_of_a_run_does_not_end_the_next(folder, tmp_path, cap
     """--train.stop-after ends it after the first step."""
     with pytest.raises(Stopped):
         train(tiny(train={"stop_after": 1e-9}), folder, tmp_path / "run")
-    train(tiny(), folder, tmp_path / "run", resume=True)
-    assert read_toml(tmp_path / "run/config.toml").train.stop_after is None
+    command("train", folder, "--out", tmp_path / "run", "--resume")
+    command("train", folder, "--out", tmp_path / "again", "--config", tmp_path / "run/config.toml")
+    assert [checkpoint.steps(tmp_path / run)[-1] for run in ("run", "again")] == [8, 8]
 
 
 def test_a_run_that_is_made_longer_has_no_previews_of_steps_that_it_has_not_taken(folder, tmp_path, caplog):
