@@ -181,7 +181,7 @@ class Run:
             self.write_model(weights, self.first_step)
 
     def write_config(self) -> None:
-        """Write RUN/config.toml, by which later parts of the run go on, and others repeat it: not when this part ends."""
+        """Write RUN/config.toml, by which later parts of the run go on, but not when this part is to end."""
         config = self.config.changed("train", stop_after=None)
         files.write_atomic(self.folder / "config.toml", config.to_toml())
 
